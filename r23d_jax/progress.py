@@ -1,0 +1,92 @@
+"""Progress of long work: a bar with a rate and the time left on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self, TextIO
+
+from tqdm import tqdm
+
+PLAIN_LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Counts `total` units of work; use as a context manager.
+
+    On a terminal this is a tqdm bar. Elsewhere (a log file, CI) it prints one line every ten seconds and one at the
+    end, so that a log stays readable. `message` prints a line without tearing the bar.
+
+    Args:
+      total: units of work in all.
+      unit: plural name of a unit, e.g. "clips".
+      description: what is being done, e.g. "train".
+      initial: units already done, e.g. when a run resumes; they do not count towards the rate.
+      stream: where to write; standard error by default.
+    """
+
+    def __init__(self, total: int, unit: str, description: str, initial: int = 0, stream: TextIO | None = None):
+        self.total, self.unit, self.description = total, unit, description
+        self.done = self._initial = initial
+        self._stream = stream or sys.stderr
+        self._started = self._last_line = time.monotonic()
+        self._note = ""
+        self._bar = None
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=total,
+                initial=initial,
+                unit=f" {unit}",
+                desc=description,
+                file=self._stream,
+                dynamic_ncols=True,
+                smoothing=0.1,
+            )
+
+    def update(self, count: int = 1, note: str = "") -> None:
+        """Adds `count` finished units; `note` is a short text shown beside them, e.g. the loss."""
+        self.done += count
+        self._note = note or self._note
+        if self._bar is not None:
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(count)
+        elif time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
+            self._print_line()
+
+    def message(self, text: str) -> None:
+        """Prints a line of its own."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def _print_line(self) -> None:
+        now = time.monotonic()
+        rate = (self.done - self._initial) / max(now - self._started, 1e-9)
+        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        note = f"  {self._note}" if self._note else ""
+        print(
+            f"{self.description}: {self.done}/{self.total} {self.unit}  {rate:.1f} {self.unit}/s  "
+            f"{format_seconds(left)} left{note}",
+            file=self._stream,
+            flush=True,
+        )
+        self._last_line = now
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self.done > self._initial:
+            self._print_line()
+
+
+def format_seconds(seconds: float) -> str:
+    """`3:07`, `1:02:33`, or `?` when unknown."""
+    if seconds == float("inf"):
+        return "?"
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
