@@ -28,7 +28,11 @@ SCHEDULES = ("cosine", "cosine_7_16", "multistep", "constant")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
-class ConfigError(ValueError):
+class UserError(Exception):
+    """Something the user can put right. Its message is all that is shown: what is wrong, where, and the remedy."""
+
+
+class ConfigError(UserError, ValueError):
     """A value in a config is wrong; the message names the field, the value and the remedy."""
 
 
@@ -326,9 +330,7 @@ def _value_problems(cfg: Config) -> list[str]:
     for part in o.freeze:
         one_of("optimizer.freeze", part, ("stem", "stage1", "stage2", "stage3", "stage4"))
     if o.schedule == "multistep" and (not o.milestones or list(o.milestones) != sorted(o.milestones)):
-        problems.append(
-            f"config.optimizer.milestones={o.milestones!r}: multistep needs rising epochs, e.g. (20, 30, 40)"
-        )
+        problems.append(f"config.optimizer.milestones={o.milestones!r}: must be rising epochs, e.g. (20, 30, 40)")
 
     check("train.epochs", t.epochs, t.epochs > 0, "above 0")
     at_least("train.global_batch_size", t.global_batch_size, 1)
@@ -354,6 +356,25 @@ def _value_problems(cfg: Config) -> list[str]:
     return problems
 
 
+def check_override(path: str) -> None:
+    """Checks that a dotted override such as `config.optimizer.learning_rate` names a field.
+
+    Raises:
+      ConfigError: naming the first part that is unknown and the nearest known ones.
+    """
+    kind: Any = Config
+    names = path.split(".")
+    for depth, name in enumerate(names[1:], start=1):
+        hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        if not hints:
+            raise ConfigError(f"--{path}: {'.'.join(names[:depth])} is a value and has no field {name!r}")
+        if name not in hints:
+            raise ConfigError(f"--{path}: {'.'.join(names[:depth])} has no field {name!r}; {nearest(name, hints)}")
+        kind = hints[name]
+    if dataclasses.is_dataclass(kind):
+        raise ConfigError(f"--{path}: is a group; set one of its fields: {', '.join(typing.get_type_hints(kind))}")
+
+
 # -- JSON --------------------------------------------------------------------------------------------------------------
 
 
@@ -363,7 +384,7 @@ def to_json(cfg: Any) -> str:
 
 
 def from_json(text: str, kind: type = Config) -> Any:
-    """Reads what `to_json` wrote; a field that this version lacks, or that the text lacks, is an error that names it."""
+    """Reads what `to_json` wrote; a field that is unknown here, or missing there, is an error that names it."""
     return _from_dict(json.loads(text), kind, "config")
 
 

@@ -1,0 +1,76 @@
+"""Trains or evaluates: python launch.py --config=configs/r23d.py [--workdir=DIR] [--mode=train|eval] [overrides].
+
+Any field of the config is set with --config.<group>.<field>=VALUE, e.g. --config.optimizer.learning_rate=0.01.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from r23d_jax import backend, config
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="config file, e.g. configs/quickstart.py or r23d.py:34")
+WORKDIR = flags.DEFINE_string("workdir", "", "where the run writes; default: runs/<name of the config file>")
+MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "eval"], "train (resumes by itself), or evaluate the best checkpoint"
+)
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "join the other processes of a SLURM, Open MPI or TPU job")
+
+
+def main(argv: list[str]) -> int:
+    """Hands over to the training loop; returns the exit status."""
+    if len(argv) > 1:
+        raise config.ConfigError(
+            f"unexpected argument {argv[1]!r}: overrides are written --config.<group>.<field>=VALUE"
+        )
+    if CONFIG.value is None:
+        raise config.ConfigError("--config is missing: --config=configs/quickstart.py runs anywhere without a download")
+    cfg = config.validate(CONFIG.value)
+    source = config_flags.get_config_filename(flags.FLAGS["config"])
+    workdir = Path(WORKDIR.value or f"runs/{Path(source).stem}")
+
+    backend.quiet_start()
+    import jax
+
+    if DISTRIBUTED.value:
+        jax.distributed.initialize()
+    from r23d_jax.training import loop
+
+    if MODE.value == "eval":
+        loop.evaluate_checkpoint(cfg, workdir)
+    elif loop.train(cfg, workdir) is None:
+        print(f"continue with: {shlex.join([Path(sys.executable).name, *sys.argv])}")
+    return 0
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses flags; a wrong override is refused with the nearest right name before absl would show a traceback."""
+    for arg in argv[1:]:
+        name = arg.lstrip("-").partition("=")[0].removeprefix("no")
+        if arg.startswith("-") and name.startswith("config."):
+            config.check_override(name)
+    return flags.FLAGS(argv)
+
+
+def run() -> None:
+    """Runs main; what the user can put right is one message without a traceback, exit status 2."""
+    try:
+        sys.exit(main(parse(sys.argv)))
+    except config.UserError as error:
+        sys.exit(_complain(str(error)))
+    except flags.Error as error:
+        sys.exit(_complain(f"{error}\n{__doc__}"))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _complain(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    run()

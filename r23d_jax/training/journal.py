@@ -1,0 +1,71 @@
+"""What a run writes down as it goes: `metrics.jsonl` and TensorBoard, both consistent with the checkpoint it resumes from."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+
+class Journal:
+    """Appends rows of metrics to `workdir/metrics.jsonl` and mirrors them in `workdir/tensorboard`.
+
+    Rows written after the checkpoint that a run resumes from describe steps that will be run again; they are taken out
+    at the start, so that every step stands in the file once. A torn last line, from a killed process, is dropped too.
+
+    Args:
+      workdir: the run's folder.
+      resume_step: the step of the checkpoint that the run starts from, 0 for a fresh run.
+      active: False on all but the first process of a multi-host run, where nothing is written.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int, active: bool = True):
+        self.path = workdir / "metrics.jsonl"
+        self._active = active
+        self.rows = [row for row in read_metrics(workdir) if row["step"] <= resume_step]
+        if not active:
+            return
+        workdir.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        os.replace(temporary, self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1, flush_secs=30)
+
+    def write(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
+        """Writes one row; values that are not finite become null in the file, because JSON has no NaN."""
+        row = {"step": step, "epoch": round(epoch, 4)}
+        row |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self.rows.append(row)
+        if not self._active:
+            return
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+
+    def has(self, step: int, name: str) -> bool:
+        """Whether a metric was already written for a step."""
+        return any(row["step"] == step and name in row for row in self.rows)
+
+    def close(self) -> None:
+        """Flushes and closes both files."""
+        if self._active:
+            self._file.close()
+            self._board.close()
+
+
+def read_metrics(workdir: Path) -> list[dict]:
+    """The rows of `metrics.jsonl`, oldest first; lines that are not JSON objects with a step are left out."""
+    path = workdir / "metrics.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows

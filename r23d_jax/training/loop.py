@@ -1,0 +1,348 @@
+"""A whole run: data, network, steps, evaluations, checkpoints, report; stopped and resumed at any step."""
+
+import collections
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+import r23d_jax
+from r23d_jax import config, models, parallel
+from r23d_jax.config import Config, Preprocessing
+from r23d_jax.data import pipeline
+from r23d_jax.data.frames import VideoIndex
+from r23d_jax.evaluation import evaluate as evaluation
+from r23d_jax.evaluation import report
+from r23d_jax.models.functional import Network, split_model
+from r23d_jax.progress import Progress
+from r23d_jax.training.checkpoint import Checkpoints
+from r23d_jax.training.interrupt import StopRequest
+from r23d_jax.training.journal import Journal
+from r23d_jax.training.optimizer import make_optimizer
+from r23d_jax.training.state import TrainState, create_state
+from r23d_jax.training.step import make_train_step
+
+# Steps that may be queued on the device before the host waits for the oldest of them: enough to hide the host's work,
+# few enough that queued batches do not fill the device's memory.
+STEPS_IN_FLIGHT = 4
+BEST_METRIC = "val/top1_video"
+
+
+class TrainingDiverged(config.UserError):
+    """The loss became NaN or infinite; the message names the step and the last good checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last."""
+
+    cfg: Config
+    workdir: Path
+    mesh: Mesh
+    network: Network
+    pre: Preprocessing
+    train_index: VideoIndex
+    test_index: VideoIndex
+    train_step: Callable[[TrainState, dict], tuple[TrainState, dict]]
+    eval_step: Callable[..., jax.Array]
+    num_steps: int
+    steps_per_epoch: float
+    broken: pipeline.BrokenLog
+    log: Callable[[str], None]
+
+    def epoch(self, step: int) -> float:
+        """Epochs completed after `step` steps."""
+        return step / self.steps_per_epoch
+
+    def is_eval_step(self, step: int) -> bool:
+        """Whether an evaluation follows this step: every `eval_every` epochs, and at the end."""
+        every = max(1, round(self.cfg.train.eval_every * self.steps_per_epoch))
+        return step == self.num_steps or (step > 0 and step % every == 0)
+
+
+def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> evaluation.EvalResult | None:
+    """Trains from the newest checkpoint in `workdir`, or from the start, to the last step.
+
+    Args:
+      cfg: a config; checked here.
+      workdir: where everything the run writes goes (see ARCHITECTURE.md).
+      log: takes one line at a time.
+
+    Returns:
+      The final evaluation; None when SIGTERM or SIGINT stopped the run early, after its state was saved.
+
+    Raises:
+      config.UserError: for anything the user can put right; the message says how.
+    """
+    config.validate(cfg)
+    with StopRequest(log) as stop:
+        run, state, checkpoints = _set_up(cfg, workdir, log)
+        journal = Journal(workdir, int(state.step), active=jax.process_index() == 0)
+        try:
+            return _train(run, state, checkpoints, journal, stop)
+        finally:
+            checkpoints.close()
+            journal.close()
+
+
+def _set_up(cfg: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Run, TrainState, Checkpoints]:
+    log(parallel.describe_devices())
+    train_index, test_index = (_open_index(cfg, subset, log) for subset in ("train", "test"))
+    mesh = parallel.make_mesh(cfg.parallel.fsdp)
+    pre = config.preprocessing(cfg.data)
+    network, params, batch_stats = split_model(_create_model(cfg, len(train_index.class_names)))
+    steps_per_epoch = len(train_index.names) / cfg.train.global_batch_size
+    num_steps = math.ceil(cfg.train.epochs * steps_per_epoch)
+    tx, schedule = make_optimizer(cfg.optimizer, params, steps_per_epoch, num_steps)
+    state, shardings = create_state(params, batch_stats, tx, cfg.train.ema_decay, mesh)
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    log(f"model: {cfg.model.name}, {cfg.model.head.kind} head, {count:,} parameters, {cfg.parallel.compute_dtype}")
+
+    checkpoints = Checkpoints(workdir, cfg.checkpoint.keep, log=log)
+    restored = checkpoints.restore_latest(state, shardings)
+    if restored is not None:
+        state, meta, step = restored
+        log(f"resumed from step {step} of {num_steps} ({workdir})")
+        _log_changes(meta["config"], cfg, log)
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "config.json").write_text(config.to_json(cfg) + "\n")
+    return (
+        Run(
+            cfg=cfg,
+            workdir=workdir,
+            mesh=mesh,
+            network=network,
+            pre=pre,
+            train_index=train_index,
+            test_index=test_index,
+            train_step=make_train_step(network, tx, cfg, mesh, shardings, schedule),
+            eval_step=evaluation.make_eval_step(network, pre, mesh),
+            num_steps=num_steps,
+            steps_per_epoch=steps_per_epoch,
+            broken=pipeline.BrokenLog(cfg.data, log=log),
+            log=log,
+        ),
+        state,
+        checkpoints,
+    )
+
+
+def _open_index(cfg: Config, subset: str, log: Callable[[str], None]) -> VideoIndex:
+    index = pipeline.open_index(cfg.data, subset)
+    classes = len(index.class_names)
+    log(f"{subset}: {len(index.names):,} videos of {classes} classes, split {cfg.data.split} ({index.layout})")
+    if index.missing:
+        shown = ", ".join(index.missing[:3]) + (", ..." if len(index.missing) > 3 else "")
+        log(f"{subset}: {len(index.missing):,} listed videos have no frames under {cfg.data.root}: {shown}")
+    return index
+
+
+def _create_model(cfg: Config, num_classes: int) -> nnx.Module:
+    return models.create_model(
+        cfg.model.name,
+        num_classes=num_classes,
+        head=cfg.model.head,
+        num_frames=cfg.data.num_frames,
+        crop_size=cfg.data.crop_size,
+        widths=cfg.model.widths,
+        block_dropout=cfg.model.block_dropout,
+        dtype=jax.numpy.dtype(cfg.parallel.compute_dtype),
+        remat=cfg.parallel.remat,
+        rngs=nnx.Rngs(cfg.seed),
+    )
+
+
+def _log_changes(old: dict[str, Any], cfg: Config, log: Callable[[str], None]) -> None:
+    """Says which fields differ from those of the checkpoint, because a changed field makes another run."""
+
+    def flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+        out = {}
+        for name, value in values.items():
+            value = list(value) if isinstance(value, tuple) else value
+            out |= flat(value, f"{path}{name}.") if isinstance(value, dict) else {path + name: value}
+        return out
+
+    before, now = flat(old), flat(dataclasses.asdict(cfg))
+    for name in sorted(now):
+        if before.get(name) != now[name]:
+            log(f"changed since the checkpoint: config.{name} was {before.get(name)!r}, is {now[name]!r}")
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------------
+
+
+def _train(
+    run: Run, state: TrainState, checkpoints: Checkpoints, journal: Journal, stop: StopRequest
+) -> evaluation.EvalResult | None:
+    step = int(state.step)
+    result = None
+    saved = step  # the newest step on disk
+    if run.is_eval_step(step) and not journal.has(step, BEST_METRIC):  # stopped between a save and its evaluation
+        result = _evaluate(run, state, step, journal, stop)
+        if result is not None:
+            _save(run, checkpoints, state, step, result)
+    batches = _device_batches(run, step)
+    meter = _Meter(run, journal)
+    with Progress(run.num_steps, "steps", "train", initial=step) as progress:
+        while step < run.num_steps and not stop.requested:
+            waited = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - waited
+            state, metrics = run.train_step(state, batch)
+            step += 1
+            meter.add(step, metrics, waited)
+            progress.update(1, note=meter.note)
+
+            result = None
+            if run.is_eval_step(step):
+                meter.flush()
+                result = _evaluate(run, state, step, journal, stop)
+            if result is not None or stop.requested or step % run.cfg.checkpoint.every_steps == 0:
+                meter.flush()  # a state is saved only once its losses are known to be finite
+                _save(run, checkpoints, state, step, result)
+                saved = step
+    batches.close()
+    if step < run.num_steps or (stop.requested and result is None):
+        if saved != step:
+            _save(run, checkpoints, state, step, None)
+        checkpoints.wait()
+        run.log(f"stopped at step {step} of {run.num_steps}; state saved in {run.workdir}")
+        return None
+    return _finish(run, state, step, result, checkpoints, journal, stop)
+
+
+def _finish(
+    run: Run,
+    state: TrainState,
+    step: int,
+    result: evaluation.EvalResult | None,
+    checkpoints: Checkpoints,
+    journal: Journal,
+    stop: StopRequest,
+) -> evaluation.EvalResult | None:
+    checkpoints.wait()
+    if result is None:  # this command found the run already complete
+        result = evaluation.load_evaluation(run.workdir) or _evaluate(run, state, step, journal, stop)
+    if result is not None and jax.process_index() == 0:
+        path = report.write_report(run.workdir, run.test_index, run.cfg)
+        run.log(evaluation.format_table(result))
+        run.log(f"report: {path}")
+    return result
+
+
+def _evaluate(
+    run: Run, state: TrainState, step: int, journal: Journal, stop: StopRequest
+) -> evaluation.EvalResult | None:
+    """One evaluation, written to the journal and to disk; None when a stop was asked for before it was done."""
+    result = evaluation.evaluate(
+        run.eval_step,
+        state.ema or state.params,
+        state.batch_stats,
+        run.test_index,
+        run.cfg,
+        run.mesh,
+        broken=run.broken,
+        should_stop=lambda: stop.requested,
+    )
+    if result is not None:
+        journal.write(step, run.epoch(step), result.metrics)
+        if jax.process_index() == 0:
+            evaluation.save_evaluation(result, run.workdir)
+    return result
+
+
+def _save(
+    run: Run, checkpoints: Checkpoints, state: TrainState, step: int, result: evaluation.EvalResult | None
+) -> None:
+    metrics = {} if result is None else dict(result.metrics)
+    meta = {
+        "config": dataclasses.asdict(run.cfg),
+        "class_names": list(run.train_index.class_names),
+        "preprocessing": dataclasses.asdict(run.pre),
+        "step": step,
+        "version": r23d_jax.__version__,
+    }
+    checkpoints.save(state, metrics, meta, metrics.get(BEST_METRIC))
+
+
+def _device_batches(run: Run, start_step: int) -> Iterator[dict[str, jax.Array]]:
+    """Batches on the device, the next one on its way while the current one is used."""
+    host_batches = pipeline.train_batches(
+        run.train_index,
+        run.cfg.data,
+        seed=run.cfg.seed,
+        global_batch_size=run.cfg.train.global_batch_size,
+        start_step=start_step,
+        num_steps=run.num_steps - start_step,
+        host=jax.process_index(),
+        num_hosts=jax.process_count(),
+        broken=run.broken,
+    )
+    ahead: collections.deque[dict[str, jax.Array]] = collections.deque()
+    for batch in host_batches:
+        ahead.append(parallel.global_batch({k: batch[k] for k in ("video", "label", "mask")}, run.mesh))
+        if len(ahead) > 1:
+            yield ahead.popleft()
+    yield from ahead
+
+
+class _Meter:
+    """Holds metrics on the device between logs, so that the host never waits for the step it has just dispatched."""
+
+    def __init__(self, run: Run, journal: Journal):
+        self._run, self._journal = run, journal
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._waited = 0.0
+        self._since = time.perf_counter()
+        self.note = ""
+
+    def add(self, step: int, metrics: dict[str, jax.Array], waited: float) -> None:
+        """Takes the metrics of a dispatched step; writes a row every `log_every` steps."""
+        self._pending.append((step, metrics))
+        self._waited += waited
+        if len(self._pending) > STEPS_IN_FLIGHT:
+            jax.block_until_ready(self._pending[-1 - STEPS_IN_FLIGHT][1])
+        if step % self._run.cfg.train.log_every == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Fetches what is pending, checks it and writes its mean as one row.
+
+        Raises:
+          TrainingDiverged: naming the first step whose loss is not finite.
+        """
+        if not self._pending:
+            return
+        run, last_step = self._run, self._pending[-1][0]
+        fetched = jax.device_get([metrics for _, metrics in self._pending])
+        for (step, _), metrics in zip(self._pending, fetched, strict=True):
+            if not np.isfinite(metrics["train/loss"]):
+                raise TrainingDiverged(
+                    f"the loss is {metrics['train/loss']} at step {step}. The last good checkpoint in {run.workdir} is "
+                    "kept; lower config.optimizer.learning_rate or set config.optimizer.clip_norm, and run again."
+                )
+        seconds = time.perf_counter() - self._since
+        row = {name: float(np.mean([metrics[name] for metrics in fetched])) for name in fetched[0]}
+        row["train/learning_rate"] = float(fetched[-1]["train/learning_rate"])
+        row["train/clips_per_second"] = len(fetched) * run.cfg.train.global_batch_size / seconds
+        row["train/input_wait"] = self._waited / seconds
+        self._journal.write(last_step, run.epoch(last_step), row)
+        self.note = f"loss {row['train/loss']:.3f}  {row['train/clips_per_second']:.0f} clips/s"
+        self._pending, self._waited, self._since = [], 0.0, time.perf_counter()
+
+
+def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> evaluation.EvalResult:
+    """Evaluates the best checkpoint of `workdir` on the views that `cfg.eval` asks for."""
+    raise NotImplementedError
+
+
+_ = optax

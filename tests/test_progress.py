@@ -1,0 +1,36 @@
+"""Progress lines where there is no terminal."""
+
+import io
+
+import pytest
+
+from r23d_jax import progress
+
+
+def test_a_log_file_gets_plain_lines_with_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with progress.Progress(40, "clips", "train", stream=out) as bar:
+        now[0] += 5.0
+        bar.update(10)  # too soon for a line
+        now[0] += 5.0
+        bar.update(10, note="loss 1.5")
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "train: 20/40 clips  2.0 clips/s  0:10 left  loss 1.5"
+    assert len(lines) == 2  # and one at the end
+
+
+def test_units_done_before_a_resume_do_not_count_towards_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with progress.Progress(100, "steps", "train", initial=90, stream=out) as bar:
+        now[0] += 10.0
+        bar.update(5)
+    assert "95/100 steps  0.5 steps/s  0:10 left" in out.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (187, "3:07"), (3753, "1:02:33"), (float("inf"), "?")])
+def test_format_seconds(seconds: float, text: str) -> None:
+    assert progress.format_seconds(seconds) == text
