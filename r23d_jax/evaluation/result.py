@@ -270,7 +270,7 @@ def remarks(result: EvalResult) -> list[str]:
     if result.empty_classes:
         lines.append(f"without videos, not in the mean class accuracy: {_listed(result.empty_classes, 'class')}")
     if len(result.class_names) <= metric_functions.TOP_K:
-        lines.append(f"top-5 is 100 % of itself with {_count(len(result.class_names), 'class')}")
+        lines.append(f"top-5 says nothing here: there are only {_count(len(result.class_names), 'class')}")
     return lines
 
 

@@ -1,0 +1,65 @@
+"""Indexes of data folders kept on disk, so that a second start does not read the folders again.
+
+A cache is an `.npz` of plain arrays in `<folder>/.r23d_jax/`, or in the user's cache folder where the data cannot be
+written to. It is only ever a shortcut: one that is damaged or out of date is built again.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+VERSION = 1
+FOLDER = ".r23d_jax"
+
+
+def prepare_folder(root: Path) -> None:
+    """Makes the cache folder inside `root`, if possible: before a scan, since it changes the folder's time."""
+    try:
+        (root / FOLDER).mkdir(exist_ok=True)
+    except OSError:
+        pass  # read-only data: the user's cache folder is used
+
+
+def load(root: Path, name: str) -> dict[str, np.ndarray] | None:
+    """The arrays saved under `name`, or None if there are none or they cannot be read."""
+    for path in _places(root, name):
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {key: archive[key] for key in archive.files}
+            if int(arrays.pop("cache_version")) == VERSION:
+                return arrays
+        except Exception:  # noqa: S112  a damaged zip raises some ten kinds of exception; all mean: build it again
+            continue
+    return None
+
+
+def save(root: Path, name: str, arrays: Mapping[str, np.ndarray]) -> Path | None:
+    """Saves arrays under `name`, all or nothing; returns where, or None if no place can be written to."""
+    for path in _places(root, name):
+        temporary = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{name}.")
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, cache_version=np.asarray(VERSION), **arrays)  # pyright: ignore[reportArgumentType]
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide it from others who share the data
+            os.replace(temporary, path)
+            return path
+        except OSError:
+            if temporary is not None and os.path.exists(temporary):
+                os.unlink(temporary)
+    return None
+
+
+def _places(root: Path, name: str) -> list[Path]:
+    places = [root / FOLDER / f"{name}.npz"]
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    mark = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:16]
+    places.append(Path(home) / "r23d_jax" / f"{mark}-{name}.npz")
+    return places

@@ -1,0 +1,225 @@
+"""Scores every view of every video, on any number of devices and hosts, and reduces them to accuracies."""
+
+import collections
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from r23d_jax import config, parallel
+from r23d_jax.config import Config, Preprocessing, UserError
+from r23d_jax.data import pipeline
+from r23d_jax.data.frames import VideoIndex
+from r23d_jax.evaluation import metrics as metric_functions
+from r23d_jax.evaluation.result import (
+    EvalResult,
+    Protocol,
+    environment,
+    format_table,
+    load_evaluation,
+    save_evaluation,
+)
+from r23d_jax.evaluation.views import make_views
+from r23d_jax.models.functional import Network
+from r23d_jax.models.preprocess import prepare_video
+from r23d_jax.progress import Progress
+
+__all__ = ["EvalResult", "evaluate", "format_table", "load_evaluation", "make_eval_step", "save_evaluation"]
+
+# (params, batch_stats, batch) -> logits (B, C) float32, view (B,) int32, mask (B,) float32
+EvalStep = Callable[[Any, Any, dict[str, jax.Array]], tuple[jax.Array, jax.Array, jax.Array]]
+
+# Batches dispatched before the oldest one's scores are read: the device always has its next batch.
+BATCHES_IN_FLIGHT = 2
+
+
+def make_eval_step(network: Network, pre: Preprocessing, mesh: Mesh) -> EvalStep:
+    """The compiled forward pass. Keep it: every evaluation of a run with the same one shares its compilation.
+
+    The scores come back whole on every device, together with the view that each row belongs to. Every host therefore
+    sees the scores of all of them, whichever rows it fed, and needs no second exchange.
+    """
+
+    def step(
+        params: Any, batch_stats: Any, batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        logits = network.apply_eval(params, batch_stats, prepare_video(batch["video"], pre))
+        return logits.astype(jnp.float32), batch["view"], batch["mask"]
+
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(step, out_shardings=whole, compiler_options=parallel.compiler_options())
+
+
+def evaluate(
+    eval_step: EvalStep,
+    params: Any,
+    batch_stats: Any,
+    index: VideoIndex,
+    cfg: Config,
+    mesh: Mesh,
+    *,
+    broken: pipeline.BrokenLog | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    log: Callable[[str], None] = print,
+) -> EvalResult | None:
+    """Evaluates a network on the views that `cfg.eval` asks for.
+
+    Every view is scored once, whatever the number of devices and hosts: the batch is rounded up to a multiple of the
+    devices, the last one is padded, and padding is masked. On several hosts all must call this together.
+
+    Args:
+      eval_step: what `make_eval_step` gave.
+      params: parameters; arrays on the mesh, or on the host.
+      batch_stats: BatchNorm statistics, likewise.
+      index: the videos.
+      cfg: the data, eval and compute settings of the run.
+      mesh: the mesh `eval_step` was made for.
+      broken: counts and names what cannot be read; a new one if none is given.
+      should_stop: asked before every batch; True ends the evaluation without a result. On several hosts it must give
+        all of them the same answer.
+      log: takes one line at a time.
+
+    Returns:
+      The result, the same on every host; None if `should_stop` ended it.
+
+    Raises:
+      UserError: if a score is not finite, or more views are broken than `cfg.data.max_broken_fraction` allows.
+    """
+    views = make_views(index.num_frames, config.preprocessing(cfg.data), cfg.eval)
+    batch_size = -(-cfg.eval.batch_size // mesh.size) * mesh.size
+    broken = broken or pipeline.BrokenLog(cfg.data, log=log)
+    params, batch_stats = _on_mesh((params, batch_stats), mesh)
+    sums = _Sums(index, views.video)
+    batches = pipeline.eval_batches(
+        index,
+        views,
+        cfg.data,
+        batch_size=batch_size,
+        host=jax.process_index(),
+        num_hosts=jax.process_count(),
+        broken=broken,
+    )
+    for scores in _scores(eval_step, params, batch_stats, batches, mesh, len(views), should_stop):
+        if scores is None:
+            return None
+        sums.add(*scores)
+    result = sums.result(cfg, broken)
+    if jax.process_index() == 0 and result.not_evaluated:
+        log(f"not evaluated, because all their views are broken: {', '.join(result.not_evaluated)}")
+    return result
+
+
+def _scores(
+    eval_step: EvalStep,
+    params: Any,
+    batch_stats: Any,
+    batches: Iterator[dict[str, np.ndarray]],
+    mesh: Mesh,
+    num_views: int,
+    should_stop: Callable[[], bool] | None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray] | None]:
+    """Logits, views and masks of one batch after the other; None, and no more, when stopped."""
+    in_flight: collections.deque[tuple[jax.Array, jax.Array, jax.Array]] = collections.deque()
+    # One process shows the progress of all.
+    with Progress(num_views, "views", "evaluate") if jax.process_index() == 0 else contextlib.nullcontext() as progress:
+
+        def oldest() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            logits, view, mask = jax.device_get(in_flight.popleft())
+            if progress is not None:
+                progress.update(min(len(mask), num_views - progress.done))  # the rest of the last batch is padding
+            return logits, view, mask
+
+        for batch in batches:
+            if should_stop is not None and should_stop():
+                yield None
+                return
+            rows = {name: batch[name] for name in ("video", "mask", "view")}
+            in_flight.append(eval_step(params, batch_stats, parallel.global_batch(rows, mesh)))
+            if len(in_flight) > BATCHES_IN_FLIGHT:
+                yield oldest()
+        while in_flight:
+            yield oldest()
+
+
+def _on_mesh(tree: Any, mesh: Mesh) -> Any:
+    """Puts what is not yet spread over the mesh whole on every device of it, once instead of with every batch."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    devices = set(mesh.devices.flat)
+
+    def place(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices:
+            return leaf
+        return jax.device_put(leaf, whole)
+
+    return jax.tree.map(place, tree)
+
+
+class _Sums:
+    """Adds up scores per video. Holds one row per video, not one per view: memory does not grow with views."""
+
+    def __init__(self, index: VideoIndex, video_of_view: np.ndarray):
+        self._index, self._video = index, video_of_view
+        shape = (len(index.names), len(index.class_names))
+        self._logits, self._softmax = np.zeros(shape), np.zeros(shape)
+        self._scored = np.zeros(len(video_of_view), bool)
+        self._correct, self._loss = 0, 0.0
+
+    def add(self, logits: np.ndarray, view: np.ndarray, mask: np.ndarray) -> None:
+        """Adds a batch in the order of its views, so that sums do not depend on how views were dealt to devices.
+
+        Args:
+          logits: (B, C) float32.
+          view: (B,) int32, rows of the views.
+          mask: (B,), 0 for padding and for views that could not be read.
+
+        Raises:
+          UserError: if a score is not finite.
+        """
+        real = np.flatnonzero(mask > 0)
+        real = real[np.argsort(view[real], kind="stable")]
+        view, scores = view[real], logits[real].astype(np.float64)
+        if np.any(self._scored[view]) or len(np.unique(view)) != len(view):
+            raise RuntimeError("a view was scored twice: the evaluation batches overlap")
+        self._scored[view] = True
+        video = self._video[view]
+        finite = np.isfinite(scores).all(axis=1)
+        if not finite.all():
+            raise UserError(
+                f"the scores of video {self._index.names[video[~finite][0]]} are not finite: training has diverged or "
+                "the weights are damaged. Go back to an earlier checkpoint, or lower config.optimizer.learning_rate."
+            )
+        shifted = scores - scores.max(axis=1, keepdims=True)
+        log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        # add.at goes row by row, in order
+        np.add.at(self._logits, video, scores)
+        np.add.at(self._softmax, video, np.exp(log_softmax))
+        labels = self._index.labels[video]
+        self._correct += int(np.count_nonzero(metric_functions.true_ranks(scores, labels) == 0))
+        self._loss -= float(log_softmax[np.arange(len(labels)), labels].sum())
+
+    def result(self, cfg: Config, broken: pipeline.BrokenLog) -> EvalResult:
+        """Everything that follows from the sums."""
+        index, scored = self._index, int(self._scored.sum())
+        num_views = np.bincount(self._video[self._scored], minlength=len(index.names)).astype(np.int32)
+        seen = num_views > 0
+        metrics = metric_functions.video_metrics(self._logits[seen], self._softmax[seen], index.labels[seen])
+        metrics["val/top1_clip"] = self._correct / scored if scored else float("nan")
+        metrics["val/loss"] = self._loss / scored if scored else float("nan")
+        return EvalResult(
+            metrics=metrics,
+            class_names=index.class_names,
+            names=np.asarray(index.names, np.str_),
+            labels=np.asarray(index.labels, np.int32),
+            logits=self._logits,
+            softmax=self._softmax,
+            num_views=num_views,
+            broken_views=len(self._scored) - scored,
+            broken=tuple(broken.files),
+            missing=tuple(index.missing),
+            protocol=Protocol.of(cfg),
+            environment=environment(),
+        )

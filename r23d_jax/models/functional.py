@@ -1,0 +1,90 @@
+"""A module as a pure function of plain nested dicts, which is what a jitted step, an optimizer and a checkpoint want.
+
+The dicts have string keys only (the index of a list is written "0", "1", ...), so they survive JSON and Orbax unchanged.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import nnx
+
+Tree = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The structure of a module without its values; made by `split_model`.
+
+    The values are `params` (trained) and `batch_stats` (BN's running statistics). Merging happens while jax traces, so
+    it costs nothing in a compiled step.
+    """
+
+    train_graph: nnx.GraphDef
+    eval_graph: nnx.GraphDef
+    template: nnx.State  # shapes of all values
+
+    def apply_train(self, params: Tree, batch_stats: Tree, video: jax.Array, key: jax.Array) -> tuple[jax.Array, Tree]:
+        """Training mode: batch statistics, dropout.
+
+        Args:
+          params, batch_stats: the values.
+          video: (B, T, H, W, C) float32.
+          key: for dropout.
+
+        Returns:
+          (B, num_classes) float32 logits, and the new running statistics.
+        """
+        model = self._merge(self.train_graph, params, batch_stats)
+        logits = model(video, nnx.Rngs(dropout=key))
+        return logits, _plain(nnx.state(model, nnx.BatchStat))
+
+    def apply_eval(self, params: Tree, batch_stats: Tree, video: jax.Array) -> jax.Array:
+        """Evaluation mode: running statistics, no dropout. (B, T, H, W, C) float32 -> (B, num_classes) float32."""
+        return self._merge(self.eval_graph, params, batch_stats)(video)
+
+    def build(self, params: Tree, batch_stats: Tree) -> Any:
+        """The module with these values, in evaluation mode."""
+        return self._merge(self.eval_graph, params, batch_stats)
+
+    def _merge(self, graph: nnx.GraphDef, params: Tree, batch_stats: Tree) -> Any:
+        values = {**_flatten(params), **_flatten(batch_stats)}
+        flat = [(path, var.replace(values[_names(path)])) for path, var in nnx.to_flat_state(self.template)]
+        return nnx.merge(graph, nnx.from_flat_state(flat), copy=True)
+
+
+def split_model(model: nnx.Module) -> tuple[Network, Tree, Tree]:
+    """Takes a module apart.
+
+    Returns:
+      Its structure, its parameters, and its BN statistics. The module itself is left in evaluation mode.
+    """
+    model.train()
+    train_graph, _ = nnx.split(model)
+    model.eval()
+    eval_graph, state = nnx.split(model)
+    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    network = Network(train_graph, eval_graph, template)
+    return network, _plain(nnx.state(model, nnx.Param)), _plain(nnx.state(model, nnx.BatchStat))
+
+
+def _plain(state: nnx.State) -> Tree:
+    tree: Tree = {}
+    for path, variable in nnx.to_flat_state(state):
+        node = tree
+        *parents, leaf = _names(path)
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[leaf] = variable[...]
+    return tree
+
+
+def _flatten(tree: Tree, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], jax.Array]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flatten(value, (*path, name)) if isinstance(value, dict) else {(*path, name): value}
+    return flat
+
+
+def _names(path: tuple) -> tuple[str, ...]:
+    return tuple(str(part) for part in path)
