@@ -385,7 +385,12 @@ def to_json(cfg: Any) -> str:
 
 def from_json(text: str, kind: type = Config) -> Any:
     """Reads what `to_json` wrote; a field that is unknown here, or missing there, is an error that names it."""
-    return _from_dict(json.loads(text), kind, "config")
+    return from_dict(json.loads(text), kind)
+
+
+def from_dict(values: dict[str, Any], kind: type = Config) -> Any:
+    """The same from what `dataclasses.asdict` gave, with lists where JSON turned tuples into them."""
+    return _from_dict(values, kind, "config")
 
 
 def _from_dict(values: dict[str, Any], kind: type, path: str) -> Any:

@@ -214,8 +214,8 @@ def _choose(root: Path, entry: Entry, listing: _Listing) -> _Place | None:
             ranked[2].append(place)
     if not ranked:
         return None
-    best = ranked[min(ranked)]
-    if len(best) > 1:
+    best = sorted(ranked[min(ranked)], key=lambda place: len(place.parts))
+    if len({os.path.realpath(root.joinpath(*place.parts)) for place in best}) > 1:  # links to one place are one place
         raise DataError(
             f"{root}: video {entry.name} was found in more than one place: {'/'.join(best[0].parts)} and "
             f"{'/'.join(best[1].parts)}. Is config.data.root one level too high?"

@@ -28,7 +28,7 @@ def load(root: Path, name: str) -> dict[str, np.ndarray] | None:
     """The arrays saved under `name`, or None if there are none or they cannot be read."""
     for path in _places(root, name):
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = {key: archive[key] for key in archive.files}
             if int(arrays.pop("cache_version")) == VERSION:
                 return arrays

@@ -170,7 +170,7 @@ def _to_array(path: Path, frame: Any, converter: VideoReformatter, channels: str
     # takes ten times as long. The colours follow the file (BT.601 or BT.709).
     image = converter.reformat(frame, format=f"{channels}24", threads=1).to_ndarray()
     turns = round(frame.rotation / 90) % 4  # counter-clockwise quarter turns
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+    return np.ascontiguousarray(np.rot90(image, turns))  # also drops padding at the ends of rows
 
 
 def _text(shape: tuple[int, ...]) -> str:

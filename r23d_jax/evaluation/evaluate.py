@@ -44,9 +44,7 @@ def make_eval_step(network: Network, pre: Preprocessing, mesh: Mesh) -> EvalStep
     sees the scores of all of them, whichever rows it fed, and needs no second exchange.
     """
 
-    def step(
-        params: Any, batch_stats: Any, batch: dict[str, jax.Array]
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def step(params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         logits = network.apply_eval(params, batch_stats, prepare_video(batch["video"], pre))
         return logits.astype(jnp.float32), batch["view"], batch["mask"]
 

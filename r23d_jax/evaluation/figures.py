@@ -1,4 +1,4 @@
-"""The pictures of a report: curves by matplotlib, matrix and bars as hand-written SVG and HTML, film strips as JPEG.
+"""The pictures of a report: curves by matplotlib, matrix and bars as hand-written SVG and HTML.
 
 Matrix and bars are written by hand because they carry class names, which then stay text that can be searched and
 selected, in any script, and because every cell of the matrix can tell what it counts when pointed at.
@@ -10,7 +10,6 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 
-import cv2
 import numpy as np
 
 # Okabe and Ito's palette, told apart with every common kind of color blindness.
@@ -65,7 +64,7 @@ def curves(rows: Sequence[Row]) -> str:
         "svg.hashsalt": "r23d_jax",  # the same data gives the same file
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(5.4 * columns, 2.9 * lines), layout="constrained")
+        figure = Figure(figsize=(5.68 * columns, 3.0 * lines), layout="constrained")
         FigureCanvasSVG(figure)
         axes = np.atleast_1d(figure.subplots(lines, columns)).reshape(-1)
         for axis, (title, unit, names) in zip(axes, panels, strict=False):
@@ -75,7 +74,7 @@ def curves(rows: Sequence[Row]) -> str:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     summary = "curves against epochs: " + ", ".join(title.lower() for title, _, _ in panels)
-    return _image(buffer.getvalue(), "image/svg+xml", summary)
+    return image(buffer.getvalue(), "image/svg+xml", summary)
 
 
 def _draw_panel(axis, rows: Sequence[Row], title: str, unit: str, names: Mapping[str, str]) -> None:
@@ -136,13 +135,13 @@ def confusion_svg(confusion: np.ndarray, class_names: Sequence[str]) -> str:
     """
     count = len(class_names)
     labeled = count <= MAX_LABELED_CLASSES
-    cell = min(56.0, 860.0 / count) if labeled else max(2.0, 1000.0 / count)
+    cell = min(56.0, 950.0 / count) if labeled else max(2.0, 1000.0 / count)
     font = min(13.0, cell * 0.92)
     longest = max((len(name) for name in class_names), default=0)
-    margin = min(220.0, 12 + longest * font * 0.62) if labeled else 12.0
-    top = margin * 0.88 + 6 if labeled else 12.0
+    margin = min(240.0, 12 + longest * font * 0.58) if labeled else 12.0
+    top = margin * 0.92 + 6 if labeled else 12.0
     side = cell * count
-    width, height = margin + side + (margin * 0.75 if labeled else 12), top + side + 12
+    width, height = margin + side + (margin * 0.6 if labeled else 12), top + side + 12
     totals = confusion.sum(axis=1)
     parts = [
         f'<svg class="matrix" viewBox="0 0 {width:.1f} {height:.1f}" role="img" style="max-width:{width:.0f}px" '
@@ -169,17 +168,17 @@ def confusion_svg(confusion: np.ndarray, class_names: Sequence[str]) -> str:
         if cell >= 26:
             ink = "#fff" if share > 0.2 else TEXT
             parts.append(
-                f'<text x="{x + cell / 2:.1f}" y="{y + cell / 2 + 4:.1f}" font-size="12" fill="{ink}" '
+                f'<text x="{x + cell / 2:.1f}" y="{y + cell / 2 + 4:.1f}" font-size="12" style="fill:{ink}" '
                 f'text-anchor="middle" pointer-events="none">{number}</text>'
             )
     if labeled:
         for k, name in enumerate(class_names):
             middle = (k + 0.5) * cell
-            shown = escape(_shortened(name, int((margin - 12) / (font * 0.62))))
+            shown = escape(_shortened(name, round((margin - 12) / (font * 0.58))))
             parts.append(
                 f'<text x="{margin - 6:.1f}" y="{top + middle + font * 0.35:.1f}" font-size="{font:.1f}" '
                 f'text-anchor="end">{shown}</text>'
-                f'<text transform="translate({margin + middle + font * 0.2:.1f} {top - 6:.1f}) rotate(-55)" '
+                f'<text transform="translate({margin + middle + font * 0.2:.1f} {top - 6:.1f}) rotate(-60)" '
                 f'font-size="{font:.1f}">{shown}</text>'
             )
     return "".join(parts) + "</svg>"
@@ -213,30 +212,8 @@ def accuracy_bars(per_class: np.ndarray, totals: np.ndarray, class_names: Sequen
     return f'<div class="{kind}">{"".join(bars)}</div>'
 
 
-# -- film strips -------------------------------------------------------------------------------------------------------
-
-
-def film_strip(frames: Sequence[np.ndarray], height: int = 108, quality: int = 85) -> str:
-    """Frames side by side as one `<img>`.
-
-    Args:
-      frames: (H, W, 3) uint8 RGB each, all of one size.
-      height: of the strip, in pixels.
-      quality: of the JPEG, 1 to 100.
-    """
-    gap = np.full((height, 3, 3), 255, np.uint8)
-    pieces: list[np.ndarray] = []
-    for frame in frames:
-        width = max(1, round(frame.shape[1] * height / frame.shape[0]))
-        pieces += [cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA), gap]
-    strip = np.concatenate(pieces[:-1], axis=1)
-    ok, encoded = cv2.imencode(".jpg", strip[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not ok:
-        raise ValueError(f"cannot encode a film strip of shape {strip.shape}")
-    return _image(encoded.tobytes(), "image/jpeg", f"{len(frames)} frames of the video, in order")
-
-
-def _image(content: bytes, kind: str, alt: str) -> str:
+def image(content: bytes, kind: str, alt: str) -> str:
+    """An `<img>` that holds its content."""
     return f'<img alt="{escape(alt)}" src="data:{kind};base64,{base64.b64encode(content).decode()}">'
 
 

@@ -1,4 +1,7 @@
-"""Accuracies from scores, in numpy. Ties go to the class with the smaller number, so that no result depends on chance."""
+"""Accuracies from scores, in numpy.
+
+Ties go to the class with the smaller number, so that no result depends on chance.
+"""
 
 from collections.abc import Mapping, Sequence
 

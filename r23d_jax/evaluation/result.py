@@ -209,7 +209,8 @@ def load_evaluation(workdir: Path) -> EvalResult | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # opened here, because np.load leaves a damaged file open
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in _ARRAYS}
             meta = json.loads(str(file["meta"]))
         return EvalResult(
@@ -278,8 +279,8 @@ def format_table(result: EvalResult) -> str:
     """The table printed at the end of a run: accuracies under both averagings, the protocol, and remarks."""
     rows = [("averaged:", "logits", "softmax")]
     for title, name in (("video top-1", "top1_video"), ("video top-5", "top5_video"), ("mean class", "mean_class")):
-        values = (result.metrics.get(f"val/{name}{suffix}") for suffix in ("", "_softmax"))
-        rows.append((title, *(percent(value) for value in values)))
+        by_logits, by_softmax = (percent(result.metrics.get(f"val/{name}{suffix}")) for suffix in ("", "_softmax"))
+        rows.append((title, by_logits, by_softmax))
     rows.append(("clip top-1", percent(result.metrics.get("val/top1_clip")), ""))
     width = max(len(row[0]) for row in rows)
     lines = [f"  {title:<{width}}  {logits:>8}  {softmax:>8}".rstrip() for title, logits, softmax in rows]

@@ -9,7 +9,7 @@ from r23d_jax.config import EvalConfig, Preprocessing
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """One row per view of a video, V rows, sorted by video, then start, then crop.
+    """One row per view of a video, V rows, sorted by video, then clip (by start), then crop.
 
     The crops of one clip are neighbours, so that a reader can decode a clip once for all of them.
 

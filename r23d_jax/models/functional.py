@@ -1,6 +1,6 @@
 """A module as a pure function of plain nested dicts, which is what a jitted step, an optimizer and a checkpoint want.
 
-The dicts have string keys only (the index of a list is written "0", "1", ...), so they survive JSON and Orbax unchanged.
+The dicts have string keys only (the index of a list is written "0", "1", ...), so Orbax returns them unchanged.
 """
 
 import dataclasses
@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 from flax import nnx
+
+from r23d_jax.models.video_resnet import VideoResNet
 
 Tree = dict[str, Any]
 
@@ -53,13 +55,20 @@ class Network:
         return nnx.merge(graph, nnx.from_flat_state(flat), copy=True)
 
 
-def split_model(model: nnx.Module) -> tuple[Network, Tree, Tree]:
+def split_model(model: VideoResNet, frozen: tuple[str, ...] = ()) -> tuple[Network, Tree, Tree]:
     """Takes a module apart.
+
+    Args:
+      model: a network; after `nnx.eval_shape` it gives shapes instead of values.
+      frozen: parts ("stem", "stage1" .. "stage4") that stay in evaluation mode while the rest is trained, so that their
+        BN keeps its statistics.
 
     Returns:
       Its structure, its parameters, and its BN statistics. The module itself is left in evaluation mode.
     """
     model.train()
+    for part in frozen:
+        (model.stem if part == "stem" else model.stages[int(part.removeprefix("stage")) - 1]).eval()
     train_graph, _ = nnx.split(model)
     model.eval()
     eval_graph, state = nnx.split(model)
@@ -75,7 +84,7 @@ def _plain(state: nnx.State) -> Tree:
         *parents, leaf = _names(path)
         for name in parents:
             node = node.setdefault(name, {})
-        node[leaf] = variable[...]
+        node[leaf] = variable.get_value()
     return tree
 
 

@@ -73,7 +73,10 @@ class Tokenizer(nnx.Module):
             x = jnp.mean(x.astype(jnp.float32), axis=(2, 3), keepdims=True)
         if self.projection is not None:
             x = self.projection(x)
-        x = x.astype(jnp.float32) + interpolate_positions(self.positions[...], x.shape[1:4])[None]
+        x = (
+            x.astype(jnp.float32)
+            + interpolate_positions(self.positions[...], (x.shape[1], x.shape[2], x.shape[3]))[None]
+        )
         return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
@@ -121,7 +124,9 @@ class TokenDrop(nnx.Module):
         if self.deterministic or self.keep == 1.0:
             return tokens
         if rngs is None:
-            raise ValueError("dropping tokens needs a key: call the model with rngs=nnx.Rngs(dropout=key), or model.eval()")
+            raise ValueError(
+                "dropping tokens needs a key: call the model with rngs=nnx.Rngs(dropout=key), or model.eval()"
+            )
         count = max(1, round(self.keep * tokens.shape[1]))
         order = jnp.argsort(jax.random.uniform(rngs.dropout(), tokens.shape[:2]), axis=1)[:, :count]
         return jnp.take_along_axis(tokens, order[..., None], axis=1)

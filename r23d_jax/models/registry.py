@@ -31,8 +31,8 @@ def _family(convolutions: tuple[str, str, str, str], **fields) -> VideoResNetSpe
     return VideoResNetSpec(convolutions, DEPTHS[18], **fields)
 
 
-# Tran et al. 2018 (arXiv:1711.11248), section 3, unless said otherwise. MCx: groups from x on are 2D, the earlier ones 3D.
-# rMCx: the reverse.
+# Tran et al. 2018 (arXiv:1711.11248), section 3, unless said otherwise. MCx: groups from x on are 2D, the earlier ones
+# 3D. rMCx: the reverse.
 FAMILIES: dict[str, VideoResNetSpec] = {
     "r2d": _family(_mixed("2d", "2d", 2), stem="Lx7x7"),
     "f_r2d": _family(_mixed("2d", "2d", 2), stem="1x7x7"),
@@ -43,7 +43,7 @@ FAMILIES: dict[str, VideoResNetSpec] = {
     "r2plus1d": _family(_mixed("2plus1d", "2plus1d", 2), stem="factorized", bn_epsilon=1e-3),
     # torchvision's: mid-planes once per block.
     "r2plus1d_tv": _family(_mixed("2plus1d", "2plus1d", 2), stem="factorized", mid_planes="per_block"),
-    # The published 2D-then-3D layout (DPC's ResNet2d3d, Han et al. 2019): two 2D stages, two 3D ones, 256 wide at the end.
+    # The published 2D-then-3D layout (DPC's ResNet2d3d, Han et al. 2019): two 2D stages, two 3D ones, 256 wide.
     "r2plus3d": _family(
         _mixed("2d", "3d", 4), stem="1x7x7", stem_pool="2d", widths=(64, 128, 256, 256), final_relu=False
     ),
@@ -88,7 +88,7 @@ def create_model(
     Args:
       name: one of `list_models()`.
       num_classes: logits.
-      head: "avgpool", "vit", "attention_pool", or a `HeadConfig`. The names alone have no dropout before the classifier.
+      head: "avgpool", "vit", "attention_pool", or a `HeadConfig`. A name alone has no dropout before the classifier.
       num_frames: of the clips; heads learn positions for it and interpolate them elsewhere. Fixed for `r2d`.
       crop_size: pixels, likewise.
       in_channels: of the clips.

@@ -1,7 +1,7 @@
 """The one network class of the study: a stem, four residual stages and a head.
 
-R2D, f-R2D, R3D, MCx, rMCx, R(2+1)D (Tran et al. 2018, arXiv:1711.11248) and R(2+3)D are values of `VideoResNetSpec`, listed in
-`registry.py`; nothing here knows their names.
+R2D, f-R2D, R3D, MCx, rMCx, R(2+1)D (Tran et al. 2018, arXiv:1711.11248) and R(2+3)D are values of `VideoResNetSpec`,
+listed in `registry.py`; nothing here knows their names.
 """
 
 import dataclasses
@@ -30,7 +30,8 @@ class VideoResNetSpec:
       bottleneck: 1x1x1, 3x3x3, 1x1x1 blocks with four times the width out, instead of two 3x3x3.
       stem: "1x7x7", "3x7x7", "Lx7x7" (as long as the clip, no padding in time: collapses it), or "factorized"
         (1x7x7 -> stem_mid_channels -> BN -> ReLU -> stem_time_kernel x1x1).
-      stem_mid_channels: 45 in the paper, torchvision and VMZ; 83 in mmaction2; 110 with a time kernel of 7 in 3D-ResNets.
+      stem_mid_channels: 45 in the paper, torchvision and VMZ; 83 in mmaction2; 110, with a time kernel of 7, in
+        3D-ResNets.
       stem_time_kernel: frames, for the factorized stem.
       stem_pool: max-pool after the stem; "" is none, "2d" 1x3x3 / (1, 2, 2), "3d" 3x3x3 / (2, 2, 2).
       widths: of the four stages, before the bottleneck's factor of four.
@@ -211,9 +212,7 @@ class ResidualBlock(nnx.Module):
 class Stem(nnx.Module):
     """7x7 in space, strided by two; then BN, ReLU and, where the spec asks for it, a max-pool."""
 
-    def __init__(
-        self, in_channels: int, num_frames: int, spec: VideoResNetSpec, *, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
+    def __init__(self, in_channels: int, num_frames: int, spec: VideoResNetSpec, *, dtype: DTypeLike, rngs: nnx.Rngs):
         width, strides = spec.widths[0], (1, 2, 2)
         if spec.stem == "factorized":
             self.conv = FactorizedConv(
@@ -241,16 +240,14 @@ class Stem(nnx.Module):
         if not self.pool:
             return x
         time = (1, 1, 0) if self.pool == "2d" else (3, 2, 1)  # kernel, stride, padding
-        pads = ((time[2], time[2]), (1, 1), (1, 1))
-        return nnx.max_pool(x, (time[0], 3, 3), (time[1], 2, 2), pads)
+        pads = ((time[2], time[2]), (1, 1), (1, 1))  # nnx annotates padding as str only
+        return nnx.max_pool(x, (time[0], 3, 3), (time[1], 2, 2), pads)  # pyright: ignore[reportArgumentType]
 
 
 class Stage(nnx.Module):
     """Residual blocks of one width; the first may halve the size: space always, time where convolutions see it."""
 
-    def __init__(
-        self, index: int, in_channels: int, spec: VideoResNetSpec, *, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
+    def __init__(self, index: int, in_channels: int, spec: VideoResNetSpec, *, dtype: DTypeLike, rngs: nnx.Rngs):
         kind, width = spec.convolutions[index], spec.widths[index]
         halve = (1, 1, 1) if index == 0 else (1, 2, 2) if kind == "2d" else (2, 2, 2)
         blocks = []
@@ -324,9 +321,7 @@ class VideoResNet(nnx.Module):
             x = nnx.remat(_call)(stage, x, rngs) if self.remat else stage(x, rngs)
         return x
 
-    def __call__(
-        self, video: Float[Array, "b t h w c"], rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b num_classes"]:
+    def __call__(self, video: Float[Array, "b t h w c"], rngs: nnx.Rngs | None = None) -> Float[Array, "b num_classes"]:
         """Logits, float32. `rngs` needs a `dropout` stream while training."""
         return self.head(self.features(video, rngs), rngs).astype(jnp.float32)  # type: ignore[operator]
 

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: `metrics.jsonl` and TensorBoard, both consistent with the checkpoint it resumes from."""
+"""What a run writes down: `metrics.jsonl` and TensorBoard, consistent with the checkpoint that it resumes from."""
 
 import json
 import math

@@ -4,18 +4,17 @@ import collections
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
 import r23d_jax
-from r23d_jax import config, models, parallel
+from r23d_jax import config, parallel
 from r23d_jax.config import Config, Preprocessing
 from r23d_jax.data import pipeline
 from r23d_jax.data.frames import VideoIndex
@@ -23,7 +22,7 @@ from r23d_jax.evaluation import evaluate as evaluation
 from r23d_jax.evaluation import report
 from r23d_jax.models.functional import Network, split_model
 from r23d_jax.progress import Progress
-from r23d_jax.training.checkpoint import Checkpoints
+from r23d_jax.training.checkpoint import BEST_METRIC, Checkpoints, create_configured_model
 from r23d_jax.training.interrupt import StopRequest
 from r23d_jax.training.journal import Journal
 from r23d_jax.training.optimizer import make_optimizer
@@ -33,7 +32,6 @@ from r23d_jax.training.step import make_train_step
 # Steps that may be queued on the device before the host waits for the oldest of them: enough to hide the host's work,
 # few enough that queued batches do not fill the device's memory.
 STEPS_IN_FLIGHT = 4
-BEST_METRIC = "val/top1_video"
 
 
 class TrainingDiverged(config.UserError):
@@ -52,7 +50,7 @@ class Run:
     train_index: VideoIndex
     test_index: VideoIndex
     train_step: Callable[[TrainState, dict], tuple[TrainState, dict]]
-    eval_step: Callable[..., jax.Array]
+    eval_step: evaluation.EvalStep
     num_steps: int
     steps_per_epoch: float
     broken: pipeline.BrokenLog
@@ -98,19 +96,26 @@ def _set_up(cfg: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Run
     train_index, test_index = (_open_index(cfg, subset, log) for subset in ("train", "test"))
     mesh = parallel.make_mesh(cfg.parallel.fsdp)
     pre = config.preprocessing(cfg.data)
-    network, params, batch_stats = split_model(_create_model(cfg, len(train_index.class_names)))
+    num_classes = len(train_index.class_names)
+
+    def initialize() -> tuple[dict, dict]:
+        _, params, batch_stats = split_model(create_configured_model(cfg, num_classes))
+        return params, batch_stats
+
+    abstract_model = nnx.eval_shape(lambda: create_configured_model(cfg, num_classes))
+    network, abstract_params, _ = split_model(abstract_model, frozen=cfg.optimizer.freeze)
     steps_per_epoch = len(train_index.names) / cfg.train.global_batch_size
     num_steps = math.ceil(cfg.train.epochs * steps_per_epoch)
-    tx, schedule = make_optimizer(cfg.optimizer, params, steps_per_epoch, num_steps)
-    state, shardings = create_state(params, batch_stats, tx, cfg.train.ema_decay, mesh)
+    tx, schedule = make_optimizer(cfg.optimizer, abstract_params, steps_per_epoch, num_steps)
+    state, shardings = create_state(initialize, tx, cfg.train.ema_decay, mesh)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     log(f"model: {cfg.model.name}, {cfg.model.head.kind} head, {count:,} parameters, {cfg.parallel.compute_dtype}")
 
     checkpoints = Checkpoints(workdir, cfg.checkpoint.keep, log=log)
-    restored = checkpoints.restore_latest(state, shardings)
+    restored = checkpoints.restore_latest(shardings, state)
     if restored is not None:
-        state, meta, step = restored
-        log(f"resumed from step {step} of {num_steps} ({workdir})")
+        state, meta = restored
+        log(f"resumed from step {int(state.step)} of {num_steps} ({workdir})")
         _log_changes(meta["config"], cfg, log)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -124,7 +129,7 @@ def _set_up(cfg: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Run
             pre=pre,
             train_index=train_index,
             test_index=test_index,
-            train_step=make_train_step(network, tx, cfg, mesh, shardings, schedule),
+            train_step=make_train_step(network, tx, cfg, num_classes, mesh, shardings, schedule),
             eval_step=evaluation.make_eval_step(network, pre, mesh),
             num_steps=num_steps,
             steps_per_epoch=steps_per_epoch,
@@ -144,21 +149,6 @@ def _open_index(cfg: Config, subset: str, log: Callable[[str], None]) -> VideoIn
         shown = ", ".join(index.missing[:3]) + (", ..." if len(index.missing) > 3 else "")
         log(f"{subset}: {len(index.missing):,} listed videos have no frames under {cfg.data.root}: {shown}")
     return index
-
-
-def _create_model(cfg: Config, num_classes: int) -> nnx.Module:
-    return models.create_model(
-        cfg.model.name,
-        num_classes=num_classes,
-        head=cfg.model.head,
-        num_frames=cfg.data.num_frames,
-        crop_size=cfg.data.crop_size,
-        widths=cfg.model.widths,
-        block_dropout=cfg.model.block_dropout,
-        dtype=jax.numpy.dtype(cfg.parallel.compute_dtype),
-        remat=cfg.parallel.remat,
-        rngs=nnx.Rngs(cfg.seed),
-    )
 
 
 def _log_changes(old: dict[str, Any], cfg: Config, log: Callable[[str], None]) -> None:
@@ -189,7 +179,7 @@ def _train(
     if run.is_eval_step(step) and not journal.has(step, BEST_METRIC):  # stopped between a save and its evaluation
         result = _evaluate(run, state, step, journal, stop)
         if result is not None:
-            _save(run, checkpoints, state, step, result)
+            _save(run, checkpoints, state, result)
     batches = _device_batches(run, step)
     meter = _Meter(run, journal)
     with Progress(run.num_steps, "steps", "train", initial=step) as progress:
@@ -208,12 +198,12 @@ def _train(
                 result = _evaluate(run, state, step, journal, stop)
             if result is not None or stop.requested or step % run.cfg.checkpoint.every_steps == 0:
                 meter.flush()  # a state is saved only once its losses are known to be finite
-                _save(run, checkpoints, state, step, result)
+                _save(run, checkpoints, state, result)
                 saved = step
     batches.close()
     if step < run.num_steps or (stop.requested and result is None):
         if saved != step:
-            _save(run, checkpoints, state, step, None)
+            _save(run, checkpoints, state, None)
         checkpoints.wait()
         run.log(f"stopped at step {step} of {run.num_steps}; state saved in {run.workdir}")
         return None
@@ -245,7 +235,7 @@ def _evaluate(
     """One evaluation, written to the journal and to disk; None when a stop was asked for before it was done."""
     result = evaluation.evaluate(
         run.eval_step,
-        state.ema or state.params,
+        state.eval_params,
         state.batch_stats,
         run.test_index,
         run.cfg,
@@ -260,21 +250,17 @@ def _evaluate(
     return result
 
 
-def _save(
-    run: Run, checkpoints: Checkpoints, state: TrainState, step: int, result: evaluation.EvalResult | None
-) -> None:
-    metrics = {} if result is None else dict(result.metrics)
+def _save(run: Run, checkpoints: Checkpoints, state: TrainState, result: evaluation.EvalResult | None) -> None:
     meta = {
         "config": dataclasses.asdict(run.cfg),
         "class_names": list(run.train_index.class_names),
         "preprocessing": dataclasses.asdict(run.pre),
-        "step": step,
         "version": r23d_jax.__version__,
     }
-    checkpoints.save(state, metrics, meta, metrics.get(BEST_METRIC))
+    checkpoints.save(state, meta, None if result is None else result.metrics)
 
 
-def _device_batches(run: Run, start_step: int) -> Iterator[dict[str, jax.Array]]:
+def _device_batches(run: Run, start_step: int) -> Generator[dict[str, jax.Array]]:
     """Batches on the device, the next one on its way while the current one is used."""
     host_batches = pipeline.train_batches(
         run.train_index,
@@ -343,6 +329,3 @@ class _Meter:
 def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> evaluation.EvalResult:
     """Evaluates the best checkpoint of `workdir` on the views that `cfg.eval` asks for."""
     raise NotImplementedError
-
-
-_ = optax

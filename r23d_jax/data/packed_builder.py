@@ -1,0 +1,118 @@
+"""Writes packed datasets: a tensorflow-datasets builder whose examples are whole videos of encoded frames.
+
+Importing this module imports tensorflow-datasets; only `prepare --format packed` does.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from absl import logging
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import tensorflow_datasets as tfds  # noqa: E402  after the line that keeps TensorFlow quiet
+
+from r23d_jax.progress import Progress  # noqa: E402
+
+SPLIT = "videos"  # one split: which videos are for training is the lists' business
+
+
+@dataclasses.dataclass(frozen=True)
+class PackSource:
+    """One video to pack.
+
+    Attributes:
+      name: as in the lists.
+      class_name: one of the builder's classes.
+      read: returns the encoded JPEG frames, in order.
+    """
+
+    name: str
+    class_name: str
+    read: Callable[[], list[bytes]]
+
+
+class R23dVideos(tfds.core.GeneratorBasedBuilder):
+    """Videos as sequences of encoded JPEG frames, one video per record.
+
+    Plain `tfds.builder_from_directory` reads what this writes. The frames' bytes are stored as they are: nothing is
+    decoded or encoded again.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
+
+    def __init__(
+        self, *, data_dir: str, sources: Sequence[PackSource], class_names: Sequence[str], progress: Progress | None
+    ):
+        """`data_dir` is where the dataset's folder is made; the others are the content."""
+        self._sources, self._class_names, self._progress = sources, list(class_names), progress
+        super().__init__(data_dir=data_dir)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(
+            {
+                "video": tfds.features.Video(shape=(None, None, None, 3), encoding_format="jpeg"),
+                "label": tfds.features.ClassLabel(names=self._class_names),
+                "name": tfds.features.Text(),
+            }
+        )
+        return self.dataset_info_from_configs(
+            description="Videos for action recognition, as sequences of JPEG frames.", features=features
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        return {SPLIT: self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[str, dict]]:
+        for source in self._sources:
+            yield (
+                f"{source.class_name}/{source.name}",
+                {"video": source.read(), "label": source.class_name, "name": source.name},
+            )
+            if self._progress is not None:
+                self._progress.update()
+
+
+def write_packed(
+    out: Path,
+    sources: Sequence[PackSource],
+    class_names: Sequence[str],
+    num_shards: int = 0,
+    progress: Progress | None = None,
+) -> Path:
+    """Writes a packed dataset, all or nothing; what was at `out` is replaced at the end.
+
+    Args:
+      out: folder to make.
+      sources: the videos; (class, name) must be unique.
+      class_names: of all classes, in label order.
+      num_shards: files to spread the records over; 0: of about 1 GiB at most.
+      progress: advanced by one per video.
+
+    Returns:
+      The dataset's own folder, below `out`.
+    """
+    temporary = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    tfds.disable_progress_bar()
+    builder = R23dVideos(data_dir=str(temporary), sources=sources, class_names=class_names, progress=progress)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # tensorflow-datasets warns of its own deprecations
+    with contextlib.redirect_stdout(io.StringIO()):  # it would say "Downloading", which nothing here does
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=num_shards or None))
+    logging.set_verbosity(verbosity)
+    shutil.rmtree(temporary / "downloads", ignore_errors=True)  # an empty folder that tensorflow-datasets makes
+    below = Path(os.fspath(builder.data_dir)).relative_to(temporary)
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.rename(out, old)
+    os.rename(temporary, out)
+    shutil.rmtree(old, ignore_errors=True)
+    return out / below

@@ -1,0 +1,283 @@
+"""`report.html`: one self-contained page about a run, made from what lies in its workdir."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from r23d_jax import config
+from r23d_jax.config import Config, UserError
+from r23d_jax.data.frames import VideoIndex
+from r23d_jax.evaluation import film
+from r23d_jax.evaluation.figures import Row, accuracy_bars, confused_pairs, confusion_svg, curves, escape
+from r23d_jax.evaluation.result import (
+    EvalResult,
+    environment,
+    format_table,
+    load_evaluation,
+    percent,
+    protocol_line,
+    remarks,
+    write_atomically,
+)
+
+__all__ = ["format_table", "write_report"]
+
+REPORT = "report.html"
+NUM_ERRORS = 10  # film strips
+MAX_BROKEN_LISTED = 200
+
+_STYLE = """
+:root{color-scheme:light}*{box-sizing:border-box}
+body{margin:0;background:#f5f7fa;color:#1f2933;
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+main{max-width:1180px;margin:0 auto;padding:28px 20px 48px}
+h1{font-size:25px;line-height:1.25;margin:0 0 2px}h2{font-size:17px;margin:0 0 10px}
+p{margin:0 0 8px}p:last-child{margin-bottom:0}.muted{color:#616e7c}.small{font-size:13px}
+section{background:#fff;border:1px solid #e4e7eb;border-radius:8px;padding:20px 22px;margin-top:18px}
+section img{display:block;max-width:100%;height:auto}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:14px;margin:0 0 14px}
+.tile{border-left:4px solid #cbd2d9;padding:1px 0 1px 12px}.tile.main{border-color:#0072B2}
+.tile b{display:block;font-size:26px;line-height:1.25;font-weight:600;font-variant-numeric:tabular-nums}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{text-align:left;padding:4px 18px 4px 0;border-bottom:1px solid #e4e7eb;vertical-align:top;overflow-wrap:anywhere}
+th{font-weight:600;color:#616e7c;font-size:13px}td.number,th.number{text-align:right}
+.matrix{display:block;width:100%;height:auto;margin:0 auto 8px;font-family:inherit}.matrix text{fill:#1f2933}
+.key{display:inline-block;width:11px;height:11px;border-radius:2px;margin:0 5px 0 12px;vertical-align:-1px}
+.bars{columns:3 300px;column-gap:30px}.bars.few{columns:1;max-width:620px}
+.bar{display:flex;align-items:center;gap:8px;break-inside:avoid;font-size:12.5px;line-height:1.6}
+.bar .name{flex:0 0 45%;text-align:right;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.bar .track{flex:1;background:#eef1f4;border-radius:2px;height:9px}
+.bar .fill{display:block;background:#0072B2;border-radius:2px;height:9px}
+.bar .value{flex:0 0 38px;text-align:right;font-variant-numeric:tabular-nums}
+figure{margin:0 0 16px}figcaption{margin-bottom:4px}figcaption .wrong{color:#b34700}
+pre{background:#f5f7fa;border-radius:6px;padding:12px 14px;overflow-x:auto;font-size:12.5px;line-height:1.45}
+summary{cursor:pointer;font-weight:600}
+@media print{body{background:#fff}section{break-inside:avoid}}
+"""
+
+
+def write_report(workdir: Path, index: VideoIndex | None = None, cfg: Config | None = None) -> Path:
+    """Writes `report.html` from `config.json`, `metrics.jsonl` and the newest evaluation in a workdir.
+
+    What is not there is left out. The page needs no other file, no network and no scripts.
+
+    Args:
+      workdir: the run's folder.
+      index: the evaluated videos, for the film strips. Without it they are looked up as the config says; a page without
+        film strips says why.
+      cfg: the run's config; read from `config.json` if not given.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      UserError: if a file in the workdir is damaged; the message names it.
+    """
+    cfg = cfg or _read_config(workdir)
+    rows = _read_rows(workdir / "metrics.jsonl")
+    result = load_evaluation(workdir)
+    sections = [
+        _summary(result),
+        _curves(rows),
+        _confusion(result),
+        _per_class(result),
+        _errors(result, index, cfg),
+        _broken(result),
+        _config(cfg),
+        _environment(result),
+    ]
+    title = f"{cfg.model.name}, {cfg.model.head.kind} head" if cfg else "Evaluation"
+    about = _data_line(cfg) if cfg else ""
+    page = (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>"
+        f'<h1>{escape(title)}</h1><p class="muted">{escape(about)}</p>'
+        f"{''.join(sections)}</main></body></html>\n"
+    )
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_atomically(workdir / REPORT, page.encode())
+    return workdir / REPORT
+
+
+# -- what lies in the workdir ------------------------------------------------------------------------------------------
+
+
+def _read_config(workdir: Path) -> Config | None:
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    try:
+        return config.from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, not text, or not this version's fields
+        raise UserError(f"{path}: cannot be read ({error}). Give the config itself, or delete the file.") from error
+
+
+def _read_rows(path: Path) -> list[Row]:
+    """Rows of a metrics file by rising step; a line that is torn or no object is passed over."""
+    rows: list[Row] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return sorted(rows, key=lambda row: row["step"] or 0)
+
+
+# -- sections ----------------------------------------------------------------------------------------------------------
+
+
+def _section(title: str, *parts: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequence[int] = ()) -> str:
+    """A table; columns whose position is in `numbers` are set flush right."""
+
+    def cells(tag: str, values: Sequence[object]) -> str:
+        kinds = (' class="number"' if k in numbers else "" for k in range(len(values)))
+        return "".join(f"<{tag}{kind}>{escape(v)}</{tag}>" for kind, v in zip(kinds, values, strict=True))
+
+    top = f"<thead><tr>{cells('th', head)}</tr></thead>" if head else ""
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f"<table>{top}<tbody>{body}</tbody></table>"
+
+
+def _data_line(cfg: Config) -> str:
+    d = cfg.data
+    classes = f"{len(d.classes)} chosen classes, " if d.classes else ""
+    return f"{d.root} ({d.source}), {classes}split {d.split}, {d.num_frames} frames of {d.crop_size}x{d.crop_size}"
+
+
+def _summary(result: EvalResult | None) -> str:
+    if result is None:
+        return ""
+    tiles = []
+    for k, (title, name) in enumerate(
+        (("Video top-1", "top1_video"), ("Video top-5", "top5_video"), ("Mean class accuracy", "mean_class"))
+    ):
+        value, other = (percent(result.metrics.get(f"val/{name}{suffix}")) for suffix in ("", "_softmax"))
+        kind = "tile main" if k == 0 else "tile"
+        tiles.append(
+            f'<div class="{kind}">{title}<b>{value}</b>'
+            f'<span class="muted small">{other} by averaged softmax</span></div>'
+        )
+    clip = percent(result.metrics.get("val/top1_clip"))
+    tiles.append(
+        f'<div class="tile">Clip top-1<b>{clip}</b><span class="muted small">every view by itself</span></div>'
+    )
+    notes = "".join(f'<p class="small">{escape(_sentence(text))}</p>' for text in remarks(result))
+    return _section(
+        "Accuracy",
+        f'<div class="tiles">{"".join(tiles)}</div>',
+        f'<p class="small">Protocol: {escape(protocol_line(result))} (logits, unless it says softmax).</p>{notes}',
+    )
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
+
+
+def _curves(rows: list[Row]) -> str:
+    picture = curves(rows)
+    if not picture:
+        return ""
+    last = rows[-1]
+    said = [f"{last['step']:,} steps, {last.get('epoch') or 0:g} epochs"]
+    scored = [row for row in rows if row.get("val/top1_video") is not None]
+    if scored:
+        best = max(scored, key=lambda row: row["val/top1_video"] or 0.0)
+        said.append(f"best video top-1 {percent(best['val/top1_video'])} after epoch {best.get('epoch') or 0:g}")
+    return _section("Training", picture, f'<p class="muted small">{escape("; ".join(said))}</p>')
+
+
+def _errors(result: EvalResult | None, index: VideoIndex | None, cfg: Config | None) -> str:
+    """Film strips of the videos whose wrong class has the highest probability."""
+    if result is None or not result.evaluated.any():
+        return ""
+    title = "Most confident errors"
+    wrong = np.flatnonzero(result.evaluated & (result.predictions != result.labels))
+    if not len(wrong):
+        return _section(title, f"<p>None: all {int(result.evaluated.sum()):,} videos were recognized.</p>")
+    confidence = result.probabilities[wrong, result.predictions[wrong]]
+    chosen = wrong[np.argsort(-confidence, kind="stable")][:NUM_ERRORS]
+    index, note = (index, "") if index is not None else _find_videos(cfg)
+    row_of = {} if index is None else {str(name): row for row, name in enumerate(index.names)}
+    figures = []
+    for video in chosen.tolist():
+        name, probability = str(result.names[video]), result.probabilities[video]
+        true, predicted = int(result.labels[video]), int(result.predictions[video])
+        frames = film.sample_frames(index, row_of[name]) if index is not None and name in row_of else []
+        figures.append(
+            f'<figure><figcaption>predicted <b class="wrong">{escape(result.class_names[predicted])}</b> '
+            f"({100 * probability[predicted]:.1f} %), true <b>{escape(result.class_names[true])}</b> "
+            f'({100 * probability[true]:.1f} %) <span class="muted small">{escape(name)}</span></figcaption>'
+            f"{film.film_strip(frames) if frames else ''}</figure>"
+        )
+    share = f"{len(chosen)} of {len(wrong):,} wrong videos, the highest probability of the wrong class first. {note}"
+    return _section(title, f'<p class="muted small">{escape(share)}</p>', *figures)
+
+
+def _find_videos(cfg: Config | None) -> tuple[VideoIndex | None, str]:
+    """The test videos that a config names; where they cannot be had, None and a sentence that says why."""
+    if cfg is None:
+        return None, "No film strips: there is no config.json that names the videos."
+    from r23d_jax.data import pipeline  # only here, because it loads TensorFlow
+
+    try:
+        return pipeline.open_index(cfg.data, "test"), ""
+    except (UserError, OSError) as error:
+        return None, f"No film strips: {error}"
+
+
+def _confusion(result: EvalResult | None) -> str:
+    if result is None or not result.confusion.any():
+        return ""
+    key = (
+        '<p class="muted small">Row: true class; column: predicted class, from averaged logits. Share of the row:'
+        '<span class="key" style="background:#0072B2"></span>right<span class="key" style="background:#D55E00"></span>'
+        "wrong; point at a cell for its count.</p>"
+    )
+    parts = [key, confusion_svg(result.confusion, result.class_names)]
+    pairs = confused_pairs(result.confusion)
+    if pairs:
+        names = result.class_names
+        cells = [(names[t], names[p], number, f"{100 * share:.0f} %") for t, p, number, share in pairs]
+        head = ("true class", "taken for", "videos", "of the class")
+        parts += ["<h2>Most frequent confusions</h2>", _table(head, cells, numbers=(2, 3))]
+    return _section("Confusion matrix", *parts)
+
+
+def _per_class(result: EvalResult | None) -> str:
+    if result is None or not result.confusion.any():
+        return ""
+    bars = accuracy_bars(result.per_class, result.confusion.sum(axis=1), result.class_names)
+    return _section("Accuracy by class", '<p class="muted small">Percent of videos, video top-1.</p>', bars)
+
+
+def _broken(result: EvalResult | None) -> str:
+    if result is None:
+        return ""
+    if not result.broken:
+        return _section("Broken files", "<p>None were met.</p>")
+    shown = result.broken[:MAX_BROKEN_LISTED]
+    more = len(result.broken) - len(shown)
+    parts = [f"<p>{len(result.broken):,} could not be read.</p>", _table(("file", "reason"), shown)]
+    if more:
+        parts.append(f'<p class="muted small">and {more:,} more, in evaluation.json.</p>')
+    return _section("Broken files", *parts)
+
+
+def _config(cfg: Config | None) -> str:
+    if cfg is None:
+        return ""
+    text = f"<pre>{escape(config.to_json(cfg))}</pre>"
+    return _section("Configuration", f"<details><summary>config.json</summary>{text}</details>")
+
+
+def _environment(result: EvalResult | None) -> str:
+    return _section("Environment", _table((), list((result.environment if result else environment()).items())))

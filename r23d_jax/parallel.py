@@ -1,0 +1,103 @@
+"""Devices: one mesh with the axes ("data", "fsdp"), and where every array of a run lies on it."""
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from r23d_jax.config import ConfigError
+
+AXES = ("data", "fsdp")
+# Smaller leaves (biases, BN) stay whole on every device: splitting them saves nothing and costs a gather each.
+MIN_SHARDED_SIZE = 2**14
+
+# XLA:CPU hands single convolutions to a library that uses about half the cores; this keeps them in XLA.
+_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
+
+
+def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """All devices as (data, fsdp).
+
+    Args:
+      fsdp: devices that share one copy of the parameters.
+      devices: those to use; all by default.
+
+    Raises:
+      ConfigError: if `fsdp` does not divide their number.
+    """
+    devices = devices or jax.devices()
+    if len(devices) % fsdp:
+        raise ConfigError(f"config.parallel.fsdp={fsdp}: must divide the number of devices, which is {len(devices)}")
+    grid = np.asarray(devices).reshape(-1, fsdp)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def state_shardings(tree: Any, mesh: Mesh) -> Any:
+    """A sharding per leaf: split over `fsdp` along the longest axis that divides, or whole on every device.
+
+    Args:
+      tree: arrays, or anything with a shape (`jax.eval_shape`'s result).
+      mesh: the mesh.
+    """
+    size = mesh.shape["fsdp"]
+
+    def sharding(leaf: Any) -> NamedSharding:
+        shape = np.shape(leaf)
+        divisible = [axis for axis, length in enumerate(shape) if length % size == 0]
+        if size == 1 or not divisible or np.prod(shape) < MIN_SHARDED_SIZE:
+            return NamedSharding(mesh, PartitionSpec())
+        longest = max(divisible, key=lambda axis: shape[axis])
+        return NamedSharding(
+            mesh, PartitionSpec(*(["fsdp" if axis == longest else None for axis in range(len(shape))]))
+        )
+
+    return jax.tree.map(sharding, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This host's rows, on its devices, as its part of the global batch; the copy runs in the background.
+
+    Raises:
+      ConfigError: if the global batch does not divide by the number of devices.
+    """
+    rows = len(next(iter(batch.values()))) * jax.process_count()
+    if rows % mesh.size:
+        raise ConfigError(
+            f"a batch of {rows} does not divide by {mesh.size} devices: set config.train.global_batch_size (and the "
+            f"batch divided by config.train.accumulate) to a multiple of {mesh.size}"
+        )
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+@functools.cache
+def compiler_options() -> dict[str, str]:
+    """Options for `jax.jit(..., compiler_options=...)` that make convolutions fast on this backend; may be empty.
+
+    The option is experimental and bound to versions of jaxlib, so it is tried on a trivial program first.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=_CPU_OPTIONS).lower(0).compile()
+    except Exception:  # noqa: BLE001  whatever this jaxlib says, the answer is to do without
+        return {}
+    return _CPU_OPTIONS
+
+
+def describe_devices() -> str:
+    """One plain line, e.g. "running on CPU (4 cores)" or "running on 8 x NVIDIA H100 80GB HBM3"."""
+    device, count = jax.devices()[0], jax.device_count()
+    if device.platform != "cpu":
+        return f"running on {count} x {device.device_kind}"
+    virtual = f" as {count} virtual devices" if count > 1 else ""
+    return f"running on CPU ({os.cpu_count()} cores{virtual})"

@@ -1,0 +1,117 @@
+"""One compiled training step over a mesh."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from r23d_jax import config, parallel
+from r23d_jax.config import Config, ConfigError
+from r23d_jax.models.functional import Network
+from r23d_jax.models.preprocess import prepare_video
+from r23d_jax.training import losses
+from r23d_jax.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    network: Network,
+    tx: optax.GradientTransformation,
+    cfg: Config,
+    num_classes: int,
+    mesh: Mesh,
+    shardings: TrainState,
+    schedule: optax.Schedule,
+) -> TrainStep:
+    """Compiles forward, backward and update into one program; the state's memory is reused.
+
+    BatchNorm sees the whole global batch: under `jit` a mean over a sharded axis is a mean over all devices. With
+    `cfg.train.accumulate` > 1 it sees one micro-batch at a time, in order. All randomness comes from (seed, step).
+
+    Args:
+      network, tx, schedule: what to train and how.
+      cfg: the data, train and optimizer groups are read.
+      num_classes: of the logits.
+      mesh: the devices.
+      shardings: of the state.
+
+    Returns:
+      A function of (state, {"video" uint8, "label", "mask"}) that returns the next state and float32 device scalars
+      `train/loss`, `train/top1`, `train/grad_norm` and `train/learning_rate`.
+
+    Raises:
+      ConfigError: if a micro-batch cannot be spread over the devices.
+    """
+    pre = config.preprocessing(cfg.data)
+    seed, train = cfg.seed, cfg.train
+    micro_size = train.global_batch_size // train.accumulate
+    if micro_size % mesh.size:
+        raise ConfigError(
+            f"config.train.global_batch_size={train.global_batch_size} / accumulate={train.accumulate} = {micro_size}: "
+            f"must be a multiple of the {mesh.size} devices"
+        )
+
+    def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple]:
+        dropout_key, mixup_key = jax.random.split(key)
+        video = prepare_video(batch["video"], pre)
+        targets = losses.one_hot(batch["label"], num_classes, train.label_smoothing)
+        if train.mixup:
+            video, targets = losses.mixup(mixup_key, video, targets, train.mixup)
+        logits, batch_stats = network.apply_train(params, batch_stats, video, dropout_key)
+        loss = losses.cross_entropy(logits, targets, batch["mask"])
+        return loss, (batch_stats, losses.accuracy(logits, batch["label"], batch["mask"]))
+
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def accumulated(state: TrainState, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Any, Any]:
+        """Mean loss, mean accuracy, mean gradients, and the BN statistics after the last micro-batch."""
+        split = {name: _micro_batches(rows, train.accumulate, mesh) for name, rows in batch.items()}
+        keys = jax.random.split(key, train.accumulate)
+
+        def body(carry: tuple, xs: tuple) -> tuple[tuple, None]:
+            total, batch_stats = carry
+            micro, micro_key = xs
+            (loss, (batch_stats, top1)), grads = grad_fn(state.params, batch_stats, micro, micro_key)
+            return (jax.tree.map(jnp.add, total, (loss, top1, grads)), batch_stats), None
+
+        zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+        (total, batch_stats), _ = jax.lax.scan(body, (zeros, state.batch_stats), (split, keys))
+        loss, top1, grads = jax.tree.map(lambda x: x / train.accumulate, total)
+        return loss, top1, grads, batch_stats
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if train.accumulate > 1:
+            loss, top1, grads, batch_stats = accumulated(state, batch, key)
+        else:
+            (loss, (batch_stats, top1)), grads = grad_fn(state.params, state.batch_stats, batch, key)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = optax.incremental_update(params, state.ema, 1 - train.ema_decay) if state.ema else {}
+        metrics = {
+            "train/loss": loss,
+            "train/top1": top1,
+            "train/grad_norm": optax.global_norm(grads),
+            "train/learning_rate": schedule(state.step),
+        }
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics  # type: ignore[arg-type]
+
+    return jax.jit(
+        step,
+        in_shardings=(shardings, parallel.batch_sharding(mesh)),
+        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
+        donate_argnums=0,
+        compiler_options=parallel.compiler_options(),
+    )
+
+
+def _micro_batches(rows: jax.Array, count: int, mesh: Mesh) -> jax.Array:
+    """(B, ...) -> (count, B / count, ...), where every device keeps the rows it has."""
+    rows = rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1)
+    return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec(None, parallel.AXES)))
