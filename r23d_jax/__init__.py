@@ -1,3 +1,31 @@
-"""Video action recognition in JAX/Flax: R(2+3)D and the whole R(2+1)D family."""
+"""Video action recognition in JAX/Flax: R(2+3)D and the whole R(2+1)D family.
+
+    model = r23d_jax.create_model("r2plus3d_18", num_classes=101, head="vit", rngs=nnx.Rngs(0))
+    model = r23d_jax.load_model("runs/r23d")
+
+A model is called on (B, T, H, W, C) float32 and returns (B, num_classes) float32 logits.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from r23d_jax.models.registry import create_model, list_models
+    from r23d_jax.training.checkpoint import load_checkpoint, load_model
 
 __version__ = "0.1.0"
+__all__ = ["create_model", "list_models", "load_checkpoint", "load_model"]
+
+# Imported on first use, so that `import r23d_jax` is quick and needs no jax.
+_HOMES = {
+    "create_model": "r23d_jax.models.registry",
+    "list_models": "r23d_jax.models.registry",
+    "load_checkpoint": "r23d_jax.training.checkpoint",
+    "load_model": "r23d_jax.training.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'r23d_jax' has no attribute {name!r}; public: {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

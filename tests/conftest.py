@@ -27,3 +27,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs the real clips, which lie in ../shared/data"))
         if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(scope="session")
+def torchvision_video():
+    """`torchvision.models.video`, which imports beside a CPU torch once two operators that it expects are declared."""
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install -r requirements-torch.txt")
+    try:
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    except RuntimeError:  # a torchvision with its compiled part has declared them already
+        pass
+    return pytest.importorskip(
+        "torchvision.models.video",
+        reason="torchvision is not installed: pip install --no-deps torchvision==0.28.0",
+        exc_type=ImportError,
+    )

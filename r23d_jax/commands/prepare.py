@@ -85,27 +85,16 @@ def _run(args: argparse.Namespace) -> int:
     with _lock(out):
         record = _open_record(out, args)
         remove_partial(out)
-        packed = record["packed"] if (out / PACKED).is_dir() else []
-        pack = args.format != "frames"
-
-        num_frames: dict[str, int] = {}
-        jobs = {video.target: _job(out, video, args) for video in videos}
-        first = [v for v in videos if args.format != "packed" or v.target not in set(packed)]
-        broken |= _decode([(v, jobs[v.target]) for v in first], args, num_frames)
-        good = [v for v in videos if v in set(first) and v.target in num_frames]
-        if args.format == "packed" and good and packed:  # the shards are made anew, with the old videos and the new
-            rest = [v for v in videos if v not in set(first)]
-            broken |= _decode([(v, jobs[v.target]) for v in rest], args, num_frames)
-            good = [v for v in videos if v.target in num_frames]
+        packed = frozenset(record["packed"] if (out / PACKED).is_dir() and args.format != "frames" else ())
+        _refuse_loss(args, packed - {video.target for video in videos})
+        good, num_frames = _decode_all(out, videos, packed, broken, args)
+        done = good or [video for video in videos if video.target in packed]
         _write_broken(out / BROKEN, broken)
-        done = good if good or not packed else [v for v in videos if v.target in set(packed)]
         record |= {"videos": len(done), "broken": len(broken)}
         _save_record(out, record)
-        if not done:
-            raise UsageError(f"none of the {len(videos) + len(broken)} videos could be used; see {out / BROKEN}")
-        if pack and good and {v.target for v in good} != set(packed):
+        if args.format != "frames" and good and {video.target for video in good} != packed:
             _pack(out, good, class_names, args.shards)
-            record |= {"packed": sorted(v.target for v in good), "shards": args.shards}
+            record |= {"packed": sorted(video.target for video in good), "shards": args.shards}
             _save_record(out, record)
         shutil.rmtree(out / STAGING, ignore_errors=True)
 
@@ -113,7 +102,8 @@ def _run(args: argparse.Namespace) -> int:
     print(f"{len(done)} videos are ready in {out} ({new} of them new, with {sum(num_frames.values())} frames)")
     if broken:
         print(f"skipped {len(broken)} videos that could not be used; they are listed in {out / BROKEN}")
-    print(f"next: {_next_command(args, out)}")
+    if done:
+        print(f"next: {_next_command(args, out)}")
     return EXIT_SKIPPED if broken else EXIT_OK
 
 
@@ -232,6 +222,24 @@ def _job(out: Path, video: _Video, args: argparse.Namespace) -> Job:
     )
 
 
+def _decode_all(
+    out: Path, videos: list[_Video], packed: frozenset[str], broken: dict[str, str], args: argparse.Namespace
+) -> tuple[list[_Video], dict[str, int]]:
+    """Decodes what the run needs; adds to `broken`.
+
+    Returns:
+      The videos of which frames are at hand (none if the shards that are there need no change), and how many frames
+      of each were decoded now, by target.
+    """
+    num_frames: dict[str, int] = {}
+    needed = [video for video in videos if args.format != "packed" or video.target not in packed]
+    broken |= _decode([(video, _job(out, video, args)) for video in needed], args, num_frames)
+    if len(needed) < len(videos) and num_frames:  # the shards are made anew, with the old videos and the new
+        rest = [video for video in videos if video.target in packed]
+        broken |= _decode([(video, _job(out, video, args)) for video in rest], args, num_frames)
+    return [video for video in videos if video.target in num_frames], num_frames
+
+
 def _decode(work: list[tuple[_Video, Job]], args: argparse.Namespace, num_frames: dict[str, int]) -> dict[str, str]:
     """Decodes what is not done yet; adds frame counts; returns what is broken."""
     target = {job: video.target for video, job in work}
@@ -300,6 +308,16 @@ def _open_record(out: Path, args: argparse.Namespace) -> dict:
         record = {"version": __version__, **settings, "shards": args.shards, "videos": 0, "broken": 0, "packed": []}
         _save_record(out, record)
     return record
+
+
+def _refuse_loss(args: argparse.Namespace, lost: frozenset[str]) -> None:
+    """Shards are made anew as a whole, so videos that are no longer given would vanish from them."""
+    if lost:
+        raise UsageError(
+            f"--out {args.out}: its shards hold {len(lost)} videos that are not in --videos {args.videos}, e.g. "
+            f"{min(lost)}; "
+            "give a folder that holds all videos, another --out, or --overwrite"
+        )
 
 
 def _save_record(out: Path, record: dict) -> None:

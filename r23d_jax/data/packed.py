@@ -66,6 +66,8 @@ def index_packed(root: Path, videos: VideoList | None, subset: Subset, cache: bo
         table = _read_table(folder)
         if cache:
             save(folder, _CACHE, {field.name: getattr(table, field.name) for field in dataclasses.fields(table)})
+    if not len(table.names):
+        raise DataError(f"{folder}: no record of it can be read{_notes_text(table)}")
     selection = _select_listed(folder, table, videos) if videos and table.named else None
     if selection is None:
         selection = _select_split(folder, table, videos, subset)

@@ -104,9 +104,11 @@ def write_packed(
     builder = R23dVideos(data_dir=str(temporary), sources=sources, class_names=class_names, progress=progress)
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # tensorflow-datasets warns of its own deprecations
-    with contextlib.redirect_stdout(io.StringIO()):  # it would say "Downloading", which nothing here does
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=num_shards or None))
-    logging.set_verbosity(verbosity)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it would say "Downloading", which nothing here does
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=num_shards or None))
+    finally:
+        logging.set_verbosity(verbosity)
     shutil.rmtree(temporary / "downloads", ignore_errors=True)  # an empty folder that tensorflow-datasets makes
     below = Path(os.fspath(builder.data_dir)).relative_to(temporary)
     old = out.with_name(f".{out.name}.old")

@@ -3,6 +3,10 @@
 Full and factorized convolutions share one interface, so that a residual block does not know which one it holds.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,27 +21,41 @@ FORMULATIONS = ("auto", "direct", "folded")
 kernel_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Triple, formulation: str = "auto") -> jax.Array:
+_formulation = contextvars.ContextVar("formulation", default="auto")
+
+
+@contextlib.contextmanager
+def use_formulation(name: str) -> Iterator[None]:
+    """Makes every convolution traced inside use one of `FORMULATIONS`, for comparisons.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    if name not in FORMULATIONS:
+        raise ValueError(f"formulation={name!r}: known: {', '.join(FORMULATIONS)}")
+    token = _formulation.set(name)
+    try:
+        yield
+    finally:
+        _formulation.reset(token)
+
+
+def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Triple) -> jax.Array:
     """Convolves over time, height and width; the one place that chooses how.
 
-    XLA's 3D convolution is slow on CPUs, where 2D convolutions over folded axes give the same values in less time;
-    accelerators run the 3D convolution directly.
+    XLA's 3D convolution is slow on CPUs, where 2D convolutions over folded axes ("folded") give the same values in less
+    time; accelerators run the 3D convolution as it is ("direct"). `use_formulation` overrides the choice.
 
     Args:
       x: (B, T, H, W, C_in).
       kernel: (kt, kh, kw, C_in, C_out), of the same dtype.
       strides: (time, height, width).
       padding: zeros on both sides of (time, height, width), as PyTorch pads.
-      formulation: "direct" (one 3D convolution), "folded" (2D convolutions), or "auto" (folded on a CPU).
 
     Returns:
       (B, T', H', W', C_out).
-
-    Raises:
-      ValueError: for an unknown formulation.
     """
-    if formulation not in FORMULATIONS:
-        raise ValueError(f"formulation={formulation!r}: known: {', '.join(FORMULATIONS)}")
+    formulation = _formulation.get()
     if formulation == "auto":
         formulation = "folded" if jax.default_backend() == "cpu" else "direct"
     if formulation == "direct":

@@ -298,7 +298,7 @@ class VideoResNet(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.spec, self.in_channels, self.remat = spec, in_channels, remat
+        self.spec, self.in_channels, self.num_frames, self.remat = spec, in_channels, num_frames, remat
         self.stem = Stem(in_channels, num_frames, spec, dtype=dtype, rngs=rngs)
         entering = [spec.widths[0], *(w * spec.expansion for w in spec.widths[:3])]
         self.stages = nnx.List([Stage(i, entering[i], spec, dtype=dtype, rngs=rngs) for i in range(4)])
@@ -314,6 +314,8 @@ class VideoResNet(nnx.Module):
         """
         if video.ndim != 5 or video.shape[-1] != self.in_channels:
             raise ValueError(f"video has shape {video.shape}; expected (B, T, H, W, {self.in_channels}), channels last")
+        if self.spec.stem == "Lx7x7" and video.shape[1] != self.num_frames:
+            raise ValueError(f"this network reads clips of {self.num_frames} frames; got {video.shape[1]}")
         if not jnp.issubdtype(video.dtype, jnp.floating):
             raise ValueError(f"video is {video.dtype}; expected float32, see models.preprocess.prepare_video")
         x = self.stem(video)

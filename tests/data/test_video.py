@@ -104,8 +104,6 @@ def test_what_is_no_video(tmp_path: Path) -> None:
 
     good = write_video(tmp_path / "good.avi", 200, codec="mpeg4").read_bytes()
     playlist = f"#EXTM3U\n#EXTINF:1,\n{tmp_path}/good.avi\n#EXT-X-ENDLIST\n".encode()
-    one_by_one = av.VideoFrame.from_ndarray(np.zeros((2, 2, 3), np.uint8), format="rgb24")
-    assert one_by_one.width == 2
     for path, message in [
         (tmp_path / "nothing.avi", r"nothing\.avi: cannot be read \(No such file or directory\)"),
         (tmp_path, r": is a folder, not a video"),
@@ -113,7 +111,7 @@ def test_what_is_no_video(tmp_path: Path) -> None:
         (made("garbage.avi", bytes(range(256)) * 64), r"garbage\.avi: not a readable video \("),
         (made("text.mp4", b"This is no video.\n" * 100), r"text\.mp4: not a readable video \("),
         (made("list.mp4", playlist), r"list\.mp4: not a readable video \("),
-        (made("head.avi", good[:2000]), r"head\.avi: (damaged|holds no frame)"),
+        (made("head.avi", good[:2000]), r"head\.avi: (damaged|holds no|not a readable)"),
         (made("cut.avi", good[: len(good) // 3]), r"cut\.avi: damaged \(\d+ frames can be decoded of about 200\)"),
         (write_video(tmp_path / "sound.mp4", audio_only=True), r"sound\.mp4: has no video stream"),
     ]:
@@ -140,7 +138,7 @@ def test_flipped_bytes_never_crash(tmp_path: Path) -> None:
         try:
             frames = read_frames(path)
         except VideoError as error:
-            assert str(path) in str(error)  # noqa: PT017
+            assert str(path) in str(error)
         else:
             assert frames.ndim == 4 and frames.shape[-1] == 3
 
@@ -150,7 +148,7 @@ def test_real_clips(shared_data: Path) -> None:
     odd = shared_data / "odd_videos"
     avi, mp4 = read_frames(odd / "v_Diving_g01_c01.avi"), read_frames(odd / "v_Diving_g01_c01.mp4")
     assert avi.shape == mp4.shape == (259, 240, 320, 3)
-    assert np.abs(avi.astype(int) - mp4).mean() < 6  # the same clip, encoded twice
+    assert np.abs(avi[::20].astype(int) - mp4[::20]).mean() < 6  # the same clip, encoded twice
     bare = probe(odd / "v_CliffDiving_g03_c01.mp4")  # a bare MPEG-4 stream, whatever its name says
     assert (bare.width, bare.height, bare.num_frames) == (340, 256, 0)
     assert len(read_frames(odd / "v_CliffDiving_g03_c01.mp4", 64)) == 92

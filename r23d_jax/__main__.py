@@ -1,0 +1,39 @@
+"""python -m r23d_jax <command>: everything besides training."""
+
+import argparse
+import importlib
+import sys
+
+from r23d_jax import backend
+from r23d_jax.config import UserError
+
+COMMANDS = {
+    "prepare": "turn video files into frame folders or packed shards",
+    "info": "what a network costs, part by part; or all names",
+    "predict": "classify video files with a trained network",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status. What the user can put right is one message, without a traceback."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="python -m r23d_jax", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    chosen = next((word for word in argv if word in COMMANDS), None)
+    for name, text in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text)
+        if name == chosen:  # only the command that runs is imported
+            importlib.import_module(f"r23d_jax.commands.{name}").add_arguments(sub)
+    args = parser.parse_args(argv)
+    backend.quiet_start()
+    try:
+        return importlib.import_module(f"r23d_jax.commands.{args.command}").run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""`python -m r23d_jax predict`: what is seen in a video, by a trained network."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r23d_jax.config import UserError
+
+EXIT_OK, EXIT_WRONG_USE, EXIT_SKIPPED = 0, 2, 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument(
+        "--workdir", required=True, help="a run's folder (its best checkpoint is used), or one checkpoint"
+    )
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a video file, or a folder of numbered frames")
+    parser.add_argument("--top", type=int, default=5, help="classes to show (default: 5)")
+    parser.add_argument(
+        "--clips", type=int, default=0, help="uniform clips per video; 0: the views the run was evaluated with"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, help="clips per call of the network (default: 8)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per video")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command.
+
+    Returns:
+      0: every video was recognized; 3: some could not be read, each with a line that says why; 2: wrong use.
+    """
+    try:
+        return _run(args)
+    except UserError as error:
+        print(f"predict: {error}", file=sys.stderr)
+        return EXIT_WRONG_USE
+
+
+def _run(args: argparse.Namespace) -> int:
+    for option, least in (("top", 1), ("clips", 0), ("batch_size", 1)):
+        if getattr(args, option) < least:
+            raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: must be at least {least}")
+    # Imported here, so that --help and a wrong option do not wait for jax.
+    from r23d_jax.data.video import VideoError
+    from r23d_jax.evaluation.single import Predictor, frame_source
+    from r23d_jax.training.checkpoint import load_checkpoint
+
+    loaded = load_checkpoint(Path(args.workdir))
+    views = loaded.config.eval
+    if args.clips:
+        views = dataclasses.replace(views, views="uniform", num_clips=args.clips)
+    predictor = Predictor(loaded.model, loaded.preprocessing, views, args.batch_size)
+    if not args.json:
+        accuracy = loaded.metrics.get("val/top1_video")
+        known = "" if accuracy is None else f", video top-1 {100 * accuracy:.2f} %"
+        print(f"{loaded.config.model.name}, {len(loaded.class_names)} classes, step {loaded.step:,}{known}")
+    failed = 0
+    for name in args.videos:
+        try:
+            prediction = predictor(frame_source(Path(name)))
+        except VideoError as error:
+            failed += 1
+            _print_error(name, str(error), args.json)
+            continue
+        order = np.argsort(-prediction.probabilities, kind="stable")[: args.top]
+        ranking = [(loaded.class_names[k], float(prediction.probabilities[k])) for k in order.tolist()]
+        _print_ranking(name, ranking, prediction, args.json)
+    return EXIT_SKIPPED if failed else EXIT_OK
+
+
+def _print_ranking(name: str, ranking: list[tuple[str, float]], prediction: Any, as_json: bool) -> None:
+    if as_json:
+        classes = [{"class": class_name, "probability": probability} for class_name, probability in ranking]
+        row = {"video": name, "frames": prediction.num_frames, "clips": prediction.num_clips, "predictions": classes}
+        print(json.dumps(row), flush=True)
+        return
+    clips = "clip" if prediction.num_clips == 1 else "clips"
+    print(f"{_printable(name)}  ({prediction.num_frames:,} frames, {prediction.num_clips:,} {clips})")
+    width = max(len(class_name) for class_name, _ in ranking)
+    for class_name, probability in ranking:
+        print(f"  {class_name:<{width}}  {100 * probability:6.2f} %")
+    sys.stdout.flush()
+
+
+def _print_error(name: str, reason: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"video": name, "error": reason}), flush=True)
+    else:
+        print(f"{_printable(name)}  not recognized: {_printable(reason.removeprefix(f'{name}: '))}", flush=True)
+
+
+def _printable(text: str) -> str:
+    """File names may hold line ends and terminal commands."""
+    return "".join(char if char.isprintable() else "?" for char in text)

@@ -1,0 +1,151 @@
+"""Reads the frames of a clip and decodes a window of them, inside a TensorFlow graph.
+
+Whatever is wrong with a frame (not there, empty, damaged, of another size than its neighbours) makes an operation fail;
+`broken.diagnose` then finds out which frame and why.
+"""
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from r23d_jax.data.frames import FrameFiles, PackedFrames
+
+# (video () int32, frames (t,) int32) -> t encoded pictures, () string each
+Reader = Callable[[tf.Tensor, tf.Tensor], list[tf.Tensor]]
+# (height () int32, width () int32) -> window (4,) int32: top, left, height, width
+WindowOf = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+MAX_PIXELS = 1 << 26  # of a frame; a header that promises more is refused before any memory is taken for it
+_MAX_DIGITS = 20
+_JPEG_MAGIC = b"\xff\xd8\xff"
+# One read for the whole clip pays until it fetches this many times the bytes that are needed.
+_MOST_WASTE = 3
+
+
+def frame_reader(frames: FrameFiles | PackedFrames) -> Reader:
+    """The function that fetches the encoded frames of a clip."""
+    return _file_reader(frames) if isinstance(frames, FrameFiles) else _packed_reader(frames)
+
+
+def decode_clip(contents: list[tf.Tensor], window_of: WindowOf, size: int, antialias: bool) -> tf.Tensor:
+    """Decodes one window of every frame and resizes it.
+
+    Of JPEG pictures only the window is decoded, so damage below it goes unnoticed; anything else (PNG, GIF, WebP and BMP,
+    whatever the file is called) is decoded whole and cut. Gray and CMYK become RGB. The inverse DCT is the exact one,
+    which gives what libjpeg gives everywhere else.
+
+    Args:
+      contents: t encoded pictures of one size.
+      window_of: gives the window for a size.
+      size: side of the square that comes out, pixels.
+      antialias: whether to filter when a window is reduced.
+
+    Returns:
+      (t, size, size, 3) float32, 0..255, bilinear with half-pixel centres.
+    """
+    magic = tf.strings.substr(tf.stack(contents), 0, len(_JPEG_MAGIC))
+    windows = tf.cond(
+        tf.reduce_all(magic == _JPEG_MAGIC),
+        lambda: _decode_jpeg_windows(contents, window_of),
+        lambda: _decode_whole(contents, window_of),
+    )
+    resized = tf.image.resize(windows, [size, size], antialias=antialias)
+    return tf.ensure_shape(resized, (len(contents), size, size, 3))
+
+
+def _decode_jpeg_windows(contents: list[tf.Tensor], window_of: WindowOf) -> tf.Tensor:
+    shapes = tf.stack([tf.io.extract_jpeg_shape(content) for content in contents])[:, :2]
+    with tf.control_dependencies([_check_shapes(shapes)]):
+        window = window_of(shapes[0, 0], shapes[0, 1])
+    return tf.stack(
+        [tf.io.decode_and_crop_jpeg(content, window, channels=3, dct_method="INTEGER_ACCURATE") for content in contents]
+    )
+
+
+def _decode_whole(contents: list[tf.Tensor], window_of: WindowOf) -> tf.Tensor:
+    pictures = [tf.io.decode_image(content, channels=3, expand_animations=False) for content in contents]
+    shapes = tf.stack([tf.shape(picture)[:2] for picture in pictures])
+    with tf.control_dependencies([_check_shapes(shapes)]):
+        top, left, height, width = tf.unstack(window_of(shapes[0, 0], shapes[0, 1]))
+    return tf.stack([picture[top : top + height, left : left + width] for picture in pictures])
+
+
+def _check_shapes(shapes: tf.Tensor) -> tf.Operation:
+    same = tf.reduce_all(shapes == shapes[:1])
+    fits = tf.reduce_prod(tf.cast(shapes[0], tf.int64)) <= MAX_PIXELS
+    return tf.debugging.Assert(same & fits, ["frames of different or unreasonable sizes:", shapes])
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def _file_reader(frames: FrameFiles) -> Reader:
+    # Bytes, because a file name need not be UTF-8
+    heads = _strings([f"{folder}/{prefix}" for folder, prefix in zip(frames.folder, frames.prefix, strict=True)])
+    tails = _strings(list(frames.suffix))
+    first, step = tf.constant(frames.first, tf.int64), tf.constant(frames.step, tf.int64)
+    digits = tf.constant(np.minimum(frames.digits, _MAX_DIGITS), tf.int32)
+
+    def read(video: tf.Tensor, numbers: tf.Tensor) -> list[tf.Tensor]:
+        text = tf.strings.as_string(first[video] + step[video] * tf.cast(numbers, tf.int64))
+        missing = tf.maximum(digits[video] - tf.strings.length(text), 0)
+        zeros = tf.strings.substr(tf.fill(tf.shape(missing), "0" * _MAX_DIGITS), tf.zeros_like(missing), missing)
+        paths = tf.strings.join([heads[video], zeros, text, tails[video]])
+        return [tf.io.read_file(path) for path in tf.unstack(paths, num=numbers.shape[0])]
+
+    return read
+
+
+def _strings(values: list[str]) -> tf.Tensor:
+    return tf.constant([os.fsencode(value) for value in values], tf.string)
+
+
+# -- shards ------------------------------------------------------------------------------------------------------------
+
+
+def _packed_reader(frames: PackedFrames) -> Reader:
+    paths = _strings(list(frames.shards))
+    sizes = tf.constant([_size(path) for path in frames.shards], tf.int64)
+    shard, row = tf.constant(frames.shard, tf.int32), tf.constant(frames.row, tf.int64)
+    offsets, lengths = tf.constant(frames.offset, tf.int64), tf.constant(frames.length, tf.int64)
+
+    def read(video: tf.Tensor, numbers: tf.Tensor) -> list[tf.Tensor]:
+        which = shard[video]
+        rows = row[video] + tf.cast(numbers, tf.int64)
+        starts, counts = tf.gather(offsets, rows), tf.gather(lengths, rows)
+        begin, end = tf.reduce_min(starts), tf.reduce_max(starts + counts)
+
+        def at_once() -> tf.Tensor:
+            span = _read_range(paths[which], sizes[which], begin, end - begin)
+            position, count = tf.cast(starts - begin, tf.int32), tf.cast(counts, tf.int32)
+            return tf.strings.substr(tf.fill(tf.shape(position), span), position, count)
+
+        def one_by_one() -> tf.Tensor:
+            pairs = zip(tf.unstack(starts), tf.unstack(counts), strict=True)
+            return tf.stack([_read_range(paths[which], sizes[which], start, count) for start, count in pairs])
+
+        contents = tf.cond(end - begin <= _MOST_WASTE * tf.reduce_sum(counts), at_once, one_by_one)
+        return tf.unstack(contents, num=numbers.shape[0])
+
+    return read
+
+
+def _read_range(path: tf.Tensor, size: tf.Tensor, start: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Bytes [start, start + count) of a file of `size` bytes.
+
+    TensorFlow has no operation for this, but a dataset of fixed-length records with just one record between a header
+    and a footer seeks to it and reads nothing else.
+    """
+    record = tf.data.FixedLengthRecordDataset(
+        path, record_bytes=count, header_bytes=start, footer_bytes=size - start - count, buffer_size=count
+    )
+    return record.get_single_element()
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:  # reading it fails, and that names it
+        return 0

@@ -1,0 +1,318 @@
+"""Videos on disk -> batches of numpy arrays, with tf.data.
+
+A training sample is a pure function of (seed, epoch, video), so a pipeline that starts at step k gives the batches that
+one started at step 0 gives from step k on, and hosts that each read their own rows give together what one would give.
+
+A clip that cannot be read does not stop anything inside the graph: each row is the first of a few candidates (the video
+wanted, then other ones drawn with its key) that can be read. The batch says inside which one that was; `BrokenLog` then
+looks for the fault from Python, once per video.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from r23d_jax.config import SPATIAL_CROPS, ConfigError, DataConfig, preprocessing
+from r23d_jax.data import augment, sampling
+from r23d_jax.data.broken import BrokenLog, BrokenVideoError
+from r23d_jax.data.decode import decode_clip, frame_reader
+from r23d_jax.data.frames import VideoIndex, index_frames
+from r23d_jax.data.packed import index_packed
+from r23d_jax.data.splits import read_list
+from r23d_jax.data.synthetic import write_synthetic
+
+__all__ = ["BrokenLog", "BrokenVideoError", "eval_batches", "open_index", "train_batches"]
+
+ALTERNATIVES = 4  # other videos tried in place of one that cannot be read
+_PREFETCH = 2  # batches
+
+Batch = dict[str, np.ndarray]
+# One training or evaluation row -> (t, s, s, 3) uint8
+Loader = Callable[..., tf.Tensor]
+
+
+class ViewTable(Protocol):
+    """What is used of `evaluation.views.Views`: (V,) int32 arrays."""
+
+    @property
+    def video(self) -> np.ndarray: ...
+    @property
+    def start(self) -> np.ndarray: ...
+    @property
+    def crop(self) -> np.ndarray: ...
+
+
+def open_index(cfg: DataConfig, subset: Literal["train", "test"]) -> VideoIndex:
+    """Finds the videos of one side of the split.
+
+    `source="frames"` reads frame folders, "packed" TFRecord shards, and "synthetic" writes the synthetic motion dataset
+    to `root` first, unless it is there.
+
+    Raises:
+      UserError: there is no data; the message says what to do.
+    """
+    if cfg.source == "synthetic":
+        root = Path(cfg.root).expanduser()
+        write_synthetic(root)
+        return index_frames(
+            root / "frames", read_list(root / "lists", subset, cfg.split, cfg.classes), num_workers=cfg.num_workers
+        )
+    root, lists = Path(cfg.root).expanduser(), Path(cfg.lists).expanduser()
+    if cfg.source == "packed":
+        # A packed dataset may bring its own split and labels.
+        wanted = lists.exists() or bool(cfg.classes)
+        return index_packed(root, read_list(lists, subset, cfg.split, cfg.classes) if wanted else None, subset)
+    return index_frames(root, read_list(lists, subset, cfg.split, cfg.classes), num_workers=cfg.num_workers)
+
+
+def train_batches(
+    index: VideoIndex,
+    cfg: DataConfig,
+    *,
+    seed: int,
+    global_batch_size: int,
+    start_step: int,
+    num_steps: int,
+    host: int = 0,
+    num_hosts: int = 1,
+    broken: BrokenLog,
+) -> Iterator[Batch]:
+    """Training batches of one host.
+
+    Global sample g = step * global_batch_size + i belongs to epoch g // N and to host i // (global_batch_size /
+    num_hosts). An epoch visits every video once; batches go across the end of an epoch, and nothing is dropped.
+
+    Args:
+      index: N videos.
+      cfg: how a clip is cut out.
+      seed: of the run.
+      global_batch_size: clips in a step, over all hosts.
+      start_step: the first step to give.
+      num_steps: how many.
+      host: number of this host.
+      num_hosts: hosts in all.
+      broken: takes note of what cannot be read.
+
+    Yields:
+      {"video": (b, t, s, s, 3) uint8, "label": (b,) int32, "mask": (b,) float32 of ones, "video_id": (b,) int32}, with
+      b = global_batch_size / num_hosts, t = read_frames, s = crop_size. Arrays may be read-only.
+
+    Raises:
+      ConfigError: settings do not go together.
+      BrokenVideoError: while iterating; see `BrokenLog`.
+    """
+    _hide_gpus()
+    sampling.check_sampling(cfg)
+    rows = _rows_per_host(global_batch_size, host, num_hosts, "global_batch_size")
+    num_videos = len(index.names)
+    load = _training_loader(index, cfg)
+    labels = tf.constant(index.labels, tf.int32)
+    candidates = 1 + (ALTERNATIVES if cfg.on_broken == "skip" else 0)
+
+    def sample(counter: tf.Tensor) -> dict[str, tf.Tensor]:
+        number = (counter // rows) * global_batch_size + host * rows + counter % rows
+        epoch, position = number // num_videos, number % num_videos
+        wanted = sampling.epoch_order(seed, epoch, position, num_videos)
+        key = sampling.sample_key(seed, epoch, wanted)
+        others = sampling.pick(sampling.uniform(key, candidates - 1), tf.constant(num_videos))
+        tried = tf.concat([tf.cast(wanted, tf.int32)[None], others], 0)
+        # A key per attempt, so that a clip that stands in is not the very one its video shows in its own turn.
+        video, delivered = _first_readable(
+            lambda attempt: load(tried[attempt], sampling.fold_in(key, attempt)), candidates, _clip_shape(cfg)
+        )
+        video_id = tried[tf.minimum(delivered, candidates - 1)]
+        return {
+            "video": video,
+            "label": labels[video_id],
+            "mask": tf.constant(1.0),
+            "video_id": video_id,
+            "tried": tried,
+            "delivered": delivered,
+        }
+
+    counters = tf.data.Dataset.range(start_step * rows, (start_step + num_steps) * rows)
+    return _batches(counters, sample, rows, cfg, index, broken, replaced=True)
+
+
+def eval_batches(
+    index: VideoIndex,
+    views: ViewTable,
+    cfg: DataConfig,
+    *,
+    batch_size: int,
+    host: int = 0,
+    num_hosts: int = 1,
+    broken: BrokenLog,
+    crops: int = 0,
+) -> Iterator[Batch]:
+    """Evaluation batches of one host, in the order of the views.
+
+    Host h reads rows h * b .. (h + 1) * b of every global batch, with b = batch_size / num_hosts. The last batch is filled
+    up with rows of mask 0 (video, label, video_id and view are 0 there), so every host gives the same number of batches of
+    one shape. A view that cannot be read has mask 0 too, and keeps its numbers.
+
+    Args:
+      index: the videos.
+      views: which clips and crops of them.
+      cfg: how a clip is cut out.
+      batch_size: views in a batch, over all hosts.
+      host: number of this host.
+      num_hosts: hosts in all.
+      broken: takes note of what cannot be read.
+      crops: crops of a clip, 1, 3 or 10, which gives `views.crop` its meaning; 0: as many as `views` has.
+
+    Yields:
+      As `train_batches`, and "view": (b,) int32, the row in `views`.
+
+    Raises:
+      ConfigError: settings do not go together.
+      BrokenVideoError: while iterating; see `BrokenLog`.
+    """
+    _hide_gpus()
+    rows = _rows_per_host(batch_size, host, num_hosts, "eval.batch_size")
+    num_views = len(views.video)
+    crops = crops or int(views.crop.max(initial=0)) + 1
+    if crops not in SPATIAL_CROPS:
+        raise ConfigError(f"config.eval.crops={crops}: must be one of {', '.join(map(str, SPATIAL_CROPS))}")
+    load = _eval_loader(index, cfg, crops)
+    labels = tf.constant(index.labels, tf.int32)
+    columns = [tf.constant(column, tf.int32) for column in (views.video, views.start, views.crop)]
+
+    def sample(counter: tf.Tensor) -> dict[str, tf.Tensor]:
+        number = (counter // rows) * batch_size + host * rows + counter % rows
+        real = number < num_views
+        row = tf.cast(tf.where(real, number, 0), tf.int32)
+        video_id, start, crop = (column[row] for column in columns)
+        # Padding has no candidates, and so nothing to read.
+        video, delivered = _first_readable(
+            lambda _: load(video_id, start, crop), tf.cast(real, tf.int64), _clip_shape(cfg)
+        )
+        return {
+            "video": video,
+            "label": tf.where(real, labels[video_id], 0),
+            "mask": tf.cast(real & (delivered == 0), tf.float32),
+            "video_id": tf.where(real, video_id, 0),
+            "view": row,
+            "tried": video_id[None],
+            "delivered": tf.where(real, delivered, -1),
+        }
+
+    num_batches = -(-num_views // batch_size)
+    counters = tf.data.Dataset.range(num_batches * rows)
+    return _batches(counters, sample, rows, cfg, index, broken, replaced=False)
+
+
+# -- one clip ----------------------------------------------------------------------------------------------------------
+
+
+def _training_loader(index: VideoIndex, cfg: DataConfig) -> Loader:
+    read, num_frames = frame_reader(index.frames), tf.constant(index.num_frames, tf.int32)
+
+    def load(video: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        frames = sampling.training_frames(cfg, sampling.fold_in(key, 0), num_frames[video])
+        draws = sampling.uniform(sampling.fold_in(key, 1), augment.WINDOW_DRAWS + 1 + augment.COLOR_DRAWS)
+        clip = decode_clip(
+            read(video, frames),
+            lambda height, width: augment.training_window(cfg, draws[: augment.WINDOW_DRAWS], height, width),
+            cfg.crop_size,
+            cfg.antialias,
+        )
+        if cfg.color_jitter > 0:
+            clip = augment.jitter_colors(cfg.color_jitter, draws[-augment.COLOR_DRAWS :], clip)
+        clip = augment.to_uint8(clip)
+        return augment.mirror(clip, draws[augment.WINDOW_DRAWS] < 0.5) if cfg.flip else clip
+
+    return load
+
+
+def _eval_loader(index: VideoIndex, cfg: DataConfig, crops: int) -> Loader:
+    read, num_frames = frame_reader(index.frames), tf.constant(index.num_frames, tf.int32)
+    length = preprocessing(cfg).read_frames
+
+    def load(video: tf.Tensor, start: tf.Tensor, crop: tf.Tensor) -> tf.Tensor:
+        frames = sampling.consecutive_frames(start, num_frames[video], length=length, stride=cfg.frame_stride)
+        clip = decode_clip(
+            read(video, frames),
+            lambda height, width: augment.eval_window(cfg, crops, crop, height, width),
+            cfg.crop_size,
+            cfg.antialias,
+        )
+        return augment.mirror(augment.to_uint8(clip), augment.is_mirrored(crops, crop))
+
+    return load
+
+
+def _first_readable(
+    load: Callable[[tf.Tensor], tf.Tensor], candidates: int | tf.Tensor, shape: tuple[int, ...]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The first of load(0), load(1), ... that does not fail, and its number; zeros and `candidates` if all do.
+
+    A TensorFlow graph cannot catch an error, but a dataset can leave out elements that fail. This one is made and used
+    up within the `map` of the outer dataset; it is lazy, so a second candidate is read only if the first fails.
+    """
+    attempts = tf.data.Dataset.range(candidates)
+    loaded = attempts.map(lambda attempt: (load(attempt), tf.cast(attempt, tf.int32))).ignore_errors()
+    nothing = tf.data.Dataset.from_tensors((tf.zeros(shape, tf.uint8), tf.cast(candidates, tf.int32)))
+    return loaded.concatenate(nothing).take(1).get_single_element()
+
+
+def _clip_shape(cfg: DataConfig) -> tuple[int, int, int, int]:
+    return preprocessing(cfg).read_frames, cfg.crop_size, cfg.crop_size, 3
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+def _batches(
+    counters: tf.data.Dataset,
+    sample: Callable[[tf.Tensor], dict[str, tf.Tensor]],
+    rows: int,
+    cfg: DataConfig,
+    index: VideoIndex,
+    broken: BrokenLog,
+    replaced: bool,
+) -> Iterator[Batch]:
+    workers = cfg.num_workers or os.cpu_count() or 1
+    dataset = counters.map(sample, num_parallel_calls=workers, deterministic=True)
+    dataset = dataset.batch(rows, drop_remainder=True).prefetch(_PREFETCH).with_options(_options(workers))
+    return _deliver(dataset, index, broken, replaced)
+
+
+def _deliver(dataset: tf.data.Dataset, index: VideoIndex, broken: BrokenLog, replaced: bool) -> Iterator[Batch]:
+    # The iterator lives in this frame alone: closing or dropping the generator ends its threads.
+    for batch in dataset.as_numpy_iterator():
+        broken.observe(index, batch.pop("tried"), batch.pop("delivered"), replaced)
+        yield batch
+
+
+def _options(workers: int) -> tf.data.Options:
+    options = tf.data.Options()
+    options.deterministic = True
+    # Sizes are given, and a tuner that grows buffers would let memory grow with them.
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = workers
+    options.threading.max_intra_op_parallelism = 1
+    return options
+
+
+def _rows_per_host(batch_size: int, host: int, num_hosts: int, name: str) -> int:
+    if batch_size % num_hosts:
+        raise ConfigError(
+            f"config.{'train.' if name == 'global_batch_size' else ''}{name}={batch_size}: must be a multiple of the "
+            f"number of hosts, {num_hosts}"
+        )
+    if not 0 <= host < num_hosts:
+        raise ValueError(f"host={host}: must be 0 .. {num_hosts - 1}")
+    return batch_size // num_hosts
+
+
+def _hide_gpus() -> None:
+    """TensorFlow only reads data here; left alone, it would take the GPU's memory from the network."""
+    try:
+        tf.config.set_visible_devices([], "GPU")
+    except RuntimeError:  # TensorFlow is in use already, and its devices can no longer be changed
+        pass

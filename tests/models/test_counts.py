@@ -1,0 +1,151 @@
+"""Parameters to the digit and multiply-adds to three decimals, against published counts, for clips of 112 x 112."""
+
+import dataclasses
+import functools
+
+import pytest
+from flax import nnx
+
+from r23d_jax import models
+from r23d_jax.config import HeadConfig
+from r23d_jax.models.complexity import Part, count_parts
+from r23d_jax.models.heads import make_head
+from r23d_jax.models.registry import FAMILIES, model_spec
+from r23d_jax.models.video_resnet import VideoResNet, VideoResNetSpec, factorized_width, feature_grid
+
+# name: parameters with 400 classes, with 101; GMACs, for 16 frames unless said. Sources: torchvision's model metadata and
+# VMZ's model zoo, which agree with analytic counts.
+PUBLISHED = {
+    "r3d_18": (33_371_472, 33_218_085, 40.697),
+    "mc3_18": (11_695_440, 11_542_053, 43.343),
+    "r2plus1d_tv_18": (31_505_325, 31_351_938, 40.519),
+    "r2plus1d_18": (33_370_839, 33_217_452, 41.496),
+    "mc2_18": (11_400_528, 11_247_141, 28.545),
+    "mc4_18": (12_727_632, 12_574_245, 39.952),
+    "mc5_18": (16_856_400, 16_703_013, 39.900),
+    "rmc2_18": (33_352_656, 33_199_269, 39.752),
+    "rmc3_18": (33_057_744, 32_904_357, 24.955),
+    "rmc4_18": (32_025_552, 31_872_165, 29.091),
+    "rmc5_18": (27_896_784, 27_743_397, 30.787),
+    "f_r2d_18": (11_381_712, 11_228_325, 27.601),
+    "r2d_18": (11_522_832, 11_369_445, 2.168),
+    "r2plus1d_tv_34": (61_831_661, 61_678_274, 75.201),
+}
+
+
+@functools.cache
+def parts_of(name: str, num_classes: int, frames: int = 16, size: int = 112) -> tuple[Part, ...]:
+    def make() -> VideoResNet:
+        return models.create_model(name, num_classes=num_classes, num_frames=frames, rngs=nnx.Rngs(0))
+
+    return tuple(count_parts(make, (frames, size, size, 3)))
+
+
+def total(parts: tuple[Part, ...], field: str) -> int:
+    return sum(getattr(part, field) for part in parts)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_counts(name: str) -> None:
+    with_400, with_101, gmacs = PUBLISHED[name]
+    parts = parts_of(name, 400)
+    assert total(parts, "parameters") == with_400
+    assert total(parts_of(name, 101), "parameters") == with_101
+    assert round(total(parts, "macs") / 1e9, 3) == gmacs
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "frames", "gmacs"),
+    [
+        ("r3d_34", 63_681_104, 8, 37.689),
+        ("r2plus1d_34", 63_697_175, 8, 38.089),
+        ("r2plus1d_34", 63_697_175, 32, 152.356),
+        ("r2plus1d_50", 46_985_057, 32, 115.3),
+        ("r2plus1d_101", 86_050_785, 32, 176.5),
+        ("r2plus1d_152", 118_226_785, 32, 252.0),
+    ],
+)
+def test_published_counts_of_deeper_networks(name: str, parameters: int, frames: int, gmacs: float) -> None:
+    parts = parts_of(name, 400, frames)
+    assert total(parts, "parameters") == parameters
+    decimals = len(str(gmacs).partition(".")[2])
+    assert round(total(parts, "macs") / 1e9, decimals) == gmacs
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "with_head", "gmacs"),
+    [("r2plus3d_18", 14_057_536, 14_083_493, 6.864), ("r2plus3d_34", 32_422_208, 32_448_165, 15.414)],
+)
+def test_published_2d3d_layout(name: str, backbone: int, with_head: int, gmacs: float) -> None:
+    """DPC's ResNet2d3d, whose output for 16 x 112 x 112 is 256 x 4 x 4 x 4."""
+    parts = parts_of(name, 101)
+    assert total(parts[:-1], "parameters") == backbone
+    assert total(parts, "parameters") == with_head
+    assert round(total(parts[:-1], "macs") / 1e9, 3) == gmacs
+    assert parts[-2].shape == (4, 4, 4, 256)
+
+
+@pytest.mark.parametrize(("frames", "size", "gmacs"), [(16, 128, 8.825), (5, 128, 3.043)])
+def test_2d3d_18_on_other_clips(frames: int, size: int, gmacs: float) -> None:
+    assert round(total(parts_of("r2plus3d_18", 101, frames, size)[:-1], "macs") / 1e9, 3) == gmacs
+
+
+def test_2d3d_50_backbone() -> None:
+    parts = parts_of("r2plus3d_50", 101)[:-1]
+    assert total(parts, "parameters") == 23_562_304
+    assert round(total(parts, "macs") / 1e9, 3) == 13.756
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "parameters"),
+    [
+        # 3D-ResNets: a 7-frame stem over 110 channels; mmaction2: the formula's 83 channels in the stem, and a max-pool
+        ("r2plus1d_18", {"stem_mid_channels": 110, "stem_time_kernel": 7, "stem_pool": "3d"}, 33_421_164),
+        ("r2plus1d_34", {"stem_mid_channels": 83, "stem_pool": "2d"}, 63_710_133),
+    ],
+)
+def test_stems_of_other_code_bases(name: str, changes: dict, parameters: int) -> None:
+    spec = dataclasses.replace(model_spec(name), **changes)
+
+    def make() -> VideoResNet:
+        head = make_head(512, 400, (2, 7, 7), HeadConfig(kind="avgpool"), dtype="float32", rngs=nnx.Rngs(0))
+        return VideoResNet(spec, head, rngs=nnx.Rngs(0))
+
+    assert sum(part.parameters for part in count_parts(make, (16, 112, 112, 3))) == parameters
+
+
+@pytest.mark.parametrize(
+    ("channels", "kind", "width"),
+    [
+        ((64, 64), "2plus1d", 144),
+        ((64, 128), "2plus1d", 230),
+        ((128, 128), "2plus1d", 288),
+        ((128, 256), "2plus1d", 460),
+        ((256, 256), "2plus1d", 576),
+        ((256, 512), "2plus1d", 921),
+        ((512, 512), "2plus1d", 1152),
+        ((64, 64), "2plus3d", 48),
+        ((1, 1), "2plus3d", 1),
+    ],
+)
+def test_factorized_width(channels: tuple[int, int], kind: str, width: int) -> None:
+    assert factorized_width(*channels, kind) == width
+
+
+def test_units_of_2plus3d_are_as_large_as_the_convolutions_they_replace() -> None:
+    ours, full = (total(parts_of(name, 400), "parameters") for name in ("conv2plus3d_18", "r3d_18"))
+    assert abs(ours - full) / full < 0.005
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_temporal_length_and_grid(family: str) -> None:
+    """R3D, rMC2 and rMC3 end with 2 of 16 frames, rMC4 with 4, rMC5 with 8, MC4 with 8, MC5 with 4, MC2 and MC3 with 16."""
+    lengths = {"r2d": 1, "f_r2d": 16, "r3d": 2, "mc2": 16, "mc3": 16, "mc4": 8, "mc5": 4, "rmc2": 2, "rmc3": 2}
+    lengths |= {"rmc4": 4, "rmc5": 8, "r2plus1d": 2, "r2plus1d_tv": 2, "r2plus3d": 4, "conv2plus3d": 2}
+    shape = parts_of(f"{family}_10", 101)[-2].shape
+    assert shape[0] == lengths[family]
+    assert shape[:3] == feature_grid(model_spec(f"{family}_10"), 16, 112)
+
+
+def test_spec_says_what_leaves() -> None:
+    assert VideoResNetSpec(("2d",) * 4, (1, 1, 1, 1), bottleneck=True).out_channels == 2048  # type: ignore[arg-type]

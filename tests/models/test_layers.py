@@ -1,0 +1,90 @@
+"""Convolution and BN, against torch and among their formulations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from r23d_jax.models.layers import BatchNorm, Conv, conv3d, use_formulation
+
+KERNELS = [(1, 7, 7), (3, 7, 7), (1, 3, 3), (3, 1, 1), (7, 1, 1), (3, 3, 3), (1, 1, 1)]
+STRIDES = [(1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 1, 1)]
+
+
+def draw(*shape: int, seed: int = 0, dtype: type = np.float32) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+@pytest.mark.parametrize("strides", STRIDES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_formulations_agree_in_value_and_gradient(kernel: tuple, strides: tuple) -> None:
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+    x, w = draw(2, 6, 9, 8, 3), draw(*kernel, 3, 4, seed=1)
+
+    def run(name: str) -> tuple:
+        def loss(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+            y = conv3d(x, w, strides, padding)
+            return jnp.sum(jnp.sin(y)), y
+
+        with use_formulation(name):
+            return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(x, w)
+
+    (_, direct), direct_grads = run("direct")
+    (_, folded), folded_grads = run("folded")
+    # float32 sums of up to 7*7*3*3 terms of size one: errors of a few 1e-6 of the largest value
+    np.testing.assert_allclose(direct, folded, atol=2e-5)
+    for ours, theirs in zip(direct_grads, folded_grads, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5 * float(np.abs(ours).max()))
+
+
+def test_unknown_formulation() -> None:
+    with pytest.raises(ValueError, match="formulation='fast': known: auto, direct, folded"):
+        with use_formulation("fast"):
+            pass
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("size", [(6, 9, 8), (4, 8, 8)])  # odd and even: SAME padding would differ on one of them
+@pytest.mark.parametrize("strides", STRIDES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_convolution_equals_torch(kernel: tuple, strides: tuple, size: tuple) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install -r requirements-torch.txt")
+    layer = Conv(3, 4, kernel, strides, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x = draw(2, *size, 3)
+    theirs_x = torch.tensor(x.transpose(0, 4, 1, 2, 3), requires_grad=True)
+    theirs_w = torch.tensor(np.array(layer.kernel[...]).transpose(4, 3, 0, 1, 2), requires_grad=True)
+    theirs = torch.nn.functional.conv3d(theirs_x, theirs_w, stride=strides, padding=tuple(k // 2 for k in kernel))
+    theirs.sin().sum().backward()
+
+    graph, state = nnx.split(layer)
+    loss = lambda state, x: jnp.sum(jnp.sin(nnx.merge(graph, state)(x)))  # noqa: E731
+    ours_w, ours_x = jax.grad(loss, argnums=(0, 1))(state, x)
+    np.testing.assert_allclose(layer(x), theirs.detach().numpy().transpose(0, 2, 3, 4, 1), atol=1e-5)
+    np.testing.assert_allclose(ours_x, theirs_x.grad.numpy().transpose(0, 2, 3, 4, 1), atol=1e-5)
+    kernel_grad = theirs_w.grad.numpy().transpose(2, 3, 4, 1, 0)
+    np.testing.assert_allclose(ours_w.kernel[...], kernel_grad, atol=1e-5 * max(1.0, float(np.abs(kernel_grad).max())))
+
+
+@pytest.mark.parity
+def test_batch_norm_equals_torch_but_for_the_unbiased_variance() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install -r requirements-torch.txt")
+    ours = BatchNorm(5, epsilon=1e-3, momentum=0.9, rngs=nnx.Rngs(0))
+    theirs = torch.nn.BatchNorm3d(5, eps=1e-3, momentum=0.1)
+    x = draw(2, 3, 4, 4, 5) * 2 + 1
+    y = ours(jnp.asarray(x))
+    theirs_y = theirs(torch.tensor(x.transpose(0, 4, 1, 2, 3)))
+    np.testing.assert_allclose(y, theirs_y.detach().numpy().transpose(0, 2, 3, 4, 1), atol=1e-5)
+    np.testing.assert_allclose(ours.norm.mean[...], theirs.running_mean.numpy(), atol=1e-6)
+    n = x.size // 5
+    unbiased = 0.9 + (ours.norm.var[...] - 0.9) * n / (n - 1)
+    np.testing.assert_allclose(unbiased, theirs.running_var.numpy(), atol=1e-5)
+
+
+def test_batch_norm_keeps_float32_statistics_for_bfloat16_input() -> None:
+    norm = BatchNorm(4, epsilon=1e-5, momentum=0.9, rngs=nnx.Rngs(0))
+    x = draw(2, 4, 4, 4, 4)
+    y = norm(jnp.asarray(x, jnp.bfloat16))
+    assert y.dtype == jnp.bfloat16 and norm.norm.mean[...].dtype == jnp.float32
+    rounded = np.asarray(jnp.asarray(x, jnp.bfloat16).astype(jnp.float32))
+    np.testing.assert_allclose(norm.norm.mean[...], 0.1 * rounded.mean(axis=(0, 1, 2, 3)), atol=1e-6)

@@ -1,0 +1,173 @@
+"""The network as a whole: shapes, modes, clear refusals, and equality with torchvision's networks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from r23d_jax import models
+from r23d_jax.config import ConfigError, HeadConfig
+from r23d_jax.models.functional import split_model
+from r23d_jax.models.registry import FAMILIES
+
+SMALL = (4, 6, 8, 8)
+
+
+def small(name: str = "r2plus3d_10", **fields) -> models.VideoResNet:
+    fields = {"num_classes": 5, "num_frames": 4, "crop_size": 32, "widths": SMALL, "rngs": nnx.Rngs(0)} | fields
+    return models.create_model(name, **fields)
+
+
+def clip(frames: int = 4, size: int = 32, batch: int = 2, seed: int = 0) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), (batch, frames, size, size, 3))
+
+
+@pytest.mark.parametrize("depth", [10, 50])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_maps_a_clip_to_float32_logits(family: str, depth: int) -> None:
+    model = nnx.eval_shape(lambda: small(f"{family}_{depth}"))
+    graph, state = nnx.split(model)
+    model.eval()
+    logits = jax.eval_shape(lambda state, x: nnx.merge(graph, state)(x), state, clip())
+    assert logits.shape == (2, 5) and logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("head", ["avgpool", "attention_pool", "vit"])
+def test_bfloat16_keeps_float32_parameters_and_logits(head: str) -> None:
+    network, params, batch_stats = split_model(small(head=HeadConfig(kind=head, num_heads=2), dtype=jnp.bfloat16))
+    assert {leaf.dtype for leaf in jax.tree.leaves((params, batch_stats))} == {jnp.dtype("float32")}
+    logits, stats = jax.jit(network.apply_train)(params, batch_stats, clip(), jax.random.key(0))
+    assert logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(stats)} == {jnp.dtype("float32")}
+
+
+def test_remat_changes_neither_loss_gradient_nor_statistics() -> None:
+    def run(remat: bool) -> tuple:
+        network, params, batch_stats = split_model(small(remat=remat, block_dropout=0.3))
+
+        def loss(params: dict) -> tuple:
+            logits, stats = network.apply_train(params, batch_stats, clip(), jax.random.key(1))
+            return jnp.sum(logits**2), stats
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), run(False), run(True))
+
+
+def test_dropout_follows_the_key_and_is_off_in_evaluation() -> None:
+    network, params, batch_stats = split_model(small(block_dropout=0.5))
+    train = jax.jit(lambda key: network.apply_train(params, batch_stats, clip(), key)[0])
+    first, again, other = train(jax.random.key(0)), train(jax.random.key(0)), train(jax.random.key(1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+    model = network.build(params, batch_stats)
+    np.testing.assert_array_equal(model(clip()), model(clip()))
+
+
+def test_final_relu_is_a_field() -> None:
+    with_relu, without = small("rmc4_10"), small("r2plus3d_10")
+    assert with_relu.features(clip()).min() == 0
+    assert without.features(clip()).min() < 0
+
+
+@pytest.mark.parametrize(
+    ("video", "message"),
+    [
+        (jnp.zeros((2, 4, 32, 32, 1)), r"shape \(2, 4, 32, 32, 1\); expected \(B, T, H, W, 3\), channels last"),
+        (jnp.zeros((2, 3, 4, 32, 32)), r"expected \(B, T, H, W, 3\), channels last"),
+        (jnp.zeros((4, 32, 32, 3)), r"expected \(B, T, H, W, 3\)"),
+        (jnp.zeros((2, 4, 32, 32, 3), jnp.uint8), r"video is uint8; expected float32, see .*prepare_video"),
+    ],
+)
+def test_wrong_clips_are_refused(video: jax.Array, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small()(video)
+
+
+def test_r2d_refuses_clips_shorter_than_its_stem() -> None:
+    with pytest.raises(ValueError, match="this network reads clips of 4 frames; got 3"):
+        small("r2d_10")(clip(frames=3))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("r2plus1d18", "model 'r2plus1d18' is unknown; did you mean r2plus1d_18"),
+        ("r2plus1d_19", "model 'r2plus1d_19' is unknown; did you mean r2plus1d_1"),
+    ],
+)
+def test_unknown_names_get_the_nearest(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small(name)
+
+
+def test_every_listed_name_is_known() -> None:
+    names = models.list_models()
+    assert "r2plus1d_18" in names and "r2plus3d_34" in names and len(names) == len(set(names))
+    assert all(models.model_spec(name) for name in names)
+
+
+def torch_state(model: models.VideoResNet, factorized: bool) -> dict:
+    """Our values under torchvision's names."""
+    state = {}
+
+    def put_conv(name: str, conv) -> None:
+        state[f"{name}.weight"] = np.array(conv.kernel[...]).transpose(4, 3, 0, 1, 2)
+
+    def put_norm(name: str, norm) -> None:
+        norm = norm.norm
+        state[f"{name}.weight"], state[f"{name}.bias"] = np.array(norm.scale[...]), np.array(norm.bias[...])
+        state[f"{name}.running_mean"], state[f"{name}.running_var"] = np.array(norm.mean[...]), np.array(norm.var[...])
+
+    def put(name: str, conv) -> None:
+        if hasattr(conv, "spatial"):
+            put_conv(f"{name}.0", conv.spatial), put_norm(f"{name}.1", conv.norm), put_conv(f"{name}.3", conv.temporal)
+        else:
+            put_conv(name, conv)
+
+    if factorized:
+        stem = model.stem.conv
+        put_conv("stem.0", stem.spatial), put_norm("stem.1", stem.norm)
+        put_conv("stem.3", stem.temporal), put_norm("stem.4", model.stem.norm)
+    else:
+        put_conv("stem.0", model.stem.conv), put_norm("stem.1", model.stem.norm)
+    for s, stage in enumerate(model.stages, start=1):
+        for b, block in enumerate(stage.blocks):
+            name = f"layer{s}.{b}"
+            put(f"{name}.conv1.0", block.conv1), put_norm(f"{name}.conv1.1", block.norm1)
+            put(f"{name}.conv2.0", block.conv2), put_norm(f"{name}.conv2.1", block.norm2)
+            if block.shortcut is not None:
+                put_conv(f"{name}.downsample.0", block.shortcut.conv)
+                put_norm(f"{name}.downsample.1", block.shortcut.norm)
+    state["fc.weight"] = np.array(model.head.classifier.kernel[...]).T
+    state["fc.bias"] = np.array(model.head.classifier.bias[...])
+    return state
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [("r3d_18", "r3d_18"), ("mc3_18", "mc3_18"), ("r2plus1d_tv_18", "r2plus1d_18")]
+)
+def test_logits_equal_torchvision(ours: str, theirs: str, torchvision_video) -> None:
+    import torch
+
+    model = models.create_model(ours, num_classes=7, num_frames=8, crop_size=56, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    for path, variable in nnx.to_flat_state(nnx.state(model)):  # BN as after some training, not as at the start
+        if path[-1] in ("mean", "bias"):
+            variable[...] = 0.1 * rng.standard_normal(variable.shape).astype(np.float32)
+        elif path[-1] in ("var", "scale"):
+            variable[...] = rng.uniform(0.5, 1.5, variable.shape).astype(np.float32)
+    model.eval()
+    peer = getattr(torchvision_video, theirs)(weights=None, num_classes=7)
+    state = {k: torch.tensor(v) for k, v in torch_state(model, theirs.startswith("r2plus1d")).items()}
+    state |= {k: v for k, v in peer.state_dict().items() if k.endswith("num_batches_tracked")}
+    peer.load_state_dict(state)
+    peer.eval()
+    x = np.array(clip(frames=8, size=56))
+    with torch.no_grad():
+        want = peer(torch.tensor(x.transpose(0, 4, 1, 2, 3))).numpy()
+    got = np.asarray(model(jnp.asarray(x)))
+    # float32 through 18 layers: 1e-4 of the logits' scale
+    np.testing.assert_allclose(got, want, atol=1e-4 * float(np.abs(want).max()))
