@@ -11,7 +11,7 @@ import numpy as np
 
 from r23d_jax.config import UserError
 
-EXIT_OK, EXIT_WRONG_USE, EXIT_SKIPPED = 0, 2, 3
+EXIT_OK, EXIT_SKIPPED = 0, 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,22 +32,17 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command.
 
     Returns:
-      0: every video was recognized; 3: some could not be read, each with a line that says why; 2: wrong use.
+      0: every video was recognized; 3: some could not be read, each with a line that says why.
+
+    Raises:
+      UserError: a wrong option, or no usable checkpoint.
     """
-    try:
-        return _run(args)
-    except UserError as error:
-        print(f"predict: {error}", file=sys.stderr)
-        return EXIT_WRONG_USE
-
-
-def _run(args: argparse.Namespace) -> int:
     for option, least in (("top", 1), ("clips", 0), ("batch_size", 1)):
         if getattr(args, option) < least:
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: must be at least {least}")
     # Imported here, so that --help and a wrong option do not wait for jax.
     from r23d_jax.data.video import VideoError
-    from r23d_jax.evaluation.single import Predictor, frame_source
+    from r23d_jax.evaluation.single import Predictor
     from r23d_jax.training.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(Path(args.workdir))
@@ -62,7 +57,7 @@ def _run(args: argparse.Namespace) -> int:
     failed = 0
     for name in args.videos:
         try:
-            prediction = predictor(frame_source(Path(name)))
+            prediction = predictor(Path(name))
         except VideoError as error:
             failed += 1
             _print_error(name, str(error), args.json)

@@ -11,13 +11,10 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import tensorflow_datasets as tfds
 from absl import logging
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-import tensorflow_datasets as tfds  # noqa: E402  after the line that keeps TensorFlow quiet
-
-from r23d_jax.progress import Progress  # noqa: E402
+from r23d_jax.progress import Progress
 
 SPLIT = "videos"  # one split: which videos are for training is the lists' business
 

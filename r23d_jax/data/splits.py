@@ -44,7 +44,7 @@ class Entry:
       name: `v_Diving_g01_c01`: the file name without folder and suffix; from a CSV file, the path without suffix.
       label: class number, from 0.
       class_name: `Diving`.
-      group: what must not be on both sides of a split: `Diving_g01`, or the name where names hold no group.
+      group: what must not be on both sides of a split: `Diving_g01`, or the listed path where names hold no group.
     """
 
     name: str

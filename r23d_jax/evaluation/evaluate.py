@@ -28,7 +28,7 @@ from r23d_jax.models.functional import Network
 from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.progress import Progress
 
-__all__ = ["EvalResult", "evaluate", "format_table", "load_evaluation", "make_eval_step", "save_evaluation"]
+__all__ = ["EvalResult", "EvalStep", "evaluate", "format_table", "load_evaluation", "make_eval_step", "save_evaluation"]
 
 # (params, batch_stats, batch) -> logits (B, C) float32, view (B,) int32, mask (B,) float32
 EvalStep = Callable[[Any, Any, dict[str, jax.Array]], tuple[jax.Array, jax.Array, jax.Array]]
@@ -100,6 +100,7 @@ def evaluate(
         host=jax.process_index(),
         num_hosts=jax.process_count(),
         broken=broken,
+        crops=cfg.eval.crops,
     )
     for scores in _scores(eval_step, params, batch_stats, batches, mesh, len(views), should_stop):
         if scores is None:

@@ -9,6 +9,7 @@ import html
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def curves(rows: Sequence[Row]) -> str:
 
     columns = min(2, len(panels))
     lines = math.ceil(len(panels) / columns)
-    style = {
+    style: dict[Any, Any] = {
         "font.family": "DejaVu Sans",  # comes with matplotlib, so it is there everywhere
         "font.size": 9.5,
         "axes.edgecolor": GRAY,

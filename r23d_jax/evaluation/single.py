@@ -3,25 +3,36 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import cv2
 import jax
 import numpy as np
+import tensorflow as tf
 
 from r23d_jax import parallel
-from r23d_jax.config import EvalConfig, Preprocessing
+from r23d_jax.config import DataConfig, EvalConfig, Preprocessing
+from r23d_jax.data import augment
+from r23d_jax.data.decode import decode_clip
 from r23d_jax.data.video import VideoError, iter_frames
 from r23d_jax.evaluation.evaluate import make_eval_step
 from r23d_jax.evaluation.views import make_views
 from r23d_jax.models.functional import split_model
 
-# Gives the frames of a video from the first on, each (H, W, 3) uint8 RGB, every time it is called.
-FrameSource = Callable[[], Iterator[np.ndarray]]
-
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class Source(Protocol):
+    """A video that clips can be cut from."""
+
+    def count(self) -> int:
+        """Frames in the video, at least 1."""
+        ...
+
+    def clips(self, starts: np.ndarray) -> Iterator[np.ndarray]:
+        """Clips that begin at `starts`, (V,) rising, each (read_frames, crop_size, crop_size, 3) uint8."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,19 +67,19 @@ class Predictor:
         network, self._params, self._batch_stats = split_model(model)
         self._step = make_eval_step(network, pre, self._mesh)
 
-    def __call__(self, source: FrameSource) -> Prediction:
-        """Scores one video.
-
-        The video is decoded twice, to count its frames and to cut its clips: headers do not count reliably, and keeping
-        the frames would take as much memory as the video is long.
+    def __call__(self, path: Path) -> Prediction:
+        """Scores a video file, or a folder of numbered JPEG or PNG frames.
 
         Raises:
-          VideoError: if it cannot be decoded; the message names the file and the reason.
+          VideoError: if it cannot be read or decoded; the message names the file and the reason.
         """
-        num_frames = sum(1 for _ in source())
+        source = open_source(path, self._pre)
+        num_frames = source.count()
         starts = make_views(np.array([num_frames]), self._pre, self._views).start
-        clips = cut_clips(source, num_frames, starts, self._pre)
-        shares = [self._score(batch) for batch in _batched(clips, self._batch_size)]
+        clips = source.clips(starts)
+        shares = []
+        while batch := list(itertools.islice(clips, self._batch_size)):
+            shares.append(self._score(np.stack(batch)))
         return Prediction(np.concatenate(shares).mean(axis=0), num_frames, len(starts))
 
     def _score(self, clips: np.ndarray) -> np.ndarray:
@@ -82,78 +93,137 @@ class Predictor:
         return shares / shares.sum(axis=1, keepdims=True)
 
 
-def cut_clips(source: FrameSource, num_frames: int, starts: np.ndarray, pre: Preprocessing) -> Iterator[np.ndarray]:
-    """Cuts clips while the video is decoded; holds only frames that a clip to come still needs.
-
-    Args:
-      source: the video.
-      num_frames: its length.
-      starts: (V,) first frames, rising. A clip that runs over the end goes on at frame 0.
-      pre: clip length, stride and crop.
-
-    Yields:
-      V clips in order, each (pre.read_frames, crop_size, crop_size, 3) uint8.
-
-    Raises:
-      VideoError: if the video cannot be decoded, or ends before `num_frames`.
-    """
-    wanted = (starts[:, None] + np.arange(pre.read_frames)[None, :] * pre.frame_stride) % num_frames
-    complete = wanted.max(axis=1)  # the frame with which a clip is complete
-    # the first frame that clips from this one on need
-    earliest = np.append(np.minimum.accumulate(wanted.min(axis=1)[::-1])[::-1], num_frames)
-    needed = np.zeros(num_frames, bool)
-    needed[wanted] = True
-    held: dict[int, np.ndarray] = {}
-    row = 0
-    for number, frame in enumerate(source()):
-        if row == len(starts):
-            return
-        if number < num_frames and needed[number]:
-            held[number] = center_crop(frame, pre)
-        while row < len(starts) and complete[row] <= number:
-            yield np.stack([held[k] for k in wanted[row].tolist()])
-            row += 1
-            held = {k: kept for k, kept in held.items() if k >= earliest[row]}
-    if row < len(starts):
-        raise VideoError(f"the video changed while it was read: it had {num_frames} frames")
-
-
-def center_crop(frame: np.ndarray, pre: Preprocessing) -> np.ndarray:
-    raise NotImplementedError
-
-
-def frame_source(path: Path) -> FrameSource:
-    """The frames of a video file, or of a folder of numbered JPEG or PNG frames.
+def open_source(path: Path, pre: Preprocessing) -> Source:
+    """A folder is taken for frames, anything else for a video file.
 
     Raises:
       VideoError: if a folder holds no frames. What is wrong with a file shows when it is read.
     """
-    if not path.is_dir():
-        return lambda: iter_frames(path, num_threads=0)
-    files = sorted((file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
-    if not files:
-        raise VideoError(f"{path}: holds no .jpg or .png frames")
-    return lambda: map(_read_image, files)
+    return FrameFolder(path, pre) if path.is_dir() else VideoFile(path, pre)
 
 
-def _read_image(file: Path) -> np.ndarray:
-    try:
-        encoded = np.fromfile(file, np.uint8)
-        # as stored: a rotation that a camera noted down is not applied, and frames for training do not have one
-        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if len(encoded) else None
-    except (OSError, cv2.error) as error:
-        raise VideoError(f"{file}: cannot be read ({error})") from error
-    if image is None:
-        raise VideoError(f"{file}: {'cannot be decoded' if len(encoded) else 'is empty (0 bytes)'}")
-    return image[..., ::-1]
+class FrameFolder:
+    """A video as a folder of frames, in the order of the last number in their names.
+
+    Clips are decoded by the very function that evaluation uses.
+    """
+
+    def __init__(self, path: Path, pre: Preprocessing):
+        files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+        if not files:
+            raise VideoError(f"{path}: holds no .jpg or .png frames")
+        self._files, self._pre = sorted(files, key=_natural), pre
+
+    def count(self) -> int:
+        """Files in the folder."""
+        return len(self._files)
+
+    def clips(self, starts: np.ndarray) -> Iterator[np.ndarray]:
+        """See `Source`.
+
+        Raises:
+          VideoError: if a frame cannot be read.
+        """
+        pre = self._pre
+        for numbers in _clip_frames(starts, self.count(), pre).tolist():
+            files = [self._files[number] for number in numbers]
+            try:
+                contents = [tf.constant(file.read_bytes()) for file in files]
+                clip = decode_clip(
+                    contents, lambda height, width: _window(pre, height, width), pre.crop_size, pre.antialias
+                )
+            except (OSError, tf.errors.OpError) as error:
+                raise VideoError(_frame_fault(files)) from error
+            yield augment.to_uint8(clip).numpy()
+
+
+class VideoFile:
+    """A video file, decoded twice: to count its frames, and to cut its clips.
+
+    Headers do not count reliably, and keeping the frames would take as much memory as the video is long.
+    """
+
+    def __init__(self, path: Path, pre: Preprocessing):
+        self._path, self._pre = path, pre
+        self._count = 0
+
+    def count(self) -> int:
+        """Frames that can be decoded.
+
+        Raises:
+          VideoError: if the video cannot be decoded.
+        """
+        self._count = self._count or sum(1 for _ in iter_frames(self._path))
+        return self._count
+
+    def clips(self, starts: np.ndarray) -> Iterator[np.ndarray]:
+        """See `Source`. Holds only frames that a clip to come still needs.
+
+        Raises:
+          VideoError: if the video cannot be decoded.
+        """
+        wanted = _clip_frames(starts, self.count(), self._pre)
+        complete = wanted.max(axis=1)  # the frame with which a clip is complete
+        # the first frame that this clip or a later one needs
+        earliest = np.append(np.minimum.accumulate(wanted.min(axis=1)[::-1])[::-1], self._count)
+        needed = np.zeros(self._count, bool)
+        needed[wanted] = True
+        held: dict[int, np.ndarray] = {}
+        row, window = 0, None
+        for number, frame in enumerate(iter_frames(self._path)):
+            if row == len(starts):
+                return
+            if number < self._count and needed[number]:
+                if window is None:
+                    window = _window(self._pre, tf.constant(frame.shape[0]), tf.constant(frame.shape[1])).numpy()
+                top, left, height, width = window.tolist()
+                held[number] = frame[top : top + height, left : left + width].copy()
+            while row < len(starts) and complete[row] <= number:
+                yield self._resized([held[k] for k in wanted[row].tolist()])
+                row += 1
+                held = {k: kept for k, kept in held.items() if k >= earliest[row]}
+        if row < len(starts):
+            raise VideoError(f"{self._path}: changed while it was read; it had {self._count} frames")
+
+    def _resized(self, frames: list[np.ndarray]) -> np.ndarray:
+        size = self._pre.crop_size
+        clip = tf.image.resize(np.stack(frames), [size, size], antialias=self._pre.antialias)
+        return augment.to_uint8(clip).numpy()
+
+
+def _clip_frames(starts: np.ndarray, num_frames: int, pre: Preprocessing) -> np.ndarray:
+    """(V, read_frames): a clip that runs over the end goes on at frame 0."""
+    return (starts[:, None] + np.arange(pre.read_frames)[None, :] * pre.frame_stride) % num_frames
+
+
+def _window(pre: Preprocessing, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """The center crop of an evaluation."""
+    cfg = DataConfig(short_side=pre.short_side, crop_size=pre.crop_size)
+    return augment.eval_window(cfg, 1, tf.constant(0), height, width)
+
+
+def _frame_fault(files: list[Path]) -> str:
+    """What is wrong with the frames of a clip."""
+    sizes = {}
+    for file in files:
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            return f"{file}: cannot be read ({error.strerror})"
+        if not content:
+            return f"{file}: is empty (0 bytes)"
+        try:
+            sizes[file] = tuple(tf.io.decode_image(content, channels=3, expand_animations=False).shape[:2])
+        except tf.errors.OpError:
+            return f"{file}: cannot be decoded"
+    first = files[0]
+    for file, size in sizes.items():
+        if size != sizes[first]:
+            return f"{file}: is {size[1]}x{size[0]}, unlike {first.name}, which is {sizes[first][1]}x{sizes[first][0]}"
+    return f"{first.parent}: its frames cannot be decoded together"
 
 
 def _natural(file: Path) -> tuple[int, str]:
     """By the last number in the name, so that 10.jpg follows 9.jpg."""
     numbers = re.findall(r"\d+", file.stem)
     return (int(numbers[-1]) if numbers else -1, file.name)
-
-
-def _batched(clips: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    while batch := list(itertools.islice(clips, size)):
-        yield np.stack(batch)

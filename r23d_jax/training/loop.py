@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ from r23d_jax.evaluation import evaluate as evaluation
 from r23d_jax.evaluation import report
 from r23d_jax.models.functional import Network, split_model
 from r23d_jax.progress import Progress
-from r23d_jax.training.checkpoint import BEST_METRIC, Checkpoints, create_configured_model
+from r23d_jax.training.checkpoint import BEST_METRIC, Checkpoints, create_configured_model, load_checkpoint
 from r23d_jax.training.interrupt import StopRequest
 from r23d_jax.training.journal import Journal
 from r23d_jax.training.optimizer import make_optimizer
@@ -93,7 +93,7 @@ def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> eva
 
 def _set_up(cfg: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Run, TrainState, Checkpoints]:
     log(parallel.describe_devices())
-    train_index, test_index = (_open_index(cfg, subset, log) for subset in ("train", "test"))
+    train_index, test_index = _open_index(cfg, "train", log), _open_index(cfg, "test", log)
     mesh = parallel.make_mesh(cfg.parallel.fsdp)
     pre = config.preprocessing(cfg.data)
     num_classes = len(train_index.class_names)
@@ -141,12 +141,12 @@ def _set_up(cfg: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Run
     )
 
 
-def _open_index(cfg: Config, subset: str, log: Callable[[str], None]) -> VideoIndex:
+def _open_index(cfg: Config, subset: Literal["train", "test"], log: Callable[[str], None]) -> VideoIndex:
     index = pipeline.open_index(cfg.data, subset)
     classes = len(index.class_names)
     log(f"{subset}: {len(index.names):,} videos of {classes} classes, split {cfg.data.split} ({index.layout})")
     if index.missing:
-        shown = ", ".join(index.missing[:3]) + (", ..." if len(index.missing) > 3 else "")
+        shown = _short(index.missing)
         log(f"{subset}: {len(index.missing):,} listed videos have no frames under {cfg.data.root}: {shown}")
     return index
 
@@ -327,5 +327,43 @@ class _Meter:
 
 
 def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> evaluation.EvalResult:
-    """Evaluates the best checkpoint of `workdir` on the views that `cfg.eval` asks for."""
-    raise NotImplementedError
+    """Evaluates the best checkpoint of `workdir` on the videos and views that `cfg` asks for.
+
+    The network and its preprocessing are the checkpoint's own, whatever `cfg` says of them.
+
+    Raises:
+      config.UserError: if there is no checkpoint, or its classes are not those of the videos.
+    """
+    config.validate(cfg)
+    log(parallel.describe_devices())
+    loaded = load_checkpoint(workdir)
+    log(f"checkpoint: {loaded.path}, {loaded.config.model.name}, {loaded.config.model.head.kind} head")
+    own = dataclasses.asdict(loaded.preprocessing)
+    for name, value in own.items():
+        if getattr(cfg.data, name) != value:
+            log(f"config.data.{name} is {value!r}, as in training")
+    cfg = dataclasses.replace(
+        cfg, model=loaded.config.model, parallel=loaded.config.parallel, data=dataclasses.replace(cfg.data, **own)
+    )
+    index = _open_index(cfg, "test", log)
+    if index.class_names != loaded.class_names:
+        raise config.UserError(
+            f"the checkpoint was trained on {len(loaded.class_names)} classes ({_short(loaded.class_names)}) and the "
+            f"lists have {len(index.class_names)} ({_short(index.class_names)}): set config.data.lists and "
+            "config.data.classes as in training"
+        )
+    mesh = parallel.make_mesh(cfg.parallel.fsdp)
+    network, params, batch_stats = split_model(loaded.model)
+    eval_step = evaluation.make_eval_step(network, loaded.preprocessing, mesh)
+    result = evaluation.evaluate(eval_step, params, batch_stats, index, cfg, mesh, log=log)
+    assert result is not None, "nothing asked this evaluation to stop"
+    if jax.process_index() == 0:
+        evaluation.save_evaluation(result, workdir)
+        path = report.write_report(workdir, index, cfg)
+        log(evaluation.format_table(result))
+        log(f"report: {path}")
+    return result
+
+
+def _short(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
