@@ -1,9 +1,9 @@
 """Where a clip is cut out of its frames, and what is then done to its pixels: TensorFlow operations without state.
 
-All windows are in pixels of the frame as it lies on disk: "scale the short side to 136, then crop 112 x 112" becomes one
-window of 112/136 of the short side, which is the only part that is decoded and is resized once. Against scaling first and
-cropping then, a window is rounded to whole source pixels, and the second resize is not there. Frames smaller than
-`short_side` work the same way: their window is enlarged.
+All windows are in pixels of the frame as it lies on disk: "scale the short side to 136, then crop 112 x 112" becomes
+one window of 112/136 of the short side, which is the only part that is decoded and is resized once. Against scaling
+first and cropping then, a window is rounded to whole source pixels, and the second resize is not there. Frames
+smaller than `short_side` work the same way: their window is enlarged.
 
 A window is (4,) int32: top, left, height, width.
 """
@@ -84,7 +84,7 @@ def eval_window(cfg: DataConfig, crops: int, crop: tf.Tensor, height: tf.Tensor,
     elif crops == 10:
         top = tf.stack([0, 0, down, down, center[0]])
         left = tf.stack([0, right, 0, right, center[1]])
-        corner = tf.stack([top[crop % 5], left[crop % 5]])
+        corner = tf.stack([top[tf.math.floormod(crop, 5)], left[tf.math.floormod(crop, 5)]])
     else:
         raise ConfigError(f"config.eval.crops={crops}: must be one of {', '.join(map(str, SPATIAL_CROPS))}")
     return tf.concat([corner, [side, side]], 0)
@@ -115,8 +115,8 @@ def jitter_colors(strength: float, draws: tf.Tensor, video: tf.Tensor) -> tf.Ten
 
 
 def to_uint8(video: tf.Tensor) -> tf.Tensor:
-    """Rounds float32 pixels in about 0..255 to the nearest uint8."""
-    return tf.cast(tf.clip_by_value(video, 0.0, 255.0) + 0.5, tf.uint8)
+    """Rounds float32 pixels in 0..255 to the nearest uint8. Bilinear filters never leave that range."""
+    return tf.cast(video + 0.5, tf.uint8)
 
 
 def mirror(video: tf.Tensor, yes: tf.Tensor) -> tf.Tensor:

@@ -3,13 +3,13 @@
 A training sample is a pure function of (seed, epoch, video), so a pipeline that starts at step k gives the batches that
 one started at step 0 gives from step k on, and hosts that each read their own rows give together what one would give.
 
-A clip that cannot be read does not stop anything inside the graph: each row is the first of a few candidates (the video
-wanted, then other ones drawn with its key) that can be read. The batch says inside which one that was; `BrokenLog` then
-looks for the fault from Python, once per video.
+Reading is plain until something cannot be read. From that batch on it is careful: each row is the first of a few
+candidates (the video wanted, then others drawn with its key) that can be read. The batch then says which one that
+was, and `BrokenLog` looks for the fault from Python, once per video. Both ways give the same batch wherever nothing
+is broken.
 """
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from r23d_jax.config import SPATIAL_CROPS, ConfigError, DataConfig, preprocessing
 from r23d_jax.data import augment, sampling
+from r23d_jax.data.batches import BatchIterator, Sample, dataset_maker, first_readable
 from r23d_jax.data.broken import BrokenLog, BrokenVideoError
 from r23d_jax.data.decode import decode_clip, frame_reader
 from r23d_jax.data.frames import VideoIndex, index_frames
@@ -28,10 +29,8 @@ from r23d_jax.data.synthetic import write_synthetic
 __all__ = ["BrokenLog", "BrokenVideoError", "eval_batches", "open_index", "train_batches"]
 
 ALTERNATIVES = 4  # other videos tried in place of one that cannot be read
-_PREFETCH = 2  # batches
 
-Batch = dict[str, np.ndarray]
-# One training or evaluation row -> (t, s, s, 3) uint8
+# A video and what else decides about its clip -> (t, s, s, 3) uint8
 Loader = Callable[..., tf.Tensor]
 
 
@@ -80,7 +79,7 @@ def train_batches(
     host: int = 0,
     num_hosts: int = 1,
     broken: BrokenLog,
-) -> Iterator[Batch]:
+) -> BatchIterator:
     """Training batches of one host.
 
     Global sample g = step * global_batch_size + i belongs to epoch g // N and to host i // (global_batch_size /
@@ -97,7 +96,8 @@ def train_batches(
       num_hosts: hosts in all.
       broken: takes note of what cannot be read.
 
-    Yields:
+    Returns:
+      An iterator over batches
       {"video": (b, t, s, s, 3) uint8, "label": (b,) int32, "mask": (b,) float32 of ones, "video_id": (b,) int32}, with
       b = global_batch_size / num_hosts, t = read_frames, s = crop_size. Arrays may be read-only.
 
@@ -113,17 +113,22 @@ def train_batches(
     labels = tf.constant(index.labels, tf.int32)
     candidates = 1 + (ALTERNATIVES if cfg.on_broken == "skip" else 0)
 
-    def sample(counter: tf.Tensor) -> dict[str, tf.Tensor]:
-        number = (counter // rows) * global_batch_size + host * rows + counter % rows
-        epoch, position = number // num_videos, number % num_videos
+    def sample(counter: tf.Tensor, careful: bool) -> Sample:
+        number = (counter // rows) * global_batch_size + host * rows + tf.math.floormod(counter, rows)
+        epoch, position = number // num_videos, tf.math.floormod(number, num_videos)
         wanted = sampling.epoch_order(seed, epoch, position, num_videos)
         key = sampling.sample_key(seed, epoch, wanted)
         others = sampling.pick(sampling.uniform(key, candidates - 1), tf.constant(num_videos))
         tried = tf.concat([tf.cast(wanted, tf.int32)[None], others], 0)
-        # A key per attempt, so that a clip that stands in is not the very one its video shows in its own turn.
-        video, delivered = _first_readable(
-            lambda attempt: load(tried[attempt], sampling.fold_in(key, attempt)), candidates, _clip_shape(cfg)
-        )
+
+        def attempt(which: tf.Tensor) -> tf.Tensor:
+            # A key per attempt, so that a clip that stands in is not the very one its video shows in its own turn.
+            return load(tried[which], sampling.fold_in(key, which))
+
+        if careful:
+            video, delivered = first_readable(attempt, candidates, _clip_shape(cfg))
+        else:
+            video, delivered = attempt(tf.constant(0)), tf.constant(0)
         video_id = tried[tf.minimum(delivered, candidates - 1)]
         return {
             "video": video,
@@ -134,8 +139,8 @@ def train_batches(
             "delivered": delivered,
         }
 
-    counters = tf.data.Dataset.range(start_step * rows, (start_step + num_steps) * rows)
-    return _batches(counters, sample, rows, cfg, index, broken, replaced=True)
+    make = dataset_maker(sample, rows, start_step, start_step + num_steps, cfg)
+    return BatchIterator(make, num_steps, lambda *seen: broken.observe(index, *seen, replaced=True))
 
 
 def eval_batches(
@@ -148,12 +153,12 @@ def eval_batches(
     num_hosts: int = 1,
     broken: BrokenLog,
     crops: int = 0,
-) -> Iterator[Batch]:
+) -> BatchIterator:
     """Evaluation batches of one host, in the order of the views.
 
-    Host h reads rows h * b .. (h + 1) * b of every global batch, with b = batch_size / num_hosts. The last batch is filled
-    up with rows of mask 0 (video, label, video_id and view are 0 there), so every host gives the same number of batches of
-    one shape. A view that cannot be read has mask 0 too, and keeps its numbers.
+    Host h reads rows h * b .. (h + 1) * b of every global batch, with b = batch_size / num_hosts. The last batch is
+    filled up with rows of mask 0 (video, label, video_id and view are 0 there), so every host gives the same number of
+    batches of one shape. A view that cannot be read has mask 0 too, and keeps its numbers.
 
     Args:
       index: the videos.
@@ -165,8 +170,8 @@ def eval_batches(
       broken: takes note of what cannot be read.
       crops: crops of a clip, 1, 3 or 10, which gives `views.crop` its meaning; 0: as many as `views` has.
 
-    Yields:
-      As `train_batches`, and "view": (b,) int32, the row in `views`.
+    Returns:
+      An iterator over batches as `train_batches` gives, and "view": (b,) int32, the row in `views`.
 
     Raises:
       ConfigError: settings do not go together.
@@ -181,16 +186,23 @@ def eval_batches(
     load = _eval_loader(index, cfg, crops)
     labels = tf.constant(index.labels, tf.int32)
     columns = [tf.constant(column, tf.int32) for column in (views.video, views.start, views.crop)]
+    shape = _clip_shape(cfg)
 
-    def sample(counter: tf.Tensor) -> dict[str, tf.Tensor]:
-        number = (counter // rows) * batch_size + host * rows + counter % rows
+    def sample(counter: tf.Tensor, careful: bool) -> Sample:
+        number = (counter // rows) * batch_size + host * rows + tf.math.floormod(counter, rows)
         real = number < num_views
         row = tf.cast(tf.where(real, number, 0), tf.int32)
         video_id, start, crop = (column[row] for column in columns)
-        # Padding has no candidates, and so nothing to read.
-        video, delivered = _first_readable(
-            lambda _: load(video_id, start, crop), tf.cast(real, tf.int64), _clip_shape(cfg)
-        )
+
+        def read(_: tf.Tensor) -> tf.Tensor:
+            return load(video_id, start, crop)
+
+        if careful:
+            # Padding has no candidates, and so nothing to read.
+            video, delivered = first_readable(read, tf.cast(real, tf.int64), shape)
+        else:
+            video = tf.cond(real, lambda: read(row), lambda: tf.zeros(shape, tf.uint8))
+            delivered = tf.constant(0)
         return {
             "video": video,
             "label": tf.where(real, labels[video_id], 0),
@@ -202,8 +214,8 @@ def eval_batches(
         }
 
     num_batches = -(-num_views // batch_size)
-    counters = tf.data.Dataset.range(num_batches * rows)
-    return _batches(counters, sample, rows, cfg, index, broken, replaced=False)
+    make = dataset_maker(sample, rows, 0, num_batches, cfg)
+    return BatchIterator(make, num_batches, lambda *seen: broken.observe(index, *seen, replaced=False))
 
 
 # -- one clip ----------------------------------------------------------------------------------------------------------
@@ -246,57 +258,11 @@ def _eval_loader(index: VideoIndex, cfg: DataConfig, crops: int) -> Loader:
     return load
 
 
-def _first_readable(
-    load: Callable[[tf.Tensor], tf.Tensor], candidates: int | tf.Tensor, shape: tuple[int, ...]
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """The first of load(0), load(1), ... that does not fail, and its number; zeros and `candidates` if all do.
-
-    A TensorFlow graph cannot catch an error, but a dataset can leave out elements that fail. This one is made and used
-    up within the `map` of the outer dataset; it is lazy, so a second candidate is read only if the first fails.
-    """
-    attempts = tf.data.Dataset.range(candidates)
-    loaded = attempts.map(lambda attempt: (load(attempt), tf.cast(attempt, tf.int32))).ignore_errors()
-    nothing = tf.data.Dataset.from_tensors((tf.zeros(shape, tf.uint8), tf.cast(candidates, tf.int32)))
-    return loaded.concatenate(nothing).take(1).get_single_element()
-
-
 def _clip_shape(cfg: DataConfig) -> tuple[int, int, int, int]:
     return preprocessing(cfg).read_frames, cfg.crop_size, cfg.crop_size, 3
 
 
-# -- batches -----------------------------------------------------------------------------------------------------------
-
-
-def _batches(
-    counters: tf.data.Dataset,
-    sample: Callable[[tf.Tensor], dict[str, tf.Tensor]],
-    rows: int,
-    cfg: DataConfig,
-    index: VideoIndex,
-    broken: BrokenLog,
-    replaced: bool,
-) -> Iterator[Batch]:
-    workers = cfg.num_workers or os.cpu_count() or 1
-    dataset = counters.map(sample, num_parallel_calls=workers, deterministic=True)
-    dataset = dataset.batch(rows, drop_remainder=True).prefetch(_PREFETCH).with_options(_options(workers))
-    return _deliver(dataset, index, broken, replaced)
-
-
-def _deliver(dataset: tf.data.Dataset, index: VideoIndex, broken: BrokenLog, replaced: bool) -> Iterator[Batch]:
-    # The iterator lives in this frame alone: closing or dropping the generator ends its threads.
-    for batch in dataset.as_numpy_iterator():
-        broken.observe(index, batch.pop("tried"), batch.pop("delivered"), replaced)
-        yield batch
-
-
-def _options(workers: int) -> tf.data.Options:
-    options = tf.data.Options()
-    options.deterministic = True
-    # Sizes are given, and a tuner that grows buffers would let memory grow with them.
-    options.autotune.enabled = False
-    options.threading.private_threadpool_size = workers
-    options.threading.max_intra_op_parallelism = 1
-    return options
+# -- checks ------------------------------------------------------------------------------------------------------------
 
 
 def _rows_per_host(batch_size: int, host: int, num_hosts: int, name: str) -> int:

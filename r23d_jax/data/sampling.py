@@ -1,14 +1,17 @@
 """Which video comes when, and which of its frames make a clip: TensorFlow operations without any state.
 
-Everything random is a pure function of (seed, epoch, video), so that a run resumes from its step alone, and a host reads
-only its own part. A clip that is longer than its video goes round: frame i is frame i modulo the number of frames. The
-step from the last frame to the first is then a jump in the picture (and in a frame difference); there is one per lap and
-no more, because a difference input of T frames reads T + 1 frames in one piece, and none where the clip fits.
+Everything random is a pure function of (seed, epoch, video), so that a run resumes from its step alone, and a host
+reads only its own part. A clip that is longer than its video goes round: frame i is frame i modulo the number of
+frames. The step from the last frame to the first is then a jump in the picture (and in a frame difference); there is
+one per lap and no more, because a difference input of T frames reads T + 1 frames in one piece, and none where the
+clip fits.
 """
 
 import tensorflow as tf
 
 from r23d_jax.config import ConfigError, DataConfig, preprocessing
+
+_random = tf.random.experimental  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def epoch_order(seed: int, epoch: tf.Tensor, position: tf.Tensor, num_videos: int) -> tf.Tensor:
@@ -26,7 +29,7 @@ def epoch_order(seed: int, epoch: tf.Tensor, position: tf.Tensor, num_videos: in
     key = tf.stack([tf.constant(seed, tf.int64), epoch])
     # max_index is included
     last = tf.constant(num_videos - 1, tf.int64)
-    return tf.ensure_shape(tf.random.experimental.index_shuffle(position, seed=key, max_index=last), ())
+    return tf.ensure_shape(_random.index_shuffle(position, seed=key, max_index=last), ())
 
 
 def sample_key(seed: int, epoch: tf.Tensor, video: tf.Tensor) -> tf.Tensor:
@@ -36,7 +39,7 @@ def sample_key(seed: int, epoch: tf.Tensor, video: tf.Tensor) -> tf.Tensor:
 
 def fold_in(key: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
     """A new (2,) int64 key for each number."""
-    return tf.random.experimental.stateless_fold_in(key, tf.cast(number, tf.int64), alg="philox")
+    return _random.stateless_fold_in(key, tf.cast(number, tf.int64), alg="philox")
 
 
 def uniform(key: tf.Tensor, count: int) -> tf.Tensor:
@@ -102,8 +105,8 @@ def random_start(draw: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride:
 def segment_frames(draws: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride: int) -> tf.Tensor:
     """Cuts the video into equal parts and takes a run of consecutive frames at random from each.
 
-    Part k is frames [k * n // s, (k + 1) * n // s). A run that is longer than its part starts at the part's beginning and
-    goes on into the next one. With one frame per part this is the sampling of Wang et al. 2016, arXiv:1608.00859.
+    Part k is frames [k * n // s, (k + 1) * n // s). A run that is longer than its part starts at the part's beginning
+    and goes on into the next one. With one frame per part this is the sampling of Wang et al. 2016, arXiv:1608.00859.
 
     Args:
       draws: (s,) float32 in [0, 1), one per segment; s divides length.
@@ -114,7 +117,7 @@ def segment_frames(draws: tf.Tensor, num_frames: tf.Tensor, *, length: int, stri
     Returns:
       (length,) int32.
     """
-    segments = draws.shape[0]
+    segments = len(draws)
     run = length // segments
     parts = tf.range(segments, dtype=tf.int32)
     first, end = parts * num_frames // segments, (parts + 1) * num_frames // segments

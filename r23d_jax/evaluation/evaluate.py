@@ -2,12 +2,14 @@
 
 import collections
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r23d_jax import config, parallel
@@ -157,6 +159,17 @@ def _on_mesh(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
+def _from_all_hosts(pairs: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """What every host found broken, each once; a host reads, and knows of, its own rows only."""
+    if jax.process_count() == 1:
+        return tuple(pairs)
+    text = np.frombuffer(json.dumps(pairs).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.asarray(len(text)))
+    texts = multihost_utils.process_allgather(np.pad(text, (0, int(lengths.max()) - len(text))))
+    gathered = [json.loads(bytes(row[:length])) for row, length in zip(texts, lengths.tolist(), strict=True)]
+    return tuple(dict.fromkeys((file, reason) for host in gathered for file, reason in host))
+
+
 class _Sums:
     """Adds up scores per video. Holds one row per video, not one per view: memory does not grow with views."""
 
@@ -217,7 +230,7 @@ class _Sums:
             softmax=self._softmax,
             num_views=num_views,
             broken_views=len(self._scored) - scored,
-            broken=tuple(broken.files),
+            broken=_from_all_hosts(broken.files),
             missing=tuple(index.missing),
             protocol=Protocol.of(cfg),
             environment=environment(),

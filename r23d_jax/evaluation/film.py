@@ -25,7 +25,7 @@ def sample_frames(index: VideoIndex, video: int, count: int = 8) -> list[np.ndar
     for number in wanted.tolist():
         try:
             encoded = np.frombuffer(_frame_bytes(index, video, number), np.uint8)
-            decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if len(encoded) else None
+            decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if len(encoded) else None
         except (OSError, cv2.error):
             continue
         if decoded is not None:

@@ -61,9 +61,10 @@ class Run:
         return step / self.steps_per_epoch
 
     def is_eval_step(self, step: int) -> bool:
-        """Whether an evaluation follows this step: every `eval_every` epochs, and at the end."""
-        every = max(1, round(self.cfg.train.eval_every * self.steps_per_epoch))
-        return step == self.num_steps or (step > 0 and step % every == 0)
+        """Whether an evaluation follows this step: the first past every `eval_every` epochs, and the last."""
+        every = self.cfg.train.eval_every
+        passed = step > 0 and self.epoch(step) // every > self.epoch(step - 1) // every
+        return passed or step == self.num_steps
 
 
 def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> evaluation.EvalResult | None:

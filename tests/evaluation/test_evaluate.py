@@ -2,16 +2,21 @@
 
 import dataclasses
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from r23d_jax import parallel
 from r23d_jax.config import Config, UserError, preprocessing
-from r23d_jax.data.frames import FrameFiles, VideoIndex
+from r23d_jax.data.frames import FrameFiles, VideoIndex, index_frames
+from r23d_jax.data.splits import Entry, VideoList
 from r23d_jax.evaluation import evaluate as module
 from r23d_jax.evaluation.views import make_views
+from r23d_jax.models import create_model
+from r23d_jax.models.functional import split_model
 
 NUM_CLASSES = 6
 SIZE = 4
@@ -240,3 +245,54 @@ def test_overlapping_batches_are_refused(made_up_batches, monkeypatch):
     monkeypatch.setattr(module.pipeline, "eval_batches", twice)
     with pytest.raises(RuntimeError, match="a view was scored twice"):
         run(make_index([2, 2]), make_config(batch_size=8))
+
+
+# -- with a real network, real frames and the real pipeline ------------------------------------------------------------
+
+
+def test_real_frames_on_one_and_eight_devices(tmp_path):
+    cfg = make_config(batch_size=6, crops=3)
+    cfg.data.num_frames, cfg.data.crop_size, cfg.data.short_side = 4, 16, 20
+    cfg.data.max_broken_fraction = 1.0
+    rng = np.random.default_rng(0)
+    entries = []
+    for k, count in enumerate((9, 4, 2, 13, 5, 8, 6)):
+        folder = tmp_path / f"v{k}"
+        folder.mkdir()
+        for i in range(count):
+            image = cv2.resize(rng.integers(0, 256, (4, 6, 3), np.uint8), (40, 24))
+            cv2.imwrite(str(folder / f"{i:03d}.jpg"), image)
+        entries.append(Entry(f"v{k}", k % 3, "abc"[k % 3], ""))
+    (tmp_path / "v1" / "002.jpg").write_bytes(b"")
+    index = index_frames(tmp_path, VideoList(("a", "b", "c"), tuple(entries)), cache=False)
+    network, params, batch_stats = split_model(
+        nnx.eval_shape(
+            lambda: create_model(
+                "r2plus3d_10", num_classes=3, widths=(8, 8, 8, 8), crop_size=16, num_frames=4, rngs=nnx.Rngs(0)
+            )
+        )
+    )
+
+    def value(leaf):
+        if len(leaf.shape) < 2:
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
+        return rng.normal(0, 1 / np.sqrt(np.prod(leaf.shape[:-1])), leaf.shape).astype(leaf.dtype)
+
+    params, batch_stats = jax.tree.map(value, (params, batch_stats))
+    results = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        mesh = parallel.make_mesh(devices=devices)
+        step = module.make_eval_step(network, preprocessing(cfg.data), mesh)
+        broken = module.pipeline.BrokenLog(cfg.data, log=lambda line: None)
+        results.append(
+            module.evaluate(step, params, batch_stats, index, cfg, mesh, broken=broken, log=lambda line: None)
+        )
+        assert step._cache_size() == 1
+    one, eight = results
+    assert one.num_views.tolist() == [6, 0, 3, 9, 3, 6, 3], "v1 has one clip, and that is broken"
+    np.testing.assert_array_equal(one.num_views, eight.num_views)
+    np.testing.assert_allclose(one.logits, eight.logits, rtol=1e-4, atol=1e-5)  # float32 sums in another order
+    assert one.not_evaluated == eight.not_evaluated == ("v1",)
+    assert one.broken[0][0].endswith("002.jpg") and "empty" in one.broken[0][1]
+    assert np.ptp(one.probabilities[one.evaluated], axis=0).max() > 1e-3, "videos score differently"
+    assert one.metrics == pytest.approx(eight.metrics, abs=1e-5)
