@@ -1,6 +1,7 @@
 """Chooses jax's backend before jax is imported, so that a machine without a GPU starts without a CUDA traceback."""
 
-import ctypes.util
+import ctypes
+import importlib.util
 import os
 from pathlib import Path
 
@@ -8,16 +9,28 @@ from pathlib import Path
 def quiet_start() -> None:
     """Call before the first import of jax.
 
-    `jax[cuda12]` on a machine without an NVIDIA driver works, after printing ten lines of a CUDA error. Where there is
-    neither a driver nor a TPU, and the user has not said otherwise, this asks for the CPU outright.
+    `jax[cuda12]` on a machine without a usable NVIDIA GPU works, after it has printed ten lines of a CUDA error. Where
+    that would happen, and the user has not set JAX_PLATFORMS, this asks for the CPU outright.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if "JAX_PLATFORMS" not in os.environ and not _has_accelerator():
+    if not os.environ.get("JAX_PLATFORMS") and _cuda_plugin() and not _cuda_works() and not _tpu():
         os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def _has_accelerator() -> bool:
-    nvidia = any(Path("/dev").glob("nvidia[0-9]*")) or ctypes.util.find_library("cuda") is not None
-    # WSL exposes its GPU as /dev/dxg, TPU machines as /dev/accel* or /dev/vfio/*.
-    others = any(Path("/dev").glob("dxg")) or any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
-    return nvidia or others
+def _cuda_plugin() -> bool:
+    """Whether jax would try CUDA."""
+    return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+
+
+def _cuda_works() -> bool:
+    """Asks the driver as jax's plugin does: a library or a device file alone does not make a GPU."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def _tpu() -> bool:
+    return any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))

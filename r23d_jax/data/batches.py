@@ -21,7 +21,7 @@ class BatchIterator:
     """Iterates over batches; `close`, or dropping it, ends its threads.
 
     Reads plainly until something fails, and carefully from that batch on (`first_readable`), because care costs about a
-    twentieth of the speed.
+    tenth of the speed.
 
     Args:
       make_dataset: (first batch, careful) -> the dataset from that batch on.

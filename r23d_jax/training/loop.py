@@ -146,6 +146,8 @@ def _open_index(cfg: Config, subset: Literal["train", "test"], log: Callable[[st
     index = pipeline.open_index(cfg.data, subset)
     classes = len(index.class_names)
     log(f"{subset}: {len(index.names):,} videos of {classes} classes, split {cfg.data.split} ({index.layout})")
+    for note in index.notes:
+        log(f"{subset}: {note}")
     if index.missing:
         shown = _short(index.missing)
         log(f"{subset}: {len(index.missing):,} listed videos have no frames under {cfg.data.root}: {shown}")

@@ -13,8 +13,8 @@ from r23d_jax.models.heads import make_head
 from r23d_jax.models.registry import FAMILIES, model_spec
 from r23d_jax.models.video_resnet import VideoResNet, VideoResNetSpec, factorized_width, feature_grid
 
-# name: parameters with 400 classes, with 101; GMACs, for 16 frames unless said. Sources: torchvision's model metadata and
-# VMZ's model zoo, which agree with analytic counts.
+# name: parameters with 400 classes, with 101; GMACs, for 16 frames unless said. Sources: torchvision's model metadata
+# and VMZ's model zoo, which agree with analytic counts.
 PUBLISHED = {
     "r3d_18": (33_371_472, 33_218_085, 40.697),
     "mc3_18": (11_695_440, 11_542_053, 43.343),
@@ -139,7 +139,7 @@ def test_units_of_2plus3d_are_as_large_as_the_convolutions_they_replace() -> Non
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_temporal_length_and_grid(family: str) -> None:
-    """R3D, rMC2 and rMC3 end with 2 of 16 frames, rMC4 with 4, rMC5 with 8, MC4 with 8, MC5 with 4, MC2 and MC3 with 16."""
+    """Of 16 frames: R3D, rMC2 and rMC3 end with 2, rMC4 and MC5 with 4, rMC5 and MC4 with 8, MC2 and MC3 with 16."""
     lengths = {"r2d": 1, "f_r2d": 16, "r3d": 2, "mc2": 16, "mc3": 16, "mc4": 8, "mc5": 4, "rmc2": 2, "rmc3": 2}
     lengths |= {"rmc4": 4, "rmc5": 8, "r2plus1d": 2, "r2plus1d_tv": 2, "r2plus3d": 4, "conv2plus3d": 2}
     shape = parts_of(f"{family}_10", 101)[-2].shape
