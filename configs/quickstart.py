@@ -10,12 +10,13 @@ from r23d_jax.config import Config
 
 
 def get_config(arg: str = "") -> Config:
-    """`arg` is another family of the registry, e.g. `f_r2d`, which cannot see the order of frames."""
+    """`arg` is `[family][,head]`; `f_r2d,avgpool` cannot see the order of frames and stays at chance."""
+    family, _, head = arg.partition(",")
     cfg = Config()
-    cfg.model.family = arg or "r2plus3d"
+    cfg.model.family = family or "r2plus3d"
     cfg.model.depth = 10
     cfg.model.widths = (16, 32, 48, 64)
-    cfg.model.head.kind = "vit"
+    cfg.model.head.kind = head or "vit"
     cfg.model.head.num_heads = 4
     cfg.model.head.dropout = 0.1
     cfg.model.head.transformer_dropout = 0.0
@@ -29,13 +30,13 @@ def get_config(arg: str = "") -> Config:
     cfg.data.flip = False  # a mirrored "Right" is a "Left"
 
     cfg.optimizer.name = "adamw"
-    cfg.optimizer.learning_rate = 2e-3
+    cfg.optimizer.learning_rate = 1e-3
     cfg.optimizer.weight_decay = 0.01
     cfg.optimizer.warmup_epochs = 1.0
-    cfg.train.epochs = 20.0
+    cfg.train.epochs = 9.0
     cfg.train.global_batch_size = 16
     cfg.train.log_every = 10
-    cfg.train.eval_every = 5.0
+    cfg.train.eval_every = 3.0
     cfg.eval.views = "uniform"
     cfg.eval.num_clips = 2
     cfg.checkpoint.every_steps = 100

@@ -4,7 +4,7 @@
     python launch.py --config=configs/ucf5_cpu.py --config.data.lists=ucfTrainTestlist
 
 The classes are HandstandPushups, JumpingJack, PullUps, PushUps and WallPushups. Variants: `ucf5_cpu.py:avgpool`,
-`ucf5_cpu.py:vit,rgb_diff` (head, input). Hardware: 4 CPU cores. Results: docs/results.md.
+`ucf5_cpu.py:vit,rgb_diff` (head, input). Hardware: 2 CPU cores. Results: docs/results.md.
 """
 
 from r23d_jax.config import HEADS, INPUTS, Config, ConfigError
@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> Config:
     cfg.optimizer.learning_rate = 1e-3
     cfg.optimizer.weight_decay = 0.05
     cfg.optimizer.warmup_epochs = 5.0
-    cfg.train.epochs = 150.0
+    cfg.train.epochs = 75.0
     cfg.train.global_batch_size = 16
     cfg.train.label_smoothing = 0.1
     cfg.train.eval_every = 25.0

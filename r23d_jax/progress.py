@@ -14,7 +14,8 @@ class Progress:
     """Counts `total` units of work; use as a context manager.
 
     On a terminal this is a tqdm bar. Elsewhere (a log file, CI) it prints one line every ten seconds and one at the
-    end, so that a log stays readable. `message` prints a line without tearing the bar.
+    end, so that a log stays readable. `message` prints a line without tearing the bar. The first update often waits for
+    a compilation, so it does not count towards the rate once others have followed.
 
     Args:
       total: units of work in all.
@@ -26,9 +27,10 @@ class Progress:
 
     def __init__(self, total: int, unit: str, description: str, initial: int = 0, stream: TextIO | None = None):
         self.total, self.unit, self.description = total, unit, description
-        self.done = self._initial = initial
+        self.done = self._initial = self._printed = initial
         self._stream = stream or sys.stderr
         self._started = self._last_line = time.monotonic()
+        self._first_update: tuple[float, int] | None = None  # when, and what was done by then
         self._note = ""
         self._bar = None
         if self._stream.isatty():
@@ -45,6 +47,8 @@ class Progress:
     def update(self, count: int = 1, note: str = "") -> None:
         """Adds `count` finished units; `note` is a short text shown beside them, e.g. the loss."""
         self.done += count
+        if self._first_update is None:
+            self._first_update = (time.monotonic(), self.done)
         self._note = note or self._note
         if self._bar is not None:
             if note:
@@ -62,8 +66,14 @@ class Progress:
 
     def _print_line(self) -> None:
         now = time.monotonic()
-        rate = (self.done - self._initial) / max(now - self._started, 1e-9)
-        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        since, done_then = self._first_update or (self._started, self._initial)
+        several = self.done > done_then
+        if not several:
+            since, done_then = self._started, self._initial
+        rate = (self.done - done_then) / max(now - since, 1e-9)
+        left = (self.total - self.done) / rate if several and rate > 0 else float("inf")
+        if self.done >= self.total:
+            left = 0.0
         note = f"  {self._note}" if self._note else ""
         print(
             f"{self.description}: {self.done}/{self.total} {self.unit}  {rate:.1f} {self.unit}/s  "
@@ -71,7 +81,7 @@ class Progress:
             file=self._stream,
             flush=True,
         )
-        self._last_line = now
+        self._last_line, self._printed = now, self.done
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +89,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self.done > self._initial:
+        elif self.done > self._printed:
             self._print_line()
 
 

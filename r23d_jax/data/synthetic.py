@@ -1,9 +1,10 @@
 """A small motion dataset whose classes differ in nothing but the order of their frames.
 
-Two factors describe a frame of a video: the column `a` in Z4 and the row `b` in Z4 of the place where its one object
-is. A video is periodic with period 16 and visits all 16 places (a, b) in each period; a class is an order of visiting:
+A frame shows a wallpaper: one bright shape on a dark ground, repeated with the same period to the right and downwards.
+Two factors, a and b in Z4, say by how many quarters of that period the wallpaper is shifted to the right and down. A
+video is periodic with period 16 and shows all 16 pictures (a, b) in each period; a class is an order of showing them:
 
-    Right   a + 1 with every frame (from the last column back to the first); b moves after every fourth frame
+    Right   a + 1 with every frame (after 3 comes 0, a whole period); b moves after every fourth frame
     Left    a - 1
     Sway    a runs 0 1 2 3 and then 3 2 1 0
     Down    b + 1 with every frame; a moves after every fourth
@@ -12,13 +13,12 @@ is. A video is periodic with period 16 and visits all 16 places (a, b) in each p
 
 Any 16 consecutive frames of any video therefore hold each of the 16 pictures exactly once: a network that is blind to
 order has nothing to tell the classes apart by. The direction of the slow factor and the starting phase are random per
-video, independent of class. Shape, colors, texture, background and size are random per group and brightness per clip,
+video, independent of class. Shape, size, colors, texture and uneven light are random per group and brightness per clip,
 and shared by all classes: `v_Right_g03_c01` and `v_Left_g03_c01` hold the same 16 pictures, byte for byte. Held-out
 groups show unseen appearances.
 
-The proof needs clips of 16 frames (or a multiple) at stride 1. Crops must not cut the object off: the object stays
-within what every square of the frame's height covers, so `short_side` = `crop_size` with `crop="random"` or "center" is
-right, `multi_scale` is not. `flip` must be off: a mirrored "Right" is a "Left".
+The proof needs clips of 16 frames (or a multiple) at stride 1, cropped alike over the whole clip. `flip` must be off: a
+mirrored "Right" is a "Left".
 """
 
 import dataclasses
@@ -38,11 +38,12 @@ from r23d_jax.progress import Progress
 CLASSES = ("Bounce", "Down", "Left", "Right", "Sway", "Up")
 PERIOD = 16  # frames
 NUM_SPLITS = 3
-VERSION = 3  # raise it whenever the same arguments give other files
+VERSION = 4  # raise it whenever the same arguments give other files
 MARKER = "synthetic.json"
 
 _LEAST_FRAMES, _MOST_FRAMES = 24, 40  # per video
 _JPEG_QUALITY = 95
+_PERIODS = 4  # of the wallpaper, in a square of the frame's height
 _SUPERSAMPLE = 8
 _STALE_SECONDS = 3600.0
 
@@ -78,8 +79,8 @@ def write_synthetic(
       seed: of all randomness.
       num_groups: appearances.
       clips_per_group: videos of a class that share an appearance.
-      height: pixels; also the side of the square crops that are safe.
-      width: pixels, from `height` to 1.4 times as much.
+      height: pixels, a multiple of 16; the wallpaper moves by a sixteenth of it.
+      width: pixels, at least `height`.
       test_groups: groups that a split holds out.
 
     Raises:
@@ -133,7 +134,7 @@ def visiting_order(class_name: str, slow_direction: int, phase: int, num_frames:
       num_frames: frames in the video.
 
     Returns:
-      (num_frames, 2) int64, the column a and the row b.
+      (num_frames, 2) int64, the factors a and b.
     """
     time_step = (np.arange(num_frames) + phase) % PERIOD
     fast, lap = time_step % 4, time_step // 4
@@ -142,8 +143,8 @@ def visiting_order(class_name: str, slow_direction: int, phase: int, num_frames:
     elif class_name in ("Bounce", "Sway"):
         fast = np.where(lap % 2 == 0, fast, 3 - fast)
     slow = slow_direction * lap % 4
-    column, row = (fast, slow) if class_name in ("Left", "Right", "Sway") else (slow, fast)
-    return np.stack([column, row], axis=1)
+    a, b = (fast, slow) if class_name in ("Left", "Right", "Sway") else (slow, fast)
+    return np.stack([a, b], axis=1)
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
@@ -151,60 +152,50 @@ def visiting_order(class_name: str, slow_direction: int, phase: int, num_frames:
 
 @dataclasses.dataclass(frozen=True)
 class _Appearance:
-    """What all videos of a group have in common."""
+    """What all videos of a group have in common; RGB from 0 to 255."""
 
-    background: np.ndarray  # (height, width, 3) float32
-    sprite: np.ndarray  # (2r, 2r, 3) float32, its color and texture
-    alpha: np.ndarray  # (2r, 2r, 1) float32 in [0, 1]
-    left: np.ndarray  # (4,) int, left edge of the sprite in each column
-    top: np.ndarray  # (4,) int, its top edge in each row
+    wallpaper: np.ndarray  # (height, whole periods >= width, 3) float32, unshifted
+    light: np.ndarray  # (height, width, 3) float32, uneven and unmoved; added
+    shift: int  # pixels by which a step of a or b moves the wallpaper: a quarter of its period
 
 
 def _appearance(rng: np.random.Generator, height: int, width: int) -> _Appearance:
-    radius = int(round(height * rng.uniform(0.12, 0.17)))
-    # Every square of side `height` covers the columns from width - height to height.
-    left = np.round(np.linspace(width - height, height - 2 * radius, 4)).astype(int)
-    top = np.round(np.linspace(0, height - 2 * radius, 4)).astype(int)
-    background_color, color, second = _colors(rng)
-    # Smooth, weaker than the contrast between the object and the background
-    coarse = rng.normal(0.0, 14.0, (4, 5, 3)).astype(np.float32)
-    background = background_color + cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    background += rng.normal(0.0, 3.0, (height, width, 1)).astype(np.float32)
+    period = height // _PERIODS
+    ground = rng.uniform(20, 90, 3)
+    color = rng.uniform(150, 250, 3)
+    second = np.clip(color + rng.uniform(-40, 40, 3), 130, 255)
 
-    side = 2 * radius * _SUPERSAMPLE
+    # One shape with stripes of two colors, drawn large and reduced
+    size = round(period * rng.uniform(0.55, 0.8))
+    side = size * _SUPERSAMPLE
     corners = np.array(_SHAPES[str(rng.choice(list(_SHAPES)))])
     mask = np.zeros((side, side), np.uint8)
     cv2.fillPoly(mask, [np.round((corners * 0.96 + 1) * (side - 1) / 2).astype(np.int32)], (255,))
     stripes = np.sin(np.arange(side) * (2 * np.pi * rng.uniform(1.0, 3.0) / side))[:, None, None]
-    texture = np.where(stripes > 0.3, second, color).astype(np.float32)
-    texture = np.broadcast_to(texture, (side, side, 3)) if texture.shape[1] == 1 else texture
-    size = (2 * radius, 2 * radius)
-    alpha = cv2.resize(mask, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    sprite = cv2.resize(np.ascontiguousarray(texture), size, interpolation=cv2.INTER_AREA)
-    return _Appearance(background, sprite, alpha[..., None], left, top)
+    texture = np.broadcast_to(np.where(stripes > 0.3, second, color), (side, side, 3)).astype(np.float32)
+    alpha = cv2.resize(mask, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)[..., None] / 255
+    shape = cv2.resize(texture, (size, size), interpolation=cv2.INTER_AREA)
 
-
-def _colors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A background and two colors of the object, RGB, both clearly lighter or both clearly darker than it."""
-    luma = np.array([0.299, 0.587, 0.114])
-    while True:
-        background, color = rng.uniform(30, 225, (2, 3))
-        second = np.clip(color + rng.uniform(-45, 45, 3), 20, 235)
-        contrast = np.array([color, second]) @ luma - background @ luma
-        if np.abs(contrast).min() > 60 and contrast[0] * contrast[1] > 0:
-            return background.astype(np.float32), color.astype(np.float32), second.astype(np.float32)
+    tile = np.broadcast_to(ground, (period, period, 3)).astype(np.float32)
+    tile[:size, :size] += alpha * (shape - tile[:size, :size])
+    tile = np.roll(tile, rng.integers(period, size=2), axis=(0, 1))
+    coarse = rng.normal(0.0, 14.0, (4, 5, 3)).astype(np.float32)
+    return _Appearance(
+        wallpaper=np.tile(tile, (_PERIODS, -(-width // period), 1)),
+        light=cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC),
+        shift=period // 4,
+    )
 
 
 def _pictures(look: _Appearance, brightness: float) -> list[list[bytes]]:
     """The 16 pictures of a clip as JPEG, [a][b]."""
+    height, width, _ = look.light.shape
     jpegs = []
-    for left in look.left:
+    for a in range(4):
         row = []
-        for top in look.top:
-            frame = look.background.copy()
-            window = frame[top : top + len(look.sprite), left : left + len(look.sprite)]
-            window += look.alpha * (look.sprite - window)
-            frame = np.clip(np.round(frame + brightness), 0, 255).astype(np.uint8)
+        for b in range(4):
+            moved = np.roll(look.wallpaper, (b * look.shift, a * look.shift), axis=(0, 1))[:height, :width]
+            frame = np.clip(np.round(moved + look.light + brightness), 0, 255).astype(np.uint8)
             done, jpeg = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
             if not done:
                 raise RuntimeError("OpenCV could not encode a JPEG picture")
@@ -281,13 +272,10 @@ def _check(arguments: dict[str, int]) -> None:
         problems.append(
             f"test_groups={arguments['test_groups']}: must be at least 1 and below num_groups={arguments['num_groups']}"
         )
-    if arguments["height"] < 24:
-        problems.append(f"height={arguments['height']}: must be at least 24 pixels")
-    if not arguments["height"] <= arguments["width"] <= 1.4 * arguments["height"]:
-        problems.append(
-            f"width={arguments['width']}: must be from height={arguments['height']} to 1.4 times as much, so that the "
-            "object stays in sight in every square crop"
-        )
+    if arguments["height"] < 32 or arguments["height"] % 16:
+        problems.append(f"height={arguments['height']}: must be a multiple of 16 pixels, at least 32")
+    if arguments["width"] < arguments["height"]:
+        problems.append(f"width={arguments['width']}: must be at least height={arguments['height']}")
     if problems:
         raise UserError("cannot write the synthetic dataset: " + "; ".join(problems))
 

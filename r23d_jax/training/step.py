@@ -97,7 +97,7 @@ def make_train_step(
         metrics = {
             "train/loss": loss,
             "train/top1": top1,
-            "train/grad_norm": optax.global_norm(grads),
+            "train/grad_norm": optax.tree.norm(grads),
             "train/learning_rate": schedule(state.step),
         }
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics  # type: ignore[arg-type]

@@ -1,0 +1,108 @@
+"""Update rules against torch's, schedules at their corners, groups and frozen parts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from r23d_jax.config import OptimizerConfig
+from r23d_jax.training.optimizer import make_optimizer, make_schedule
+
+PARAMS = {
+    "stem": {"conv": {"kernel": jnp.asarray([[0.5, -1.0], [2.0, 0.3]])}, "norm": {"scale": jnp.ones(2)}},
+    "stages": {"0": {"kernel": jnp.full((2,), 0.7)}, "1": {"kernel": jnp.full((2,), -0.7)}},
+    "head": {"kernel": jnp.asarray([1.0, -2.0]), "bias": jnp.asarray([0.1])},
+}
+
+
+def grads(step: int) -> dict:
+    return jax.tree.map(lambda p: jnp.sin(p * 3 + step), PARAMS)
+
+
+def steps(cfg: OptimizerConfig, count: int = 5) -> dict:
+    tx, _ = make_optimizer(cfg, PARAMS, steps_per_epoch=1, num_steps=count)
+    params, state = PARAMS, tx.init(PARAMS)
+    for step in range(count):
+        updates, state = tx.update(grads(step), state, params)
+        params = optax.apply_updates(params, updates)
+    return params  # type: ignore[return-value]
+
+
+def constant(**fields) -> OptimizerConfig:
+    return OptimizerConfig(**{"schedule": "constant", "warmup_epochs": 0.0, "clip_norm": 0.0} | fields)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_five_steps_equal_torch(name: str) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install -r requirements-torch.txt")
+    cfg = constant(name=name, learning_rate=0.05, momentum=0.9, weight_decay=0.1, nesterov=True)
+    leaves, structure = jax.tree.flatten_with_path(PARAMS)
+    tensors = [torch.nn.Parameter(torch.tensor(np.array(leaf))) for _, leaf in leaves]
+    decayed = [path[-1].key == "kernel" for path, _ in leaves]
+    groups = [
+        {"params": [t for t, d in zip(tensors, decayed, strict=True) if d], "weight_decay": 0.1},
+        {"params": [t for t, d in zip(tensors, decayed, strict=True) if not d], "weight_decay": 0.0},
+    ]
+    if name == "sgd":
+        theirs = torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True)
+    else:
+        theirs = torch.optim.AdamW(groups, lr=0.05, betas=(0.9, cfg.b2))
+    for step in range(5):
+        for tensor, grad in zip(tensors, jax.tree.leaves(grads(step)), strict=True):
+            tensor.grad = torch.tensor(np.array(grad))
+        theirs.step()
+    for ours, tensor in zip(jax.tree.leaves(steps(cfg)), tensors, strict=True):
+        np.testing.assert_allclose(ours, tensor.detach().numpy(), rtol=1e-5, atol=1e-6)
+    assert structure == jax.tree.structure(PARAMS)
+
+
+def test_lars_scales_by_the_trust_ratio() -> None:
+    """You et al. 2017: without momentum and decay a kernel moves by rate * coefficient * its own norm."""
+    cfg = constant(name="lars", learning_rate=0.1, momentum=0.0, weight_decay=0.0, nesterov=False)
+    moved = steps(cfg, count=1)
+    delta = moved["head"]["kernel"] - PARAMS["head"]["kernel"]
+    np.testing.assert_allclose(
+        jnp.linalg.norm(delta), 0.1 * 0.001 * jnp.linalg.norm(PARAMS["head"]["kernel"]), rtol=1e-3
+    )
+    bias = moved["head"]["bias"] - PARAMS["head"]["bias"]  # no trust ratio
+    np.testing.assert_allclose(bias, -0.1 * grads(0)["head"]["bias"], rtol=1e-5)
+
+
+def test_multipliers_and_frozen_parts() -> None:
+    fields = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    cfg = constant(**fields, backbone_multiplier=0.5, head_multiplier=3.0, freeze=("stem", "stage2"))
+    moved = steps(cfg, count=1)
+    delta = jax.tree.map(lambda a, b: a - b, moved, PARAMS)
+    np.testing.assert_array_equal(moved["stem"]["conv"]["kernel"], PARAMS["stem"]["conv"]["kernel"])
+    np.testing.assert_array_equal(moved["stages"]["1"]["kernel"], PARAMS["stages"]["1"]["kernel"])
+    np.testing.assert_allclose(delta["stages"]["0"]["kernel"], -0.05 * grads(0)["stages"]["0"]["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(delta["head"]["kernel"], -0.3 * grads(0)["head"]["kernel"], rtol=1e-5)
+
+
+def test_clipping_uses_the_norm_of_what_is_trained() -> None:
+    fields = {"name": "sgd", "learning_rate": 1.0, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    moved = steps(constant(**fields, clip_norm=0.01, freeze=("stem",)), count=1)
+    delta = jax.tree.map(lambda a, b: a - b, moved, PARAMS)
+    np.testing.assert_allclose(optax.tree.norm(delta), 0.01, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ("cosine", {9: 1.0, 10: 1.0, 55: 0.5, 100: 0.0}),
+        ("cosine_7_16", {9: 1.0, 10: 1.0, 100: np.cos(7 * np.pi / 16)}),
+        ("multistep", {19: 1.0, 20: 0.1, 49: 0.1, 50: 0.01, 99: 0.01}),
+        ("constant", {10: 1.0, 99: 1.0}),
+    ],
+)
+def test_schedules(schedule: str, factors: dict[int, float]) -> None:
+    """Ten steps an epoch: one epoch of warm-up, 100 steps in all, milestones after two and five epochs."""
+    cfg = OptimizerConfig(
+        learning_rate=0.4, schedule=schedule, warmup_epochs=1.0, milestones=(2.0, 5.0), decay_factor=0.1
+    )
+    rate = make_schedule(cfg, steps_per_epoch=10, num_steps=100)
+    np.testing.assert_allclose([rate(k) for k in range(10)], 0.4 * np.arange(1, 11) / 10, rtol=1e-5)
+    for step, factor in factors.items():
+        np.testing.assert_allclose(rate(step), 0.4 * factor, rtol=1e-4, atol=1e-7)
