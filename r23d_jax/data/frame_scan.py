@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from r23d_jax.data.splits import UCF101_URL, VIDEO_SUFFIXES, DataError, Entry, VideoList, group_of
+from r23d_jax.data.splits import VIDEO_SUFFIXES, DataError, Entry, VideoList, group_of, remedy
 from r23d_jax.progress import Progress
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -331,15 +331,6 @@ def _nothing_found(root: Path, videos: VideoList, listing: _Listing) -> str:
         return f"{looked}, but {listing.others['.tfrecord']} TFRecord shards: set --config.data.source=packed"
     there = ", ".join(f"{n} {suffix or 'other'} files" for suffix, n in listing.others.most_common(3)) or "no files"
     return f"{looked}. Found instead: {there}. {remedy()}"
-
-
-def remedy() -> str:
-    """What to do about missing data."""
-    return (
-        f"Download UCF101 from {UCF101_URL}, then make frames of it: python -m r23d_jax prepare --videos UCF-101 --out "
-        "data/ucf101, and set --config.data.root=data/ucf101/frames. To try without data: python launch.py "
-        "--config=configs/quickstart.py"
-    )
 
 
 def last_part(name: str) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from r23d_jax.data.frame_scan import Scan, remedy, scan_frames
+from r23d_jax.data.frame_scan import Scan, scan_frames
 from r23d_jax.data.index_cache import load, prepare_folder, save
-from r23d_jax.data.splits import DataError, VideoList
+from r23d_jax.data.splits import DataError, VideoList, remedy
 
 
 @dataclasses.dataclass(frozen=True)

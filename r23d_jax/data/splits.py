@@ -360,5 +360,14 @@ def _nothing_found(lists: Path) -> str:
             return f"{problem}. Did you mean --config.data.lists={nested.parent}?"
     return (
         f"{problem}. config.data.lists is the folder of classInd.txt, trainlist01.txt and testlist01.txt (UCF101's "
-        f"archive 'ucfTrainTestlist' at {UCF101_URL}), or of train.csv and val.csv"
+        f"archive 'ucfTrainTestlist' at {UCF101_URL}), or of train.csv and val.csv. {remedy()}"
+    )
+
+
+def remedy() -> str:
+    """What to do about missing data."""
+    return (
+        f"Download UCF101 from {UCF101_URL}, then make frames of it: python -m r23d_jax prepare --videos UCF-101 --out "
+        "data/ucf101, and set --config.data.root=data/ucf101/frames. To try without data: python launch.py "
+        "--config=configs/quickstart.py"
     )

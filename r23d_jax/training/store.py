@@ -7,11 +7,13 @@ replace a step: the old folder is renamed, and goes once the new one is whole.
 """
 
 import errno
+import gc
 import hashlib
 import json
 import logging
 import math
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -136,7 +138,7 @@ class Store:
 
     def read_meta(self, step: int) -> dict[str, Any]:
         """The meta of a checkpoint; any exception means damage (see `damage`)."""
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        meta = _read(self._manager, step, ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         seal = meta.pop("sha256")
         if _seal(meta)["sha256"] != seal:
             raise ValueError("wrong checksum: meta")
@@ -168,7 +170,7 @@ class Store:
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
         )
         trees = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**trees))
+        restored = _read(self._manager, step, ocp.args.Composite(**trees))
         items = {name: restored[name] for name in targets}
         wrong = [name for name, row in leaf_table(items).items() if row != meta["leaves"][name]]
         if wrong:
@@ -240,6 +242,25 @@ def damage(error: Exception, path: Path) -> str:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         raise CheckpointError(f"checkpoint {path} does not fit into memory: {_first_line(error)}") from error
     return _first_line(error)
+
+
+def _read(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -> Any:
+    """Restores, and lets a failure leave nothing behind.
+
+    When one array of several cannot be read, Orbax drops the coroutines of the others, and each prints a traceback when
+    it is collected. Here that happens at once, and in silence.
+    """
+    try:
+        return manager.restore(step, args=args)
+    except Exception as error:
+        failure = error.with_traceback(None)
+        failure.__cause__ = failure.__context__ = None
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+    raise failure
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,159 @@
+"""Whole runs on a tiny set: stopped and resumed, diverged, fed with broken frames, evaluated again."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from r23d_jax.config import Config, UserError
+from r23d_jax.data.splits import read_list
+from r23d_jax.data.synthetic import write_synthetic
+from r23d_jax.evaluation.evaluate import EvalResult
+from r23d_jax.training import loop
+from r23d_jax.training.checkpoint import load_checkpoint
+from r23d_jax.training.journal import read_metrics
+from r23d_jax.training.loop import TrainingDiverged
+from tests.training.tiny import tiny_config
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 videos to train on, 12 to test on, of 6 classes."""
+    root = tmp_path_factory.mktemp("data") / "set"
+    write_synthetic(root, num_groups=3, clips_per_group=2, height=32, width=32, test_groups=1)
+    return root
+
+
+def config_for(root: Path) -> Config:
+    """Two epochs of three steps, an evaluation after each, with everything random that a run can have."""
+    cfg = tiny_config()
+    cfg.data.root, cfg.data.lists = str(root / "frames"), str(root / "lists")
+    cfg.data.short_side, cfg.data.color_jitter = 20, 0.2
+    cfg.model.head.dropout, cfg.train.mixup, cfg.train.ema_decay = 0.3, 0.2, 0.9
+    cfg.optimizer.schedule = "cosine"
+    cfg.train.epochs, cfg.train.eval_every, cfg.train.log_every = 2.0, 1.0, 1
+    cfg.eval.views, cfg.eval.num_clips = "uniform", 2
+    cfg.checkpoint.every_steps = 2
+    return cfg
+
+
+def run(cfg: Config, workdir: Path) -> tuple[EvalResult | None, list[str]]:
+    lines: list[str] = []
+    return loop.train(cfg, workdir, log=lines.append), lines
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    return {row["step"]: row["train/loss"] for row in read_metrics(workdir) if "train/loss" in row}
+
+
+@pytest.fixture(scope="module")
+def finished(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EvalResult]:
+    """A run from start to end."""
+    workdir = tmp_path_factory.mktemp("run")
+    result, lines = run(config_for(dataset), workdir)
+    assert result is not None and lines[0].startswith("running on CPU")
+    return workdir, result
+
+
+def test_a_run_leaves_what_it_promises(finished: tuple[Path, EvalResult]) -> None:
+    workdir, result = finished
+    assert sorted(losses(workdir)) == [1, 2, 3, 4, 5, 6]
+    scores = [row["val/top1_video"] for row in read_metrics(workdir) if "val/top1_video" in row]
+    assert len(scores) == 2 and scores[-1] == result.metrics["val/top1_video"]
+    assert (workdir / "config.json").is_file() and list((workdir / "tensorboard").iterdir())
+    assert "<html" in (workdir / "report.html").read_text()
+    assert load_checkpoint(workdir, "latest").step == 6
+
+
+@pytest.mark.parametrize("stop_after", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    stop_after: int, dataset: Path, finished: tuple[Path, EvalResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped by SIGTERM in the middle of an epoch, and where an evaluation is due."""
+    add = loop._Meter.add
+
+    def add_and_stop(meter, step: int, *rest) -> None:
+        add(meter, step, *rest)
+        if step == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Meter, "add", add_and_stop)
+        result, lines = run(config_for(dataset), tmp_path)
+    assert result is None
+    assert f"stopped at step {stop_after} of 6; state saved in {tmp_path}" in lines
+    assert load_checkpoint(tmp_path, "latest").step == stop_after
+
+    result, lines = run(config_for(dataset), tmp_path)
+    assert f"resumed from step {stop_after} of 6 ({tmp_path})" in lines
+    workdir, whole = finished
+    assert result is not None and result.metrics == whole.metrics
+    assert losses(tmp_path) == losses(workdir)
+    assert checksums(tmp_path) == checksums(workdir)
+
+
+def checksums(workdir: Path) -> dict[str, list]:
+    """Of every leaf of the last state: parameters, statistics, the optimizer's state, the moving average."""
+    return json.loads((workdir / "checkpoints" / "6" / "meta" / "metadata").read_text())["leaves"]
+
+
+def test_a_complete_run_is_reported_again_without_a_step(dataset: Path, finished: tuple[Path, EvalResult]) -> None:
+    workdir, whole = finished
+    before = losses(workdir)
+    result, lines = run(config_for(dataset), workdir)
+    assert result is not None and result.metrics == whole.metrics
+    assert any(line.startswith("report: ") for line in lines) and losses(workdir) == before
+
+
+def test_a_changed_field_is_named_on_resume(dataset: Path, finished: tuple[Path, EvalResult]) -> None:
+    cfg = config_for(dataset)
+    cfg.optimizer.learning_rate = 0.5
+    _, lines = run(cfg, finished[0])
+    assert "changed since the checkpoint: config.optimizer.learning_rate was 0.01, is 0.5" in lines
+
+
+def test_evaluating_a_checkpoint_gives_the_same_numbers(dataset: Path, finished: tuple[Path, EvalResult]) -> None:
+    lines: list[str] = []
+    result = loop.evaluate_checkpoint(config_for(dataset), finished[0], log=lines.append)
+    best = load_checkpoint(finished[0])
+    assert result.metrics["val/top1_video"] == best.metrics["val/top1_video"]
+    assert any(str(best.path) in line for line in lines)
+    cfg = config_for(dataset)
+    cfg.data.classes = ("Left", "Right")
+    with pytest.raises(UserError, match=r"was trained on 6 classes .* the lists have 2 .*config\.data\.classes"):
+        loop.evaluate_checkpoint(cfg, finished[0], log=lines.append)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(dataset: Path, tmp_path: Path) -> None:
+    cfg = config_for(dataset)
+    cfg.optimizer.name, cfg.optimizer.learning_rate, cfg.optimizer.clip_norm = "sgd", 1e30, 0.0
+    cfg.checkpoint.every_steps = 1
+    with pytest.raises(TrainingDiverged, match=r"the loss is (nan|inf) at step 2\. The last good .*learning_rate"):
+        run(cfg, tmp_path)
+    assert load_checkpoint(tmp_path, "latest").step == 1 and sorted(losses(tmp_path)) == [1]
+
+
+def test_broken_frames_are_named_once_and_the_run_goes_on(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    write_synthetic(root, num_groups=3, clips_per_group=2, height=32, width=32, test_groups=1)
+    name = read_list(root / "lists", "train", 1).entries[0].name
+    (folder,) = root.glob(f"frames/*/{name}")
+    for frame in folder.iterdir():
+        frame.write_bytes(b"")
+    cfg = config_for(root)
+    cfg.train.epochs = 1.0
+    result, lines = run(cfg, tmp_path / "run")
+    assert result is not None and len(losses(tmp_path / "run")) == 3
+    assert len([line for line in lines if name in line]) >= 1
+    assert name in (tmp_path / "run" / "report.html").read_text()
+    cfg.data.on_broken = "error"
+    with pytest.raises(UserError, match=name):
+        run(cfg, tmp_path / "strict")
+
+
+def test_missing_data_says_what_to_do(tmp_path: Path) -> None:
+    cfg = config_for(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"Download UCF101 from .*data/ucf101/frames.*configs/quickstart\.py"):
+        run(cfg, tmp_path / "run")
