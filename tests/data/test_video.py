@@ -112,7 +112,11 @@ def test_what_is_no_video(tmp_path: Path) -> None:
         (made("text.mp4", b"This is no video.\n" * 100), r"text\.mp4: not a readable video \("),
         (made("list.mp4", playlist), r"list\.mp4: not a readable video \("),
         (made("head.avi", good[:2000]), r"head\.avi: (damaged|holds no|not a readable)"),
-        (made("cut.avi", good[: len(good) // 3]), r"cut\.avi: damaged \(\d+ frames can be decoded of about 200\)"),
+        # The decoder's threads may or may not complain about the frame that was cut
+        (
+            made("cut.avi", good[: len(good) // 3]),
+            r"cut\.avi: damaged \((\d+ frames can be decoded of about 200|Invalid)",
+        ),
         (write_video(tmp_path / "sound.mp4", audio_only=True), r"sound\.mp4: has no video stream"),
     ]:
         with pytest.raises(VideoError, match=message):

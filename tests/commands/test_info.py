@@ -1,0 +1,23 @@
+"""The table of a network's costs, and the list of names."""
+
+import pytest
+
+from r23d_jax.__main__ import main
+
+
+def test_published_totals_are_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "r2plus1d_tv_18", "--frames", "16", "--size", "112", "--classes", "400"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (total,) = (line for line in lines if line.startswith("total"))
+    assert "31,505,325" in total and "40.519" in total  # torchvision's metadata of r2plus1d_18
+    assert [line.split()[0] for line in lines[3:9]] == ["input", "stem", "stage1", "stage2", "stage3", "stage4"]
+    assert "2 x 7 x 7 x 512" in next(line for line in lines if line.startswith("stage4"))
+
+
+def test_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    assert "r2plus3d" in capsys.readouterr().out
+    assert main(["info", "r2plus1d18"]) == 2
+    assert capsys.readouterr().err.startswith("error: model 'r2plus1d18' is unknown; did you mean r2plus1d_18")
+    assert main(["info", "r2d_18", "--size", "0"]) == 2
+    assert "--size 0: must be at least 1" in capsys.readouterr().err

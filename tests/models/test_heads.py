@@ -1,0 +1,101 @@
+"""Heads: tokens kept and dropped, positions for another grid, refusals, and the transformer block against torch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from r23d_jax import models
+from r23d_jax.config import ConfigError, HeadConfig
+from r23d_jax.models.heads import TokenDrop, TransformerBlock, interpolate_positions, make_head
+
+
+def abstract(head: HeadConfig, **fields) -> models.VideoResNet:
+    fields = {"num_classes": 5, "num_frames": 8, "crop_size": 32, "widths": (4, 6, 8, 8)} | fields
+    return nnx.eval_shape(lambda: models.create_model("r2plus3d_10", head=head, rngs=nnx.Rngs(0), **fields))
+
+
+@pytest.mark.parametrize("tokens", ["space_time", "time"])
+@pytest.mark.parametrize("kind", ["vit", "attention_pool"])
+def test_positions_are_learned_per_token(kind: str, tokens: str) -> None:
+    """Of 8 frames of 32 pixels, R(2+3)D leaves 2 x 1 x 1."""
+    head = abstract(HeadConfig(kind=kind, tokens=tokens, num_heads=2), crop_size=64).head
+    grid = (2, 2, 2) if tokens == "space_time" else (2, 1, 1)
+    assert head.tokenizer.positions.shape == (*grid, 8)
+
+
+@pytest.mark.parametrize("kind", ["avgpool", "vit", "attention_pool"])
+def test_a_network_reads_longer_and_larger_clips_than_it_was_made_for(kind: str) -> None:
+    model = abstract(HeadConfig(kind=kind, num_heads=2, hidden_dim=16 if kind == "vit" else 0))
+    graph, state = nnx.split(model)
+    read = lambda state, x: nnx.merge(graph, state)(x)  # noqa: E731
+    for shape in ((1, 8, 32, 32, 3), (3, 16, 48, 80, 3)):
+        model.eval()
+        graph, state = nnx.split(model)
+        assert jax.eval_shape(read, state, jnp.zeros(shape)).shape == (shape[0], 5)
+
+
+def test_interpolated_positions() -> None:
+    positions = jax.random.normal(jax.random.key(0), (2, 3, 3, 4))
+    assert interpolate_positions(positions, (2, 3, 3)) is positions
+    constant = interpolate_positions(jnp.full((2, 3, 3, 4), 1.5), (4, 5, 7))
+    np.testing.assert_allclose(constant, np.full((4, 5, 7, 4), 1.5), rtol=1e-6)
+    ramp = jnp.arange(2.0).reshape(2, 1, 1, 1)
+    np.testing.assert_allclose(interpolate_positions(ramp, (4, 1, 1)).ravel(), [0, 0.25, 0.75, 1], atol=1e-6)
+
+
+def test_tokens_are_dropped_in_training_only() -> None:
+    tokens = jnp.broadcast_to(jnp.arange(20.0)[None, :, None], (3, 20, 2))
+    drop = TokenDrop(0.35)
+    kept = np.asarray(drop(tokens, nnx.Rngs(dropout=0)))[..., 0]
+    assert kept.shape == (3, 7)
+    assert all(len(set(row)) == 7 and set(row) <= set(range(20)) for row in kept.tolist())
+    assert len({tuple(sorted(row)) for row in kept.tolist()}) == 3  # another subset for every clip
+    with pytest.raises(ValueError, match=r"dropping tokens needs a key: .*rngs=nnx\.Rngs\(dropout=key\).*model\.eval"):
+        drop(tokens)
+    drop.deterministic = True
+    assert drop(tokens) is tokens
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (HeadConfig(kind="vitt"), "head 'vitt' is unknown; did you mean vit"),
+        (HeadConfig(kind="vit", tokens="space"), "head tokens 'space' are unknown; .*space_time"),
+        (HeadConfig(kind="vit", num_heads=3), r"model\.head\.num_heads=3: must divide the head's width of 8"),
+    ],
+)
+def test_refusals(head: HeadConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_head(8, 5, (2, 1, 1), head, dtype=jnp.float32, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parity
+def test_transformer_block_equals_torch() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install -r requirements-torch.txt")
+    dim, heads = 8, 2
+    ours = TransformerBlock(dim, HeadConfig(num_heads=heads, mlp_ratio=4.0), dtype=jnp.float32, rngs=nnx.Rngs(0))
+    theirs = torch.nn.TransformerEncoderLayer(
+        dim, heads, 4 * dim, dropout=0.0, activation="gelu", norm_first=True, batch_first=True, layer_norm_eps=1e-6
+    ).eval()
+    ours.eval()
+    state = theirs.state_dict()
+    attention = ours.attention
+    projections = (attention.query, attention.key, attention.value)
+    weight = np.concatenate([np.array(p.kernel[...]).reshape(dim, dim).T for p in projections])
+    values = {
+        "self_attn.in_proj_weight": weight,
+        "self_attn.in_proj_bias": np.concatenate([np.array(p.bias[...]).ravel() for p in projections]),
+        "self_attn.out_proj.weight": np.array(attention.out.kernel[...]).reshape(dim, dim).T,
+        "self_attn.out_proj.bias": np.array(attention.out.bias[...]),
+        "linear1.weight": np.array(ours.linear1.kernel[...]).T,
+        "linear1.bias": np.array(ours.linear1.bias[...]),
+        "linear2.weight": np.array(ours.linear2.kernel[...]).T,
+        "linear2.bias": np.array(ours.linear2.bias[...]),
+    }
+    theirs.load_state_dict(state | {name: torch.tensor(value) for name, value in values.items()})
+    x = np.random.default_rng(0).standard_normal((3, 5, dim)).astype(np.float32)
+    with torch.no_grad():
+        want = theirs(torch.tensor(x)).numpy()
+    np.testing.assert_allclose(jax.jit(lambda m, x: m(x))(ours, x), want, atol=2e-5)

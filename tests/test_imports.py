@@ -1,0 +1,72 @@
+"""Which part may import which, read from the source and seen in a process."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# Rooms of the package: name -> rooms it may import from besides itself
+ALLOWED = {
+    "config": set(),
+    "progress": set(),
+    "backend": set(),
+    "models": {"config"},
+    "data": {"config", "progress"},
+    "parallel": {"config"},
+    "evaluation": {"config", "progress", "models", "data", "parallel"},
+    "training": {"config", "progress", "models", "data", "parallel", "evaluation"},
+    "commands": {"config", "progress", "models", "data", "parallel", "evaluation", "training"},
+}
+FORBIDDEN = {
+    "data": {"jax", "flax", "optax", "orbax"},
+    "models": {"tensorflow"},
+    "config": {"jax", "tensorflow", "numpy"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports anywhere, functions included."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT / "r23d_jax").parts[0].removesuffix(".py")
+
+
+FILES = [path for path in sorted((ROOT / "r23d_jax").rglob("*.py")) if room(path) in ALLOWED]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_only_what_lies_below_it(path: Path) -> None:
+    allowed = ALLOWED[room(path)] | {room(path)}
+    for name in imports(path):
+        top, _, inside = name.partition(".")
+        assert top not in FORBIDDEN.get(room(path), ()), f"{path} imports {name}"
+        assert top != "configs", f"{path} imports a config file"
+        if top == "r23d_jax" and inside.partition(".")[0] in ALLOWED:
+            assert any(f"{inside}.".startswith(f"{lower}.") for lower in allowed), f"{path} imports {name}"
+
+
+def test_every_file_is_in_a_room() -> None:
+    rooms = {room(path) for path in (ROOT / "r23d_jax").rglob("*.py")}
+    assert rooms - {"__init__", "__main__"} == set(ALLOWED)
+
+
+def test_a_step_needs_no_tensorflow() -> None:
+    code = (
+        "import sys, r23d_jax.models.registry, r23d_jax.models.functional, r23d_jax.training.step\n"
+        "sys.exit('tensorflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr or "tensorflow was imported"

@@ -1,0 +1,74 @@
+"""The entry point as a user meets it: every config is valid, and mistakes get one message."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from r23d_jax.config import Config, ConfigError, validate
+
+ROOT = Path(__file__).resolve().parents[1]
+VARIANTS = [
+    "quickstart", "quickstart:f_r2d,avgpool", "r23d", "r23d:34", "r23d:18,vit_time", "r23d:18,avgpool",
+    "r23d:18,attention_pool", "r2plus1d", "r2plus1d:34", "r2plus1d:18,tv", "original", "original:r2plus3d",
+    "ucf5_cpu", "ucf5_cpu:avgpool", "ucf5_cpu:vit,rgb_diff",
+]  # fmt: skip
+
+
+def get_config(name: str) -> Config:
+    name, _, arg = name.partition(":")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_config_is_valid(name: str) -> None:
+    assert validate(get_config(name)) is not None
+
+
+def test_every_config_file_is_tried_and_says_how_it_is_run() -> None:
+    files = sorted((ROOT / "configs").glob("*.py"))
+    assert {path.stem for path in files} == {name.partition(":")[0] for name in VARIANTS}
+    for path in files:
+        assert f"python launch.py --config=configs/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize("name", ["r23d:19", "r23d:18,vitt", "r2plus1d:50x", "original:i3d", "ucf5_cpu:vit,flow"])
+def test_an_unknown_variant_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="known"):
+        get_config(name)
+
+
+def launch(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "launch.py"), *args]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config=configs/quickstart.py", "--config.optimizer.learning_rat=0.1"], "learning_rate"),
+        (["--config=configs/quickstart.py", "--config.train.epochs=-1"], "config.train.epochs=-1"),
+        (["--config=configs/quickstart.py", "train"], "unexpected argument 'train'"),
+        ([], "--config is missing: --config=configs/quickstart.py runs anywhere"),
+    ],
+)
+def test_a_mistake_gets_one_message_and_no_traceback(args: list[str], message: str) -> None:
+    done = launch(*args)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_missing_data_says_what_to_download_and_where_to_put_it(tmp_path: Path) -> None:
+    done = launch("--config=configs/r23d.py", f"--workdir={tmp_path}/run", f"--config.data.lists={tmp_path}/lists")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stdout.startswith("running on ")
+    for part in ("https://www.crcv.ucf.edu/data/UCF101.php", "--config.data.root=", "--config=configs/quickstart.py"):
+        assert part in done.stderr
