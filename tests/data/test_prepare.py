@@ -361,7 +361,8 @@ def test_stopped_at_any_moment(made: Path, tmp_path: Path, number: signal.Signal
         (videos / "A").mkdir(parents=True, exist_ok=True)
         os.link(made / "Diving/v_Diving_g08_c01.mp4", videos / f"A/{i}.mp4")
     code = (
-        "import argparse, sys; from r23d_jax.commands import prepare\n"
+        "import argparse, signal, sys; from r23d_jax.commands import prepare\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job is born ignoring it
         "p = argparse.ArgumentParser(); prepare.add_arguments(p); sys.exit(prepare.run(p.parse_args()))"
     )
     args = [sys.executable, "-c", code, "--videos", str(videos), "--out", str(out), "--workers", "1"]
