@@ -187,12 +187,16 @@ def _curves(rows: list[Row]) -> str:
     if not picture:
         return ""
     last = rows[-1]
-    said = [f"{last['step']:,} steps, {last.get('epoch') or 0:g} epochs"]
+    said = [f"{last['step']:,} steps, {_epoch(last)} epochs"]
     scored = [row for row in rows if row.get("val/top1_video") is not None]
     if scored:
         best = max(scored, key=lambda row: row["val/top1_video"] or 0.0)
-        said.append(f"best video top-1 {percent(best['val/top1_video'])} after epoch {best.get('epoch') or 0:g}")
+        said.append(f"best video top-1 {percent(best['val/top1_video'])} after epoch {_epoch(best)}")
     return _section("Training", picture, f'<p class="muted small">{escape("; ".join(said))}</p>')
+
+
+def _epoch(row: Row) -> str:
+    return f"{round(row.get('epoch') or 0.0, 1):g}"  # batches run across the end of an epoch
 
 
 def _errors(result: EvalResult | None, index: VideoIndex | None, cfg: Config | None) -> str:

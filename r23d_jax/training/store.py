@@ -7,7 +7,7 @@ replace a step: the old folder is renamed, and goes once the new one is whole.
 """
 
 import errno
-import gc
+import functools
 import hashlib
 import json
 import logging
@@ -83,6 +83,7 @@ class Store:
     def __init__(self, root: Path, policy: NewestAndBest | None = None):
         self.root = root
         logging.getLogger("absl").addFilter(_not_from_orbax)
+        _silence_dropped_reads()
         if policy is None:
             options = ocp.CheckpointManagerOptions(read_only=True)
         else:
@@ -138,7 +139,7 @@ class Store:
 
     def read_meta(self, step: int) -> dict[str, Any]:
         """The meta of a checkpoint; any exception means damage (see `damage`)."""
-        meta = _read(self._manager, step, ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         seal = meta.pop("sha256")
         if _seal(meta)["sha256"] != seal:
             raise ValueError("wrong checksum: meta")
@@ -170,7 +171,7 @@ class Store:
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
         )
         trees = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
-        restored = _read(self._manager, step, ocp.args.Composite(**trees))
+        restored = self._manager.restore(step, args=ocp.args.Composite(**trees))
         items = {name: restored[name] for name in targets}
         wrong = [name for name, row in leaf_table(items).items() if row != meta["leaves"][name]]
         if wrong:
@@ -244,23 +245,22 @@ def damage(error: Exception, path: Path) -> str:
     return _first_line(error)
 
 
-def _read(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -> Any:
-    """Restores, and lets a failure leave nothing behind.
+@functools.cache
+def _silence_dropped_reads() -> None:
+    """When one array of several cannot be read, Orbax drops the coroutines of the others and closes their event loop.
 
-    When one array of several cannot be read, Orbax drops the coroutines of the others, and each prints a traceback when
-    it is collected. Here that happens at once, and in silence.
+    Each of them would print a traceback, at any time after. The failure itself has been raised by then.
     """
-    try:
-        return manager.restore(step, args=args)
-    except Exception as error:
-        failure = error.with_traceback(None)
-        failure.__cause__ = failure.__context__ = None
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        gc.collect()
-    finally:
-        sys.unraisablehook = hook
-    raise failure
+    show = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
+        dropped = code is not None and "orbax" in code.co_filename
+        too_late = unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"
+        if not (dropped or too_late):
+            show(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _first_line(error: BaseException) -> str:
