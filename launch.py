@@ -48,11 +48,25 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses flags; a wrong override is refused with the nearest right name before absl would show a traceback."""
-    for arg in argv[1:]:
+    for arg, following in zip(argv[1:], [*argv[2:], ""], strict=False):
         name = arg.lstrip("-").partition("=")[0].removeprefix("no")
         if arg.startswith("-") and name.startswith("config."):
             config.check_override(name)
-    return flags.FLAGS(argv)
+        elif arg.startswith("-") and name == "config":
+            _check_file((arg.partition("=")[2] if "=" in arg else following).partition(":")[0])
+    try:
+        return flags.FLAGS(argv)
+    except flags.IllegalFlagValueError as error:  # absl makes a traceback of what get_config(arg) raised
+        cause: BaseException = error
+        while cause.__context__ is not None:
+            cause = cause.__context__
+        raise cause if isinstance(cause, config.UserError) else error from None
+
+
+def _check_file(name: str) -> None:
+    if not Path(name).is_file():
+        known = [str(path) for path in sorted(Path("configs").glob("*.py"))]
+        raise config.ConfigError(f"--config={name}: no such file; {config.nearest(name, known)}")
 
 
 def run() -> None:

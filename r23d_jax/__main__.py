@@ -11,6 +11,7 @@ COMMANDS = {
     "prepare": "turn video files into frame folders or packed shards",
     "info": "what a network costs, part by part; or all names",
     "predict": "classify video files with a trained network",
+    "export": "write a trained network for PyTorch: .safetensors or .pth",
 }
 
 

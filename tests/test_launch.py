@@ -57,6 +57,8 @@ def launch(*args: str) -> subprocess.CompletedProcess[str]:
         (["--config=configs/quickstart.py", "--config.optimizer.learning_rat=0.1"], "learning_rate"),
         (["--config=configs/quickstart.py", "--config.train.epochs=-1"], "config.train.epochs=-1"),
         (["--config=configs/quickstart.py", "train"], "unexpected argument 'train'"),
+        (["--config=configs/r23d.py:19"], "configs/r23d.py:19: depth '19' is unknown; known: 18, 34"),
+        (["--config=configs/r32d.py"], "--config=configs/r32d.py: no such file; did you mean configs/r23d.py"),
         ([], "--config is missing: --config=configs/quickstart.py runs anywhere"),
     ],
 )

@@ -21,11 +21,12 @@ def prepare_video(video: UInt8[Array, "b t h w c"], pre: Preprocessing) -> Float
       (B, pre.num_frames, H, W, C) float32.
 
     Raises:
-      ValueError: for another rank, dtype or number of frames.
+      ValueError: for another rank, dtype, number of frames or number of channels.
     """
-    if video.ndim != 5 or video.dtype != jnp.uint8 or video.shape[1] != pre.read_frames:
+    expected = (pre.read_frames, len(pre.mean))
+    if video.ndim != 5 or video.dtype != jnp.uint8 or (video.shape[1], video.shape[4]) != expected:
         raise ValueError(
-            f"video is {video.dtype} {video.shape}; expected uint8 (B, {pre.read_frames}, H, W, C) "
+            f"video is {video.dtype} {video.shape}; expected uint8 (B, {pre.read_frames}, H, W, {len(pre.mean)}) "
             f"for {pre.num_frames} frames of {pre.input}"
         )
     pixels = video.astype(jnp.float32)

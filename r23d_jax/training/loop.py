@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import r23d_jax
-from r23d_jax import config, parallel
+from r23d_jax import config, models, parallel
 from r23d_jax.config import Config, Preprocessing
 from r23d_jax.data import pipeline
 from r23d_jax.data.frames import VideoIndex
@@ -94,6 +94,7 @@ def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> eva
 
 def _set_up(cfg: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Run, TrainState, Checkpoints]:
     log(parallel.describe_devices())
+    models.model_spec(cfg.model.name)  # an unknown name is refused before any data is touched
     train_index, test_index = _open_index(cfg, "train", log), _open_index(cfg, "test", log)
     mesh = parallel.make_mesh(cfg.parallel.fsdp)
     pre = config.preprocessing(cfg.data)

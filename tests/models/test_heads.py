@@ -19,7 +19,7 @@ def abstract(head: HeadConfig, **fields) -> models.VideoResNet:
 @pytest.mark.parametrize("tokens", ["space_time", "time"])
 @pytest.mark.parametrize("kind", ["vit", "attention_pool"])
 def test_positions_are_learned_per_token(kind: str, tokens: str) -> None:
-    """Of 8 frames of 32 pixels, R(2+3)D leaves 2 x 1 x 1."""
+    """Of 8 frames of 64 pixels, R(2+3)D leaves 2 x 2 x 2."""
     head = abstract(HeadConfig(kind=kind, tokens=tokens, num_heads=2), crop_size=64).head
     grid = (2, 2, 2) if tokens == "space_time" else (2, 1, 1)
     assert head.tokenizer.positions.shape == (*grid, 8)
@@ -58,6 +58,20 @@ def test_tokens_are_dropped_in_training_only() -> None:
     assert drop(tokens) is tokens
 
 
+@pytest.mark.parametrize("kind", ["vit", "attention_pool"])
+def test_heads_drop_tokens_while_training_only(kind: str) -> None:
+    """Without any other dropout, two keys differ in the tokens they keep."""
+    cfg = HeadConfig(kind=kind, num_heads=2, dropout=0.0, transformer_dropout=0.0, token_keep=0.5)
+    head = make_head(8, 5, (2, 2, 2), cfg, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x = 100 * jax.random.normal(jax.random.key(0), (2, 2, 2, 2, 8))
+    read = jax.jit(lambda head, x, key: head(x, nnx.Rngs(dropout=key)))
+    assert not np.allclose(read(head, x, jax.random.key(0)), read(head, x, jax.random.key(1)), atol=1e-4)
+    with pytest.raises(ValueError, match="dropping tokens needs a key"):
+        head(x)
+    head.eval()
+    np.testing.assert_array_equal(read(head, x, jax.random.key(0)), read(head, x, jax.random.key(1)))
+
+
 @pytest.mark.parametrize(
     ("head", "message"),
     [
@@ -80,11 +94,18 @@ def test_transformer_block_equals_torch() -> None:
         dim, heads, 4 * dim, dropout=0.0, activation="gelu", norm_first=True, batch_first=True, layer_norm_eps=1e-6
     ).eval()
     ours.eval()
-    state = theirs.state_dict()
+    rng = np.random.default_rng(1)
+    for path, variable in nnx.to_flat_state(nnx.state(ours, nnx.Param)):  # at the start biases are 0 and scales 1
+        if path[-1] in ("bias", "scale"):
+            variable[...] = rng.uniform(0.5, 1.5, variable.shape).astype(np.float32)
     attention = ours.attention
     projections = (attention.query, attention.key, attention.value)
     weight = np.concatenate([np.array(p.kernel[...]).reshape(dim, dim).T for p in projections])
     values = {
+        "norm1.weight": np.array(ours.norm1.scale[...]),
+        "norm1.bias": np.array(ours.norm1.bias[...]),
+        "norm2.weight": np.array(ours.norm2.scale[...]),
+        "norm2.bias": np.array(ours.norm2.bias[...]),
         "self_attn.in_proj_weight": weight,
         "self_attn.in_proj_bias": np.concatenate([np.array(p.bias[...]).ravel() for p in projections]),
         "self_attn.out_proj.weight": np.array(attention.out.kernel[...]).reshape(dim, dim).T,
@@ -94,7 +115,7 @@ def test_transformer_block_equals_torch() -> None:
         "linear2.weight": np.array(ours.linear2.kernel[...]).T,
         "linear2.bias": np.array(ours.linear2.bias[...]),
     }
-    theirs.load_state_dict(state | {name: torch.tensor(value) for name, value in values.items()})
+    theirs.load_state_dict({name: torch.tensor(value) for name, value in values.items()})
     x = np.random.default_rng(0).standard_normal((3, 5, dim)).astype(np.float32)
     with torch.no_grad():
         want = theirs(torch.tensor(x)).numpy()

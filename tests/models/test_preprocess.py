@@ -36,8 +36,10 @@ def test_differences_of_neighbouring_frames() -> None:
 
 
 @pytest.mark.parametrize(
-    "video", [CLIP, CLIP[:, :3].astype(np.float32), CLIP[0, :3]], ids=["too many frames", "float", "no batch"]
+    "video",
+    [CLIP, CLIP[:, :3].astype(np.float32), CLIP[0, :3], CLIP[:, :3, ..., :1]],
+    ids=["too many frames", "float", "no batch", "gray"],
 )
 def test_other_clips_are_refused(video: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"expected uint8 \(B, 3, H, W, C\) for 3 frames of rgb"):
+    with pytest.raises(ValueError, match=r"expected uint8 \(B, 3, H, W, 3\) for 3 frames of rgb"):
         prepare_video(jnp.asarray(video), PRE)

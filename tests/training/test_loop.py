@@ -153,6 +153,13 @@ def test_broken_frames_are_named_once_and_the_run_goes_on(tmp_path: Path) -> Non
         run(cfg, tmp_path / "strict")
 
 
+def test_an_unknown_network_is_refused_before_data_is_touched(tmp_path: Path) -> None:
+    cfg = config_for(tmp_path / "nowhere")
+    cfg.model.family = "r2plus4d"
+    with pytest.raises(UserError, match="'r2plus4d_10' is unknown; did you mean r2plus"):
+        run(cfg, tmp_path / "run")
+
+
 def test_missing_data_says_what_to_do(tmp_path: Path) -> None:
     cfg = config_for(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"Download UCF101 from .*data/ucf101/frames.*configs/quickstart\.py"):

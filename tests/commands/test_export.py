@@ -1,0 +1,64 @@
+"""A trained network written for PyTorch reads back as the same values, and says what it is."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+import r23d_jax
+from r23d_jax import config
+from r23d_jax.__main__ import main
+from r23d_jax.models.functional import split_model
+from r23d_jax.training.checkpoint import Checkpoints, load_model
+from tests.training.tiny import start, tiny_config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("run")
+    cfg = tiny_config("r2plus1d", "vit")
+    checkpoints = Checkpoints(workdir, log=lambda line: None)
+    preprocessing = dataclasses.asdict(config.preprocessing(cfg.data))
+    meta = {"config": dataclasses.asdict(cfg), "class_names": ["a", "b", "c"], "preprocessing": preprocessing}
+    checkpoints.save(start(cfg)[0], meta)
+    checkpoints.close()
+    return workdir
+
+
+def test_safetensors(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.safetensors"
+    assert main(["export", "--workdir", str(workdir), "--to", str(path)]) == 0
+    assert "read again and equal" in capsys.readouterr().out
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+    with safe_open(path, "numpy") as file:
+        meta = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+    assert meta["model"] == "r2plus1d_10" and meta["class_names"] == ["a", "b", "c"] and meta["bn_epsilon"] == 1e-3
+    model = load_model(workdir)
+    again = r23d_jax.from_torch(load_file(path), load_model(workdir))
+    jax.tree.map(np.testing.assert_array_equal, split_model(again)[1:], split_model(model)[1:])
+
+
+@pytest.mark.parity
+def test_pth_is_read_without_pickled_code(workdir: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install -r requirements-torch.txt")
+    path = tmp_path / "model.pth"
+    assert main(["export", "--workdir", str(workdir), "--to", str(path)]) == 0
+    content = torch.load(path, weights_only=True)
+    assert content["class_names"] == ["a", "b", "c"]
+    model = load_model(workdir)
+    again = r23d_jax.from_torch(content["state_dict"], load_model(workdir))
+    jax.tree.map(np.testing.assert_array_equal, split_model(again)[1:], split_model(model)[1:])
+
+
+def test_wrong_places(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for to, message in (
+        (tmp_path / "a.onnx", "must end in .safetensors"),
+        (tmp_path / "no/a.pth", "there is no folder"),
+    ):
+        assert main(["export", "--workdir", str(workdir), "--to", str(to)]) == 2
+        assert message in capsys.readouterr().err
