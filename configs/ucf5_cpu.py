@@ -4,7 +4,8 @@
     python launch.py --config=configs/ucf5_cpu.py --config.data.lists=ucfTrainTestlist
 
 The classes are HandstandPushups, JumpingJack, PullUps, PushUps and WallPushups. Variants: `ucf5_cpu.py:avgpool`,
-`ucf5_cpu.py:vit,rgb_diff` (head, input). Hardware: 2 CPU cores, 22 min. Results, video top-1: vit 47.27 %, avgpool 50.91 %, vit,rgb_diff 79.09 %.
+`ucf5_cpu.py:vit,rgb_diff` (head, input). Hardware: 2 CPU cores, 22 min.
+Results, video top-1 (docs/results.md): vit 47.27 %, avgpool 50.91 %, vit,rgb_diff 79.09 %.
 """
 
 from r23d_jax.config import HEADS, INPUTS, Config, ConfigError
