@@ -18,6 +18,7 @@ HEADS = ("avgpool", "vit", "attention_pool")
 TOKENS = ("space_time", "time")
 CROPS = ("multi_scale", "random_resized", "random", "center")
 TEMPORAL_SAMPLING = ("random", "segments")
+INFLATIONS = ("repeat", "center")
 INPUTS = ("rgb", "rgb_diff")
 SOURCES = ("frames", "packed", "synthetic")
 BROKEN_POLICIES = ("skip", "error")
@@ -25,6 +26,9 @@ TEMPORAL_VIEWS = ("dense", "uniform")
 SPATIAL_CROPS = (1, 3, 10)
 OPTIMIZERS = ("sgd", "adamw", "lars")
 SCHEDULES = ("cosine", "cosine_7_16", "multistep", "constant")
+STEM_POOLS = ("", "none", "2d", "3d")
+FAMILIES_WITHOUT_DEPTH = ("i3d", "i3d_gamma", "s3d")
+PARTS = ("stem", "stage1", "stage2", "stage3", "stage4")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
@@ -56,15 +60,17 @@ class ModelConfig:
     """Which row of the registry to build, and how to vary it."""
 
     family: str = "r2plus3d"
-    depth: int = 18
+    depth: int = 18  # not read for the families that have none: i3d, i3d_gamma, s3d
     widths: tuple[int, ...] = ()  # four stage widths; (): the registry's
+    stem_pool: str = ""  # max-pool after the stem: none, 2d (over space), 3d (and time); "": the registry's
+    in_channels: int = 3  # of the clips; 2 for optical flow
     block_dropout: float = 0.0  # inside every residual block (the published code has 0.3)
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
 
     @property
     def name(self) -> str:
-        """Registry name, e.g. `r2plus3d_18`."""
-        return f"{self.family}_{self.depth}"
+        """Registry name, e.g. `r2plus3d_18` or `i3d`."""
+        return self.family if self.family in FAMILIES_WITHOUT_DEPTH else f"{self.family}_{self.depth}"
 
 
 @dataclasses.dataclass
@@ -165,7 +171,9 @@ class Config:
     """Everything a run depends on."""
 
     seed: int = 0
-    init_from: str = ""  # weights to start from; "": random
+    init_from: str = ""  # weights to start from: .pth, .safetensors, a run's folder, ...; "": random
+    init_skip: tuple[str, ...] = ()  # parts that stay random all the same: "stem", "stage1" .. "stage4", "head"
+    inflate: str = "repeat"  # how 2D weights become 3D: repeat (and divide) or center
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -296,6 +304,12 @@ def _value_problems(cfg: Config) -> list[str]:
     widths = cfg.model.widths
     check("model.widths", widths, len(widths) in (0, 4) and all(w > 0 for w in widths), "() or four positive widths")
 
+    one_of("model.stem_pool", cfg.model.stem_pool, STEM_POOLS)
+    check("model.in_channels", cfg.model.in_channels, cfg.model.in_channels == len(d.mean), "3, as data.mean has")
+    one_of("inflate", cfg.inflate, INFLATIONS)
+    for part in cfg.init_skip:
+        one_of("init_skip", part, (*PARTS, "head"))
+
     one_of("data.source", d.source, SOURCES)
     one_of("data.input", d.input, INPUTS)
     one_of("data.sampling", d.sampling, TEMPORAL_SAMPLING)
@@ -328,7 +342,7 @@ def _value_problems(cfg: Config) -> list[str]:
     at_least("optimizer.backbone_multiplier", o.backbone_multiplier, 0)
     at_least("optimizer.head_multiplier", o.head_multiplier, 0)
     for part in o.freeze:
-        one_of("optimizer.freeze", part, ("stem", "stage1", "stage2", "stage3", "stage4"))
+        one_of("optimizer.freeze", part, PARTS)
     if o.schedule == "multistep" and (not o.milestones or list(o.milestones) != sorted(o.milestones)):
         problems.append(f"config.optimizer.milestones={o.milestones!r}: must be rising epochs, e.g. (20, 30, 40)")
 

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     torch = None if to.suffix == ".safetensors" else _torch(to)
 
     from r23d_jax.training.checkpoint import load_checkpoint
-    from r23d_jax.weights.torch_layout import to_torch
+    from r23d_jax.weights.state_dicts import to_torch
 
     loaded = load_checkpoint(args.workdir, args.which)
     state = to_torch(loaded.model)

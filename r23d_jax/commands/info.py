@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
             return 2
     head = HeadConfig(kind=args.head, tokens=args.tokens)
 
-    def make() -> models.VideoResNet:
+    def make() -> models.VideoNetwork:
         return models.create_model(
             args.name,
             num_classes=args.classes,

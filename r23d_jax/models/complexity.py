@@ -11,7 +11,7 @@ from flax import nnx
 from jax.extend import core
 
 from r23d_jax.models.layers import use_formulation
-from r23d_jax.models.video_resnet import VideoResNet
+from r23d_jax.models.network import VideoNetwork
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Part:
     activations: int
 
 
-def count_parts(make_model: Callable[[], VideoResNet], video_shape: tuple[int, int, int, int]) -> list[Part]:
+def count_parts(make_model: Callable[[], VideoNetwork], video_shape: tuple[int, int, int, int]) -> list[Part]:
     """Counts every part of the network that `make_model` builds.
 
     Args:

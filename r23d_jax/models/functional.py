@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from r23d_jax.models.video_resnet import VideoResNet
+from r23d_jax.models.network import VideoNetwork
 
 Tree = dict[str, Any]
 
@@ -55,7 +55,7 @@ class Network:
         return nnx.merge(graph, nnx.from_flat_state(flat), copy=True)
 
 
-def split_model(model: VideoResNet, frozen: tuple[str, ...] = ()) -> tuple[Network, Tree, Tree]:
+def split_model(model: VideoNetwork, frozen: tuple[str, ...] = ()) -> tuple[Network, Tree, Tree]:
     """Takes a module apart.
 
     Args:

@@ -1,4 +1,5 @@
 """What turns the last feature map (B, T, H, W, C) into logits: average pool, attention pool, or a vision transformer.
+Or nothing, which leaves the feature map.
 
 The ViT head reads tokens of the feature map and a CLS token through pre-LN transformer blocks (Dosovitskiy et al. 2021,
 arXiv:2010.11929). On a 3D CNN the literature's best is one layer of eight heads over one token per time step (Kalfaoglu
@@ -7,6 +8,7 @@ et al. 2020, arXiv:2008.01232).
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -18,16 +20,46 @@ token_init = nnx.initializers.truncated_normal(0.02)
 
 
 class AvgPoolHead(nnx.Module):
-    """Mean over time and space, dropout, linear."""
+    """Mean over time and space, dropout, linear.
 
-    def __init__(self, channels: int, num_classes: int, cfg: HeadConfig, *, rngs: nnx.Rngs):
+    Args:
+      channels: of the feature map.
+      num_classes: logits.
+      cfg: `dropout` is read.
+      window: (time, height, width). Where it is not (1, 1, 1), the mean is one of the means of all such windows, so
+        that places at the border count less; I3D and S3D are defined so. A smaller feature map is one window.
+    """
+
+    def __init__(self, channels: int, num_classes: int, cfg: HeadConfig, *, window: Grid = (1, 1, 1), rngs: nnx.Rngs):
+        self.window = window
         self.dropout = nnx.Dropout(cfg.dropout)
         self.classifier = nnx.Linear(channels, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(B, T, H, W, C) -> (B, num_classes) float32."""
-        pooled = jnp.mean(x.astype(jnp.float32), axis=(1, 2, 3))
+        x = x.astype(jnp.float32)
+        if self.window == (1, 1, 1):
+            pooled = jnp.mean(x, axis=(1, 2, 3))
+        else:
+            weights = [_window_weights(n, size) for n, size in zip(x.shape[1:4], self.window, strict=True)]
+            pooled = jnp.einsum("bthwc,t,h,w->bc", x, *weights)
         return self.classifier(self.dropout(pooled, rngs=rngs))
+
+
+def _window_weights(length: int, window: int) -> np.ndarray:
+    """How much each of `length` places counts in the mean of the means of all windows of neighbours."""
+    window = min(window, length)
+    counts = np.convolve(np.ones(length - window + 1), np.ones(window))
+    return (counts / counts.sum()).astype(np.float32)
+
+
+class NoHead(nnx.Module):
+    """Leaves the feature map as it is."""
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """(B, T, H, W, C) -> same."""
+        del rngs
+        return x
 
 
 class TransformerBlock(nnx.Module):
@@ -163,7 +195,14 @@ class AttentionPoolHead(nnx.Module):
 
 
 def make_head(
-    channels: int, num_classes: int, grid: Grid, cfg: HeadConfig, *, dtype: DTypeLike, rngs: nnx.Rngs
+    channels: int,
+    num_classes: int,
+    grid: Grid,
+    cfg: HeadConfig,
+    *,
+    window: Grid = (1, 1, 1),
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
 ) -> nnx.Module:
     """The head that `cfg` asks for.
 
@@ -171,17 +210,20 @@ def make_head(
       channels: of the backbone's last feature map.
       num_classes: logits.
       grid: (time, height, width) of that feature map at the clip size to be trained on.
-      cfg: the head's config.
+      cfg: the head's config; its kind may also be "none", which leaves the feature map.
+      window: of the average pool, see `AvgPoolHead`.
       dtype: of the computation.
       rngs: `params` initializes.
 
     Raises:
       ConfigError: for an unknown kind or tokens, or heads that do not divide the width.
     """
+    if cfg.kind == "none":
+        return NoHead()
     if cfg.kind not in HEADS:
         raise ConfigError(f"head {cfg.kind!r} is unknown; {nearest(cfg.kind, HEADS)}")
     if cfg.kind == "avgpool":
-        return AvgPoolHead(channels, num_classes, cfg, rngs=rngs)
+        return AvgPoolHead(channels, num_classes, cfg, window=window, rngs=rngs)
     if cfg.tokens not in TOKENS:
         raise ConfigError(f"head tokens {cfg.tokens!r} are unknown; {nearest(cfg.tokens, TOKENS)}")
     dim = cfg.hidden_dim or channels

@@ -1,13 +1,20 @@
-"""The networks by name: `<family>_<depth>`, e.g. `r2plus1d_18`. A family is a row of a table, not a class."""
+"""The networks by name: `<family>_<depth>`, e.g. `r2plus1d_18`, or the family alone where it has one depth: `i3d`.
+
+A family is a row of a table, not a class.
+"""
 
 import dataclasses
+import typing
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from r23d_jax.config import ConfigError, HeadConfig, nearest
+from r23d_jax.config import FAMILIES_WITHOUT_DEPTH, STEM_POOLS, ConfigError, HeadConfig, ModelConfig, nearest
 from r23d_jax.models.heads import make_head
+from r23d_jax.models.inception import Inception, InceptionSpec, inception_grid
+from r23d_jax.models.layers import InitKeys
+from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.video_resnet import VideoResNet, VideoResNetSpec, feature_grid
 
 # Residual blocks per stage; bottlenecks from 50 layers on (He et al. 2016).
@@ -43,6 +50,23 @@ FAMILIES: dict[str, VideoResNetSpec] = {
     "r2plus1d": _family(_mixed("2plus1d", "2plus1d", 2), stem="factorized", bn_epsilon=1e-3),
     # torchvision's: mid-planes once per block.
     "r2plus1d_tv": _family(_mixed("2plus1d", "2plus1d", 2), stem="factorized", mid_planes="per_block"),
+    # mmaction2's: the formula for the stem too, shortcuts factorized, and another epsilon inside the pairs.
+    "r2plus1d_mmaction": _family(
+        _mixed("2plus1d", "2plus1d", 2),
+        stem="factorized",
+        stem_mid_channels=83,
+        stem_pool="2d",
+        factorized_shortcut=True,
+        bn_epsilon=1e-3,
+        mid_bn_epsilon=1e-5,
+    ),
+    # 3D-ResNets' (K. Hara): a stem of seven frames, pooled over time as well.
+    "r2plus1d_hara": _family(
+        _mixed("2plus1d", "2plus1d", 2), stem="factorized", stem_mid_channels=110, stem_time_kernel=7, stem_pool="3d"
+    ),
+    # Channel-separated networks (Tran et al. 2019, arXiv:1904.02811), bottlenecks only; VMZ's layout and epsilon.
+    "ir_csn": _family(_mixed("ir_csn", "ir_csn", 2), stem_pool="2d", bn_epsilon=1e-3),
+    "ip_csn": _family(_mixed("ip_csn", "ip_csn", 2), stem_pool="2d", bn_epsilon=1e-3),
     # The published 2D-then-3D layout (DPC's ResNet2d3d, Han et al. 2019): two 2D stages, two 3D ones, 256 wide.
     "r2plus3d": _family(
         _mixed("2d", "3d", 4), stem="1x7x7", stem_pool="2d", widths=(64, 128, 256, 256), final_relu=False
@@ -52,20 +76,37 @@ FAMILIES: dict[str, VideoResNetSpec] = {
 }
 
 
+# Carreira & Zisserman 2017 as DeepMind published it, its torch ports, and Xie et al. 2018 as torchvision has it.
+INCEPTIONS: dict[str, InceptionSpec] = {
+    "i3d": InceptionSpec(),
+    "i3d_gamma": InceptionSpec(bn_scale=True),
+    "s3d": InceptionSpec(separable=True, same_padding=False, bn_scale=True),
+}
+assert tuple(INCEPTIONS) == FAMILIES_WITHOUT_DEPTH
+
+
+def depths_of(family: str) -> tuple[int, ...]:
+    """The depths that a residual family comes in."""
+    only_bottlenecks = "csn" in FAMILIES[family].convolutions[0]
+    return tuple(depth for depth in DEPTHS if depth >= 50 or not only_bottlenecks)
+
+
 def list_models() -> list[str]:
     """Every name that `create_model` knows."""
-    return [f"{family}_{depth}" for family in FAMILIES for depth in DEPTHS]
+    return [*(f"{family}_{depth}" for family in FAMILIES for depth in depths_of(family)), *INCEPTIONS]
 
 
-def model_spec(name: str) -> VideoResNetSpec:
+def model_spec(name: str) -> VideoResNetSpec | InceptionSpec:
     """The backbone behind a name.
 
     Raises:
       ConfigError: for an unknown name, with the nearest known ones.
     """
-    family, _, depth = name.rpartition("_")
-    if family not in FAMILIES or not depth.isdigit() or int(depth) not in DEPTHS:
+    if name in INCEPTIONS:
+        return INCEPTIONS[name]
+    if name not in list_models():
         raise ConfigError(f"model {name!r} is unknown; {nearest(name, list_models())}")
+    family, _, depth = name.rpartition("_")
     return dataclasses.replace(FAMILIES[family], layers=DEPTHS[int(depth)], bottleneck=int(depth) >= 50)
 
 
@@ -78,21 +119,24 @@ def create_model(
     crop_size: int = 112,
     in_channels: int = 3,
     widths: tuple[int, ...] = (),
+    stem_pool: str = "",
     block_dropout: float = 0.0,
     dtype: DTypeLike = jnp.float32,
     remat: bool = False,
     rngs: nnx.Rngs,
-) -> VideoResNet:
+) -> VideoNetwork:
     """Builds a network with random weights, in training mode.
 
     Args:
       name: one of `list_models()`.
       num_classes: logits.
-      head: "avgpool", "vit", "attention_pool", or a `HeadConfig`. A name alone has no dropout before the classifier.
+      head: "avgpool", "vit", "attention_pool", "none" (the network returns its last feature map), or a `HeadConfig`. A
+        name alone has no dropout before the classifier.
       num_frames: of the clips; heads learn positions for it and interpolate them elsewhere. Fixed for `r2d`.
       crop_size: pixels, likewise.
       in_channels: of the clips.
       widths: of the four stages; () keeps the family's.
+      stem_pool: max-pool after the stem, "none", "2d" (over space) or "3d"; "" keeps the family's.
       block_dropout: inside every residual block.
       dtype: of the computation: float32 or bfloat16. Parameters, BN arithmetic and logits are float32.
       remat: recompute each stage in the backward pass.
@@ -102,16 +146,85 @@ def create_model(
       A module called on (B, T, H, W, C) float32 that returns (B, num_classes) float32 logits.
 
     Raises:
-      ConfigError: for an unknown name or an impossible head.
+      ConfigError: for an unknown name, an impossible head, or a field that the family does not have.
     """
-    spec = dataclasses.replace(model_spec(name), block_dropout=block_dropout)
-    if widths:
-        if len(widths) != 4:
-            raise ConfigError(f"model.widths={widths!r}: must be () or four widths")
-        spec = dataclasses.replace(spec, widths=tuple(widths))
-    cfg = HeadConfig(kind=head, dropout=0.0) if isinstance(head, str) else head
+    keys = InitKeys(rngs)
+    model = _create(
+        model_spec(name),
+        HeadConfig(kind=head, dropout=0.0) if isinstance(head, str) else head,
+        num_classes=num_classes,
+        num_frames=num_frames,
+        crop_size=crop_size,
+        in_channels=in_channels,
+        choices={"widths": widths, "stem_pool": stem_pool, "block_dropout": block_dropout},
+        dtype=dtype,
+        remat=remat,
+        rngs=typing.cast(nnx.Rngs, keys),
+    )
+    keys.close()
+    return model
+
+
+def _create(
+    spec: VideoResNetSpec | InceptionSpec,
+    head: HeadConfig,
+    *,
+    num_classes: int,
+    num_frames: int,
+    crop_size: int,
+    in_channels: int,
+    choices: dict[str, typing.Any],
+    dtype: DTypeLike,
+    remat: bool,
+    rngs: nnx.Rngs,
+) -> VideoNetwork:
+    """`choices` are the fields of a spec that a user may set; empty values keep the family's."""
+    if isinstance(spec, InceptionSpec):
+        for field, value in choices.items():
+            if value:
+                raise ConfigError(f"model.{field}={value!r}: this family has no such choice; leave it at its default")
+        grid = inception_grid(spec, num_frames, crop_size)
+        built = make_head(spec.out_channels, num_classes, grid, head, window=spec.head_window, dtype=dtype, rngs=rngs)
+        return Inception(spec, built, in_channels=in_channels, dtype=dtype, remat=remat, rngs=rngs)
+
+    widths, pool = choices["widths"] or spec.widths, choices["stem_pool"]
+    if len(widths) != 4:
+        raise ConfigError(f"model.widths={widths!r}: must be () or four widths")
+    if pool not in STEM_POOLS:
+        raise ConfigError(f"model.stem_pool={pool!r}: unknown; {nearest(pool, STEM_POOLS[1:])}")
+    spec = dataclasses.replace(
+        spec,
+        widths=tuple(widths),
+        stem_pool=spec.stem_pool if not pool else "" if pool == "none" else pool,
+        block_dropout=choices["block_dropout"],
+    )
     grid = feature_grid(spec, num_frames, crop_size)
-    built_head = make_head(spec.out_channels, num_classes, grid, cfg, dtype=dtype, rngs=rngs)
-    return VideoResNet(
-        spec, built_head, in_channels=in_channels, num_frames=num_frames, dtype=dtype, remat=remat, rngs=rngs
+    built = make_head(spec.out_channels, num_classes, grid, head, dtype=dtype, rngs=rngs)
+    return VideoResNet(spec, built, in_channels=in_channels, num_frames=num_frames, dtype=dtype, remat=remat, rngs=rngs)
+
+
+def build_model(
+    cfg: ModelConfig,
+    *,
+    num_classes: int,
+    num_frames: int,
+    crop_size: int,
+    dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
+    rngs: nnx.Rngs,
+) -> VideoNetwork:
+    """`create_model` for a config group."""
+    return create_model(
+        cfg.name,
+        num_classes=num_classes,
+        head=cfg.head,
+        num_frames=num_frames,
+        crop_size=crop_size,
+        in_channels=cfg.in_channels,
+        widths=cfg.widths,
+        stem_pool=cfg.stem_pool,
+        block_dropout=cfg.block_dropout,
+        dtype=dtype,
+        remat=remat,
+        rngs=rngs,
     )

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
-from r23d_jax.models.layers import BatchNorm, Conv, Triple
+from r23d_jax.models.layers import BatchNorm, Conv, Triple, max_pool
+from r23d_jax.models.network import VideoNetwork
 
-# What a stage's 3x3x3 convolution is made of.
-CONVOLUTIONS = ("2d", "3d", "2plus1d", "2plus3d")
+# What a stage's 3x3x3 convolution is made of. The last two are those of CSN (Tran et al. 2019, arXiv:1904.02811), for
+# bottlenecks only: a depthwise 3x3x3, alone ("ir_csn") or after a 1x1x1 and BN ("ip_csn").
+CONVOLUTIONS = ("2d", "3d", "2plus1d", "2plus3d", "ir_csn", "ip_csn")
 STEMS = ("1x7x7", "3x7x7", "Lx7x7", "factorized")
 MID_PLANES = ("per_conv", "per_block")
 
@@ -37,8 +38,10 @@ class VideoResNetSpec:
       widths: of the four stages, before the bottleneck's factor of four.
       mid_planes: "per_conv" (paper, VMZ: the formula for every convolution from its own widths) or "per_block"
         (torchvision: once per block, from the block's input and width).
+      factorized_shortcut: shortcuts are 1x1x1 -> BN -> ReLU -> 1x1x1 with the formula's width (mmaction2).
       final_relu: False leaves the last block's sum as it is (the published 2D-3D layout).
       bn_epsilon, bn_momentum: Flax convention; momentum 0.9 is PyTorch's 0.1.
+      mid_bn_epsilon: of the BN inside factorized convolutions; 0 is `bn_epsilon` (mmaction2 has another).
       block_dropout: inside every residual block, after the first ReLU (the published code has 0.3).
     """
 
@@ -51,9 +54,11 @@ class VideoResNetSpec:
     stem_pool: str = ""
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
     mid_planes: str = "per_conv"
+    factorized_shortcut: bool = False
     final_relu: bool = True
     bn_epsilon: float = 1e-5
     bn_momentum: float = 0.9
+    mid_bn_epsilon: float = 0.0
     block_dropout: float = 0.0
 
     @property
@@ -103,11 +108,40 @@ class FactorizedConv(nnx.Module):
     ):
         time, height, width = strides
         self.spatial = Conv(in_channels, mid_channels, first_kernel, (1, height, width), dtype=dtype, rngs=rngs)
-        self.norm = BatchNorm(mid_channels, epsilon=spec.bn_epsilon, momentum=spec.bn_momentum, rngs=rngs)
+        epsilon = spec.mid_bn_epsilon or spec.bn_epsilon
+        self.norm = BatchNorm(mid_channels, epsilon=epsilon, momentum=spec.bn_momentum, rngs=rngs)
         self.temporal = Conv(mid_channels, out_channels, second_kernel, (time, 1, 1), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.temporal(nnx.relu(self.norm(self.spatial(x))))
+
+
+class ChannelSeparatedConv(nnx.Module):
+    """Depthwise 3x3x3, after 1x1x1 -> BN where `interactions` are to be preserved; CSN's way."""
+
+    def __init__(
+        self,
+        channels: int,
+        strides: Triple,
+        interactions: bool,
+        spec: VideoResNetSpec,
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.pointwise = Conv(channels, channels, (1, 1, 1), dtype=dtype, rngs=rngs) if interactions else None
+        self.norm = (
+            BatchNorm(channels, epsilon=spec.bn_epsilon, momentum=spec.bn_momentum, rngs=rngs) if interactions else None
+        )
+        self.depthwise = Conv(channels, channels, (3, 3, 3), strides, groups=channels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.pointwise is not None and self.norm is not None:
+            x = self.norm(self.pointwise(x))
+        return self.depthwise(x)
+
+
+StageConv = Conv | FactorizedConv | ChannelSeparatedConv
 
 
 def _stage_conv(
@@ -119,8 +153,10 @@ def _stage_conv(
     spec: VideoResNetSpec,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
-) -> Conv | FactorizedConv:
+) -> StageConv:
     """A stage's 3x3x3 convolution, of the kind that the stage asks for."""
+    if kind in ("ir_csn", "ip_csn"):
+        return ChannelSeparatedConv(out_channels, strides, kind == "ip_csn", spec, dtype=dtype, rngs=rngs)
     if kind in ("2d", "3d"):
         kernel = (1, 3, 3) if kind == "2d" else (3, 3, 3)
         return Conv(in_channels, out_channels, kernel, strides, dtype=dtype, rngs=rngs)
@@ -129,7 +165,7 @@ def _stage_conv(
 
 
 class Shortcut(nnx.Module):
-    """1x1x1 convolution and BN, where a block changes width or size."""
+    """1x1x1 convolution and BN, where a block changes width or size. The convolution may be a factorized one."""
 
     def __init__(
         self,
@@ -141,7 +177,14 @@ class Shortcut(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        self.conv = Conv(in_channels, out_channels, (1, 1, 1), strides, dtype=dtype, rngs=rngs)
+        if spec.factorized_shortcut:  # the formula of `factorized_width` with a 3x1x1 volume
+            mid = 3 * in_channels * out_channels // (in_channels + 3 * out_channels)
+            one = (1, 1, 1)
+            self.conv = FactorizedConv(
+                in_channels, mid, out_channels, one, strides, spec, first_kernel=one, dtype=dtype, rngs=rngs
+            )
+        else:
+            self.conv = Conv(in_channels, out_channels, (1, 1, 1), strides, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(out_channels, epsilon=spec.bn_epsilon, momentum=spec.bn_momentum, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -174,7 +217,7 @@ class ResidualBlock(nnx.Module):
         out_channels = width * spec.expansion
         mid_of_block = factorized_width(in_channels, width, kind)
 
-        def conv(entering: int, strides: Triple) -> Conv | FactorizedConv:
+        def conv(entering: int, strides: Triple) -> StageConv:
             mid = mid_of_block if spec.mid_planes == "per_block" else factorized_width(entering, width, kind)
             return _stage_conv(kind, entering, width, mid, strides, spec, dtype, rngs)
 
@@ -239,9 +282,9 @@ class Stem(nnx.Module):
         x = nnx.relu(self.norm(self.conv(x)))
         if not self.pool:
             return x
-        time = (1, 1, 0) if self.pool == "2d" else (3, 2, 1)  # kernel, stride, padding
-        pads = ((time[2], time[2]), (1, 1), (1, 1))  # nnx annotates padding as str only
-        return nnx.max_pool(x, (time[0], 3, 3), (time[1], 2, 2), pads)  # pyright: ignore[reportArgumentType]
+        if self.pool == "2d":
+            return max_pool(x, (1, 3, 3), (1, 2, 2))
+        return max_pool(x, (3, 3, 3), (2, 2, 2))
 
 
 class Stage(nnx.Module):
@@ -274,12 +317,12 @@ class Stage(nnx.Module):
         return x
 
 
-class VideoResNet(nnx.Module):
-    """A stem, four stages and a head, over clips (B, T, H, W, C).
+class VideoResNet(VideoNetwork):
+    """A stem, four stages of residual blocks and a head, over clips (B, T, H, W, C).
 
     Args:
       spec: the backbone.
-      make_head: from the backbone's channels to the head, a module called on the last feature map.
+      head: a module called on the last feature map.
       in_channels: of the clip.
       num_frames: of the clip; sets the kernel of an "Lx7x7" stem, otherwise any length will do.
       dtype: of the computation; parameters, BN and logits stay float32.
@@ -298,38 +341,16 @@ class VideoResNet(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.spec, self.in_channels, self.num_frames, self.remat = spec, in_channels, num_frames, remat
-        self.stem = Stem(in_channels, num_frames, spec, dtype=dtype, rngs=rngs)
         entering = [spec.widths[0], *(w * spec.expansion for w in spec.widths[:3])]
-        self.stages = nnx.List([Stage(i, entering[i], spec, dtype=dtype, rngs=rngs) for i in range(4)])
-        self.head = head
-
-    def features(
-        self, video: Float[Array, "b t h w c"], rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b t2 h2 w2 width"]:
-        """The last feature map.
-
-        Raises:
-          ValueError: if the clip is not (B, T, H, W, C) of a floating dtype with the right number of channels.
-        """
-        if video.ndim != 5 or video.shape[-1] != self.in_channels:
-            raise ValueError(f"video has shape {video.shape}; expected (B, T, H, W, {self.in_channels}), channels last")
-        if self.spec.stem == "Lx7x7" and video.shape[1] != self.num_frames:
-            raise ValueError(f"this network reads clips of {self.num_frames} frames; got {video.shape[1]}")
-        if not jnp.issubdtype(video.dtype, jnp.floating):
-            raise ValueError(f"video is {video.dtype}; expected float32, see models.preprocess.prepare_video")
-        x = self.stem(video)
-        for stage in self.stages:
-            x = nnx.remat(_call)(stage, x, rngs) if self.remat else stage(x, rngs)
-        return x
-
-    def __call__(self, video: Float[Array, "b t h w c"], rngs: nnx.Rngs | None = None) -> Float[Array, "b num_classes"]:
-        """Logits, float32. `rngs` needs a `dropout` stream while training."""
-        return self.head(self.features(video, rngs), rngs).astype(jnp.float32)  # type: ignore[operator]
-
-
-def _call(stage: Stage, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-    return stage(x, rngs)
+        super().__init__(
+            spec,
+            Stem(in_channels, num_frames, spec, dtype=dtype, rngs=rngs),
+            [Stage(i, entering[i], spec, dtype=dtype, rngs=rngs) for i in range(4)],
+            head,
+            in_channels=in_channels,
+            num_frames=num_frames if spec.stem == "Lx7x7" else 0,
+            remat=remat,
+        )
 
 
 def feature_grid(spec: VideoResNetSpec, num_frames: int, size: int) -> tuple[int, int, int]:

@@ -162,7 +162,7 @@ class LoadedModel:
       path: the checkpoint's folder.
     """
 
-    model: models.VideoResNet
+    model: models.VideoNetwork
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     config: Config
@@ -216,21 +216,18 @@ def load_checkpoint(path: Path | str, which: str = "best", log: Callable[[str], 
     raise CheckpointError(_none_whole(root, damaged) if damaged else _nothing(Path(path)))
 
 
-def load_model(path: Path | str, which: str = "best") -> models.VideoResNet:
+def load_model(path: Path | str, which: str = "best") -> models.VideoNetwork:
     """The network of a checkpoint, in evaluation mode; see `load_checkpoint`."""
     return load_checkpoint(path, which).model
 
 
-def create_configured_model(cfg: Config, num_classes: int) -> models.VideoResNet:
+def create_configured_model(cfg: Config, num_classes: int) -> models.VideoNetwork:
     """The network that a config describes, with random weights from its seed."""
-    return models.create_model(
-        cfg.model.name,
+    return models.build_model(
+        cfg.model,
         num_classes=num_classes,
-        head=cfg.model.head,
         num_frames=cfg.data.num_frames,
         crop_size=cfg.data.crop_size,
-        widths=cfg.model.widths,
-        block_dropout=cfg.model.block_dropout,
         dtype=jnp.dtype(cfg.parallel.compute_dtype),
         remat=cfg.parallel.remat,
         rngs=nnx.Rngs(cfg.seed),

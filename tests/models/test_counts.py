@@ -1,17 +1,15 @@
 """Parameters to the digit and multiply-adds to three decimals, against published counts, for clips of 112 x 112."""
 
-import dataclasses
 import functools
 
 import pytest
 from flax import nnx
 
 from r23d_jax import models
-from r23d_jax.config import HeadConfig
 from r23d_jax.models.complexity import Part, count_parts
-from r23d_jax.models.heads import make_head
-from r23d_jax.models.registry import FAMILIES, model_spec
-from r23d_jax.models.video_resnet import VideoResNet, VideoResNetSpec, factorized_width, feature_grid
+from r23d_jax.models.inception import inception_grid
+from r23d_jax.models.registry import FAMILIES, INCEPTIONS, depths_of, model_spec
+from r23d_jax.models.video_resnet import VideoResNetSpec, factorized_width, feature_grid
 
 # name: parameters with 400 classes, with 101; GMACs, for 16 frames unless said. Sources: torchvision's model metadata
 # and VMZ's model zoo, which agree with analytic counts.
@@ -35,7 +33,7 @@ PUBLISHED = {
 
 @functools.cache
 def parts_of(name: str, num_classes: int, frames: int = 16, size: int = 112) -> tuple[Part, ...]:
-    def make() -> VideoResNet:
+    def make() -> models.VideoNetwork:
         return models.create_model(name, num_classes=num_classes, num_frames=frames, rngs=nnx.Rngs(0))
 
     return tuple(count_parts(make, (frames, size, size, 3)))
@@ -97,21 +95,34 @@ def test_2d3d_50_backbone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "parameters"),
+    ("name", "parameters", "frames", "size", "gmacs"),
     [
-        # 3D-ResNets: a 7-frame stem over 110 channels; mmaction2: the formula's 83 channels in the stem, and a max-pool
-        ("r2plus1d_18", {"stem_mid_channels": 110, "stem_time_kernel": 7, "stem_pool": "3d"}, 33_421_164),
-        ("r2plus1d_34", {"stem_mid_channels": 83, "stem_pool": "2d"}, 63_710_133),
+        # 3D-ResNets: a 7-frame stem over 110 channels, pooled in time
+        ("r2plus1d_hara_18", 33_421_164, 16, 112, 8.477),
+        # mmaction2's README says 63.8M and 53.1 GMACs; with plain shortcuts it would be 63,710,133
+        ("r2plus1d_mmaction_34", 63_759_281, 8, 256, 52.978),
+        # kinetics-i3d: 12M; torchvision's metadata for s3d: 8,320,048 and 17.979
+        ("i3d", 12_689_984, 64, 224, 111.151),
+        ("i3d_gamma", 12_697_264, 64, 224, 111.151),
+        ("s3d", 8_320_048, 16, 224, 17.979),
+        # VMZ's model zoo: ir-CSN-152 29.6M, ip-CSN-152 32.8M
+        ("ir_csn_152", 29_703_568, 32, 224, 74.046),
+        ("ip_csn_152", 33_016_592, 32, 224, 83.295),
     ],
 )
-def test_stems_of_other_code_bases(name: str, changes: dict, parameters: int) -> None:
-    spec = dataclasses.replace(model_spec(name), **changes)
+def test_counts_of_other_code_bases(name: str, parameters: int, frames: int, size: int, gmacs: float) -> None:
+    parts = parts_of(name, 400, frames, size)
+    assert total(parts, "parameters") == parameters
+    assert round(total(parts, "macs") / 1e9, 3) == gmacs
 
-    def make() -> VideoResNet:
-        head = make_head(512, 400, (2, 7, 7), HeadConfig(kind="avgpool"), dtype="float32", rngs=nnx.Rngs(0))
-        return VideoResNet(spec, head, rngs=nnx.Rngs(0))
 
-    assert sum(part.parameters for part in count_parts(make, (16, 112, 112, 3))) == parameters
+def test_i3d_of_flow() -> None:
+    def make() -> models.VideoNetwork:
+        return models.create_model("i3d", num_classes=101, num_frames=64, in_channels=2, rngs=nnx.Rngs(0))
+
+    parts = count_parts(make, (64, 224, 224, 2))
+    assert sum(part.parameters for part in parts) == 12_361_557
+    assert round(sum(part.macs for part in parts) / 1e9, 2) == 102.34
 
 
 @pytest.mark.parametrize(
@@ -141,10 +152,19 @@ def test_units_of_2plus3d_are_as_large_as_the_convolutions_they_replace() -> Non
 def test_temporal_length_and_grid(family: str) -> None:
     """Of 16 frames: R3D, rMC2 and rMC3 end with 2, rMC4 and MC5 with 4, rMC5 and MC4 with 8, MC2 and MC3 with 16."""
     lengths = {"r2d": 1, "f_r2d": 16, "r3d": 2, "mc2": 16, "mc3": 16, "mc4": 8, "mc5": 4, "rmc2": 2, "rmc3": 2}
+    lengths |= {"r2plus1d_mmaction": 2, "r2plus1d_hara": 1, "ir_csn": 2, "ip_csn": 2}
     lengths |= {"rmc4": 4, "rmc5": 8, "r2plus1d": 2, "r2plus1d_tv": 2, "r2plus3d": 4, "conv2plus3d": 2}
-    shape = parts_of(f"{family}_10", 101)[-2].shape
+    name = f"{family}_{depths_of(family)[0]}"
+    shape = parts_of(name, 101)[-2].shape
     assert shape[0] == lengths[family]
-    assert shape[:3] == feature_grid(model_spec(f"{family}_10"), 16, 112)
+    spec = model_spec(name)
+    assert isinstance(spec, VideoResNetSpec) and shape[:3] == feature_grid(spec, 16, 112)
+
+
+@pytest.mark.parametrize(("frames", "size"), [(16, 112), (17, 113), (30, 200), (64, 224)])
+@pytest.mark.parametrize("family", INCEPTIONS)
+def test_grid_of_inceptions(family: str, frames: int, size: int) -> None:
+    assert parts_of(family, 101, frames, size)[-2].shape[:3] == inception_grid(INCEPTIONS[family], frames, size)
 
 
 def test_spec_says_what_leaves() -> None:

@@ -8,7 +8,7 @@ from r23d_jax import models
 from r23d_jax.models.functional import split_model
 
 
-def small() -> models.VideoResNet:
+def small() -> models.VideoNetwork:
     return models.create_model(
         "mc3_10", num_classes=5, num_frames=4, crop_size=16, widths=(4, 6, 8, 8), rngs=nnx.Rngs(0)
     )

@@ -11,7 +11,7 @@ from r23d_jax.config import ConfigError, HeadConfig
 from r23d_jax.models.heads import TokenDrop, TransformerBlock, interpolate_positions, make_head
 
 
-def abstract(head: HeadConfig, **fields) -> models.VideoResNet:
+def abstract(head: HeadConfig, **fields) -> models.VideoNetwork:
     fields = {"num_classes": 5, "num_frames": 8, "crop_size": 32, "widths": (4, 6, 8, 8)} | fields
     return nnx.eval_shape(lambda: models.create_model("r2plus3d_10", head=head, rngs=nnx.Rngs(0), **fields))
 

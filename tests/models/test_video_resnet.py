@@ -9,12 +9,12 @@ from flax import nnx
 from r23d_jax import models
 from r23d_jax.config import ConfigError, HeadConfig
 from r23d_jax.models.functional import split_model
-from r23d_jax.models.registry import FAMILIES
+from r23d_jax.models.registry import FAMILIES, depths_of
 
 SMALL = (4, 6, 8, 8)
 
 
-def small(name: str = "r2plus3d_10", **fields) -> models.VideoResNet:
+def small(name: str = "r2plus3d_10", **fields) -> models.VideoNetwork:
     fields = {"num_classes": 5, "num_frames": 4, "crop_size": 32, "widths": SMALL, "rngs": nnx.Rngs(0)} | fields
     return models.create_model(name, **fields)
 
@@ -23,7 +23,9 @@ def clip(frames: int = 4, size: int = 32, batch: int = 2, seed: int = 0) -> jax.
     return jax.random.normal(jax.random.key(seed), (batch, frames, size, size, 3))
 
 
-@pytest.mark.parametrize("name", [*(f"{family}_10" for family in FAMILIES), "r3d_50", "r2plus1d_50", "r2plus3d_50"])
+@pytest.mark.parametrize(
+    "name", [*(f"{family}_{depths_of(family)[0]}" for family in FAMILIES), "r3d_50", "r2plus1d_50", "r2plus3d_50"]
+)
 def test_every_family_maps_a_clip_to_float32_logits(name: str) -> None:
     model = nnx.eval_shape(lambda: small(name))
     graph, state = nnx.split(model)

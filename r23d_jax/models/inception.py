@@ -1,0 +1,241 @@
+"""Inception over clips: I3D (Carreira & Zisserman 2017, arXiv:1705.07750) and S3D (Xie et al. 2018, arXiv:1712.04851).
+
+Both are GoogLeNet with time: I3D has k x k x k convolutions, S3D has 1 x k x k -> BN -> ReLU -> k x 1 x 1 instead. The
+stem ends with the first pool; stages one to four hold Conv2, Mixed3, Mixed4 and Mixed5, and all but the last end with
+the pool that follows them.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from r23d_jax.models.layers import BatchNorm, Conv, Triple, max_pool, same_padding
+from r23d_jax.models.network import VideoNetwork
+
+# Channels of branch 0; of branches 1 and 2, reduced and full; and of branch 3. One row per block of a stage.
+_MIXED = {
+    1: ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64)),
+    2: (
+        (192, 96, 208, 16, 48, 64),
+        (160, 112, 224, 24, 64, 64),
+        (128, 128, 256, 24, 64, 64),
+        (112, 144, 288, 32, 64, 64),
+        (256, 160, 320, 32, 128, 128),
+    ),
+    3: ((256, 160, 320, 32, 128, 128), (384, 192, 384, 48, 128, 128)),
+}
+_ENTERING = (64, 192, 480, 832)
+# Of the pool that ends the stem and each stage: window, strides.
+_POOLS: tuple[tuple[Triple, Triple], ...] = (
+    ((1, 3, 3), (1, 2, 2)),
+    ((1, 3, 3), (1, 2, 2)),
+    ((3, 3, 3), (2, 2, 2)),
+    ((2, 2, 2), (2, 2, 2)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class InceptionSpec:
+    """Everything that tells one Inception from another.
+
+    Attributes:
+      separable: S3D's pairs of convolutions instead of full ones.
+      same_padding: as TensorFlow pads; False pads half the window on both sides, as torchvision's S3D does.
+      bn_scale: whether BN has a gamma. DeepMind's I3D has none, its torch ports have one.
+      bn_epsilon, bn_momentum: Flax convention.
+    """
+
+    separable: bool = False
+    same_padding: bool = True
+    bn_scale: bool = False
+    bn_epsilon: float = 1e-3
+    bn_momentum: float = 0.999
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the last feature map."""
+        return 1024
+
+    @property
+    def head_window(self) -> Triple:
+        """The published head averages windows of this size, moved by one, before it averages over time."""
+        return (2, 7, 7)
+
+
+class Unit(nnx.Module):
+    """Convolution -> BN -> ReLU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Triple,
+        strides: Triple,
+        spec: InceptionSpec,
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        padding = "SAME" if spec.same_padding else None
+        self.conv = Conv(in_channels, out_channels, kernel_size, strides, padding, dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(
+            out_channels, epsilon=spec.bn_epsilon, momentum=spec.bn_momentum, use_scale=spec.bn_scale, rngs=rngs
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nnx.relu(self.norm(self.conv(x)))
+
+
+class SeparableUnit(nnx.Module):
+    """1 x k x k unit, then k x 1 x 1 unit."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: int,
+        stride: int,
+        spec: InceptionSpec,
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.spatial = Unit(
+            in_channels, out_channels, (1, size, size), (1, stride, stride), spec, dtype=dtype, rngs=rngs
+        )
+        self.temporal = Unit(out_channels, out_channels, (size, 1, 1), (stride, 1, 1), spec, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.temporal(self.spatial(x))
+
+
+def _unit(
+    in_channels: int,
+    out_channels: int,
+    size: int,
+    stride: int,
+    spec: InceptionSpec,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> Unit | SeparableUnit:
+    if spec.separable and size > 1:
+        return SeparableUnit(in_channels, out_channels, size, stride, spec, dtype=dtype, rngs=rngs)
+    kernel, strides = (size, size, size), (stride, stride, stride)
+    return Unit(in_channels, out_channels, kernel, strides, spec, dtype=dtype, rngs=rngs)
+
+
+class Mixed(nnx.Module):
+    """Four branches side by side: 1, 1 -> 3, 1 -> 3, and max-pool -> 1."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: tuple[int, int, int, int, int, int],
+        spec: InceptionSpec,
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        def unit(entering: int, leaving: int, size: int) -> Unit | SeparableUnit:
+            return _unit(entering, leaving, size, 1, spec, dtype, rngs)
+
+        whole, reduced1, full1, reduced2, full2, pooled = channels
+        self.branch0 = unit(in_channels, whole, 1)
+        self.branch1 = nnx.List([unit(in_channels, reduced1, 1), unit(reduced1, full1, 3)])
+        self.branch2 = nnx.List([unit(in_channels, reduced2, 1), unit(reduced2, full2, 3)])
+        self.branch3 = unit(in_channels, pooled, 1)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, T, H, W, C_in) -> (B, T, H, W, C_out)."""
+        branch1 = self.branch1[1](self.branch1[0](x))
+        branch2 = self.branch2[1](self.branch2[0](x))
+        branch3 = self.branch3(max_pool(x, (3, 3, 3), (1, 1, 1)))
+        return jnp.concatenate([self.branch0(x), branch1, branch2, branch3], axis=-1)
+
+
+class Stem(nnx.Module):
+    """7 x 7 x 7, strided by two everywhere, and a pool over space."""
+
+    def __init__(self, in_channels: int, spec: InceptionSpec, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.unit = _unit(in_channels, 64, 7, 2, spec, dtype, rngs)
+        self.spec = spec
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return _pool(self.unit(x), 0, self.spec)
+
+
+class Stage(nnx.Module):
+    """Units or Mixed blocks of one size of feature map, and the pool that follows them."""
+
+    def __init__(self, index: int, spec: InceptionSpec, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        channels = _ENTERING[index]
+        blocks: list[nnx.Module] = []
+        if index == 0:
+            blocks = [_unit(64, 64, 1, 1, spec, dtype, rngs), _unit(64, 192, 3, 1, spec, dtype, rngs)]
+        for row in _MIXED.get(index, ()):
+            blocks.append(Mixed(channels, row, spec, dtype=dtype, rngs=rngs))
+            channels = row[0] + row[2] + row[4] + row[5]
+        self.blocks = nnx.List(blocks)
+        self.index, self.spec = index, spec
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """(B, T, H, W, C) -> (B, T', H', W', C'); nothing in it is random."""
+        del rngs
+        for block in self.blocks:
+            x = block(x)
+        return x if self.index == 3 else _pool(x, self.index + 1, self.spec)
+
+
+def _pool(x: jax.Array, index: int, spec: InceptionSpec) -> jax.Array:
+    window, strides = _POOLS[index]
+    if spec.same_padding:
+        return max_pool(x, window, strides, same_padding(x.shape[1:4], window, strides))
+    none = ((0, 0), (0, 0), (0, 0))
+    return max_pool(x, window, strides, none if window == (2, 2, 2) else None)
+
+
+class Inception(VideoNetwork):
+    """I3D or S3D with any head, over clips (B, T, H, W, C).
+
+    Args:
+      spec: the backbone.
+      head: a module called on the last feature map.
+      in_channels: of the clip: 3 for RGB, 2 for optical flow.
+      dtype: of the computation; parameters, BN and logits stay float32.
+      remat: recompute each stage in the backward pass instead of keeping its activations.
+      rngs: `params` initializes.
+    """
+
+    def __init__(
+        self,
+        spec: InceptionSpec,
+        head: nnx.Module,
+        *,
+        in_channels: int = 3,
+        dtype: DTypeLike = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        stem = Stem(in_channels, spec, dtype=dtype, rngs=rngs)
+        stages = [Stage(index, spec, dtype=dtype, rngs=rngs) for index in range(4)]
+        super().__init__(spec, stem, [*stages], head, in_channels=in_channels, remat=remat)
+
+
+def inception_grid(spec: InceptionSpec, num_frames: int, size: int) -> tuple[int, int, int]:
+    """(time, height, width) of the last feature map for a square clip."""
+
+    def halved(length: int, times: int) -> int:
+        for _ in range(times):
+            length = (length + 1) // 2
+        return length
+
+    # The last pool rounds down where torch pads.
+    time, side = halved(num_frames, 2), halved(size, 4)
+    if spec.same_padding:
+        time, side = halved(time, 1), halved(side, 1)
+    else:
+        time, side = time // 2, side // 2
+    return time, side, side

@@ -1,0 +1,341 @@
+"""How each code base names and lays out the values of a network: one table of renamings per code base, and no code.
+
+A rule says what a module of ours is called there. Our side is the path of the module, `stages/0` written `stage1` and
+BN's inner module left out: `stage1/blocks/0/conv1/spatial`. The first rule that matches the whole path counts.
+"""
+
+import dataclasses
+import re
+from typing import Any, Literal
+
+import numpy as np
+
+Tree = dict[str, Any]
+Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One code base's names.
+
+    Attributes:
+      rules: (pattern of our module path, template of their module name).
+      classifier: their name of an average-pool head's linear layer.
+      conv_classifier: whether that is a 1x1x1 convolution.
+      leaves: our last name -> theirs.
+      norm_leaves: the same, for BN where it differs.
+      kernel: "torch" has (out, in, t, h, w), "tensorflow" our own (t, h, w, in, out).
+      separator: between a module's name and a value's.
+      gammas: whether BN has a gamma there. A network without one gets, and accepts, a gamma of ones.
+      counter: torch's count of training batches, written as zero and not read.
+    """
+
+    rules: tuple[tuple[str, str], ...]
+    classifier: str = "fc"
+    conv_classifier: bool = False
+    leaves: tuple[tuple[str, str], ...] = (("kernel", "weight"), ("bias", "bias"))
+    norm_leaves: tuple[tuple[str, str], ...] = (
+        ("scale", "weight"),
+        ("bias", "bias"),
+        ("mean", "running_mean"),
+        ("var", "running_var"),
+    )
+    kernel: Literal["torch", "tensorflow"] = "torch"
+    separator: str = "."
+    gammas: bool = True
+    counter: str = "num_batches_tracked"
+
+
+# -- residual networks -------------------------------------------------------------------------------------------------
+
+_BLOCK = r"stage(\d)/blocks/(\d+)"
+_TORCHVISION_BLOCKS = (
+    (rf"{_BLOCK}/conv(\d)/(?:spatial|pointwise)", r"layer\1.\2.conv\3.0.0"),
+    (rf"{_BLOCK}/conv(\d)/norm", r"layer\1.\2.conv\3.0.1"),
+    (rf"{_BLOCK}/conv(\d)/temporal", r"layer\1.\2.conv\3.0.3"),
+    (rf"{_BLOCK}/conv(\d)", r"layer\1.\2.conv\3.0"),
+    (rf"{_BLOCK}/norm(\d)", r"layer\1.\2.conv\3.1"),
+    (rf"{_BLOCK}/shortcut/conv/spatial", r"layer\1.\2.downsample.0.0"),
+    (rf"{_BLOCK}/shortcut/conv/norm", r"layer\1.\2.downsample.0.1"),
+    (rf"{_BLOCK}/shortcut/conv/temporal", r"layer\1.\2.downsample.0.3"),
+    (rf"{_BLOCK}/shortcut/conv", r"layer\1.\2.downsample.0"),
+    (rf"{_BLOCK}/shortcut/norm", r"layer\1.\2.downsample.1"),
+)
+# torchvision/models/video/resnet.py; VMZ's pt models and the published video_resnet.py are built of it.
+TORCHVISION = Layout((("stem/conv", "stem.0"), ("stem/norm", "stem.1"), *_TORCHVISION_BLOCKS))
+TORCHVISION_2PLUS1D = Layout(
+    (
+        ("stem/conv/spatial", "stem.0"),
+        ("stem/conv/norm", "stem.1"),
+        ("stem/conv/temporal", "stem.3"),
+        ("stem/norm", "stem.4"),
+        *_TORCHVISION_BLOCKS,
+    )
+)
+# VMZ's pt/vmz/models/utils.py: the depthwise convolution stands alone (ir), or third after 1x1x1 and BN (ip).
+VMZ_IR_CSN = Layout(((rf"{_BLOCK}/conv2/depthwise", r"layer\1.\2.conv2.0"), *TORCHVISION.rules))
+VMZ_IP_CSN = Layout(((rf"{_BLOCK}/conv2/depthwise", r"layer\1.\2.conv2.0.2"), *TORCHVISION.rules))
+# The naming of torch's 2D ResNets: models/resnet_2d3d.py of the published code and DPC's backbone.
+FLAT = Layout(
+    (
+        ("stem/conv", "conv1"),
+        ("stem/norm", "bn1"),
+        (rf"{_BLOCK}/conv(\d)", r"layer\1.\2.conv\3"),
+        (rf"{_BLOCK}/norm(\d)", r"layer\1.\2.bn\3"),
+        (rf"{_BLOCK}/shortcut/conv", r"layer\1.\2.downsample.0"),
+        (rf"{_BLOCK}/shortcut/norm", r"layer\1.\2.downsample.1"),
+    )
+)
+# 3D-ResNets-PyTorch, models/resnet2p1d.py.
+HARA = Layout(
+    (
+        ("stem/conv/spatial", "conv1_s"),
+        ("stem/conv/norm", "bn1_s"),
+        ("stem/conv/temporal", "conv1_t"),
+        ("stem/norm", "bn1_t"),
+        (rf"{_BLOCK}/conv(\d)/spatial", r"layer\1.\2.conv\3_s"),
+        (rf"{_BLOCK}/conv(\d)/norm", r"layer\1.\2.bn\3_s"),
+        (rf"{_BLOCK}/conv(\d)/temporal", r"layer\1.\2.conv\3_t"),
+        (rf"{_BLOCK}/conv(\d)", r"layer\1.\2.conv\3"),
+        (rf"{_BLOCK}/shortcut/conv", r"layer\1.\2.downsample.0"),
+        (rf"{_BLOCK}/shortcut/norm", r"layer\1.\2.downsample.1"),
+    )
+)
+# In its basic blocks the BN after a factorized convolution is bn1_t, in bottlenecks bn1 follows a plain one.
+HARA_BASIC = Layout((*HARA.rules, (rf"{_BLOCK}/norm(\d)", r"layer\1.\2.bn\3_t")))
+HARA_BOTTLENECK = Layout(
+    (*HARA.rules, (rf"{_BLOCK}/norm2", r"layer\1.\2.bn2_t"), (rf"{_BLOCK}/norm(\d)", r"layer\1.\2.bn\3"))
+)
+# mmaction2, backbones/resnet2plus1d.py and common/conv2plus1d.py.
+MMACTION = Layout(
+    (
+        ("stem/conv/spatial", "backbone.conv1.conv.conv_s"),
+        ("stem/conv/norm", "backbone.conv1.conv.bn_s"),
+        ("stem/conv/temporal", "backbone.conv1.conv.conv_t"),
+        ("stem/norm", "backbone.conv1.bn"),
+        (rf"{_BLOCK}/conv(\d)/spatial", r"backbone.layer\1.\2.conv\3.conv.conv_s"),
+        (rf"{_BLOCK}/conv(\d)/norm", r"backbone.layer\1.\2.conv\3.conv.bn_s"),
+        (rf"{_BLOCK}/conv(\d)/temporal", r"backbone.layer\1.\2.conv\3.conv.conv_t"),
+        (rf"{_BLOCK}/norm(\d)", r"backbone.layer\1.\2.conv\3.bn"),
+        (rf"{_BLOCK}/shortcut/conv/spatial", r"backbone.layer\1.\2.downsample.conv.conv_s"),
+        (rf"{_BLOCK}/shortcut/conv/norm", r"backbone.layer\1.\2.downsample.conv.bn_s"),
+        (rf"{_BLOCK}/shortcut/conv/temporal", r"backbone.layer\1.\2.downsample.conv.conv_t"),
+        (rf"{_BLOCK}/shortcut/norm", r"backbone.layer\1.\2.downsample.bn"),
+    ),
+    classifier="cls_head.fc_cls",
+)
+
+# -- Inceptions --------------------------------------------------------------------------------------------------------
+
+# The Mixed blocks in order: our place, DeepMind's suffix, torchvision's index in `features`, GoogLeNet's suffix.
+_MIXED = (
+    ("stage2/blocks/0", "3b", 5, "3a"),
+    ("stage2/blocks/1", "3c", 6, "3b"),
+    ("stage3/blocks/0", "4b", 8, "4a"),
+    ("stage3/blocks/1", "4c", 9, "4b"),
+    ("stage3/blocks/2", "4d", 10, "4c"),
+    ("stage3/blocks/3", "4e", 11, "4d"),
+    ("stage3/blocks/4", "4f", 12, "4e"),
+    ("stage4/blocks/0", "5b", 14, "5a"),
+    ("stage4/blocks/1", "5c", 15, "5b"),
+)
+
+
+def _units(names: tuple[tuple[str, str], ...], conv: str, norm: str) -> tuple[tuple[str, str], ...]:
+    """Rules for the two modules of every unit in (our place, their name)."""
+    return tuple(
+        rule for ours, theirs in names for rule in ((f"{ours}/conv", theirs + conv), (f"{ours}/norm", theirs + norm))
+    )
+
+
+# piergiaj/pytorch-i3d; ours, too, for I3D.
+PIERGIAJ = Layout(
+    _units(
+        (
+            ("stem/unit", "Conv3d_1a_7x7"),
+            ("stage1/blocks/0", "Conv3d_2b_1x1"),
+            ("stage1/blocks/1", "Conv3d_2c_3x3"),
+            *(
+                (f"{place}/{ours}", f"Mixed_{name}.{theirs}")
+                for place, name, _, _ in _MIXED
+                for ours, theirs in (
+                    ("branch0", "b0"),
+                    ("branch1/0", "b1a"),
+                    ("branch1/1", "b1b"),
+                    ("branch2/0", "b2a"),
+                    ("branch2/1", "b2b"),
+                    ("branch3", "b3b"),
+                )
+            ),
+        ),
+        conv=".conv3d",
+        norm=".bn",
+    ),
+    classifier="logits.conv3d",
+    conv_classifier=True,
+)
+# hassony2/kinetics_i3d_pytorch.
+HASSONY2 = Layout(
+    _units(
+        (
+            ("stem/unit", "conv3d_1a_7x7"),
+            ("stage1/blocks/0", "conv3d_2b_1x1"),
+            ("stage1/blocks/1", "conv3d_2c_3x3"),
+            *(
+                (f"{place}/{ours}", f"mixed_{name}.{theirs}")
+                for place, name, _, _ in _MIXED
+                for ours, theirs in (
+                    ("branch0", "branch_0"),
+                    (r"branch(\d)/(\d)", r"branch_\1.\2"),
+                    ("branch3", "branch_3.1"),
+                )
+            ),
+        ),
+        conv=".conv3d",
+        norm=".batch3d",
+    ),
+    classifier="conv3d_0c_1x1.conv3d",
+    conv_classifier=True,
+)
+# google-deepmind/kinetics-i3d, i3d.py, as its checkpoints name it below "RGB/inception_i3d/" or "Flow/inception_i3d/".
+# Mixed_5b calls one convolution Conv3d_0a_3x3, where the others have 0b.
+DEEPMIND = Layout(
+    _units(
+        (
+            ("stem/unit", "Conv3d_1a_7x7"),
+            ("stage1/blocks/0", "Conv3d_2b_1x1"),
+            ("stage1/blocks/1", "Conv3d_2c_3x3"),
+            *(
+                (f"{place}/{ours}", f"Mixed_{name}/{theirs}")
+                for place, name, _, _ in _MIXED
+                for ours, theirs in (
+                    ("branch0", "Branch_0/Conv3d_0a_1x1"),
+                    (r"branch(\d)/0", r"Branch_\1/Conv3d_0a_1x1"),
+                    ("branch1/1", "Branch_1/Conv3d_0b_3x3"),
+                    ("branch2/1", f"Branch_2/Conv3d_0{'a' if name == '5b' else 'b'}_3x3"),
+                    ("branch3", "Branch_3/Conv3d_0b_1x1"),
+                )
+            ),
+        ),
+        conv="/conv_3d",
+        norm="/batch_norm",
+    ),
+    classifier="Logits/Conv3d_0c_1x1/conv_3d",
+    conv_classifier=True,
+    leaves=(("kernel", "w"), ("bias", "b")),
+    norm_leaves=(("scale", "gamma"), ("bias", "beta"), ("mean", "moving_mean"), ("var", "moving_variance")),
+    kernel="tensorflow",
+    separator="/",
+    gammas=False,
+    counter="",
+)
+# torchvision/models/video/s3d.py.
+TORCHVISION_S3D = Layout(
+    _units(
+        (
+            ("stem/unit/spatial", "features.0.0"),
+            ("stem/unit/temporal", "features.0.1"),
+            ("stage1/blocks/0", "features.2"),
+            ("stage1/blocks/1/spatial", "features.3.0"),
+            ("stage1/blocks/1/temporal", "features.3.1"),
+            *(
+                (f"{place}/{ours}", f"features.{index}.{theirs}")
+                for place, _, index, _ in _MIXED
+                for ours, theirs in (
+                    ("branch0", "branch0"),
+                    (r"branch(\d)/0", r"branch\1.0"),
+                    (r"branch(\d)/1/spatial", r"branch\1.1.0"),
+                    (r"branch(\d)/1/temporal", r"branch\1.1.1"),
+                    ("branch3", "branch3.1"),
+                )
+            ),
+        ),
+        conv=".0",
+        norm=".1",
+    ),
+    classifier="classifier.1",
+    conv_classifier=True,
+)
+# torchvision/models/googlenet.py, whose 2D kernels are inflated.
+GOOGLENET = Layout(
+    _units(
+        (
+            ("stem/unit", "conv1"),
+            ("stage1/blocks/0", "conv2"),
+            ("stage1/blocks/1", "conv3"),
+            *(
+                (f"{place}/{ours}", f"inception{name}.{theirs}")
+                for place, _, _, name in _MIXED
+                for ours, theirs in (
+                    ("branch0", "branch1"),
+                    (r"branch1/(\d)", r"branch2.\1"),
+                    (r"branch2/(\d)", r"branch3.\1"),
+                    ("branch3", "branch4.1"),
+                )
+            ),
+        ),
+        conv=".conv",
+        norm=".bn",
+    ),
+)
+
+
+# -- applying a layout -------------------------------------------------------------------------------------------------
+
+
+def their_name(path: Path, layout: Layout, only_classifier: bool) -> str:
+    """Their name of the value at `path` of our trees.
+
+    Args:
+      path: e.g. ("stem", "norm", "norm", "scale").
+      layout: the code base.
+      only_classifier: whether the head is an average pool, which code bases have a name for. Other heads keep ours.
+    """
+    *module, leaf = path
+    if module[0] == "head":
+        if only_classifier:
+            return f"{layout.classifier}{layout.separator}{dict(layout.leaves)[leaf]}"
+        return ".".join((*module, {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)))
+    is_norm = len(module) > 1 and module[-1] == "norm" and leaf != "kernel"
+    return (
+        f"{_their_module(module[:-1] if is_norm else module, layout)}{layout.separator}"
+        + (dict(layout.norm_leaves if is_norm else layout.leaves)[leaf])
+    )
+
+
+def _their_module(module: list[str], layout: Layout) -> str:
+    place = re.sub(r"^stages/(\d)", lambda found: f"stage{int(found[1]) + 1}", "/".join(module))
+    for pattern, template in layout.rules:
+        match = re.fullmatch(pattern, place)
+        if match:
+            return match.expand(template)
+    raise KeyError(place)
+
+
+def encode(path: Path, value: np.ndarray, layout: Layout) -> np.ndarray:
+    """Our array as the code base lays it out."""
+    if "attention" in path and path[-2] in ("query", "key", "value"):  # (dim, heads, size) or (heads, size)
+        return value.reshape(value.shape[0], -1).T if path[-1] == "kernel" else value.ravel()
+    if "attention" in path and path[-2] == "out" and path[-1] == "kernel":  # (heads, size, dim)
+        return value.reshape(-1, value.shape[-1]).T
+    if layout.kernel == "tensorflow":
+        if path[-2] == "norm":
+            return value.reshape(1, 1, 1, 1, -1)
+        return value.reshape(1, 1, 1, *value.shape) if path[-1] == "kernel" and value.ndim == 2 else value
+    if path[-1] != "kernel":
+        return value
+    if value.ndim == 5:
+        return value.transpose(4, 3, 0, 1, 2)
+    wide = layout.conv_classifier and path[:2] == ("head", "classifier")
+    return value.T.reshape(*value.T.shape, 1, 1, 1) if wide else value.T
+
+
+def decode(path: Path, value: np.ndarray, like: Any, layout: Layout) -> np.ndarray:
+    """Their array as ours, float32; `like` has our shape."""
+    value = value.astype(np.float32)
+    if path[-1] == "kernel" and layout.kernel == "torch":
+        if len(like.shape) == 5:
+            value = value.transpose(2, 3, 4, 1, 0)
+        else:
+            value = value.reshape(value.shape[0], -1).T
+    return value.reshape(like.shape)

@@ -1,0 +1,32 @@
+"""Reads TensorFlow checkpoints. The only file of this room that imports TensorFlow, and only when one is read."""
+
+from pathlib import Path
+
+import numpy as np
+
+from r23d_jax.weights.sources import ConversionError
+
+# Slots of optimizers, which are named like the variables they belong to.
+_NOT_WEIGHTS = ("Momentum", "Adam", "Adam_1", "ExponentialMovingAverage", "global_step")
+
+
+def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
+    """All variables of a checkpoint.
+
+    Args:
+      path: the name before `.index`, or the `.index` file.
+
+    Raises:
+      ConversionError: if TensorFlow is missing or the checkpoint is damaged.
+    """
+    prefix = str(path).removesuffix(".index")
+    try:
+        import tensorflow as tf
+    except ImportError:
+        raise ConversionError(f"{path}: reading a TensorFlow checkpoint needs tensorflow-cpu") from None
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        names = [name for name in reader.get_variable_to_shape_map() if name.split("/")[-1] not in _NOT_WEIGHTS]
+        return {name: reader.get_tensor(name) for name in sorted(names)}
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        raise ConversionError(f"{path}: not a whole TensorFlow checkpoint ({str(error).splitlines()[0]})") from None
