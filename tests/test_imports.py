@@ -17,10 +17,11 @@ ALLOWED = {
     "models": {"config"},
     "data": {"config", "progress"},
     "weights": {"config", "models"},
+    "portable": {"config", "models"},
     "parallel": {"config"},
     "evaluation": {"config", "progress", "models", "data", "parallel"},
-    "training": {"config", "progress", "models", "data", "parallel", "evaluation"},
-    "commands": {"config", "progress", "models", "data", "parallel", "evaluation", "training", "weights"},
+    "training": {"config", "progress", "models", "data", "weights", "parallel", "evaluation"},
+    "commands": {"config", "progress", "models", "data", "parallel", "evaluation", "training", "weights", "portable"},
 }
 # The one file that reads what only TensorFlow can read, when it is asked to.
 EXCEPTIONS = {"weights/tensorflow_checkpoint.py": {"tensorflow"}}

@@ -1,87 +1,102 @@
-"""python -m r23d_jax export --workdir DIR --to FILE: a trained network as a torch state dict."""
+"""python -m r23d_jax export --workdir DIR --to FILE: a trained network for PyTorch, or to run without this code."""
 
 import argparse
-import json
-import os
+import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from r23d_jax.config import ModelConfig, Preprocessing, UserError
 
-from r23d_jax.config import UserError
-
-SUFFIXES = (".safetensors", ".pth", ".pt")
+STATE_DICTS = (".safetensors", ".pth", ".pt")
+PORTABLE = (".stablehlo", ".savedmodel")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of this sub-command."""
     parser.add_argument("--workdir", required=True, help="a run's folder, or one checkpoint in it")
-    parser.add_argument("--to", required=True, metavar="FILE", help=f"ends in {', '.join(SUFFIXES)}")
+    parser.add_argument("--to", required=True, metavar="FILE", help=f"ends in {', '.join((*STATE_DICTS, *PORTABLE))}")
     parser.add_argument("--which", choices=("best", "latest"), default="best", help="checkpoint (default: best)")
+    parser.add_argument("--names", metavar="SOURCE", help="a state dict under the names of this code base, e.g. hara")
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the file, reads it again and compares; returns the exit status."""
     to = Path(args.to)
-    if to.suffix not in SUFFIXES:
-        raise UserError(f"--to {to}: must end in {', '.join(SUFFIXES)}")
-    if not to.parent.is_dir():
-        raise UserError(f"--to {to}: there is no folder {to.parent}")
-    torch = None if to.suffix == ".safetensors" else _torch(to)
-
+    check_target(to)
     from r23d_jax.training.checkpoint import load_checkpoint
-    from r23d_jax.weights.state_dicts import to_torch
 
     loaded = load_checkpoint(args.workdir, args.which)
-    state = to_torch(loaded.model)
-    meta = {
-        "model": loaded.config.model.name,
-        "head": loaded.config.model.head.kind,
-        "bn_epsilon": loaded.model.spec.bn_epsilon,
-        "class_names": list(loaded.class_names),
-        "preprocessing": {name: getattr(loaded.preprocessing, name) for name in loaded.preprocessing.__annotations__},
-    }
-    partial = to.with_name(f".{to.name}.partial")
-    try:
-        if torch is None:
-            again = _through_safetensors(partial, state, {name: json.dumps(value) for name, value in meta.items()})
-        else:
-            again = _through_torch(torch, partial, state, meta)
-        if again.keys() != state.keys() or not all(np.array_equal(again[name], state[name]) for name in state):
-            raise UserError(f"{to}: what was written reads differently; nothing was kept. Is the disk sound?")
-        os.replace(partial, to)
-    finally:
-        partial.unlink(missing_ok=True)
-    count = sum(leaf.size for name, leaf in state.items() if not name.endswith(("num_batches_tracked", "mean", "var")))
-    print(
-        f"{loaded.path}: {meta['model']}, {meta['head']} head, {len(loaded.class_names)} classes, step {loaded.step:,}"
-    )
-    print(f"{to}: {len(state)} tensors, {count:,} parameters, read again and equal")
-    print(
-        f"in PyTorch: BN epsilon {meta['bn_epsilon']:g}, input (B, C, T, H, W); mean and std are in the file's metadata"
-    )
+    what = f"{loaded.config.model.name}, {loaded.config.model.head.kind} head, {len(loaded.class_names)} classes"
+    print(f"from     {loaded.path}: {what}, step {loaded.step:,}")
+    write(to, loaded.model, loaded.config.model, loaded.class_names, loaded.preprocessing, args.names)
     return 0
 
 
-def _torch(to: Path) -> Any:
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            f"--to {to}: writing {to.suffix} needs torch (pip install -r requirements-torch.txt); .safetensors does not"
-        ) from None
-    return torch
+def target_kind(to: Path) -> str:
+    """The ending that says what to write; a bare `stablehlo` or `savedmodel` counts as one."""
+    return to.suffix or f".{to.name}"
 
 
-def _through_safetensors(path: Path, state: dict[str, np.ndarray], meta: dict[str, str]) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file, save_file
+def check_target(to: Path) -> None:
+    """Refuses, before any work, what could not be written.
 
-    save_file(state, path, metadata=meta)
-    return load_file(path)
+    Raises:
+      UserError: for an unknown ending, a missing folder, or a .pth without torch.
+    """
+    if target_kind(to) not in (*STATE_DICTS, *PORTABLE):
+        raise UserError(f"--to {to}: must end in {', '.join((*STATE_DICTS, *PORTABLE))}")
+    if not to.parent.is_dir():
+        raise UserError(f"--to {to}: there is no folder {to.parent}")
+    if to.is_dir() and target_kind(to) != ".savedmodel":
+        raise UserError(f"--to {to}: is a folder")
+    if to.suffix in (".pth", ".pt"):
+        from r23d_jax.weights.files import import_torch
+
+        import_torch(to)
 
 
-def _through_torch(torch: Any, path: Path, state: dict[str, np.ndarray], meta: dict) -> dict[str, np.ndarray]:
-    tensors = {name: torch.from_numpy(value.copy()) for name, value in state.items()}
-    torch.save({"state_dict": tensors, **meta}, path)
-    again = torch.load(path, weights_only=True)["state_dict"]
-    return {name: value.numpy() for name, value in again.items()}
+def write(
+    to: Path,
+    model: Any,
+    cfg: ModelConfig,
+    class_names: tuple[str, ...],
+    preprocessing: Preprocessing,
+    names: str | None = None,
+) -> None:
+    """Writes a network in the form that `to` ends in, reads it again, compares, and says so.
+
+    Raises:
+      UserError: if it cannot be written, or reads differently.
+    """
+    meta = {
+        "model": cfg.name,
+        "head": cfg.head.kind,
+        "bn_epsilon": model.spec.bn_epsilon,
+        "class_names": list(class_names),
+        "preprocessing": dataclasses.asdict(preprocessing),
+        "config": dataclasses.asdict(cfg),
+    }
+    kind = target_kind(to)
+    if kind in PORTABLE:
+        from r23d_jax import portable
+
+        error = (portable.write_stablehlo if kind == ".stablehlo" else portable.write_savedmodel)(
+            to, model, preprocessing, meta
+        )
+        size = preprocessing.crop_size
+        shape = f"(B, {preprocessing.read_frames}, {size}, {size}, {model.in_channels}) uint8"
+        print(f"to       {to}: {shape} -> (B, {len(class_names)}) float32 logits")
+        print(f"         read again and run: the same logits within {error:.1e} of the largest")
+        return
+
+    from r23d_jax.weights import files
+    from r23d_jax.weights.sources import SOURCES, source_of
+    from r23d_jax.weights.state_dicts import count_parameters, to_torch
+
+    state = to_torch(model, names)
+    files.write(to, state, meta)
+    print(f"to       {to}: {len(state)} tensors, {count_parameters(model):,} parameters, read again and equal")
+    title = SOURCES[names or source_of(model)].title
+    epsilon = f"BN epsilon {model.spec.bn_epsilon:g}"
+    print(f"         names of {title}; {epsilon}; input (B, C, T, H, W); mean and std are")
+    print("         in the file's metadata")

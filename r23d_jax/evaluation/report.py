@@ -1,6 +1,5 @@
 """`report.html`: one self-contained page about a run, made from what lies in its workdir."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from r23d_jax.evaluation.result import (
     load_evaluation,
     percent,
     protocol_line,
+    read_metrics,
     remarks,
     write_atomically,
 )
@@ -76,7 +76,7 @@ def write_report(workdir: Path, index: VideoIndex | None = None, cfg: Config | N
       UserError: if a file in the workdir is damaged; the message names it.
     """
     cfg = cfg or _read_config(workdir)
-    rows = _read_rows(workdir / "metrics.jsonl")
+    rows = sorted(read_metrics(workdir), key=lambda row: row["step"])
     result = load_evaluation(workdir)
     sections = [
         _summary(result),
@@ -113,19 +113,6 @@ def _read_config(workdir: Path) -> Config | None:
         return config.from_json(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, not text, or not this version's fields
         raise UserError(f"{path}: cannot be read ({error}). Give the config itself, or delete the file.") from error
-
-
-def _read_rows(path: Path) -> list[Row]:
-    """Rows of a metrics file by rising step; a line that is torn or no object is passed over."""
-    rows: list[Row] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return sorted(rows, key=lambda row: row["step"] or 0)
 
 
 # -- sections ----------------------------------------------------------------------------------------------------------
@@ -182,7 +169,7 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "."
 
 
-def _curves(rows: list[Row]) -> str:
+def _curves(rows: Sequence[Row]) -> str:
     picture = curves(rows)
     if not picture:
         return ""

@@ -4,6 +4,7 @@ The dicts have string keys only (the index of a list is written "0", "1", ...), 
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -75,6 +76,18 @@ def split_model(model: VideoNetwork, frozen: tuple[str, ...] = ()) -> tuple[Netw
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
     network = Network(train_graph, eval_graph, template)
     return network, _plain(nnx.state(model, nnx.Param)), _plain(nnx.state(model, nnx.BatchStat))
+
+
+def initialize(make_model: Callable[[], VideoNetwork]) -> VideoNetwork:
+    """The network that `make_model` builds, with its random values made by one compiled program, in evaluation mode."""
+    network, _, _ = split_model(nnx.eval_shape(make_model))
+    values = jax.jit(lambda: split_model(make_model())[1:], compiler_options=initializer_options())
+    return network.build(*values())
+
+
+def initializer_options() -> dict[str, str]:
+    """For a program of a hundred random draws that runs once: on a CPU most of its time would go into optimizing it."""
+    return {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else {}
 
 
 def _plain(state: nnx.State) -> Tree:

@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+import r23d_jax
 from r23d_jax import config, models
 from r23d_jax.config import Config, Preprocessing, UserError
 from r23d_jax.models.functional import split_model
@@ -25,6 +27,7 @@ __all__ = [
     "create_configured_model",
     "load_checkpoint",
     "load_model",
+    "save_model",
 ]
 
 FOLDER = "checkpoints"
@@ -219,6 +222,38 @@ def load_checkpoint(path: Path | str, which: str = "best", log: Callable[[str], 
 def load_model(path: Path | str, which: str = "best") -> models.VideoNetwork:
     """The network of a checkpoint, in evaluation mode; see `load_checkpoint`."""
     return load_checkpoint(path, which).model
+
+
+def save_model(folder: Path, model: models.VideoNetwork, cfg: Config, class_names: tuple[str, ...]) -> None:
+    """Writes a network that was not trained here as a checkpoint, reads it again and compares every value.
+
+    Args:
+      folder: for `load_checkpoint`, `--config.init_from` and the commands; there is nothing to resume from in it.
+      model: the network.
+      cfg: whose `model` and `data` groups describe it.
+      class_names: of its logits.
+
+    Raises:
+      CheckpointError: if it cannot be written, or reads differently.
+    """
+    _, params, batch_stats = split_model(model)
+    meta = {
+        "config": dataclasses.asdict(cfg),
+        "class_names": list(class_names),
+        "preprocessing": dataclasses.asdict(config.preprocessing(cfg.data)),
+        "version": r23d_jax.__version__,
+        "metrics": {},
+    }
+    store = Store((folder / FOLDER).absolute(), NewestAndBest(1))
+    try:
+        store.write(0, {"params": params, "batch_stats": batch_stats}, meta)
+        store.wait()
+    finally:
+        store.close()
+    again = split_model(load_model(folder))[1:]
+    same = jax.tree.map(np.array_equal, (params, batch_stats), again)
+    if not all(jax.tree.leaves(same)):
+        raise CheckpointError(f"{folder}: what was written reads differently. Is the disk sound?")
 
 
 def create_configured_model(cfg: Config, num_classes: int) -> models.VideoNetwork:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from r23d_jax.evaluation.result import read_metrics
+
 
 class Journal:
     """Appends rows of metrics to `workdir/metrics.jsonl` and mirrors them in `workdir/tensorboard`.
@@ -55,17 +57,3 @@ class Journal:
         if self._active:
             self._file.close()
             self._board.close()
-
-
-def read_metrics(workdir: Path) -> list[dict]:
-    """The rows of `metrics.jsonl`, oldest first; lines that are not JSON objects with a step are left out."""
-    path = workdir / "metrics.jsonl"
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows

@@ -28,6 +28,7 @@ from r23d_jax.training.journal import Journal
 from r23d_jax.training.optimizer import make_optimizer
 from r23d_jax.training.state import TrainState, create_state
 from r23d_jax.training.step import make_train_step
+from r23d_jax.training.warm_start import warm_start
 
 # Steps that may be queued on the device before the host waits for the oldest of them: enough to hide the host's work,
 # few enough that queued batches do not fill the device's memory.
@@ -119,6 +120,8 @@ def _set_up(cfg: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Run
         state, meta = restored
         log(f"resumed from step {int(state.step)} of {num_steps} ({workdir})")
         _log_changes(meta["config"], cfg, log)
+    elif cfg.init_from:
+        state = warm_start(cfg, state, shardings, num_classes, log)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "config.json").write_text(config.to_json(cfg) + "\n")

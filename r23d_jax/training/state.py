@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from r23d_jax import parallel
+from r23d_jax.models.functional import initializer_options
 
 Tree = dict[str, Any]
 
@@ -60,6 +61,4 @@ def create_state(
         return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), ema)
 
     shardings = parallel.state_shardings(jax.eval_shape(build), mesh)
-    # A program of a hundred random draws that runs once: on a CPU most of its time would go into optimizing it.
-    options = {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else {}
-    return jax.jit(build, out_shardings=shardings, compiler_options=options)(), shardings
+    return jax.jit(build, out_shardings=shardings, compiler_options=initializer_options())(), shardings

@@ -76,7 +76,7 @@ def write(path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) 
 
             save_file(dict(state), partial, metadata={name: json.dumps(value) for name, value in meta.items()})
         elif path.suffix in (".pth", ".pt"):
-            torch = _torch(path)
+            torch = import_torch(path)
             tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
             torch.save({"state_dict": tensors, **meta}, partial)
         else:
@@ -118,7 +118,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    torch = _torch(path)
+    torch = import_torch(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -142,7 +142,12 @@ def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return dict(content), {}
 
 
-def _torch(path: Path) -> Any:
+def import_torch(path: Path) -> Any:
+    """torch.
+
+    Raises:
+      ConversionError: if it is not installed, naming the file that needs it.
+    """
     try:
         import torch
     except ImportError:

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from r23d_jax.config import Preprocessing, UserError, nearest
+from r23d_jax.config import HeadConfig, ModelConfig, Preprocessing, UserError, nearest
 from r23d_jax.models.functional import split_model
 from r23d_jax.models.inception import InceptionSpec
 from r23d_jax.models.network import VideoNetwork
-from r23d_jax.models.registry import FAMILIES, create_model, depths_of, model_spec
+from r23d_jax.models.registry import FAMILIES, INCEPTIONS, create_model, depths_of, model_spec
 from r23d_jax.weights import layouts
 from r23d_jax.weights.layouts import Layout
 
@@ -83,6 +83,13 @@ def _preprocessing(
     )
 
 
+def config_of(name: str) -> ModelConfig:
+    """The config group that builds a network of the registry, without dropout."""
+    family, _, depth = name.rpartition("_") if name not in INCEPTIONS else (name, "", "18")
+    model_spec(name)  # refuses an unknown name
+    return ModelConfig(family=family, depth=int(depth), head=HeadConfig(kind="avgpool", dropout=0.0))
+
+
 _KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SYMMETRIC = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # [-1, 1]
@@ -100,6 +107,7 @@ _FULL_STEM = tuple(
     name for name, spec in FAMILIES.items() if spec.stem != "factorized" and "csn" not in spec.convolutions[0]
 )
 _FC_ALIASES = ((r"fc\.\d+\.(weight|bias)", r"fc.\1"),)  # fc as a Sequential of dropout and linear
+IMAGENET = _preprocessing(16, 1, 128, 112, *_IMAGENET)  # of inflated image networks
 _TORCHVISION = _preprocessing(16, 2, 128, 112, *_KINETICS)
 _VMZ = _preprocessing(32, 1, 128, 112, *_KINETICS)
 _DEEPMIND = _preprocessing(64, 1, 256, 224, *_SYMMETRIC)
@@ -548,6 +556,11 @@ def fit(arrays: Mapping[str, np.ndarray], model: VideoNetwork, source: str | Non
 def flatten(tree: dict[str, Any]) -> list[tuple[tuple[str, ...], Any]]:
     """Every leaf of nested dicts with its path."""
     return [(tuple(e.key for e in path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def part_of(path: tuple[str, ...]) -> str:
+    """The part of a network that a value belongs to: "stem", "stage1" .. "stage4" or "head"."""
+    return path[0] if path[0] != "stages" else f"stage{int(path[1]) + 1}"
 
 
 def _has(tree: dict[str, Any], path: tuple[str, ...]) -> bool:

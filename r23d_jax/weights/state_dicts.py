@@ -16,7 +16,18 @@ from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.registry import build_model
 from r23d_jax.weights import files, layouts
 from r23d_jax.weights.layouts import Layout
-from r23d_jax.weights.sources import SOURCES, ConversionError, Found, Table, find, fit, flatten, source_of, table_of
+from r23d_jax.weights.sources import (
+    SOURCES,
+    ConversionError,
+    Found,
+    Table,
+    config_of,
+    find,
+    fit,
+    flatten,
+    source_of,
+    table_of,
+)
 
 Weights = Mapping[str, Any] | str | os.PathLike
 
@@ -97,15 +108,21 @@ def from_torch(weights: Weights, model: VideoNetwork | str | None = None, source
       ConversionError: if the file cannot be read, names or shapes do not fit, or no known network has them.
     """
     if isinstance(model, VideoNetwork):
-        arrays, _ = _arrays(weights)
+        arrays, _ = read_arrays(weights)
         table, layout, fitting = fit(arrays, model, source)
         return _filled(model, table, layout, fitting)
     return convert(weights, model, source).model
 
 
-def convert(weights: Weights, name: str | None = None, source: str | None = None) -> Converted:
-    """`from_torch` with all that is known of the network; see there for arguments and errors."""
-    arrays, meta = _arrays(weights)
+def convert(
+    weights: Weights, name: str | None = None, source: str | None = None, meta: Mapping[str, Any] | None = None
+) -> Converted:
+    """`from_torch` with all that is known of the network; see there for arguments and errors.
+
+    `meta` is what a file said besides, where `weights` are its arrays.
+    """
+    arrays, read_meta = read_arrays(weights)
+    meta = meta or read_meta
     if "config" in meta:  # our own file says what it is
         cfg = from_dict(meta["config"], ModelConfig)
         if name is not None and name != cfg.name:
@@ -136,10 +153,14 @@ def convert(weights: Weights, name: str | None = None, source: str | None = None
     )
 
 
+def count_parameters(model: VideoNetwork) -> int:
+    """Trained values."""
+    return sum(leaf.size for leaf in jax.tree.leaves(split_model(model)[1]))
+
+
 def _config(found: Found) -> ModelConfig:
-    name, fields = found.candidate.name, dict(found.candidate.fields)
-    family, _, depth = name.rpartition("_") if name.rpartition("_")[2].isdigit() else (name, "", "0")
-    cfg = ModelConfig(family=family, depth=int(depth), in_channels=found.model.in_channels, **fields)
+    cfg = config_of(found.candidate.name)
+    cfg = dataclasses.replace(cfg, in_channels=found.model.in_channels, **dict(found.candidate.fields))
     cfg.head.kind = "avgpool" if found.num_classes else "none"
     return cfg
 
@@ -152,7 +173,8 @@ def _preprocessing(found: Found) -> Preprocessing:
     return dataclasses.replace(preprocessing, mean=(0.5,) * channels, std=(0.5,) * channels)  # flow in [-1, 1]
 
 
-def _arrays(weights: Weights) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_arrays(weights: Weights) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Numpy arrays by name without `module.` prefixes, and what else a file says."""
     if isinstance(weights, (str, os.PathLike)):
         read, meta = files.read(weights)
     else:

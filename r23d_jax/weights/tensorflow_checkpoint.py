@@ -28,5 +28,5 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
         reader = tf.train.load_checkpoint(prefix)
         names = [name for name in reader.get_variable_to_shape_map() if name.split("/")[-1] not in _NOT_WEIGHTS]
         return {name: reader.get_tensor(name) for name in sorted(names)}
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
         raise ConversionError(f"{path}: not a whole TensorFlow checkpoint ({str(error).splitlines()[0]})") from None

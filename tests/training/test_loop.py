@@ -11,9 +11,9 @@ from r23d_jax.config import Config, UserError
 from r23d_jax.data.splits import read_list
 from r23d_jax.data.synthetic import write_synthetic
 from r23d_jax.evaluation.evaluate import EvalResult
+from r23d_jax.evaluation.result import read_metrics
 from r23d_jax.training import loop
 from r23d_jax.training.checkpoint import load_checkpoint
-from r23d_jax.training.journal import read_metrics
 from r23d_jax.training.loop import TrainingDiverged
 from tests.training.tiny import tiny_config
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from r23d_jax.__main__ import main
+from r23d_jax.evaluation.result import read_metrics
 from r23d_jax.training import loop
-from r23d_jax.training.journal import read_metrics
 from tests.training.tiny import tiny_config
 
 CLASSES = ("HandstandPushups", "JumpingJack", "PullUps", "PushUps", "WallPushups")

@@ -1,0 +1,121 @@
+"""Image networks as video networks: 2D kernels become 3D ones (Carreira & Zisserman 2017, section 2.4).
+
+On a clip that does not move the video network then gives what the image network gives on one frame: "repeat" has the
+kernel at every time tap, divided by their number, so this holds away from the clip's ends; "center" has it at the
+middle tap and zeros elsewhere, so it holds everywhere.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from r23d_jax.config import INFLATIONS, nearest
+from r23d_jax.models.functional import split_model
+from r23d_jax.models.inception import InceptionSpec
+from r23d_jax.models.network import VideoNetwork
+from r23d_jax.weights import layouts
+from r23d_jax.weights.layouts import Layout
+from r23d_jax.weights.sources import ConversionError, is_2d, listed, make_table, part_of
+from r23d_jax.weights.state_dicts import Weights, read_arrays
+
+_AUXILIARY = ("aux1.", "aux2.")  # GoogLeNet's classifiers for training
+
+
+def inflate(weights: Weights, model: VideoNetwork, how: str = "repeat", skip: tuple[str, ...] = ()) -> VideoNetwork:
+    """A video network with the weights of an image network.
+
+    Clips of another number of channels than three (optical flow has two) get the mean over the three colors in each
+    (Wang et al. 2016, arXiv:1608.00859, section 3.2).
+
+    Args:
+      weights: of torchvision's resnet18, 34, 50, 101 or 152, or its googlenet; a state dict or a file of one.
+      model: the network to fill, with full 2D and 3D convolutions: `r3d_*`, `mc*`, `rmc*`, `f_r2d_*`, `r2d_*`,
+        `r2plus3d_*`, or `i3d_gamma` for googlenet. A head of another number of classes keeps its values.
+      how: "repeat" or "center".
+      skip: parts that keep their values: "stem", "stage1" .. "stage4", "head".
+
+    Returns:
+      The network in evaluation mode. torchvision's image networks pool after the stem, which the video ResNets do with
+      `stem_pool="2d"` only; and GoogLeNet's pools lie as I3D's for sizes of 32 n - 1 pixels only.
+
+    Raises:
+      ConversionError: if these are not such weights, or do not fit; lists every name.
+    """
+    if how not in INFLATIONS:
+        raise ConversionError(f"inflate={how!r}: unknown; {nearest(how, INFLATIONS)}")
+    arrays, _ = read_arrays(weights)
+    layout = _layout(arrays, model)
+    table = make_table(model, layout)
+    classifier = (f"{layout.classifier}.weight", f"{layout.classifier}.bias")
+    unused = set(table.counters)
+    if any(table.shapes.get(name) != arrays[name].shape for name in classifier if name in arrays):
+        unused |= set(classifier)
+    arrays = {name: value for name, value in arrays.items() if name not in unused and not name.startswith(_AUXILIARY)}
+    names, problems = {}, []
+    for entry in table.entries:
+        if part_of(entry.path) in skip or (entry.path[0] == "head" and entry.name not in arrays):
+            arrays.pop(entry.name, None)
+            continue
+        names[entry.path] = entry.name
+        shape = _in_2d(entry.path, entry.shape)
+        if entry.name not in arrays:
+            problems.append(f"{entry.name}: missing")
+        elif arrays[entry.name].shape != shape:
+            problems.append(f"{entry.name}: {list(arrays[entry.name].shape)}, expected {list(shape)}")
+    problems += [f"{name}: not in this network" for name in arrays.keys() - set(names.values())]
+    if problems:
+        raise ConversionError(
+            "the image network does not fit this video network; inflate another, or leave parts as they are with "
+            f"skip, in a config init_skip=('stage4',):\n{listed(problems)}"
+        )
+    network, params, batch_stats = split_model(model)
+
+    def value(path: tuple, leaf: Any) -> jax.Array:
+        keys = tuple(entry.key for entry in path)
+        if keys not in names:
+            return leaf
+        return jnp.asarray(_inflated(keys, arrays[names[keys]], leaf, how, layout))
+
+    return network.build(jax.tree.map_with_path(value, params), jax.tree.map_with_path(value, batch_stats))
+
+
+def _layout(arrays: Mapping[str, np.ndarray], model: VideoNetwork) -> Layout:
+    if not is_2d(arrays):
+        raise ConversionError("these are not the weights of an image network: there is no 2D kernel among them")
+    spec: Any = model.spec
+    if "conv1.conv.weight" in arrays:  # GoogLeNet
+        if not isinstance(spec, InceptionSpec) or spec.separable or not spec.bn_scale:
+            raise ConversionError("GoogLeNet inflates to i3d_gamma only: its BN has a gamma, and its kernels are full")
+        return layouts.GOOGLENET
+    if "conv1.weight" not in arrays:
+        raise ConversionError(f"not torchvision's resnet or googlenet: it has {', '.join(list(arrays)[:3])}, ...")
+    factorized = getattr(spec, "stem", "") == "factorized" or set(getattr(spec, "convolutions", ("",))) - {"2d", "3d"}
+    if factorized:
+        raise ConversionError(
+            "a 2D ResNet inflates to networks of full 2D and 3D convolutions only: r3d, mc, rmc, f_r2d, r2d, r2plus3d"
+        )
+    return layouts.FLAT
+
+
+def _in_2d(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What a 3D kernel (out, in, t, h, w) is in 2D; the stem's, of any number of channels, comes from three colors."""
+    if len(shape) != 5:
+        return shape
+    return (shape[0], 3 if path[0] == "stem" else shape[1], *shape[3:])
+
+
+def _inflated(path: tuple[str, ...], value: np.ndarray, like: Any, how: str, layout: Layout) -> np.ndarray:
+    if value.ndim != 4:
+        return layouts.decode(path, value, like, layout)
+    kernel = value.astype(np.float32).transpose(2, 3, 1, 0)  # (h, w, in, out)
+    taps, channels = like.shape[0], like.shape[3]
+    if kernel.shape[2] != channels:
+        kernel = np.repeat(kernel.mean(axis=2, keepdims=True), channels, axis=2)
+    if how == "repeat":
+        return np.broadcast_to(kernel / taps, like.shape)
+    inflated = np.zeros(like.shape, np.float32)
+    inflated[taps // 2] = kernel
+    return inflated
