@@ -2,7 +2,10 @@
 
     python launch.py --config=configs/r23d.py --config.data.root=FRAMES --config.data.lists=LISTS
 
-Variants: `r23d.py:34` (depth), `r23d.py:18,vit_time`, `r23d.py:18,avgpool`, `r23d.py:18,attention_pool` (head).
+Variants: `r23d.py:34` (depth), `r23d.py:18,vit_time`, `r23d.py:18,avgpool`, `r23d.py:18,attention_pool` (head), and
+`r23d.py:finetune`, from DPC's self-supervised weights of the same backbone (--config.init_from=FILE): the backbone at a
+tenth of the rate, weight decay 1e-3, dropout 0.5, at 128 pixels (TengdaHan/DPC, eval/test.py; its Adam has no decoupled
+decay, and a ConvGRU where we have the ViT head). Published: 68.2 % with Kinetics-400 videos (Han et al. 2019, R18).
 Hardware: written for one 80 GB GPU in bfloat16. Result: not yet measured at full size; docs/results.md has what was.
 """
 
@@ -17,10 +20,11 @@ HEADS = {
 
 
 def get_config(arg: str = "") -> Config:
-    """`arg` is `[depth][,head]`."""
-    depth, _, head = arg.partition(",")
+    """`arg` is `[depth][,head]`, or `finetune`."""
+    finetune = arg == "finetune"
+    depth, _, head = ("" if finetune else arg).partition(",")
     if (depth or "18") not in ("18", "34"):
-        raise ConfigError(f"configs/r23d.py:{arg}: depth {depth!r} is unknown; known: 18, 34")
+        raise ConfigError(f"configs/r23d.py:{arg}: depth {depth!r} is unknown; known: 18, 34, finetune")
     if (head or "vit") not in HEADS:
         raise ConfigError(f"configs/r23d.py:{arg}: head {head!r} is unknown; {nearest(head, HEADS)}")
     cfg = Config()
@@ -33,4 +37,12 @@ def get_config(arg: str = "") -> Config:
     cfg.optimizer.warmup_epochs = 5.0
     cfg.train.label_smoothing = 0.1
     cfg.parallel.compute_dtype = "bfloat16"
+    if finetune:
+        cfg.init_from = "weights/k400_128_r18_dpc-rnn.pth.tar"
+        cfg.data.num_frames, cfg.data.frame_stride = 40, 3  # there: 8 blocks of 5 frames
+        cfg.data.short_side, cfg.data.crop_size = 136, 128
+        cfg.data.mean, cfg.data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        cfg.optimizer.name, cfg.optimizer.learning_rate, cfg.optimizer.weight_decay = "adamw", 1e-3, 1e-3
+        cfg.optimizer.backbone_multiplier = 0.1
+        cfg.train.global_batch_size = 128
     return cfg

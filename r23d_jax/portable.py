@@ -83,7 +83,9 @@ def write_savedmodel(path: Path, model: VideoNetwork, pre: Preprocessing, meta: 
         )
         module: Any = tf.Module()
         signature = tf.TensorSpec((None, *shape), tf.uint8, name="video")
-        module.serve = tf.function(lambda video: {"logits": converted(video)}, input_signature=[signature])
+        module.serve = tf.function(
+            lambda video: {"logits": converted(video)}, input_signature=[signature], autograph=False
+        )
         partial = path.with_name(f".{path.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         try:

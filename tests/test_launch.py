@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = [
     "quickstart", "quickstart:f_r2d,avgpool", "r23d", "r23d:34", "r23d:18,vit_time", "r23d:18,avgpool",
     "r23d:18,attention_pool", "r2plus1d", "r2plus1d:34", "r2plus1d:18,tv", "original", "original:r2plus3d",
+    "r23d:finetune", "r2plus1d:finetune", "r2plus1d:finetune,tv", "r2plus1d:bert", "r3d", "r3d:finetune", "r3d:inflate",
+    "i3d", "i3d:finetune", "i3d:finetune,gamma", "i3d:inflate",
     "ucf5_cpu", "ucf5_cpu:avgpool", "ucf5_cpu:vit,rgb_diff",
 ]  # fmt: skip
 
@@ -39,7 +41,19 @@ def test_every_config_file_is_tried_and_says_how_it_is_run() -> None:
         assert f"python launch.py --config=configs/{path.name}" in path.read_text()
 
 
-@pytest.mark.parametrize("name", ["r23d:19", "r23d:18,vitt", "r2plus1d:50x", "original:i3d", "ucf5_cpu:vit,flow"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "r23d:19",
+        "r23d:18,vitt",
+        "r2plus1d:50x",
+        "r2plus1d:finetun",
+        "r3d:34",
+        "i3d:flow",
+        "original:i3d",
+        "ucf5_cpu:vit,flow",
+    ],
+)
 def test_an_unknown_variant_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="known"):
         get_config(name)
@@ -57,8 +71,9 @@ def launch(*args: str) -> subprocess.CompletedProcess[str]:
         (["--config=configs/quickstart.py", "--config.optimizer.learning_rat=0.1"], "learning_rate"),
         (["--config=configs/quickstart.py", "--config.train.epochs=-1"], "config.train.epochs=-1"),
         (["--config=configs/quickstart.py", "train"], "unexpected argument 'train'"),
-        (["--config=configs/r23d.py:19"], "configs/r23d.py:19: depth '19' is unknown; known: 18, 34"),
-        (["--config=configs/r32d.py"], "--config=configs/r32d.py: no such file; did you mean configs/r23d.py"),
+        (["--config=configs/r23d.py:19"], "configs/r23d.py:19: depth '19' is unknown; known: 18, 34, finetune"),
+        (["--config=configs/r32d.py"], "--config=configs/r32d.py: no such file; did you mean configs/r"),
+        (["--config=configs/r3d.py:finetune"], "config.init_from=weights/r3d_18.pth: there is no such file or folder"),
         ([], "--config is missing: --config=configs/quickstart.py runs anywhere"),
     ],
 )

@@ -49,12 +49,12 @@ def run(args: argparse.Namespace) -> int:
         )
     elif to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to {to}: is there already; give a new folder")
-    model, cfg, class_names, preprocessing = _read(args, source)
+    model, cfg, class_names, preprocessing, foreign = _read(args, source)
     if args.class_names:
         class_names = _class_names(Path(args.class_names), len(class_names))
     changed = {field: getattr(args, field) for field in FIELDS if getattr(args, field) is not None}
     preprocessing = dataclasses.replace(preprocessing, **changed)
-    _describe(model, cfg, len(class_names), preprocessing)
+    _describe(model, cfg, len(class_names), preprocessing, foreign)
     if to_file:
         export.write(to, model, cfg, class_names, preprocessing, args.names)
     else:
@@ -62,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read(args: argparse.Namespace, path: Path) -> tuple[Any, ModelConfig, tuple[str, ...], Preprocessing]:
-    """The network, the config that builds it, its class names and preprocessing; says where they are from."""
+def _read(args: argparse.Namespace, path: Path) -> tuple[Any, ModelConfig, tuple[str, ...], Preprocessing, bool]:
+    """The network, the config that builds it, class names, preprocessing, and whether that is only assumed."""
     from r23d_jax.weights.sources import SOURCES, is_2d
     from r23d_jax.weights.state_dicts import convert, read_arrays
 
@@ -75,7 +75,7 @@ def _read(args: argparse.Namespace, path: Path) -> tuple[Any, ModelConfig, tuple
         if args.model not in (None, cfg.name):
             raise UserError(f"{loaded.path} is {cfg.name}, not {args.model}")
         print(f"from     {loaded.path}: a checkpoint of r23d_jax, step {loaded.step:,}")
-        result = loaded.model, cfg, loaded.class_names, loaded.preprocessing
+        result = loaded.model, cfg, loaded.class_names, loaded.preprocessing, False
     else:
         arrays, meta = read_arrays(path)
         if is_2d(arrays):
@@ -85,7 +85,8 @@ def _read(args: argparse.Namespace, path: Path) -> tuple[Any, ModelConfig, tuple
         for note in converted.notes:
             print(f"note     {note}")
         class_names = converted.class_names or tuple(f"class_{k}" for k in range(converted.num_classes))
-        result = converted.model, converted.config, class_names, converted.preprocessing
+        foreign = "config" not in meta
+        result = converted.model, converted.config, class_names, converted.preprocessing, foreign
     if args.num_classes not in (None, len(result[2])):
         return _with_classifier(args.num_classes, *result)
     return result
@@ -119,11 +120,16 @@ def _inflated(args: argparse.Namespace, path: Path, arrays: Any) -> tuple:
         print("note     it pools after its stem, as the image network does: config.model.stem_pool='2d'")
     if num_classes:
         print(f"note     the classifier of {num_classes} classes is random, unless the image network has as many")
-    return model, cfg, tuple(f"class_{k}" for k in range(num_classes)), IMAGENET
+    return model, cfg, tuple(f"class_{k}" for k in range(num_classes)), IMAGENET, True
 
 
 def _with_classifier(
-    num_classes: int, model: Any, cfg: ModelConfig, class_names: tuple[str, ...], preprocessing: Preprocessing
+    num_classes: int,
+    model: Any,
+    cfg: ModelConfig,
+    class_names: tuple[str, ...],
+    preprocessing: Preprocessing,
+    foreign: bool,
 ) -> tuple:
     """The same backbone with a new classifier of another number of classes."""
     from flax import nnx
@@ -149,7 +155,7 @@ def _with_classifier(
         new.head = head
     new.eval()
     print(f"note     the weights have {len(class_names)} classes; the classifier of {num_classes} is random")
-    return new, cfg, tuple(f"class_{k}" for k in range(num_classes)), preprocessing
+    return new, cfg, tuple(f"class_{k}" for k in range(num_classes)), preprocessing, foreign
 
 
 def _class_names(path: Path, count: int) -> tuple[str, ...]:
@@ -162,7 +168,7 @@ def _class_names(path: Path, count: int) -> tuple[str, ...]:
     return names
 
 
-def _describe(model: Any, cfg: ModelConfig, num_classes: int, pre: Preprocessing) -> None:
+def _describe(model: Any, cfg: ModelConfig, num_classes: int, pre: Preprocessing, foreign: bool) -> None:
     from r23d_jax.weights.state_dicts import count_parameters
 
     spec = model.spec
@@ -184,9 +190,8 @@ def _describe(model: Any, cfg: ModelConfig, num_classes: int, pre: Preprocessing
         f"input    {pre.num_frames} frames at stride {pre.frame_stride}, crop {pre.crop_size} of short side "
         f"{pre.short_side}, mean {mean}, std {std}"
     )
-    print(
-        "         (weights do not hold this: it is what the source trains with; --num-frames, --crop-size, ... set it)"
-    )
+    if foreign:
+        print("         (what the source trains with: weights do not hold it; --num-frames, --crop-size, ... set it)")
 
 
 def _write_checkpoint(

@@ -46,6 +46,10 @@ def run(args: argparse.Namespace) -> int:
     from r23d_jax.training.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(Path(args.workdir))
+    if not loaded.class_names:
+        raise UserError(f"{loaded.path}: has no classifier; train one with --config.init_from={args.workdir}")
+    if loaded.model.in_channels != 3:
+        raise UserError(f"{loaded.path}: reads {loaded.model.in_channels} channels of optical flow, not RGB")
     views = loaded.config.eval
     if args.clips:
         views = dataclasses.replace(views, views="uniform", num_clips=args.clips)

@@ -28,7 +28,7 @@ from r23d_jax.training.journal import Journal
 from r23d_jax.training.optimizer import make_optimizer
 from r23d_jax.training.state import TrainState, create_state
 from r23d_jax.training.step import make_train_step
-from r23d_jax.training.warm_start import warm_start
+from r23d_jax.training.warm_start import check_source, warm_start
 
 # Steps that may be queued on the device before the host waits for the oldest of them: enough to hide the host's work,
 # few enough that queued batches do not fill the device's memory.
@@ -96,6 +96,7 @@ def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> eva
 def _set_up(cfg: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Run, TrainState, Checkpoints]:
     log(parallel.describe_devices())
     models.model_spec(cfg.model.name)  # an unknown name is refused before any data is touched
+    check_source(cfg, workdir)
     train_index, test_index = _open_index(cfg, "train", log), _open_index(cfg, "test", log)
     mesh = parallel.make_mesh(cfg.parallel.fsdp)
     pre = config.preprocessing(cfg.data)

@@ -27,6 +27,21 @@ class WarmStartError(UserError):
     """The weights that a run should start from do not fit its network; the message lists what differs."""
 
 
+def check_source(cfg: Config, workdir: Path) -> None:
+    """Refuses a run whose weights to start from are not there, before anything else takes time.
+
+    Raises:
+      WarmStartError: if `cfg.init_from` does not exist, and there is nothing in `workdir` to resume from.
+    """
+    path = Path(cfg.init_from)
+    there = path.exists() or path.with_name(f"{path.name}.index").is_file()
+    if cfg.init_from and not there and not (workdir / "checkpoints").is_dir():
+        raise WarmStartError(
+            f"config.init_from={cfg.init_from}: there is no such file or folder; give the weights to start from "
+            "(--config.init_from=FILE), or --config.init_from= for random ones; docs/converting.md says where they are"
+        )
+
+
 def warm_start(
     cfg: Config, state: TrainState, shardings: TrainState, num_classes: int, log: Callable[[str], None]
 ) -> TrainState:

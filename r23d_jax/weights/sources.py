@@ -211,7 +211,7 @@ SOURCES: dict[str, Source] = {
     ),
     # Last: what `to_torch` writes for networks that no other code base has.
     "r23d_jax": Source(
-        title="r23d_jax",
+        title="r23d_jax (torchvision's style)",
         has=("stem.0.weight", "stem.1.weight"),
         candidates=_all(_FULL_STEM, layouts.TORCHVISION),
         preprocessing=_TORCHVISION,

@@ -55,6 +55,21 @@ def test_pth_is_read_without_pickled_code(workdir: Path, tmp_path: Path) -> None
     jax.tree.map(np.testing.assert_array_equal, split_model(again)[1:], split_model(model)[1:])
 
 
+@pytest.mark.parametrize("name", ["model.stablehlo", "stablehlo"])
+def test_stablehlo(name: str, workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--workdir", str(workdir), "--to", str(tmp_path / name)]) == 0
+    said = capsys.readouterr().out
+    assert "(B, 4, 16, 16, 3) uint8 -> (B, 3) float32 logits" in said and "read again and run: the same logits" in said
+    assert json.loads((tmp_path / f"{name}.json").read_text())["class_names"] == ["a", "b", "c"]
+
+
+def test_a_file_that_says_what_it_is_needs_no_name(workdir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    assert main(["export", "--workdir", str(workdir), "--to", str(path)]) == 0
+    model, again = load_model(workdir), r23d_jax.from_torch(path)
+    jax.tree.map(np.testing.assert_array_equal, split_model(again)[1:], split_model(model)[1:])
+
+
 def test_wrong_places(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for to, message in (
         (tmp_path / "a.onnx", "must end in .safetensors"),

@@ -1,0 +1,144 @@
+"""`python -m r23d_jax convert`: both directions, what it says, and what it refuses."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import r23d_jax
+from r23d_jax.__main__ import main
+from r23d_jax.training.checkpoint import load_checkpoint
+from r23d_jax.weights import files
+from tests.weights.random_networks import trained
+
+
+def convert(*args: object) -> int:
+    return main(["convert", *map(str, args)])
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.fixture(scope="module")
+def torchvision_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """mc3_18 under torchvision's names, without a word on what it is."""
+    path = tmp_path_factory.mktemp("weights") / "mc3_18.safetensors"
+    files.write(path, r23d_jax.to_torch(trained("mc3_18", num_classes=12)), {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(torchvision_file: Path) -> Path:
+    to = torchvision_file.with_name("checkpoint")
+    assert convert("--from", torchvision_file, "--to", to) == 0
+    return to
+
+
+def test_foreign_weights_become_a_checkpoint(
+    torchvision_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"name {k}" for k in range(12)) + "\n")
+    args = ("--num-frames", 8, "--class-names", names)
+    assert convert("--from", torchvision_file, "--to", tmp_path / "out", *args) == 0
+    said = lines_of(capsys)
+    for part in (
+        f"from {torchvision_file}: torchvision network mc3_18, avgpool head, 12 classes, 11,496,396 parameters",
+        "BN epsilon 1e-05; no pool after the stem",
+        "input 8 frames at stride 2, crop 112 of short side 128, mean (0.43216, 0.394666, 0.37645)",
+        "weights do not hold it; --num-frames",
+        f"to {tmp_path / 'out'}: a checkpoint, read again and equal",
+    ):
+        assert part in said
+    loaded = load_checkpoint(tmp_path / "out")
+    assert loaded.class_names[3] == "name 3" and loaded.preprocessing.num_frames == 8
+    state, again = files.read(torchvision_file)[0], r23d_jax.to_torch(loaded.model)
+    assert all(np.array_equal(again[name], state[name]) for name in state)
+
+
+def test_and_back_under_any_code_bases_names(
+    folder: Path, torchvision_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert("--from", folder, "--to", tmp_path / "back.safetensors", "--names", "torchvision") == 0
+    said = lines_of(capsys)
+    assert "a checkpoint of r23d_jax, step 0" in said and "read again and equal names of torchvision" in said
+    assert "weights do not hold it" not in said
+    state, again = files.read(torchvision_file)[0], files.read(tmp_path / "back.safetensors")[0]
+    assert again.keys() == state.keys() and all(np.array_equal(again[name], state[name]) for name in state)
+    assert convert("--from", folder, "--to", tmp_path / "flat.safetensors", "--names", "hara") == 2
+    assert "has no names for this network" in capsys.readouterr().err
+
+
+def test_another_number_of_classes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert("--from", folder, "--to", tmp_path / "five", "--num-classes", 5) == 0
+    assert "the weights have 12 classes; the classifier of 5 is random" in lines_of(capsys)
+    old, new = load_checkpoint(folder).model, load_checkpoint(tmp_path / "five").model
+    assert new.head.classifier.kernel[...].shape == (512, 5)
+    np.testing.assert_array_equal(new.stem.conv.kernel[...], old.stem.conv.kernel[...])
+    np.testing.assert_array_equal(
+        new.stages[3].blocks[1].norm2.norm.var[...], old.stages[3].blocks[1].norm2.norm.var[...]
+    )
+
+
+def test_a_source_that_only_the_user_knows(
+    torchvision_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The published video_resnet.py has torchvision's names; its dropout and its pixels are other ones."""
+    assert convert("--from", torchvision_file, "--to", tmp_path / "out", "--source", "published") == 0
+    loaded = load_checkpoint(tmp_path / "out")
+    assert loaded.preprocessing.byte_range and loaded.config.model.block_dropout == 0.3
+    assert "the published video_resnet.py" in lines_of(capsys)
+
+
+def test_an_image_network_is_inflated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = trained("f_r2d_18", num_classes=6)
+    flat = {}
+    for name, value in r23d_jax.to_torch(video).items():  # torchvision's names of image networks
+        for old, new in (("stem.0", "conv1"), ("stem.1", "bn1"), (".conv1.0", ".conv1"), (".conv1.1", ".bn1"),
+                         (".conv2.0", ".conv2"), (".conv2.1", ".bn2")):  # fmt: skip
+            name = name.replace(old, new)
+        flat[name] = np.ascontiguousarray(value[:, :, 0]) if value.ndim == 5 else value
+    path = tmp_path / "resnet18.safetensors"
+    files.write(path, flat, {})
+    assert convert("--from", path, "--to", tmp_path / "out") == 2
+    assert "an image network; say what it is to become, e.g. --model r3d_18" in capsys.readouterr().err
+    args = ("--model", "r3d_18", "--inflate", "center", "--num-classes", 6)
+    assert convert("--from", path, "--to", tmp_path / "out", *args) == 0
+    assert "an image network, inflated (center) note it pools after its stem" in lines_of(capsys)
+    model = load_checkpoint(tmp_path / "out").model
+    kernel = np.asarray(model.stages[0].blocks[0].conv1.kernel[...])
+    np.testing.assert_array_equal(kernel[1], video.stages[0].blocks[0].conv1.kernel[...][0])
+    assert not kernel[0].any() and not kernel[2].any()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--from", "{file}", "--to", "{tmp}/a.onnx"), "a.onnx: a checkpoint's folder has no ending; files end in"),
+        (("--from", "{file}", "--to", "{tmp}"), "is there already; give a new folder"),
+        (("--from", "{tmp}/no.pth", "--to", "{tmp}/a"), "no.pth: there is no such file"),
+        (("--from", "{file}", "--to", "{tmp}/no/a.pth"), "there is no folder"),
+        (("--from", "{file}", "--to", "{tmp}/a", "--num-classes", "0"), "--num-classes 0: must be at least 1"),
+        (
+            ("--from", "{file}", "--to", "{tmp}/a", "--model", "r3d_18"),
+            "these weights are mc3_18 (torchvision), not r3d_18",
+        ),
+        (("--from", "{file}", "--to", "{tmp}/a", "--model", "r3d18"), "model 'r3d18' is unknown; did you mean r3d_18"),
+        (("--from", "{file}", "--to", "{tmp}/a", "--class-names", "{tmp}/two"), "two: 2 names for 12 classes"),
+        (("--from", "{run}", "--to", "{tmp}/a", "--model", "r3d_18"), "is mc3_18, not r3d_18"),
+    ],
+)
+def test_mistakes(
+    args: tuple[str, ...],
+    message: str,
+    torchvision_file: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "two").write_text("a\nb\n")
+    filled = [arg.format(file=torchvision_file, run=folder, tmp=tmp_path) for arg in args]
+    assert convert(*filled) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["two"]

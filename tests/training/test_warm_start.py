@@ -1,0 +1,176 @@
+"""Starting from other weights: what is taken, what stays random, what is said, and what is refused."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import r23d_jax
+from r23d_jax.config import Config, UserError
+from r23d_jax.training.checkpoint import load_checkpoint, save_model
+from r23d_jax.training.state import TrainState
+from r23d_jax.training.warm_start import WarmStartError, check_source, warm_start
+from r23d_jax.weights import files
+from tests.training.tiny import NUM_CLASSES, batch, start, tiny_config
+from tests.weights.random_networks import trained
+
+
+def source(cfg: Config, folder: Path, num_classes: int = NUM_CLASSES, **fields: Any) -> Path:
+    """A safetensors file of a trained network that the config describes, but for `fields`."""
+    fields = {"widths": cfg.model.widths, "head": cfg.model.head, "num_classes": num_classes} | fields
+    model = trained(cfg.model.name, num_frames=cfg.data.num_frames, crop_size=cfg.data.crop_size, **fields)
+    described = dataclasses.replace(cfg.model, head=fields["head"])
+    meta = {
+        "config": dataclasses.asdict(described),
+        "class_names": [f"class_{k}" for k in range(num_classes)],
+        "preprocessing": dataclasses.asdict(r23d_jax.config.preprocessing(cfg.data)),
+    }
+    files.write(folder / "weights.safetensors", r23d_jax.to_torch(model), meta)
+    return folder / "weights.safetensors"
+
+
+def started(cfg: Config) -> tuple[TrainState, TrainState, list[str]]:
+    """The state before and after a warm start, and what was said."""
+    fresh, shardings, _, _ = start(cfg)
+    said: list[str] = []
+    return fresh, warm_start(cfg, fresh, shardings, NUM_CLASSES, said.append), said
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_everything_is_taken_where_everything_fits(tmp_path: Path) -> None:
+    cfg = tiny_config("r3d", "vit")
+    cfg.train.ema_decay = 0.9
+    cfg.init_from = str(source(cfg, tmp_path))
+    fresh, state, said = started(cfg)
+    expected = r23d_jax.to_torch(r23d_jax.from_torch(cfg.init_from))
+    again = files.read(tmp_path / "weights.safetensors")[0]
+    assert all(np.array_equal(expected[name], again[name]) for name in again)
+    assert not same(state.params, fresh.params) and same(state.ema, state.params)
+    np.testing.assert_array_equal(
+        state.params["stem"]["conv"]["kernel"], again["stem.0.weight"].transpose(2, 3, 4, 1, 0)
+    )
+    np.testing.assert_array_equal(state.params["head"]["classifier"]["bias"], again["head.classifier.bias"])
+    np.testing.assert_array_equal(state.batch_stats["stem"]["norm"]["norm"]["mean"], again["stem.1.running_mean"])
+    count = sum(leaf.size for leaf in jax.tree.leaves((state.params, state.batch_stats)))
+    assert said[-1] == f"init: {count:,} of {count:,} values from {cfg.init_from}"
+
+
+def test_another_number_of_classes_gets_a_random_classifier(tmp_path: Path) -> None:
+    cfg = tiny_config("r3d", "vit")
+    cfg.init_from = str(source(cfg, tmp_path, num_classes=9))
+    fresh, state, said = started(cfg)
+    assert "init: the classifier starts random: the weights have 9 classes, this run 3" in said
+    assert same(state.params["head"]["classifier"], fresh.params["head"]["classifier"])
+    assert not same(state.params["head"]["blocks"], fresh.params["head"]["blocks"])
+
+
+def test_another_head_stays_random(tmp_path: Path) -> None:
+    cfg = tiny_config("r3d", "vit")
+    cfg.init_from = str(source(tiny_config("r3d", "avgpool"), tmp_path))
+    fresh, state, said = started(cfg)
+    assert "init: the head starts random: the weights have another" in said
+    assert same(state.params["head"], fresh.params["head"])
+    assert not same(state.params["stages"], fresh.params["stages"])
+
+
+def test_positions_are_interpolated(tmp_path: Path) -> None:
+    cfg = tiny_config("f_r2d", "vit")
+    path = source(cfg, tmp_path)
+    cfg.init_from, cfg.data.num_frames, cfg.data.crop_size = str(path), 6, 32
+    cfg.data.short_side = 32
+    _, state, said = started(cfg)
+    assert "init: positions are interpolated from 4 x 1 x 1 to 6 x 2 x 2" in said
+    old = files.read(path)[0]["head.tokenizer.positions"]
+    new = np.asarray(state.params["head"]["tokenizer"]["positions"])
+    assert new.shape == (6, 2, 2, 64)
+    np.testing.assert_allclose(new[0], np.broadcast_to(old[0], (2, 2, 64)), atol=1e-6)
+    np.testing.assert_allclose(new[:, 0, 0].mean(axis=0), old[:, 0, 0].mean(axis=0), atol=1e-6)
+
+
+def test_parts_can_be_left_out(tmp_path: Path) -> None:
+    cfg = tiny_config("r3d")
+    cfg.init_from, cfg.init_skip = str(source(cfg, tmp_path)), ("stem", "stage2", "head")
+    fresh, state, said = started(cfg)
+    assert "init: stage2 stays random, as config.init_skip says" in said
+    assert same(state.params["stem"], fresh.params["stem"]) and same(state.params["head"], fresh.params["head"])
+    assert same(state.params["stages"]["1"], fresh.params["stages"]["1"])
+    assert not same(state.params["stages"]["0"], fresh.params["stages"]["0"])
+
+
+def test_what_no_shape_shows_is_said(tmp_path: Path) -> None:
+    cfg = tiny_config("r3d")
+    path = source(cfg, tmp_path)
+    cfg.init_from, cfg.model.stem_pool = str(path), "2d"
+    _, _, said = started(cfg)
+    assert "init: stem_pool is '2d', and the weights were trained with ''" in said
+
+
+def test_a_checkpoint_and_a_converted_network_are_sources_too(tmp_path: Path) -> None:
+    cfg = tiny_config("r3d")
+    model = trained("r3d_10", widths=cfg.model.widths, num_classes=NUM_CLASSES)
+    save_model(tmp_path / "run", model, cfg, ("a", "b", "c"))
+    loaded = load_checkpoint(tmp_path / "run")
+    assert loaded.class_names == ("a", "b", "c") and loaded.step == 0
+    cfg.init_from = str(tmp_path / "run")
+    _, state, said = started(cfg)
+    np.testing.assert_array_equal(state.params["stem"]["conv"]["kernel"], model.stem.conv.kernel[...])
+    assert any("r3d_10, avgpool head" in line for line in said)
+
+
+def test_an_image_network_is_inflated(tmp_path: Path) -> None:
+    cfg = tiny_config("f_r2d")
+    cfg.model.stem_pool = "2d"
+    model = trained("f_r2d_10", widths=cfg.model.widths, num_classes=NUM_CLASSES)
+    flat = {}
+    for name, value in r23d_jax.to_torch(model).items():  # torchvision's names of image networks
+        for old, new in (("stem.0", "conv1"), ("stem.1", "bn1"), (".conv1.0", ".conv1"), (".conv1.1", ".bn1"),
+                         (".conv2.0", ".conv2"), (".conv2.1", ".bn2")):  # fmt: skip
+            name = name.replace(old, new)
+        flat[name] = np.ascontiguousarray(value[:, :, 0]) if value.ndim == 5 else value
+    files.write(tmp_path / "resnet.safetensors", flat, {})
+    cfg.init_from, cfg.init_skip = str(tmp_path / "resnet.safetensors"), ("stage3",)
+    fresh, warm, said = started(cfg)
+    np.testing.assert_array_equal(warm.params["stem"]["conv"]["kernel"], model.stem.conv.kernel[...])
+    assert same(warm.params["stages"]["2"], fresh.params["stages"]["2"])
+    assert any("an image network, inflated (repeat)" in line for line in said)
+
+
+def test_other_networks_are_refused_with_what_differs(tmp_path: Path) -> None:
+    cfg = tiny_config("r3d")
+    cfg.init_from = str(source(tiny_config("f_r2d"), tmp_path))
+    with pytest.raises(
+        WarmStartError,
+        match=r"(?s)config.init_from=.*another network than r3d_10.*config.init_skip.*\n  stem/conv/kernel: "
+        r"\[1, 7, 7, 3, 4\], expected \[3, 7, 7, 3, 4\]",
+    ):
+        started(cfg)
+    cfg.init_from = str(tmp_path)
+    with pytest.raises(UserError, match="there is no checkpoint in"):
+        started(cfg)
+
+
+def test_missing_weights_are_refused_before_anything_else(tmp_path: Path) -> None:
+    cfg = tiny_config("r3d")
+    cfg.init_from = str(tmp_path / "no.pth")
+    with pytest.raises(WarmStartError, match=r"config.init_from=.*no\.pth: there is no such file or folder"):
+        check_source(cfg, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    check_source(cfg, tmp_path / "run")  # a run that resumes does not need them any more
+
+
+def test_frozen_parts_keep_the_weights_they_started_from(tmp_path: Path) -> None:
+    cfg = tiny_config("r3d")
+    cfg.init_from, cfg.optimizer.freeze = str(source(cfg, tmp_path, num_classes=9)), ("stem", "stage1", "stage2")
+    cfg.optimizer.backbone_multiplier = 0.1
+    fresh, shardings, step, mesh = start(cfg)
+    warm = jax.device_get(warm_start(cfg, fresh, shardings, NUM_CLASSES, lambda line: None))
+    state, _ = step(jax.device_put(warm, shardings), batch(cfg, mesh))
+    for part, frozen in (("0", True), ("1", True), ("2", False)):
+        assert same(state.params["stages"][part], warm.params["stages"][part]) is frozen
+        assert same(state.batch_stats["stages"][part], warm.batch_stats["stages"][part]) is frozen
