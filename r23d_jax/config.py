@@ -398,7 +398,11 @@ def to_json(cfg: Any) -> str:
 
 
 def from_json(text: str, kind: type = Config) -> Any:
-    """Reads what `to_json` wrote; a field that is unknown here, or missing there, is an error that names it."""
+    """Reads what `to_json` wrote. A field that an older version did not have takes its default.
+
+    Raises:
+      ConfigError: naming a field that is unknown here, or missing there without a default here.
+    """
     return from_dict(json.loads(text), kind)
 
 
@@ -413,9 +417,12 @@ def _from_dict(values: dict[str, Any], kind: type, path: str) -> Any:
         if name not in hints:
             raise ConfigError(f"{path}.{name}: unknown field; {nearest(name, hints)}")
     built = {}
+    needed = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING}
     for name, hint in hints.items():
         if name not in values:
-            raise ConfigError(f"{path}.{name}: missing")
+            if name in needed:
+                raise ConfigError(f"{path}.{name}: missing")
+            continue
         value = values[name]
         if dataclasses.is_dataclass(hint):
             value = _from_dict(value, typing.cast(type, hint), f"{path}.{name}")

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from r23d_jax.models.complexity import count_parts
 
     if args.name is None:
-        _list_models(models.list_models())
+        _list_models()
         return 0
     for flag in ("frames", "size", "classes"):
         if getattr(args, flag) < 1:
@@ -67,11 +67,11 @@ def _shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _list_models(names: list[str]) -> None:
-    families: dict[str, list[str]] = {}
-    for name in names:
-        family, _, depth = name.rpartition("_")
-        families.setdefault(family, []).append(depth)
-    print("family        depths          (a name is family_depth, e.g. r2plus1d_18)")
-    for family, depths in families.items():
-        print(f"{family:14}{', '.join(depths)}")
+def _list_models() -> None:
+    from r23d_jax.models.registry import FAMILIES, INCEPTIONS, depths_of
+
+    print("family              depths                     (a name is family_depth, e.g. r2plus1d_18)")
+    for family in FAMILIES:
+        print(f"{family:20}{', '.join(map(str, depths_of(family)))}")
+    for name in INCEPTIONS:
+        print(f"{name:20}(the name alone)")
