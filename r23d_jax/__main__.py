@@ -11,6 +11,7 @@ COMMANDS = {
     "prepare": "turn video files into frame folders or packed shards",
     "info": "what a network costs, part by part; or all names",
     "predict": "classify video files with a trained network",
+    "study": "a grid of trainings, with tables and pictures of their results",
     "convert": "weights of other code bases to ours, and ours to theirs",
     "export": "write a trained network for PyTorch, or to run without this code",
 }

@@ -21,7 +21,19 @@ ALLOWED = {
     "parallel": {"config"},
     "evaluation": {"config", "progress", "models", "data", "parallel"},
     "training": {"config", "progress", "models", "data", "weights", "parallel", "evaluation"},
-    "commands": {"config", "progress", "models", "data", "parallel", "evaluation", "training", "weights", "portable"},
+    "study": {"config", "progress", "models", "data", "evaluation", "training"},
+    "commands": {
+        "config",
+        "progress",
+        "models",
+        "data",
+        "parallel",
+        "evaluation",
+        "training",
+        "weights",
+        "portable",
+        "study",
+    },  # fmt: skip
 }
 # The one file that reads what only TensorFlow can read, when it is asked to.
 EXCEPTIONS = {"weights/tensorflow_checkpoint.py": {"tensorflow"}}

@@ -1,0 +1,76 @@
+"""python -m r23d_jax study --config=configs/study.py --workdir DIR: a grid of trainings, its tables and pictures."""
+
+import argparse
+from pathlib import Path
+
+from r23d_jax.config import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of this sub-command."""
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="a file with get_study(arg)")
+    parser.add_argument("--workdir", help="each training gets a folder in it; results.md lies there")
+    parser.add_argument("--list", action="store_true", help="show the grid, what is done, and what the rest will cost")
+    parser.add_argument("--shard", default="", metavar="i/n", help="only this part of the grid, to share it out")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cells whose name contains this")
+    parser.add_argument("--cell", help=argparse.SUPPRESS)  # what the process of one cell is called with
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs what is not done yet and writes the results; returns 3 if a cell failed."""
+    from r23d_jax.study.run import run_cells, train_cell
+
+    if args.cell:
+        return train_cell(Path(args.cell))
+    if not args.config or not args.workdir:
+        raise UserError("--config and --workdir are needed: study --config=configs/study.py --workdir=runs/study")
+    from r23d_jax.study.grid import cells, load_study, shard
+    from r23d_jax.study.results import write_results
+
+    path, _, arg = args.config.partition(":")
+    study = load_study(path, arg)
+    grid = cells(study)
+    chosen = [cell for cell in shard(grid, args.shard) if args.only in cell.name]
+    if not chosen:
+        raise UserError(f"--only {args.only}: no cell's name contains it, e.g. {grid[0].name}")
+    workdir = Path(args.workdir)
+    if args.list:
+        _show(chosen, workdir)
+        return 0
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        done, failed = run_cells(chosen, workdir)
+    finally:
+        page = write_results(study, grid, workdir)
+    print(f"{done} of {len(chosen)} trainings are done" + (f", {failed} failed" if failed else "") + f": {page}")
+    return 3 if failed else 0
+
+
+def _show(grid: list, workdir: Path) -> None:
+    """The grid as a table; hours by the rate of what is done already."""
+    from r23d_jax.progress import format_seconds
+    from r23d_jax.study.costs import cost_of
+    from r23d_jax.study.run import read_outcome
+
+    width = max(len(cell.name) for cell in grid)
+    print(f"{'cell':{width}}  {'status':8} {'parameters':>12} {'GMACs/clip':>11} {'clips':>12} {'PMACs':>9}  took")
+    worked = spent = left = 0.0
+    unknown = 0
+    for cell in grid:
+        cost, outcome = cost_of(cell), read_outcome(workdir / cell.name)
+        pmacs = cost.pmacs
+        status, took = (outcome.status, format_seconds(outcome.seconds)) if outcome else ("waiting", "")
+        if status == "done" and outcome is not None and pmacs:
+            worked, spent = worked + pmacs, spent + outcome.seconds
+        elif pmacs is None:
+            unknown += 1
+        else:
+            left += pmacs
+        clips, amount = ("?", "?") if pmacs is None else (f"{cost.clips:,}", f"{pmacs:.3g}")
+        row = f"{cost.parameters:>12,} {cost.gmacs:>11.3f} {clips:>12} {amount:>9}"
+        print(f"{cell.name:{width}}  {status:8} {row}  {took}".rstrip())
+    print(f"{len(grid)} trainings; PMACs are million billions of multiply-adds, forward and backward")
+    if unknown:
+        print(f"{unknown} of them have no dataset on disk yet, so their length is unknown")
+    if worked and left:
+        print(f"left: {left:.3g} PMACs, about {format_seconds(left * spent / worked)} at the rate of what is done")

@@ -1,0 +1,65 @@
+"""What a study will cost, from shapes and the number of videos, before anything runs."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+from r23d_jax.config import DataConfig, ModelConfig, UserError, from_json, to_json
+from r23d_jax.study.grid import Cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one training.
+
+    Attributes:
+      parameters: of the network.
+      gmacs: billions of multiply-adds for one clip.
+      clips: that are trained on; None while the dataset is not there.
+    """
+
+    parameters: int
+    gmacs: float
+    clips: int | None
+
+    @property
+    def pmacs(self) -> float | None:
+        """Million billions of multiply-adds: forward, and twice that backward, of all training clips."""
+        return None if self.clips is None else 3 * self.gmacs * self.clips / 1e6
+
+
+def cost_of(cell: Cell) -> Cost:
+    """Parameters and multiply-adds by shape, and the length of the training if its dataset is on disk."""
+    cfg = cell.config
+    parameters, macs = _count(to_json(cfg.model), cfg.data.num_frames, cfg.data.crop_size)
+    d = cfg.data
+    videos = _videos_at(d.source, d.root, d.lists, d.split, d.classes)
+    return Cost(parameters, macs / 1e9, None if videos is None else round(videos * cfg.train.epochs))
+
+
+@functools.cache
+def _count(model: str, num_frames: int, size: int) -> tuple[int, int]:
+    from flax import nnx
+
+    from r23d_jax.models.complexity import count_parts
+    from r23d_jax.models.registry import build_model
+
+    cfg = from_json(model, ModelConfig)
+    parts = count_parts(
+        lambda: build_model(cfg, num_classes=101, num_frames=num_frames, crop_size=size, rngs=nnx.Rngs(0)),
+        (num_frames, size, size, cfg.in_channels),
+    )
+    return sum(part.parameters for part in parts), sum(part.macs for part in parts)
+
+
+@functools.cache
+def _videos_at(source: str, root: str, lists: str, split: int, classes: tuple[str, ...]) -> int | None:
+    from r23d_jax.data.pipeline import open_index
+
+    if source == "synthetic" and not (Path(root) / "lists").is_dir():
+        return None  # written when it is first trained on
+    try:
+        cfg = DataConfig(source=source, root=root, lists=lists, split=split, classes=classes)
+        return len(open_index(cfg, "train").names)
+    except UserError:
+        return None
