@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from r23d_jax.config import Config, ConfigError, validate
+from r23d_jax.study.grid import cells, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = [
@@ -36,9 +37,15 @@ def test_every_config_is_valid(name: str) -> None:
 
 def test_every_config_file_is_tried_and_says_how_it_is_run() -> None:
     files = sorted((ROOT / "configs").glob("*.py"))
-    assert {path.stem for path in files} == {name.partition(":")[0] for name in VARIANTS}
+    assert {path.stem for path in files} == {name.partition(":")[0] for name in VARIANTS} | {"study"}
     for path in files:
-        assert f"python launch.py --config=configs/{path.name}" in path.read_text()
+        command = "python -m r23d_jax study" if path.stem == "study" else "python launch.py"
+        assert f"{command} --config=configs/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize(("arg", "count"), [("", 24), ("heads", 12), ("heads_ucf5", 12), ("ucf101", 72)])
+def test_every_study_has_valid_cells(arg: str, count: int) -> None:
+    assert len(cells(load_study(str(ROOT / "configs" / "study.py"), arg))) == count
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,193 @@
+"""A study's grid, its runs (skipped when done, recorded when they fail, tried again), and what it writes."""
+
+import csv
+import json
+import subprocess
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r23d_jax.__main__ import main
+from r23d_jax.config import Config, UserError
+from r23d_jax.study import run as runner
+from r23d_jax.study.costs import cost_of
+from r23d_jax.study.grid import Study, cells, shard
+from r23d_jax.study.results import gather, write_results
+
+NETWORKS = {"R(2+1)D": {"model.family": "r2plus1d"}, "f-R2D": {"model.family": "f_r2d"}}
+SEEDS = {str(seed): {"seed": seed} for seed in range(3)}
+SPLITS = {"1": {"data.split": 1}, "2": {"data.split": 2}}
+
+
+def study(**axes: Any) -> Study:
+    base = Config()
+    base.model.depth, base.model.widths = 10, (4, 6, 8, 8)
+    base.model.head.kind = "avgpool"
+    return Study("A title", base, axes or {"network": NETWORKS, "seed": SEEDS, "split": SPLITS})
+
+
+def test_the_grid_is_complete_once_before_anything_is_repeated() -> None:
+    grid = cells(study())
+    assert len(grid) == 12
+    assert [cell.name for cell in grid[:3]] == ["R2+1D_seed0_split1", "f-R2D_seed0_split1", "R2+1D_seed0_split2"]
+    assert grid[1].config.model.family == "f_r2d" and grid[-1].config.seed == 2 and grid[-1].config.data.split == 2
+    assert grid[0].group == ("R(2+1)D",)
+    assert study().base == Study("", study().base, {}).base  # the base itself is not changed
+    parts = [shard(grid, f"{k}/5") for k in range(1, 6)]
+    assert sorted(cell.name for part in parts for cell in part) == sorted(cell.name for cell in grid)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        (
+            {"a": {"x": {"model.famly": "r3d"}}},
+            "axis a, value x: config.model.famly: config.model has no field 'famly'",
+        ),
+        ({"a": {"x": {"train.epochs": -1.0}}}, r"(?s)cell x: wrong configuration.*config.train.epochs=-1.0"),
+        ({"a": {"x": {}, "(x)": {}}}, "two cells have one name"),
+        ({"a": {}}, "has no cells"),
+    ],
+)
+def test_wrong_grids(axes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        cells(study(**axes))
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b"])
+def test_wrong_shards(text: str) -> None:
+    with pytest.raises(UserError, match=f"--shard {text}: must be i/n"):
+        shard(cells(study()), text)
+
+
+def test_left_out_combinations() -> None:
+    grid = cells(
+        Study("", study().base, {"network": NETWORKS, "seed": SEEDS}, skip=({"network": "f-R2D", "seed": "2"},))
+    )
+    assert len(grid) == 5 and not any(cell.name == "f-R2D_seed2" for cell in grid)
+
+
+def test_cost_is_known_without_data() -> None:
+    (cell, _) = cells(study(network=NETWORKS))
+    cost = cost_of(cell)
+    assert cost.parameters > 0 and cost.gmacs > 0 and cost.clips is None and cost.pmacs is None
+
+
+class FakeProcess:
+    """Stands for the process of a cell: writes its evaluation, or says why it cannot."""
+
+    calls: list[str] = []
+    accuracy: Callable[[str], float | None]
+
+    def __init__(self, command: list[str], stdout: Any, stderr: Any):
+        self.folder = Path(command[-1])
+        FakeProcess.calls.append(self.folder.name)
+        self.stdout = stdout
+
+    def wait(self) -> int:
+        accuracy = FakeProcess.accuracy(self.folder.name)
+        if accuracy is None:
+            self.stdout.write("line\nerror: no data\n")
+            return 2
+        names = ["a", "b"]
+        metrics = {"val/top1_video": accuracy, "val/mean_class": accuracy, "val/top1_clip": accuracy / 2}
+        evaluation = {"metrics": metrics, "class_names": names, "per_class": [accuracy, None]}
+        (self.folder / "evaluation.json").write_text(json.dumps(evaluation | {"environment": {"devices": "1 x cpu"}}))
+        return 0
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeProcess]:
+    FakeProcess.calls = []
+    monkeypatch.setattr(runner.subprocess, "Popen", FakeProcess)
+    return FakeProcess
+
+
+def test_a_failing_cell_is_recorded_tried_again_and_the_rest_go_on(fake: type[FakeProcess], tmp_path: Path) -> None:
+    grid = cells(study(network=NETWORKS, seed=SEEDS))
+    fake.accuracy = staticmethod(lambda name: None if name == "f-R2D_seed0" else 0.5)
+    said: list[str] = []
+    assert runner.run_cells(grid, tmp_path, said.append) == (5, 1)
+    assert any("exit status 2" in line and "error: no data" in line for line in said)
+    outcome = runner.read_outcome(tmp_path / "f-R2D_seed0")
+    assert outcome is not None and outcome.status == "failed" and "error: no data" in outcome.reason
+    fake.calls.clear()
+    fake.accuracy = staticmethod(lambda name: 0.25)
+    assert runner.run_cells(grid, tmp_path, said.append) == (6, 0)
+    assert fake.calls == ["f-R2D_seed0"]  # what is done is not run again
+    (tmp_path / "R2+1D_seed0" / runner.OUTCOME).write_text("{damaged")
+    fake.calls.clear()
+    runner.run_cells(grid, tmp_path, said.append)
+    assert fake.calls == ["R2+1D_seed0"]
+
+
+def test_results_are_means_over_repetitions_with_the_spread_of_seeds(fake: type[FakeProcess], tmp_path: Path) -> None:
+    grid = cells(study())
+    scores = {"seed0_split1": 0.5, "seed0_split2": 0.7, "seed1_split1": 0.6, "seed1_split2": 0.8}
+
+    def accuracy(name: str) -> float | None:
+        if name.startswith("f-R2D"):
+            return None if "split2" in name else 0.2
+        return scores.get(name.removeprefix("R2+1D_"), 0.7)
+
+    fake.accuracy = staticmethod(accuracy)
+    runner.run_cells(grid, tmp_path, lambda line: None)
+    ours, flat = gather(grid, tmp_path)
+    assert ours.values("val/top1_video") == pytest.approx([60, 70, 70])  # per seed, over both splits
+    assert flat.failed == 3 and len(flat.outcomes) == 3
+    page = write_results(study(), grid, tmp_path).read_text()
+    assert "9 of 12 trainings are done, 3 failed." in page and "mean over 3 seeds and 2 splits" in page
+    assert "| R(2+1)D | 66.67 ± 5.77 |" in page
+    assert "| network | split 1 | split 2 | mean |" in page and "| R(2+1)D | 60.00 | 73.33 | 66.67 |" in page
+    assert "| f-R2D | 20.00 |  |  |" in page and "Failed: f-R2D (3)" in page
+    with (tmp_path / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12 and rows[0]["network"] == "R(2+1)D" and float(rows[0]["val/top1_video"]) == 0.5
+    assert {row["status"] for row in rows} == {"done", "failed"}
+    for name in ("accuracy_gmacs.svg", "accuracy_parameters.svg", "per_class.svg"):
+        assert f"({name})" in page
+        ET.parse(tmp_path / name)
+
+
+def test_nothing_has_run_yet(tmp_path: Path) -> None:
+    page = write_results(study(), cells(study()), tmp_path).read_text()
+    assert "0 of 12 trainings are done, 12 have not run." in page and "svg" not in page
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], fake: type[FakeProcess]) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from r23d_jax.config import Config\nfrom r23d_jax.study.grid import Study\n"
+        "def get_study(arg):\n    base = Config()\n    base.model.depth, base.model.head.kind = 10, 'avgpool'\n"
+        "    axis = {'a': {'model.family': 'f_r2d'}, 'b': {'model.family': 'r2d'}}\n"
+        "    return Study(arg or 'mine', base, {'network': axis})\n"
+    )
+    workdir = tmp_path / "out"
+    args = ["study", f"--config={file}", f"--workdir={workdir}"]
+    assert main([*args, "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert "2 trainings;" in listed and "2 of them have no dataset on disk yet" in listed and not workdir.exists()
+    fake.accuracy = staticmethod(lambda name: 0.5 if name == "a" else None)
+    assert main(args) == 3
+    assert f"1 of 2 trainings are done, 1 failed: {workdir / 'results.md'}" in capsys.readouterr().out
+    assert main([*args, "--only", "a"]) == 0
+    assert main([*args, "--only", "zzz"]) == 2
+    assert "no cell's name contains it" in capsys.readouterr().err
+    assert main(["study", "--config=configs/studdy.py", "--workdir=x"]) == 2
+    assert "no such file" in capsys.readouterr().err
+    assert main(["study", "--config=configs/r23d.py", "--workdir=x"]) == 2
+    assert "has no get_study(arg); it describes one training: use launch.py" in capsys.readouterr().err
+    assert main(["study"]) == 2
+
+
+def test_a_cell_runs_as_a_process_of_its_own(tmp_path: Path) -> None:
+    """And says in its log what is wrong with it."""
+    base = Config()
+    base.data.root, base.data.lists = str(tmp_path / "no"), str(tmp_path / "no")
+    grid = cells(Study("", base, {"seed": {"0": {"seed": 0}}}))
+    assert isinstance(subprocess.Popen, type) and runner.run_cells(grid, tmp_path, lambda line: None) == (0, 1)
+    log = (tmp_path / grid[0].name / runner.LOG).read_text()
+    assert "error: " in log and "Traceback" not in log
