@@ -1,4 +1,4 @@
-"""Inception-I3D on UCF101, RGB: from scratch, or fine-tuned from Kinetics-400 or ImageNet.
+"""Inception-I3D on UCF101: RGB or optical flow (`i3d.py:flow`) from scratch, or RGB from Kinetics-400 or ImageNet.
 
     python launch.py --config=configs/i3d.py --config.data.root=FRAMES --config.data.lists=LISTS
     python launch.py --config=configs/i3d.py:finetune --config.init_from=rgb_imagenet/model.ckpt ...
@@ -11,13 +11,13 @@ Scratch: about 50 to 60 % RGB (Carreira, kinetics-i3d issue 46). Frames must be 
 Hardware: written for one 80 GB GPU in bfloat16. Result: not yet measured at full size; docs/results.md has what was.
 """
 
-from r23d_jax.config import Config, ConfigError
+from r23d_jax.config import Config, ConfigError, use_flow
 
-VARIANTS = ("", "finetune", "finetune,gamma", "inflate")
+VARIANTS = ("", "flow", "finetune", "finetune,gamma", "inflate")
 
 
 def get_config(arg: str = "") -> Config:
-    """`arg` is `finetune`, `finetune,gamma`, `inflate` or nothing."""
+    """`arg` is `flow`, `finetune`, `finetune,gamma`, `inflate` or nothing."""
     if arg not in VARIANTS:
         raise ConfigError(f"configs/i3d.py:{arg}: unknown variant; known: {', '.join(VARIANTS[1:])}")
     cfg = Config()
@@ -33,6 +33,8 @@ def get_config(arg: str = "") -> Config:
     cfg.train.global_batch_size, cfg.train.accumulate = 96, 4
     cfg.train.epochs = 200.0
     cfg.eval.batch_size = 8
+    if arg == "flow":
+        return use_flow(cfg)
     if arg:
         cfg.init_from = "weights/googlenet.pth" if arg == "inflate" else "weights/rgb_imagenet.pt"
         if arg == "finetune":

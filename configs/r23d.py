@@ -2,14 +2,15 @@
 
     python launch.py --config=configs/r23d.py --config.data.root=FRAMES --config.data.lists=LISTS
 
-Variants: `r23d.py:34` (depth), `r23d.py:18,vit_time`, `r23d.py:18,avgpool`, `r23d.py:18,attention_pool` (head), and
-`r23d.py:finetune`, from DPC's self-supervised weights of the same backbone (--config.init_from=FILE): the backbone at a
-tenth of the rate, weight decay 1e-3, dropout 0.5, at 128 pixels (TengdaHan/DPC, eval/test.py; its Adam has no decoupled
-decay, and a ConvGRU where we have the ViT head). Published: 68.2 % with Kinetics-400 videos (Han et al. 2019, R18).
+Variants: `r23d.py:34` (depth), `r23d.py:18,vit_time`, `r23d.py:18,avgpool`, `r23d.py:18,attention_pool` (head);
+`r23d.py:flow` on optical flow (prepare --flow); and `r23d.py:finetune`, from DPC's self-supervised weights of the same
+backbone (--config.init_from=FILE): the backbone at a tenth of the rate, weight decay 1e-3, dropout 0.5, at 128 pixels
+(TengdaHan/DPC; its Adam has no decoupled decay, and a ConvGRU where we have the ViT head). Published: 68.2 % with
+Kinetics-400 videos (Han et al. 2019, R18).
 Hardware: written for one 80 GB GPU in bfloat16. Result: not yet measured at full size; docs/results.md has what was.
 """
 
-from r23d_jax.config import Config, ConfigError, nearest
+from r23d_jax.config import Config, ConfigError, nearest, use_flow
 
 HEADS = {
     "vit": ("vit", "space_time"),
@@ -20,11 +21,11 @@ HEADS = {
 
 
 def get_config(arg: str = "") -> Config:
-    """`arg` is `[depth][,head]`, or `finetune`."""
+    """`arg` is `[depth][,head]`, `flow` or `finetune`."""
     finetune = arg == "finetune"
-    depth, _, head = ("" if finetune else arg).partition(",")
+    depth, _, head = ("" if arg in ("finetune", "flow") else arg).partition(",")
     if (depth or "18") not in ("18", "34"):
-        raise ConfigError(f"configs/r23d.py:{arg}: depth {depth!r} is unknown; known: 18, 34, finetune")
+        raise ConfigError(f"configs/r23d.py:{arg}: depth {depth!r} is unknown; known: 18, 34, flow, finetune")
     if (head or "vit") not in HEADS:
         raise ConfigError(f"configs/r23d.py:{arg}: head {head!r} is unknown; {nearest(head, HEADS)}")
     cfg = Config()
@@ -37,6 +38,8 @@ def get_config(arg: str = "") -> Config:
     cfg.optimizer.warmup_epochs = 5.0
     cfg.train.label_smoothing = 0.1
     cfg.parallel.compute_dtype = "bfloat16"
+    if arg == "flow":
+        return use_flow(cfg)
     if finetune:
         cfg.init_from = "weights/k400_128_r18_dpc-rnn.pth.tar"
         cfg.data.num_frames, cfg.data.frame_stride = 40, 3  # there: 8 blocks of 5 frames

@@ -3,7 +3,7 @@
     python launch.py --config=configs/r2plus1d.py --config.data.root=FRAMES --config.data.lists=LISTS
     python launch.py --config=configs/r2plus1d.py:finetune --config.init_from=WEIGHTS.pth --config.data.root=FRAMES ...
 
-Variants: `r2plus1d.py:34`; `r2plus1d.py:18,tv` uses torchvision's mid-planes instead of the paper's. From weights:
+Variants: `r2plus1d.py:34`; `18,tv` with torchvision's mid-planes, `18,flow` on optical flow. From weights:
 `finetune` R(2+1)D-34 by VMZ's c2/scripts/finetune_ucf101.sh, from Kinetics-400 weights of 32 frames. Published: 96.8 %
   RGB, mean of 3 splits (Tran et al. 2018, Table 6), with their own weights.
 `finetune,tv` torchvision's r2plus1d_18, by the recipe of RSPNet's issue 3. No published figure with these weights.
@@ -14,13 +14,13 @@ Hardware: written for one 80 GB GPU in bfloat16. Result: not yet measured at ful
 Published for orientation: R(2+1)D-50 from scratch, split 1, 56.6 % (fourierer's 3D-ResNets runs, video level).
 """
 
-from r23d_jax.config import Config, ConfigError
+from r23d_jax.config import Config, ConfigError, use_flow
 
-VARIANTS = ("18", "34", "18,tv", "34,tv", "finetune", "finetune,tv", "bert")
+VARIANTS = ("18", "34", "18,tv", "34,tv", "18,flow", "34,flow", "finetune", "finetune,tv", "bert")
 
 
 def get_config(arg: str = "") -> Config:
-    """`arg` is `[depth][,tv]`, or a recipe to fine-tune by."""
+    """`arg` is `[depth][,tv|,flow]`, or a recipe to fine-tune by."""
     arg = arg or "18"
     if arg not in VARIANTS:
         raise ConfigError(f"configs/r2plus1d.py:{arg}: unknown variant; known: {', '.join(VARIANTS)}")
@@ -35,7 +35,7 @@ def get_config(arg: str = "") -> Config:
         cfg.data.color_jitter = 0.2
         opt.learning_rate, opt.weight_decay, opt.warmup_epochs = 0.03, 5e-4, 5.0  # for 64 clips a step
         train.label_smoothing = 0.1
-        return cfg
+        return use_flow(cfg) if arg.endswith("flow") else cfg
     cfg.init_from = "weights/r2plus1d_18.pth" if arg == "finetune,tv" else "weights/r2plus1d_34_clip32.pth"
     cfg.data.num_frames, cfg.data.frame_stride = (16, 2) if arg == "finetune,tv" else (32, 1)
     cfg.data.crop_scales = (1.0, 0.875, 0.75, 0.66)

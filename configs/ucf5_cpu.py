@@ -4,11 +4,12 @@
     python launch.py --config=configs/ucf5_cpu.py --config.data.lists=ucfTrainTestlist
 
 The classes are HandstandPushups, JumpingJack, PullUps, PushUps and WallPushups. Variants: `ucf5_cpu.py:avgpool`,
-`ucf5_cpu.py:vit,rgb_diff` (head, input). Hardware: 2 CPU cores, 22 min.
+`ucf5_cpu.py:vit,rgb_diff`, `ucf5_cpu.py:vit,flow` (head, input; flow is what prepare --flow wrote to data/ucf5_flow).
+Hardware: 2 CPU cores, 22 min.
 Results, video top-1 (docs/results.md): vit 47.27 %, avgpool 50.91 %, vit,rgb_diff 79.09 %.
 """
 
-from r23d_jax.config import HEADS, INPUTS, Config, ConfigError
+from r23d_jax.config import HEADS, INPUTS, Config, ConfigError, use_flow
 
 
 def get_config(arg: str = "") -> Config:
@@ -45,4 +46,7 @@ def get_config(arg: str = "") -> Config:
     cfg.train.eval_every = 25.0
     cfg.eval.views = "uniform"
     cfg.eval.num_clips = 10
+    if source == "flow":
+        use_flow(cfg)
+        cfg.data.root = "data/ucf5_flow/frames"
     return cfg

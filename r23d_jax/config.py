@@ -19,7 +19,8 @@ TOKENS = ("space_time", "time")
 CROPS = ("multi_scale", "random_resized", "random", "center")
 TEMPORAL_SAMPLING = ("random", "segments")
 INFLATIONS = ("repeat", "center")
-INPUTS = ("rgb", "rgb_diff")
+INPUTS = ("rgb", "rgb_diff", "flow")
+FLOW_METHODS = ("tvl1", "farneback", "dis")
 SOURCES = ("frames", "packed", "synthetic")
 BROKEN_POLICIES = ("skip", "error")
 TEMPORAL_VIEWS = ("dense", "uniform")
@@ -97,8 +98,8 @@ class DataConfig:
     flip: bool = True
     color_jitter: float = 0.0  # strength; 0 is off
     antialias: bool = False
-    mean: tuple[float, float, float] = (0.43216, 0.394666, 0.37645)  # of pixels in [0, 1]
-    std: tuple[float, float, float] = (0.22803, 0.22145, 0.216989)
+    mean: tuple[float, ...] = (0.43216, 0.394666, 0.37645)  # of pixels in [0, 1]; two values for input="flow"
+    std: tuple[float, ...] = (0.22803, 0.22145, 0.216989)
     byte_range: bool = False  # True: mean and std apply to pixels in 0..255 (the published code's slip)
     on_broken: str = "skip"
     max_broken_fraction: float = 0.05
@@ -203,6 +204,20 @@ class Preprocessing:
         return self.num_frames + (1 if self.input == "rgb_diff" else 0)
 
 
+def use_flow(cfg: Config) -> Config:
+    """Makes a config read optical flow as `prepare --flow` writes it: 128 is no motion, 1 and 255 are the bound.
+
+    Returns:
+      The same config.
+    """
+    cfg.model.in_channels = 2
+    cfg.data.input = "flow"
+    cfg.data.mean, cfg.data.std = (128 / 255,) * 2, (127 / 255,) * 2  # so that values lie in [-1, 1]
+    cfg.data.color_jitter = 0.0
+    cfg.data.root = "data/ucf101_flow/frames"
+    return cfg
+
+
 def preprocessing(cfg: DataConfig) -> Preprocessing:
     """The part of a data config that a trained network cannot be used without."""
     names = [f.name for f in dataclasses.fields(Preprocessing)]
@@ -305,7 +320,12 @@ def _value_problems(cfg: Config) -> list[str]:
     check("model.widths", widths, len(widths) in (0, 4) and all(w > 0 for w in widths), "() or four positive widths")
 
     one_of("model.stem_pool", cfg.model.stem_pool, STEM_POOLS)
-    check("model.in_channels", cfg.model.in_channels, cfg.model.in_channels == len(d.mean), "3, as data.mean has")
+    channels = 2 if d.input == "flow" else 3
+    check("model.in_channels", cfg.model.in_channels, cfg.model.in_channels == channels, f"{channels} for {d.input}")
+    for name, values in (("mean", d.mean), ("std", d.std)):
+        check(f"data.{name}", values, len(values) == channels, f"{channels} values for input={d.input!r}")
+    if d.input == "flow" and d.color_jitter:
+        problems.append(f"config.data.color_jitter={d.color_jitter}: must be 0 for input='flow', which has no color")
     one_of("inflate", cfg.inflate, INFLATIONS)
     for part in cfg.init_skip:
         one_of("init_skip", part, (*PARTS, "head"))

@@ -16,8 +16,9 @@ VARIANTS = [
     "quickstart", "quickstart:f_r2d,avgpool", "r23d", "r23d:34", "r23d:18,vit_time", "r23d:18,avgpool",
     "r23d:18,attention_pool", "r2plus1d", "r2plus1d:34", "r2plus1d:18,tv", "original", "original:r2plus3d",
     "r23d:finetune", "r2plus1d:finetune", "r2plus1d:finetune,tv", "r2plus1d:bert", "r3d", "r3d:finetune", "r3d:inflate",
+    "r23d:flow", "i3d:flow", "r2plus1d:34,flow",
     "i3d", "i3d:finetune", "i3d:finetune,gamma", "i3d:inflate",
-    "ucf5_cpu", "ucf5_cpu:avgpool", "ucf5_cpu:vit,rgb_diff",
+    "ucf5_cpu", "ucf5_cpu:avgpool", "ucf5_cpu:vit,rgb_diff", "ucf5_cpu:vit,flow",
 ]  # fmt: skip
 
 
@@ -56,9 +57,9 @@ def test_every_study_has_valid_cells(arg: str, count: int) -> None:
         "r2plus1d:50x",
         "r2plus1d:finetun",
         "r3d:34",
-        "i3d:flow",
+        "i3d:flo",
         "original:i3d",
-        "ucf5_cpu:vit,flow",
+        "ucf5_cpu:vit,flo",
     ],
 )
 def test_an_unknown_variant_is_refused(name: str) -> None:
@@ -78,7 +79,7 @@ def launch(*args: str) -> subprocess.CompletedProcess[str]:
         (["--config=configs/quickstart.py", "--config.optimizer.learning_rat=0.1"], "learning_rate"),
         (["--config=configs/quickstart.py", "--config.train.epochs=-1"], "config.train.epochs=-1"),
         (["--config=configs/quickstart.py", "train"], "unexpected argument 'train'"),
-        (["--config=configs/r23d.py:19"], "configs/r23d.py:19: depth '19' is unknown; known: 18, 34, finetune"),
+        (["--config=configs/r23d.py:19"], "configs/r23d.py:19: depth '19' is unknown; known: 18, 34, flow, finetune"),
         (["--config=configs/r32d.py"], "--config=configs/r32d.py: no such file; did you mean configs/r"),
         (["--config=configs/r3d.py:finetune"], "config.init_from=weights/r3d_18.pth: there is no such file or folder"),
         ([], "--config is missing: --config=configs/quickstart.py runs anywhere"),

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from r23d_jax import __version__
-from r23d_jax.config import UserError
+from r23d_jax.config import FLOW_METHODS, UserError
 from r23d_jax.data.prepare import Job, PrepareError, read_folder, read_staged, remove_partial, run_jobs
 from r23d_jax.data.splits import VIDEO_SUFFIXES, Entry, available_splits, group_of, read_list, without_suffix
 from r23d_jax.progress import Progress
@@ -39,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quality", type=int, default=95, help="of the JPEGs, 1 to 100 (default: 95)")
     parser.add_argument(
         "--short-side", type=int, default=0, help="reduce the shorter side to this many pixels; 0: do not"
+    )
+    parser.add_argument(
+        "--flow", choices=FLOW_METHODS, default="", help="write the optical flow between frames instead of the frames"
+    )
+    parser.add_argument(
+        "--flow-bound", type=float, default=20.0, help="pixels that become the largest stored value (default: 20)"
     )
     parser.add_argument("--lists", default="", help="folder of split lists: prepare only the videos they name")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
@@ -114,6 +120,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--out {args.out}: is a file; give a folder")
     if not 1 <= args.quality <= 100:
         raise UsageError(f"--quality {args.quality}: must be between 1 and 100")
+    if not args.flow_bound > 0:
+        raise UsageError(f"--flow-bound {args.flow_bound:g}: must be above 0")
     for option in ("short_side", "workers", "shards"):
         if getattr(args, option) < 0:
             raise UsageError(f"--{option.replace('_', '-')} {getattr(args, option)}: must be at least 0")
@@ -219,6 +227,8 @@ def _job(out: Path, video: _Video, args: argparse.Namespace) -> Job:
         staged=staged,
         quality=args.quality,
         short_side=args.short_side,
+        flow=args.flow,
+        flow_bound=args.flow_bound,
     )
 
 
@@ -280,13 +290,19 @@ def _pack(out: Path, videos: list[_Video], class_names: list[str], num_shards: i
 
 
 def _open_record(out: Path, args: argparse.Namespace) -> dict:
-    settings = {"quality": args.quality, "short_side": args.short_side}
+    settings = {
+        "quality": args.quality,
+        "short_side": args.short_side,
+        "flow": args.flow,
+        "flow_bound": args.flow_bound,
+    }
     path = out / RECORD
     made = [out / name for name in (FRAMES, PACKED, STAGING) if (out / name).exists()]
     record = None
     if path.exists():
         try:
             record = json.loads(path.read_text())
+            record = {"flow": "", "flow_bound": args.flow_bound} | record  # written before there was flow
             old = {key: record[key] for key in settings}
             record["packed"] = list(record["packed"])
         except (ValueError, KeyError, TypeError) as error:
@@ -377,7 +393,8 @@ def _next_command(args: argparse.Namespace, out: Path) -> str:
     source = "--config.data.source=packed " if args.format == "packed" else ""
     root = out / (PACKED if args.format == "packed" else FRAMES)
     lists = shlex.quote(args.lists) if args.lists else "data/ucfTrainTestlist"
+    variant = ":flow" if args.flow else ""
     return (
-        f"python launch.py --config=configs/r23d.py {source}--config.data.root={shlex.quote(str(root))} "
+        f"python launch.py --config=configs/r23d.py{variant} {source}--config.data.root={shlex.quote(str(root))} "
         f"--config.data.lists={lists}"
     )

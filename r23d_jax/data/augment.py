@@ -13,6 +13,7 @@ import math
 import tensorflow as tf
 
 from r23d_jax.config import SPATIAL_CROPS, ConfigError, DataConfig
+from r23d_jax.data.flow import ZERO
 from r23d_jax.data.sampling import pick
 
 _ASPECT = (3 / 4, 4 / 3)  # random_resized: least and greatest width / height
@@ -120,8 +121,16 @@ def to_uint8(video: tf.Tensor) -> tf.Tensor:
 
 
 def mirror(video: tf.Tensor, yes: tf.Tensor) -> tf.Tensor:
-    """Mirrors (t, h, w, c) left to right if `yes`, () bool."""
-    return tf.cond(yes, lambda: tf.reverse(video, [2]), lambda: video)
+    """Mirrors (t, h, w, c) uint8 left to right if `yes`, () bool. In flow, of two channels, x changes its sign too."""
+
+    def mirrored() -> tf.Tensor:
+        turned = tf.reverse(video, [2])
+        if video.shape[-1] != 2:
+            return turned
+        opposite = tf.cast(tf.minimum(2 * ZERO - tf.cast(turned[..., :1], tf.int32), 255), tf.uint8)
+        return tf.concat([opposite, turned[..., 1:]], -1)
+
+    return tf.cond(yes, mirrored, lambda: video)
 
 
 # -- windows -----------------------------------------------------------------------------------------------------------

@@ -30,7 +30,9 @@ def frame_reader(frames: FrameFiles | PackedFrames) -> Reader:
     return _file_reader(frames) if isinstance(frames, FrameFiles) else _packed_reader(frames)
 
 
-def decode_clip(contents: list[tf.Tensor], window_of: WindowOf, size: int, antialias: bool) -> tf.Tensor:
+def decode_clip(
+    contents: list[tf.Tensor], window_of: WindowOf, size: int, antialias: bool, flow: bool = False
+) -> tf.Tensor:
     """Decodes one window of every frame and resizes it.
 
     Of JPEG pictures only the window is decoded, so damage below it goes unnoticed; anything else (PNG, GIF, WebP and
@@ -42,40 +44,55 @@ def decode_clip(contents: list[tf.Tensor], window_of: WindowOf, size: int, antia
       window_of: gives the window for a size.
       size: side of the square that comes out, pixels.
       antialias: whether to filter when a window is reduced.
+      flow: whether each picture holds x above y of optical flow (see `flow.py`); the window is cut out of both.
 
     Returns:
-      (t, size, size, 3) float32, 0..255, bilinear with half-pixel centres.
+      (t, size, size, 3) float32, 0..255, bilinear with half-pixel centres; (t, size, size, 2) for flow.
     """
     magic = tf.strings.substr(tf.stack(contents), 0, len(_JPEG_MAGIC))
     windows = tf.cond(
         tf.reduce_all(magic == _JPEG_MAGIC),
-        lambda: _decode_jpeg_windows(contents, window_of),
-        lambda: _decode_whole(contents, window_of),
+        lambda: _decode_jpeg_windows(contents, window_of, flow),
+        lambda: _decode_whole(contents, window_of, flow),
     )
     resized = tf.image.resize(windows, [size, size], antialias=antialias)
-    return tf.ensure_shape(resized, (len(contents), size, size, 3))
+    return tf.ensure_shape(resized, (len(contents), size, size, 2 if flow else 3))
 
 
-def _decode_jpeg_windows(contents: list[tf.Tensor], window_of: WindowOf) -> tf.Tensor:
+def _decode_jpeg_windows(contents: list[tf.Tensor], window_of: WindowOf, flow: bool) -> tf.Tensor:
     shapes = tf.stack([tf.io.extract_jpeg_shape(content) for content in contents])[:, :2]
-    with tf.control_dependencies([_check_shapes(shapes)]):
-        window = window_of(shapes[0, 0], shapes[0, 1])
-    return tf.stack(
-        [tf.io.decode_and_crop_jpeg(content, window, channels=3, dct_method="INTEGER_ACCURATE") for content in contents]
-    )
+    with tf.control_dependencies([_check_shapes(shapes, flow)]):
+        height = shapes[0, 0] // (2 if flow else 1)
+        window = window_of(height, shapes[0, 1])
+
+    def decode(content: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+        return tf.io.decode_and_crop_jpeg(content, window, channels=1 if flow else 3, dct_method="INTEGER_ACCURATE")
+
+    if not flow:
+        return tf.stack([decode(content, window) for content in contents])
+    below = window + tf.stack([height, 0, 0, 0])
+    return tf.stack([tf.concat([decode(content, window), decode(content, below)], -1) for content in contents])
 
 
-def _decode_whole(contents: list[tf.Tensor], window_of: WindowOf) -> tf.Tensor:
-    pictures = [tf.io.decode_image(content, channels=3, expand_animations=False) for content in contents]
+def _decode_whole(contents: list[tf.Tensor], window_of: WindowOf, flow: bool) -> tf.Tensor:
+    channels = 1 if flow else 3
+    pictures = [tf.io.decode_image(content, channels=channels, expand_animations=False) for content in contents]
     shapes = tf.stack([tf.shape(picture)[:2] for picture in pictures])
-    with tf.control_dependencies([_check_shapes(shapes)]):
-        top, left, height, width = tf.unstack(window_of(shapes[0, 0], shapes[0, 1]))
-    return tf.stack([picture[top : top + height, left : left + width] for picture in pictures])
+    with tf.control_dependencies([_check_shapes(shapes, flow)]):
+        whole = shapes[0, 0] // (2 if flow else 1)
+        top, left, height, width = tf.unstack(window_of(whole, shapes[0, 1]))
+    windows = [picture[top : top + height, left : left + width] for picture in pictures]
+    if not flow:
+        return tf.stack(windows)
+    below = [picture[whole + top : whole + top + height, left : left + width] for picture in pictures]
+    return tf.concat([tf.stack(windows), tf.stack(below)], -1)
 
 
-def _check_shapes(shapes: tf.Tensor) -> tf.Operation:
+def _check_shapes(shapes: tf.Tensor, flow: bool) -> tf.Operation:
     same = tf.reduce_all(shapes == shapes[:1])
     fits = tf.reduce_prod(tf.cast(shapes[0], tf.int64)) <= MAX_PIXELS
+    if flow:
+        fits &= tf.math.floormod(shapes[0, 0], 2) == 0
     return tf.debugging.Assert(same & fits, ["frames of different or unreasonable sizes:", shapes])
 
 

@@ -9,6 +9,8 @@ was, and `BrokenLog` looks for the fault from Python, once per video. Both ways 
 is broken.
 """
 
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
@@ -30,7 +32,7 @@ __all__ = ["BrokenLog", "BrokenVideoError", "eval_batches", "open_index", "train
 
 ALTERNATIVES = 4  # other videos tried in place of one that cannot be read
 
-# A video and what else decides about its clip -> (t, s, s, 3) uint8
+# A video and what else decides about its clip -> (t, s, s, c) uint8, c = 3, or 2 for optical flow
 Loader = Callable[..., tf.Tensor]
 
 
@@ -61,11 +63,34 @@ def open_index(cfg: DataConfig, subset: Literal["train", "test"]) -> VideoIndex:
             root / "frames", read_list(root / "lists", subset, cfg.split, cfg.classes), num_workers=cfg.num_workers
         )
     root, lists = Path(cfg.root).expanduser(), Path(cfg.lists).expanduser()
+    notes = _check_kind(cfg, root)
     if cfg.source == "packed":
         # A packed dataset may bring its own split and labels.
         wanted = lists.exists() or bool(cfg.classes)
-        return index_packed(root, read_list(lists, subset, cfg.split, cfg.classes) if wanted else None, subset)
-    return index_frames(root, read_list(lists, subset, cfg.split, cfg.classes), num_workers=cfg.num_workers)
+        index = index_packed(root, read_list(lists, subset, cfg.split, cfg.classes) if wanted else None, subset)
+    else:
+        index = index_frames(root, read_list(lists, subset, cfg.split, cfg.classes), num_workers=cfg.num_workers)
+    return dataclasses.replace(index, notes=(*index.notes, *notes))
+
+
+def _check_kind(cfg: DataConfig, root: Path) -> tuple[str, ...]:
+    """Flow looks like pictures: the record that `prepare` leaves beside them tells which of the two they are."""
+    try:
+        record = json.loads((root.absolute().parent / "prepare.json").read_text(encoding="utf-8"))
+        method, bound = record.get("flow", ""), record.get("flow_bound", 0)
+    except (OSError, ValueError, AttributeError):
+        method, bound = "", 0
+    if bool(method) == (cfg.input == "flow") or not root.is_dir():
+        return (f"optical flow by {method}, bound {bound:g} pixels",) if method else ()
+    if method:
+        raise ConfigError(
+            f"config.data.root={cfg.root}: holds optical flow ({method}), and config.data.input is {cfg.input!r}; set "
+            "config.data.input='flow', or give the folder of the frames"
+        )
+    raise ConfigError(
+        f"config.data.root={cfg.root}: holds no optical flow (no prepare.json beside it says so); make it "
+        "with python -m r23d_jax prepare --flow tvl1 --videos VIDEOS --out FLOW, and set config.data.root=FLOW/frames"
+    )
 
 
 def train_batches(
@@ -98,8 +123,9 @@ def train_batches(
 
     Returns:
       An iterator over batches
-      {"video": (b, t, s, s, 3) uint8, "label": (b,) int32, "mask": (b,) float32 of ones, "video_id": (b,) int32}, with
-      b = global_batch_size / num_hosts, t = read_frames, s = crop_size. Arrays may be read-only.
+      {"video": (b, t, s, s, c) uint8, "label": (b,) int32, "mask": (b,) float32 of ones, "video_id": (b,) int32}, with
+      b = global_batch_size / num_hosts, t = read_frames, s = crop_size, c = 3, or 2 for optical flow. Arrays may be
+      read-only.
 
     Raises:
       ConfigError: settings do not go together.
@@ -232,6 +258,7 @@ def _training_loader(index: VideoIndex, cfg: DataConfig) -> Loader:
             lambda height, width: augment.training_window(cfg, draws[: augment.WINDOW_DRAWS], height, width),
             cfg.crop_size,
             cfg.antialias,
+            cfg.input == "flow",
         )
         if cfg.color_jitter > 0:
             clip = augment.jitter_colors(cfg.color_jitter, draws[-augment.COLOR_DRAWS :], clip)
@@ -252,6 +279,7 @@ def _eval_loader(index: VideoIndex, cfg: DataConfig, crops: int) -> Loader:
             lambda height, width: augment.eval_window(cfg, crops, crop, height, width),
             cfg.crop_size,
             cfg.antialias,
+            cfg.input == "flow",
         )
         return augment.mirror(augment.to_uint8(clip), augment.is_mirrored(crops, crop))
 
@@ -259,7 +287,7 @@ def _eval_loader(index: VideoIndex, cfg: DataConfig, crops: int) -> Loader:
 
 
 def _clip_shape(cfg: DataConfig) -> tuple[int, int, int, int]:
-    return preprocessing(cfg).read_frames, cfg.crop_size, cfg.crop_size, 3
+    return preprocessing(cfg).read_frames, cfg.crop_size, cfg.crop_size, len(cfg.mean)
 
 
 # -- checks ------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from pathlib import Path
 import cv2
 
 from r23d_jax.config import UserError
+from r23d_jax.data.flow import DEFAULT_BOUND, flow_pictures
 from r23d_jax.data.video import VideoError, iter_frames
 
 PARTIAL = ".partial-"  # start of the names of unfinished work; indexes pass over names that start with a dot
@@ -48,6 +49,8 @@ class Job:
       staged: file of all frames to write (read it with `read_staged`); "" for none.
       quality: of the JPEGs, 1 to 100.
       short_side: pixels, 0 for the video's own size.
+      flow: method of the optical flow to write instead of frames; "" for frames.
+      flow_bound: pixels that become the largest value.
     """
 
     video: str
@@ -55,6 +58,8 @@ class Job:
     staged: str
     quality: int
     short_side: int
+    flow: str = ""
+    flow_bound: float = DEFAULT_BOUND
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +168,8 @@ def run_job(job: Job) -> Result:
                     file.write(struct.pack("<Q", len(jpeg)) + jpeg)
                 if _stop is not None and _stop.is_set():
                     raise Stopped
+        if not number:
+            raise VideoError(f"{job.video}: one frame only, which has no optical flow")
         for path, target in zip(partial, (folder, staged), strict=True):
             if path is not None and target is not None:
                 os.rename(path, target)
@@ -217,7 +224,10 @@ def remove_partial(root: Path) -> int:
 
 def _encoded(job: Job) -> Iterator[bytes]:
     quality = [cv2.IMWRITE_JPEG_QUALITY, job.quality]
-    for image in iter_frames(Path(job.video), job.short_side, channels="bgr"):
+    images = iter_frames(Path(job.video), job.short_side, channels="bgr")
+    if job.flow:
+        images = flow_pictures(images, job.flow, job.flow_bound)
+    for image in images:
         ok, jpeg = cv2.imencode(".jpg", image, quality)
         if not ok:
             raise VideoError(f"{job.video}: a frame of {image.shape[1]}x{image.shape[0]} cannot be written as JPEG")
