@@ -39,7 +39,11 @@ def main(argv: list[str]) -> int:
         jax.distributed.initialize()
     from r23d_jax.training import loop
 
-    if MODE.value == "eval":
+    if MODE.value == "eval" and (cfg.fusion.first or cfg.fusion.second):
+        from r23d_jax.training import two_stream
+
+        two_stream.evaluate_two_streams(cfg, workdir)
+    elif MODE.value == "eval":
         loop.evaluate_checkpoint(cfg, workdir)
     elif loop.train(cfg, workdir) is None:
         print(f"continue with: {shlex.join([Path(sys.executable).name, *sys.argv])}")

@@ -1,6 +1,6 @@
 """A small R(2+3)D on real clips, within 25 minutes of CPU: five classes of UCF101, low resolution, from scratch.
 
-    python -m r23d_jax prepare --videos UCF-101 --out data/ucf5 --short-side 80
+    python -m r23d_jax prepare --videos UCF-101 --out data/ucf5 --short-side 80 [--flow farneback --flow-bound 5]
     python launch.py --config=configs/ucf5_cpu.py --config.data.lists=ucfTrainTestlist
 
 The classes are HandstandPushups, JumpingJack, PullUps, PushUps and WallPushups. Variants: `ucf5_cpu.py:avgpool`,

@@ -20,6 +20,8 @@ CROPS = ("multi_scale", "random_resized", "random", "center")
 TEMPORAL_SAMPLING = ("random", "segments")
 INFLATIONS = ("repeat", "center")
 INPUTS = ("rgb", "rgb_diff", "flow")
+FUSED_SCORES = ("softmax", "logits")
+FUSION_CHOICES = ("fixed", "sum", "held_out")
 FLOW_METHODS = ("tvl1", "farneback", "dis")
 SOURCES = ("frames", "packed", "synthetic")
 BROKEN_POLICIES = ("skip", "error")
@@ -85,6 +87,7 @@ class DataConfig:
     )
     split: int = 1
     classes: tuple[str, ...] = ()  # (): all classes of the lists
+    hold_out: float = 0.0  # of the training groups of a class: not trained on, to choose a fusion weight by
     input: str = "rgb"
     num_frames: int = 16
     frame_stride: int = 1  # frames from one sampled frame to the next
@@ -151,6 +154,19 @@ class EvalConfig:
 
 
 @dataclasses.dataclass
+class FusionConfig:
+    """Two trained streams whose scores are added; `--mode=eval` does it where `first` is set."""
+
+    first: str = ""  # folder of a run, usually of RGB
+    second: str = ""  # of optical flow
+    first_root: str = ""  # of its frames; "": as in its training
+    second_root: str = ""
+    scores: str = "softmax"  # which are averaged over views and added: softmax or logits
+    choice: str = "fixed"  # of the weight: fixed, sum (both alike), held_out (the best where neither was trained)
+    weight: float = 0.6  # of the first, for choice="fixed" (VMZ's scripts have 0.6 for RGB)
+
+
+@dataclasses.dataclass
 class CheckpointConfig:
     """When state is saved and how much of it is kept."""
 
@@ -180,6 +196,7 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    fusion: FusionConfig = dataclasses.field(default_factory=FusionConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
 
@@ -336,6 +353,7 @@ def _value_problems(cfg: Config) -> list[str]:
     one_of("data.crop", d.crop, CROPS)
     one_of("data.on_broken", d.on_broken, BROKEN_POLICIES)
     one_of("data.split", d.split, (1, 2, 3))
+    check("data.hold_out", d.hold_out, 0 <= d.hold_out < 1, "at least 0 and below 1")
     at_least("data.num_frames", d.num_frames, 1)
     at_least("data.frame_stride", d.frame_stride, 1)
     at_least("data.num_segments", d.num_segments, 1)
@@ -383,6 +401,9 @@ def _value_problems(cfg: Config) -> list[str]:
     one_of("eval.crops", e.crops, SPATIAL_CROPS)
     at_least("eval.num_clips", e.num_clips, 1)
     at_least("eval.batch_size", e.batch_size, 1)
+    fraction("fusion.weight", cfg.fusion.weight)
+    one_of("fusion.scores", cfg.fusion.scores, FUSED_SCORES)
+    one_of("fusion.choice", cfg.fusion.choice, FUSION_CHOICES)
     at_least("checkpoint.every_steps", cfg.checkpoint.every_steps, 1)
     at_least("checkpoint.keep", cfg.checkpoint.keep, 1)
     at_least("parallel.fsdp", cfg.parallel.fsdp, 1)

@@ -25,7 +25,7 @@ from r23d_jax.data.broken import BrokenLog, BrokenVideoError
 from r23d_jax.data.decode import decode_clip, frame_reader
 from r23d_jax.data.frames import VideoIndex, index_frames
 from r23d_jax.data.packed import index_packed
-from r23d_jax.data.splits import read_list
+from r23d_jax.data.splits import VideoList, hold_out, read_list
 from r23d_jax.data.synthetic import write_synthetic
 
 __all__ = ["BrokenLog", "BrokenVideoError", "eval_batches", "open_index", "train_batches"]
@@ -47,30 +47,44 @@ class ViewTable(Protocol):
     def crop(self) -> np.ndarray: ...
 
 
-def open_index(cfg: DataConfig, subset: Literal["train", "test"]) -> VideoIndex:
+def open_index(cfg: DataConfig, subset: Literal["train", "test", "held_out"]) -> VideoIndex:
     """Finds the videos of one side of the split.
 
     `source="frames"` reads frame folders, "packed" TFRecord shards, and "synthetic" writes the synthetic motion dataset
-    to `root` first, unless it is there.
+    to `root` first, unless it is there. With `hold_out`, "train" lacks some of the training groups, and "held_out" is
+    these.
 
     Raises:
       UserError: there is no data; the message says what to do.
     """
-    if cfg.source == "synthetic":
-        root = Path(cfg.root).expanduser()
-        write_synthetic(root)
-        return index_frames(
-            root / "frames", read_list(root / "lists", subset, cfg.split, cfg.classes), num_workers=cfg.num_workers
-        )
     root, lists = Path(cfg.root).expanduser(), Path(cfg.lists).expanduser()
+    if cfg.source == "synthetic":
+        write_synthetic(root)
+        lists = root / "lists"
+        return index_frames(root / "frames", _wanted(cfg, lists, subset), num_workers=cfg.num_workers)
     notes = _check_kind(cfg, root)
     if cfg.source == "packed":
         # A packed dataset may bring its own split and labels.
-        wanted = lists.exists() or bool(cfg.classes)
-        index = index_packed(root, read_list(lists, subset, cfg.split, cfg.classes) if wanted else None, subset)
+        bare = not lists.exists() and not cfg.classes and not cfg.hold_out
+        index = index_packed(root, None if bare else _wanted(cfg, lists, subset), _side(subset))
     else:
-        index = index_frames(root, read_list(lists, subset, cfg.split, cfg.classes), num_workers=cfg.num_workers)
-    return dataclasses.replace(index, notes=(*index.notes, *notes))
+        index = index_frames(root, _wanted(cfg, lists, subset), num_workers=cfg.num_workers)
+    return dataclasses.replace(index, notes=(*index.notes, *notes)) if notes else index
+
+
+def _side(subset: str) -> Literal["train", "test"]:
+    return "test" if subset == "test" else "train"
+
+
+def _wanted(cfg: DataConfig, lists: Path, subset: str) -> VideoList:
+    """The listed videos of a subset."""
+    if subset == "held_out" and not cfg.hold_out:
+        raise ConfigError("config.data.hold_out=0: nothing was held out of this training")
+    videos = read_list(lists, _side(subset), cfg.split, cfg.classes)
+    if subset == "test" or not cfg.hold_out:
+        return videos
+    kept, held = hold_out(videos, cfg.hold_out)
+    return held if subset == "held_out" else kept
 
 
 def _check_kind(cfg: DataConfig, root: Path) -> tuple[str, ...]:

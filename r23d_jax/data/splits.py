@@ -76,6 +76,31 @@ class _Listed:
         return f"{self.class_name}_{found[1].lower()}" if found else self.path
 
 
+def hold_out(videos: VideoList, fraction: float) -> tuple[VideoList, VideoList]:
+    """Divides a training list by groups: what is trained on, and what is held out to choose something by.
+
+    Of every class the last groups in the order of their names are held out, at least one and never all.
+
+    Args:
+      videos: a training list.
+      fraction: of the groups of a class, above 0 and below 1.
+
+    Raises:
+      DataError: if a class has one group only.
+    """
+    groups: dict[str, set[str]] = {}
+    for entry in videos.entries:
+        groups.setdefault(entry.class_name, set()).add(entry.group)
+    held: set[str] = set()
+    for class_name, names in groups.items():
+        if len(names) < 2:
+            raise DataError(f"config.data.hold_out={fraction:g}: class {class_name} has one group only, {min(names)}")
+        count = min(len(names) - 1, max(1, round(fraction * len(names))))
+        held |= set(sorted(names)[-count:])
+    kept, out = (tuple(entry for entry in videos.entries if (entry.group in held) is side) for side in (False, True))
+    return VideoList(videos.class_names, kept), VideoList(videos.class_names, out)
+
+
 def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, ...] = ()) -> VideoList:
     """Reads one side of a split, having checked that no group is on both sides.
 

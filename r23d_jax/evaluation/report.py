@@ -90,16 +90,21 @@ def write_report(workdir: Path, index: VideoIndex | None = None, cfg: Config | N
     ]
     title = f"{cfg.model.name}, {cfg.model.head.kind} head" if cfg else "Evaluation"
     about = _data_line(cfg) if cfg else ""
-    page = (
+    page = page_of(title, about, sections)
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_atomically(workdir / REPORT, page.encode())
+    return workdir / REPORT
+
+
+def page_of(title: str, about: str, sections: Sequence[str]) -> str:
+    """A whole page of sections."""
+    return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>"
         f'<h1>{escape(title)}</h1><p class="muted">{escape(about)}</p>'
         f"{''.join(sections)}</main></body></html>\n"
     )
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(workdir / REPORT, page.encode())
-    return workdir / REPORT
 
 
 # -- what lies in the workdir ------------------------------------------------------------------------------------------
@@ -118,11 +123,12 @@ def _read_config(workdir: Path) -> Config | None:
 # -- sections ----------------------------------------------------------------------------------------------------------
 
 
-def _section(title: str, *parts: str) -> str:
+def section(title: str, *parts: str) -> str:
+    """A titled box of HTML parts."""
     return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequence[int] = ()) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequence[int] = ()) -> str:
     """A table; columns whose position is in `numbers` are set flush right."""
 
     def cells(tag: str, values: Sequence[object]) -> str:
@@ -158,7 +164,7 @@ def _summary(result: EvalResult | None) -> str:
         f'<div class="tile">Clip top-1<b>{clip}</b><span class="muted small">every view by itself</span></div>'
     )
     notes = "".join(f'<p class="small">{escape(_sentence(text))}</p>' for text in remarks(result))
-    return _section(
+    return section(
         "Accuracy",
         f'<div class="tiles">{"".join(tiles)}</div>',
         f'<p class="small">Protocol: {escape(protocol_line(result))} (logits, unless it says softmax).</p>{notes}',
@@ -179,7 +185,7 @@ def _curves(rows: Sequence[Row]) -> str:
     if scored:
         best = max(scored, key=lambda row: row["val/top1_video"] or 0.0)
         said.append(f"best video top-1 {percent(best['val/top1_video'])} after epoch {_epoch(best)}")
-    return _section("Training", picture, f'<p class="muted small">{escape("; ".join(said))}</p>')
+    return section("Training", picture, f'<p class="muted small">{escape("; ".join(said))}</p>')
 
 
 def _epoch(row: Row) -> str:
@@ -193,7 +199,7 @@ def _errors(result: EvalResult | None, index: VideoIndex | None, cfg: Config | N
     title = "Most confident errors"
     wrong = np.flatnonzero(result.evaluated & (result.predictions != result.labels))
     if not len(wrong):
-        return _section(title, f"<p>None: all {int(result.evaluated.sum()):,} videos were recognized.</p>")
+        return section(title, f"<p>None: all {int(result.evaluated.sum()):,} videos were recognized.</p>")
     confidence = result.probabilities[wrong, result.predictions[wrong]]
     chosen = wrong[np.argsort(-confidence, kind="stable")][:NUM_ERRORS]
     index, note = (index, "") if index is not None else _find_videos(cfg)
@@ -210,7 +216,7 @@ def _errors(result: EvalResult | None, index: VideoIndex | None, cfg: Config | N
             f"{film.film_strip(frames) if frames else ''}</figure>"
         )
     share = f"{len(chosen)} of {len(wrong):,} wrong videos, the highest probability of the wrong class first. {note}"
-    return _section(title, f'<p class="muted small">{escape(share)}</p>', *figures)
+    return section(title, f'<p class="muted small">{escape(share)}</p>', *figures)
 
 
 def _find_videos(cfg: Config | None) -> tuple[VideoIndex | None, str]:
@@ -239,36 +245,36 @@ def _confusion(result: EvalResult | None) -> str:
         names = result.class_names
         cells = [(names[t], names[p], number, f"{100 * share:.0f} %") for t, p, number, share in pairs]
         head = ("true class", "taken for", "videos", "of the class")
-        parts += ["<h2>Most frequent confusions</h2>", _table(head, cells, numbers=(2, 3))]
-    return _section("Confusion matrix", *parts)
+        parts += ["<h2>Most frequent confusions</h2>", table(head, cells, numbers=(2, 3))]
+    return section("Confusion matrix", *parts)
 
 
 def _per_class(result: EvalResult | None) -> str:
     if result is None or not result.confusion.any():
         return ""
     bars = accuracy_bars(result.per_class, result.confusion.sum(axis=1), result.class_names)
-    return _section("Accuracy by class", '<p class="muted small">Percent of videos, video top-1.</p>', bars)
+    return section("Accuracy by class", '<p class="muted small">Percent of videos, video top-1.</p>', bars)
 
 
 def _broken(result: EvalResult | None) -> str:
     if result is None:
         return ""
     if not result.broken:
-        return _section("Broken files", "<p>None were met.</p>")
+        return section("Broken files", "<p>None were met.</p>")
     shown = result.broken[:MAX_BROKEN_LISTED]
     more = len(result.broken) - len(shown)
-    parts = [f"<p>{len(result.broken):,} could not be read.</p>", _table(("file", "reason"), shown)]
+    parts = [f"<p>{len(result.broken):,} could not be read.</p>", table(("file", "reason"), shown)]
     if more:
         parts.append(f'<p class="muted small">and {more:,} more, in evaluation.json.</p>')
-    return _section("Broken files", *parts)
+    return section("Broken files", *parts)
 
 
 def _config(cfg: Config | None) -> str:
     if cfg is None:
         return ""
     text = f"<pre>{escape(config.to_json(cfg))}</pre>"
-    return _section("Configuration", f"<details><summary>config.json</summary>{text}</details>")
+    return section("Configuration", f"<details><summary>config.json</summary>{text}</details>")
 
 
 def _environment(result: EvalResult | None) -> str:
-    return _section("Environment", _table((), list((result.environment if result else environment()).items())))
+    return section("Environment", table((), list((result.environment if result else environment()).items())))

@@ -97,7 +97,7 @@ def _set_up(cfg: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Run
     log(parallel.describe_devices())
     models.model_spec(cfg.model.name)  # an unknown name is refused before any data is touched
     check_source(cfg, workdir)
-    train_index, test_index = _open_index(cfg, "train", log), _open_index(cfg, "test", log)
+    train_index, test_index = open_videos(cfg, "train", log), open_videos(cfg, "test", log)
     mesh = parallel.make_mesh(cfg.parallel.fsdp)
     pre = config.preprocessing(cfg.data)
     num_classes = len(train_index.class_names)
@@ -147,7 +147,8 @@ def _set_up(cfg: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Run
     )
 
 
-def _open_index(cfg: Config, subset: Literal["train", "test"], log: Callable[[str], None]) -> VideoIndex:
+def open_videos(cfg: Config, subset: Literal["train", "test", "held_out"], log: Callable[[str], None]) -> VideoIndex:
+    """Finds the videos of a subset, and says how many there are and what is to be known of them."""
     index = pipeline.open_index(cfg.data, subset)
     classes = len(index.class_names)
     log(f"{subset}: {len(index.names):,} videos of {classes} classes, split {cfg.data.split} ({index.layout})")
@@ -353,7 +354,7 @@ def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] =
     cfg = dataclasses.replace(
         cfg, model=loaded.config.model, parallel=loaded.config.parallel, data=dataclasses.replace(cfg.data, **own)
     )
-    index = _open_index(cfg, "test", log)
+    index = open_videos(cfg, "test", log)
     if index.class_names != loaded.class_names:
         raise config.UserError(
             f"the checkpoint was trained on {len(loaded.class_names)} classes ({_short(loaded.class_names)}) and the "
