@@ -58,6 +58,8 @@ def write_stablehlo(path: Path, model: VideoNetwork, pre: Preprocessing, meta: M
         again = jax.export.deserialize(bytearray(partial.read_bytes()))
         error = _compare(path, model, pre, apply, again.call)
         os.replace(partial, path)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written ({error})") from error
     finally:
         partial.unlink(missing_ok=True)
     path.with_name(f"{path.name}.json").write_text(json.dumps(dict(meta), indent=2) + "\n", encoding="utf-8")

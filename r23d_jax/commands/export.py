@@ -85,8 +85,9 @@ def write(
         )
         size = preprocessing.crop_size
         shape = f"(B, {preprocessing.read_frames}, {size}, {size}, {model.in_channels}) uint8"
-        print(f"to       {to}: {shape} -> (B, {len(class_names)}) float32 logits")
-        print(f"         read again and run: the same logits within {error:.1e} of the largest")
+        what = f"(B, {len(class_names)}) float32 logits" if class_names else "the last feature map, float32"
+        print(f"to       {to}: {shape} -> {what}")
+        print(f"         read again and run: the same values within {error:.1e} of the largest")
         return
 
     from r23d_jax.weights import files

@@ -86,6 +86,11 @@ class Checkpoints:
         for step in self._store.steps():
             try:
                 meta = self._store.read_meta(step)
+                if meta.get("converted"):
+                    raise CheckpointError(
+                        f"{root.parent} holds converted weights, and no training to resume: give another --workdir, "
+                        f"and start from them with --config.init_from={root.parent}"
+                    )
                 items = self._store.read_items(step, _items(abstract), _items(shardings), meta)
             except CheckpointError:
                 raise
@@ -243,6 +248,7 @@ def save_model(folder: Path, model: models.VideoNetwork, cfg: Config, class_name
         "preprocessing": dataclasses.asdict(config.preprocessing(cfg.data)),
         "version": r23d_jax.__version__,
         "metrics": {},
+        "converted": True,
     }
     store = Store((folder / FOLDER).absolute(), NewestAndBest(1))
     try:

@@ -1,5 +1,6 @@
 """Files of weights: what kind a file is, and how it is read and written. torch is imported for .pth files only."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -67,8 +68,11 @@ def write(path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) 
       meta: what else the file is to say; safetensors keeps each value as JSON text.
 
     Raises:
-      ConversionError: for another ending, if torch is needed and missing, or if what was written reads differently.
+      ConversionError: for another ending, if torch is needed and missing, if the file cannot be written, or if what was
+        written reads differently.
     """
+    from safetensors import SafetensorError
+
     partial = path.with_name(f".{path.name}.partial{path.suffix}")
     try:
         if path.suffix == ".safetensors":
@@ -85,8 +89,13 @@ def write(path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) 
         if again.keys() != state.keys() or not all(np.array_equal(as_numpy(again[n]), state[n]) for n in state):
             raise ConversionError(f"{path}: what was written reads differently; nothing was kept. Is the disk sound?")
         os.replace(partial, path)
+    except ConversionError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch has a RuntimeError where no file can be made
+        raise ConversionError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def as_numpy(value: Any) -> np.ndarray:

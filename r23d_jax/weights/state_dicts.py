@@ -179,6 +179,8 @@ def read_arrays(weights: Weights) -> tuple[dict[str, np.ndarray], dict[str, Any]
         read, meta = files.read(weights)
     else:
         read, meta = weights, {}
+    if not read:
+        raise ConversionError(f"{weights if isinstance(weights, (str, os.PathLike)) else 'weights'}: holds no values")
     return {str(name).removeprefix("module."): files.as_numpy(value) for name, value in read.items()}, meta
 
 

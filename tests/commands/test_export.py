@@ -59,7 +59,7 @@ def test_pth_is_read_without_pickled_code(workdir: Path, tmp_path: Path) -> None
 def test_stablehlo(name: str, workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--workdir", str(workdir), "--to", str(tmp_path / name)]) == 0
     said = capsys.readouterr().out
-    assert "(B, 4, 16, 16, 3) uint8 -> (B, 3) float32 logits" in said and "read again and run: the same logits" in said
+    assert "(B, 4, 16, 16, 3) uint8 -> (B, 3) float32 logits" in said and "read again and run: the same values" in said
     assert json.loads((tmp_path / f"{name}.json").read_text())["class_names"] == ["a", "b", "c"]
 
 

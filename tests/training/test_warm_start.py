@@ -10,7 +10,7 @@ import pytest
 
 import r23d_jax
 from r23d_jax.config import Config, UserError
-from r23d_jax.training.checkpoint import load_checkpoint, save_model
+from r23d_jax.training.checkpoint import Checkpoints, load_checkpoint, save_model
 from r23d_jax.training.state import TrainState
 from r23d_jax.training.warm_start import WarmStartError, check_source, warm_start
 from r23d_jax.weights import files
@@ -121,6 +121,11 @@ def test_a_checkpoint_and_a_converted_network_are_sources_too(tmp_path: Path) ->
     _, state, said = started(cfg)
     np.testing.assert_array_equal(state.params["stem"]["conv"]["kernel"], model.stem.conv.kernel[...])
     assert any("r3d_10, avgpool head" in line for line in said)
+    fresh, shardings, _, _ = start(cfg)
+    checkpoints = Checkpoints(tmp_path / "run", log=said.append)
+    with pytest.raises(UserError, match="holds converted weights, and no training to resume: give another --workdir"):
+        checkpoints.restore_latest(shardings, fresh)
+    checkpoints.close()
 
 
 def test_an_image_network_is_inflated(tmp_path: Path) -> None:

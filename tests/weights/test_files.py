@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import r23d_jax
 from r23d_jax.weights import files
@@ -37,6 +38,11 @@ def test_wrong_files(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConversionError, match=message):
             r23d_jax.from_torch(tmp_path / name)
+    save_file({}, tmp_path / "empty.safetensors")
+    with pytest.raises(ConversionError, match=r"empty\.safetensors: holds no values"):
+        r23d_jax.from_torch(tmp_path / "empty.safetensors")
+    with pytest.raises(ConversionError, match=r"/proc/a\.safetensors: cannot be written"):
+        files.write(Path("/proc/a.safetensors"), {"a": np.zeros(1)}, {})
     with pytest.raises(ConversionError, match=r"b\.onnx: must end in \.safetensors, \.pth or \.pt"):
         files.write(tmp_path / "b.onnx", {}, {})
 
