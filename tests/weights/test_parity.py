@@ -35,7 +35,7 @@ class Case:
     name: str
     fields: tuple[tuple[str, Any], ...] = (("widths", NARROW), ("num_classes", 7))
     shape: tuple[int, ...] = (2, 8, 32, 32, 3)
-    gradients: float = 1e-3  # tolerance; max-pools choose among almost equal values
+    gradients: float = 5e-4  # tolerance, ten times what was seen; max-pools choose among almost equal values
 
     def ours(self) -> r23d_jax.models.VideoNetwork:
         return nnx.eval_shape(lambda: r23d_jax.create_model(self.name, rngs=nnx.Rngs(0), **dict(self.fields)))
@@ -151,7 +151,8 @@ def test_one_training_step(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[key]
     theirs = peers.randomize(case.theirs())
     ours = r23d_jax.from_torch(theirs.state_dict(), case.ours())
-    x, labels = clip((3, *case.shape[1:])), np.array([3, 5, 1])
+    frames, size = case.shape[1], max(case.shape[2], 48)  # BN over a handful of values would amplify rounding
+    x, labels = clip((4, frames, size, size, case.shape[-1])), np.array([3, 5, 1, 2])
     before = {name: value.clone() for name, value in theirs.state_dict().items()}
     counts: dict[str, int] = {}
     hooks = []
