@@ -11,12 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from r23d_jax.models.registry import create_model, list_models
+    from r23d_jax.tensorflow_checkpoint import read_tensorflow
     from r23d_jax.training.checkpoint import load_checkpoint, load_model
     from r23d_jax.weights.inflate import inflate
     from r23d_jax.weights.state_dicts import from_torch, to_torch
 
 __version__ = "0.1.0"
-__all__ = ["create_model", "from_torch", "inflate", "list_models", "load_checkpoint", "load_model", "to_torch"]
+__all__ = [
+    "create_model",
+    "from_torch",
+    "inflate",
+    "list_models",
+    "load_checkpoint",
+    "load_model",
+    "read_tensorflow",
+    "to_torch",
+]
 
 # Imported on first use, so that `import r23d_jax` is quick and needs no jax.
 _HOMES = {
@@ -26,6 +36,7 @@ _HOMES = {
     "list_models": "r23d_jax.models.registry",
     "load_checkpoint": "r23d_jax.training.checkpoint",
     "load_model": "r23d_jax.training.checkpoint",
+    "read_tensorflow": "r23d_jax.tensorflow_checkpoint",
     "to_torch": "r23d_jax.weights.state_dicts",
 }
 

@@ -30,7 +30,7 @@ SPATIAL_CROPS = (1, 3, 10)
 OPTIMIZERS = ("sgd", "adamw", "lars")
 SCHEDULES = ("cosine", "cosine_7_16", "multistep", "constant")
 STEM_POOLS = ("", "none", "2d", "3d")
-FAMILIES_WITHOUT_DEPTH = ("i3d", "i3d_gamma", "s3d")
+FAMILIES_WITHOUT_DEPTH = ("i3d", "i3d_gamma", "s3d", "s3d_g")
 PARTS = ("stem", "stage1", "stage2", "stage3", "stage4")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 

@@ -64,8 +64,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(args: argparse.Namespace, path: Path) -> tuple[Any, ModelConfig, tuple[str, ...], Preprocessing, bool]:
     """The network, the config that builds it, class names, preprocessing, and whether that is only assumed."""
-    from r23d_jax.weights.sources import SOURCES, is_2d
-    from r23d_jax.weights.state_dicts import convert, read_arrays
+    from r23d_jax.tensorflow_checkpoint import read_weights
+    from r23d_jax.weights.matching import is_2d
+    from r23d_jax.weights.sources import SOURCES
+    from r23d_jax.weights.state_dicts import convert
 
     if path.is_dir():
         from r23d_jax.training.checkpoint import load_checkpoint
@@ -77,7 +79,7 @@ def _read(args: argparse.Namespace, path: Path) -> tuple[Any, ModelConfig, tuple
         print(f"from     {loaded.path}: a checkpoint of r23d_jax, step {loaded.step:,}")
         result = loaded.model, cfg, loaded.class_names, loaded.preprocessing, False
     else:
-        arrays, meta = read_arrays(path)
+        arrays, meta = read_weights(path)
         if is_2d(arrays):
             return _inflated(args, path, arrays)
         converted = convert(arrays, args.model, args.source, meta=meta)

@@ -1,8 +1,8 @@
 """Inception over clips: I3D (Carreira & Zisserman 2017, arXiv:1705.07750) and S3D (Xie et al. 2018, arXiv:1712.04851).
 
-Both are GoogLeNet with time: I3D has k x k x k convolutions, S3D has 1 x k x k -> BN -> ReLU -> k x 1 x 1 instead. The
-stem ends with the first pool; stages one to four hold Conv2, Mixed3, Mixed4 and Mixed5, and all but the last end with
-the pool that follows them.
+Both are GoogLeNet with time: I3D has k x k x k convolutions, S3D has 1 x k x k -> BN -> ReLU -> k x 1 x 1 instead, and
+S3D-G weighs its channels by what the whole clip shows. The stem ends with the first pool; stages one to four hold
+Conv2, Mixed3, Mixed4 and Mixed5, and all but the last end with the pool that follows them.
 """
 
 import dataclasses
@@ -43,12 +43,14 @@ class InceptionSpec:
 
     Attributes:
       separable: S3D's pairs of convolutions instead of full ones.
+      gated: S3D-G's gates, where its authors' code has them: after Conv2 and after each branch of a Mixed block.
       same_padding: as TensorFlow pads; False pads half the window on both sides, as torchvision's S3D does.
       bn_scale: whether BN has a gamma. DeepMind's I3D has none, its torch ports have one.
       bn_epsilon, bn_momentum: Flax convention.
     """
 
     separable: bool = False
+    gated: bool = False
     same_padding: bool = True
     bn_scale: bool = False
     bn_epsilon: float = 1e-3
@@ -127,8 +129,19 @@ def _unit(
     return Unit(in_channels, out_channels, kernel, strides, spec, dtype=dtype, rngs=rngs)
 
 
+class Gate(nnx.Module):
+    """Weighs channels by a sigmoid of their mean over the clip (Xie et al. 2018, section 5: feature gating)."""
+
+    def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.fc = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, T, H, W, C) -> the same."""
+        return x * nnx.sigmoid(self.fc(x.mean((1, 2, 3), keepdims=True)))
+
+
 class Mixed(nnx.Module):
-    """Four branches side by side: 1, 1 -> 3, 1 -> 3, and max-pool -> 1."""
+    """Four branches side by side: 1, 1 -> 3, 1 -> 3, and max-pool -> 1; each with its gate in S3D-G."""
 
     def __init__(
         self,
@@ -147,13 +160,18 @@ class Mixed(nnx.Module):
         self.branch1 = nnx.List([unit(in_channels, reduced1, 1), unit(reduced1, full1, 3)])
         self.branch2 = nnx.List([unit(in_channels, reduced2, 1), unit(reduced2, full2, 3)])
         self.branch3 = unit(in_channels, pooled, 1)
+        leaving = (whole, full1, full2, pooled) if spec.gated else ()
+        self.gates = nnx.List([Gate(width, dtype=dtype, rngs=rngs) for width in leaving])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, H, W, C_in) -> (B, T, H, W, C_out)."""
         branch1 = self.branch1[1](self.branch1[0](x))
         branch2 = self.branch2[1](self.branch2[0](x))
         branch3 = self.branch3(max_pool(x, (3, 3, 3), (1, 1, 1)))
-        return jnp.concatenate([self.branch0(x), branch1, branch2, branch3], axis=-1)
+        branches = [self.branch0(x), branch1, branch2, branch3]
+        if self.gates:
+            branches = [gate(branch) for gate, branch in zip(self.gates, branches, strict=True)]
+        return jnp.concatenate(branches, axis=-1)
 
 
 class Stem(nnx.Module):
@@ -175,6 +193,7 @@ class Stage(nnx.Module):
         blocks: list[nnx.Module] = []
         if index == 0:
             blocks = [_unit(64, 64, 1, 1, spec, dtype, rngs), _unit(64, 192, 3, 1, spec, dtype, rngs)]
+            blocks += [Gate(192, dtype=dtype, rngs=rngs)] if spec.gated else []
         for row in _MIXED.get(index, ()):
             blocks.append(Mixed(channels, row, spec, dtype=dtype, rngs=rngs))
             channels = row[0] + row[2] + row[4] + row[5]
@@ -198,7 +217,7 @@ def _pool(x: jax.Array, index: int, spec: InceptionSpec) -> jax.Array:
 
 
 class Inception(VideoNetwork):
-    """I3D or S3D with any head, over clips (B, T, H, W, C).
+    """I3D, S3D or S3D-G with any head, over clips (B, T, H, W, C).
 
     Args:
       spec: the backbone.

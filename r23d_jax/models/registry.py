@@ -76,11 +76,13 @@ FAMILIES: dict[str, VideoResNetSpec] = {
 }
 
 
-# Carreira & Zisserman 2017 as DeepMind published it, its torch ports, and Xie et al. 2018 as torchvision has it.
+# Carreira & Zisserman 2017 as DeepMind published it, its torch ports, and Xie et al. 2018 as torchvision has it;
+# their S3D-G is that with the gates of their code. (The paper counts 11.56M parameters, which no reading of it gives.)
 INCEPTIONS: dict[str, InceptionSpec] = {
     "i3d": InceptionSpec(),
     "i3d_gamma": InceptionSpec(bn_scale=True),
     "s3d": InceptionSpec(separable=True, same_padding=False, bn_scale=True),
+    "s3d_g": InceptionSpec(separable=True, gated=True, same_padding=False, bn_scale=True),
 }
 assert tuple(INCEPTIONS) == FAMILIES_WITHOUT_DEPTH
 

@@ -14,11 +14,14 @@ from r23d_jax.config import Config, UserError
 from r23d_jax.models.functional import initialize, split_model
 from r23d_jax.models.heads import interpolate_positions
 from r23d_jax.models.network import VideoNetwork
+from r23d_jax.tensorflow_checkpoint import read_weights
 from r23d_jax.training.checkpoint import create_configured_model, load_checkpoint
 from r23d_jax.training.state import TrainState
 from r23d_jax.weights.inflate import inflate
-from r23d_jax.weights.sources import SOURCES, flatten, is_2d, listed, part_of
-from r23d_jax.weights.state_dicts import convert, read_arrays
+from r23d_jax.weights.matching import is_2d
+from r23d_jax.weights.sources import SOURCES
+from r23d_jax.weights.state_dicts import convert
+from r23d_jax.weights.tables import flatten, listed, part_of
 
 Tree = dict[str, Any]
 
@@ -105,12 +108,12 @@ def _read(cfg: Config, path: Path, num_classes: int, log: Callable[[str], None])
         loaded = load_checkpoint(path, log=log)
         log(f"init: {loaded.path}, {loaded.config.model.name}, {loaded.config.model.head.kind} head")
         return loaded.model
-    arrays, _ = read_arrays(path)
+    arrays, meta = read_weights(path)
     if is_2d(arrays):
         random = initialize(lambda: create_configured_model(cfg, num_classes))
         log(f"init: {path}, an image network, inflated ({cfg.inflate}); of its head, only what fits is taken")
         return inflate(arrays, random, cfg.inflate, cfg.init_skip)
-    converted = convert(path)
+    converted = convert(arrays, meta=meta)
     classes = f"{converted.num_classes} classes" if converted.num_classes else "no classifier"
     log(f"init: {path}, {converted.config.name} ({SOURCES[converted.source].title}), {classes}")
     for note in converted.notes:

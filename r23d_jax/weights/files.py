@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from r23d_jax.weights.sources import ConversionError
+from r23d_jax.weights.tables import ConversionError
 
 TORCH_SUFFIXES = (".pth", ".pt", ".tar")
 # Keys below which training scripts keep the state dict.
@@ -54,9 +54,7 @@ def read(path: Path | str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]
         return _read_safetensors(path)
     if kind == "torch":
         return _read_torch(path)
-    from r23d_jax.weights.tensorflow_checkpoint import read_checkpoint
-
-    return read_checkpoint(path), {}
+    raise ConversionError(f"{path}: a TensorFlow checkpoint; in Python: from_torch(r23d_jax.read_tensorflow(path))")
 
 
 def write(path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:

@@ -18,8 +18,9 @@ from r23d_jax.models.inception import InceptionSpec
 from r23d_jax.models.network import VideoNetwork
 from r23d_jax.weights import layouts
 from r23d_jax.weights.layouts import Layout
-from r23d_jax.weights.sources import ConversionError, is_2d, listed, make_table, part_of
+from r23d_jax.weights.matching import is_2d
 from r23d_jax.weights.state_dicts import Weights, read_arrays
+from r23d_jax.weights.tables import ConversionError, listed, make_table, part_of
 
 _AUXILIARY = ("aux1.", "aux2.")  # GoogLeNet's classifiers for training
 

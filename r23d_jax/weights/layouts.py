@@ -229,29 +229,33 @@ DEEPMIND = Layout(
     gammas=False,
     counter="",
 )
-# torchvision/models/video/s3d.py.
+# torchvision/models/video/s3d.py; the gates of S3D-G, which it lacks, are named in its style.
 TORCHVISION_S3D = Layout(
-    _units(
-        (
-            ("stem/unit/spatial", "features.0.0"),
-            ("stem/unit/temporal", "features.0.1"),
-            ("stage1/blocks/0", "features.2"),
-            ("stage1/blocks/1/spatial", "features.3.0"),
-            ("stage1/blocks/1/temporal", "features.3.1"),
-            *(
-                (f"{place}/{ours}", f"features.{index}.{theirs}")
-                for place, _, index, _ in _MIXED
-                for ours, theirs in (
-                    ("branch0", "branch0"),
-                    (r"branch(\d)/0", r"branch\1.0"),
-                    (r"branch(\d)/1/spatial", r"branch\1.1.0"),
-                    (r"branch(\d)/1/temporal", r"branch\1.1.1"),
-                    ("branch3", "branch3.1"),
-                )
+    (
+        ("stage1/blocks/2/fc", "features.3.gate.fc"),
+        *((rf"{place}/gates/(\d)/fc", rf"features.{index}.gate\1.fc") for place, _, index, _ in _MIXED),
+        *_units(
+            (
+                ("stem/unit/spatial", "features.0.0"),
+                ("stem/unit/temporal", "features.0.1"),
+                ("stage1/blocks/0", "features.2"),
+                ("stage1/blocks/1/spatial", "features.3.0"),
+                ("stage1/blocks/1/temporal", "features.3.1"),
+                *(
+                    (f"{place}/{ours}", f"features.{index}.{theirs}")
+                    for place, _, index, _ in _MIXED
+                    for ours, theirs in (
+                        ("branch0", "branch0"),
+                        (r"branch(\d)/0", r"branch\1.0"),
+                        (r"branch(\d)/1/spatial", r"branch\1.1.0"),
+                        (r"branch(\d)/1/temporal", r"branch\1.1.1"),
+                        ("branch3", "branch3.1"),
+                    )
+                ),
             ),
+            conv=".0",
+            norm=".1",
         ),
-        conv=".0",
-        norm=".1",
     ),
     classifier="classifier.1",
     conv_classifier=True,

@@ -16,18 +16,9 @@ from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.registry import build_model
 from r23d_jax.weights import files, layouts
 from r23d_jax.weights.layouts import Layout
-from r23d_jax.weights.sources import (
-    SOURCES,
-    ConversionError,
-    Found,
-    Table,
-    config_of,
-    find,
-    fit,
-    flatten,
-    source_of,
-    table_of,
-)
+from r23d_jax.weights.matching import Found, find, fit, table_of
+from r23d_jax.weights.sources import SOURCES, config_of, source_of
+from r23d_jax.weights.tables import ConversionError, Table, flatten
 
 Weights = Mapping[str, Any] | str | os.PathLike
 
@@ -95,7 +86,7 @@ def from_torch(weights: Weights, model: VideoNetwork | str | None = None, source
 
     Args:
       weights: numpy arrays or torch tensors by name, or a file of them: .pth, .pt, .pth.tar (a state dict or a training
-        checkpoint), .safetensors, or DeepMind's TensorFlow checkpoint of I3D. `module.` prefixes are removed.
+        checkpoint), .safetensors. `module.` prefixes are removed. `r23d_jax.read_tensorflow` reads DeepMind's I3D.
       model: the network to fill (its own values are lost), or the name of one; None finds the network from names and
         shapes.
       source: the code base, where it cannot be told from the names; a key of `weights.sources.SOURCES`.

@@ -9,7 +9,7 @@ import r23d_jax
 from r23d_jax.__main__ import main
 from r23d_jax.training.checkpoint import load_checkpoint
 from r23d_jax.weights import files
-from tests.weights.random_networks import trained
+from tests.weights.random_networks import as_image_network, trained
 
 
 def convert(*args: object) -> int:
@@ -93,12 +93,7 @@ def test_a_source_that_only_the_user_knows(
 
 def test_an_image_network_is_inflated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     video = trained("f_r2d_18", num_classes=6)
-    flat = {}
-    for name, value in r23d_jax.to_torch(video).items():  # torchvision's names of image networks
-        for old, new in (("stem.0", "conv1"), ("stem.1", "bn1"), (".conv1.0", ".conv1"), (".conv1.1", ".bn1"),
-                         (".conv2.0", ".conv2"), (".conv2.1", ".bn2")):  # fmt: skip
-            name = name.replace(old, new)
-        flat[name] = np.ascontiguousarray(value[:, :, 0]) if value.ndim == 5 else value
+    flat = as_image_network(r23d_jax.to_torch(video))
     path = tmp_path / "resnet18.safetensors"
     files.write(path, flat, {})
     assert convert("--from", path, "--to", tmp_path / "out") == 2

@@ -31,6 +31,14 @@ PUBLISHED = {
 }
 
 
+# Channels behind S3D-G's gates: Conv2, then the four branches of each Mixed block.
+GATED = (
+    192, 64, 128, 32, 32, 128, 192, 96, 64, 192, 208, 48, 64, 160, 224, 64, 64, 128, 256, 64, 64, 112, 288, 64, 64,
+    256, 320, 128, 128, 256, 320, 128, 128, 384, 384, 128, 128,
+)  # fmt: skip
+GATES = sum(channels**2 + channels for channels in GATED)
+
+
 @functools.cache
 def parts_of(name: str, num_classes: int, frames: int = 16, size: int = 112) -> tuple[Part, ...]:
     def make() -> models.VideoNetwork:
@@ -105,6 +113,8 @@ def test_2d3d_50_backbone() -> None:
         ("i3d", 12_689_984, 64, 224, 111.151),
         ("i3d_gamma", 12_697_264, 64, 224, 111.151),
         ("s3d", 8_320_048, 16, 224, 17.979),
+        # S3D and, for every gate, a square matrix and a bias over its channels
+        ("s3d_g", 8_320_048 + GATES, 16, 224, 17.980),
         # VMZ's model zoo: ir-CSN-152 29.6M, ip-CSN-152 32.8M
         ("ir_csn_152", 29_703_568, 32, 224, 74.046),
         ("ip_csn_152", 33_016_592, 32, 224, 83.295),

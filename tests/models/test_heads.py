@@ -9,6 +9,7 @@ from flax import nnx
 from r23d_jax import models
 from r23d_jax.config import ConfigError, HeadConfig
 from r23d_jax.models.heads import TokenDrop, TransformerBlock, interpolate_positions, make_head
+from r23d_jax.models.registry import FAMILIES, INCEPTIONS, depths_of
 
 
 def abstract(head: HeadConfig, **fields) -> models.VideoNetwork:
@@ -34,6 +35,19 @@ def test_a_network_reads_longer_and_larger_clips_than_it_was_made_for(kind: str)
         model.eval()
         graph, state = nnx.split(model)
         assert jax.eval_shape(read, state, jnp.zeros(shape)).shape == (shape[0], 5)
+
+
+@pytest.mark.parametrize("kind", ["avgpool", "vit", "attention_pool"])
+@pytest.mark.parametrize("name", [*(f"{family}_{depths_of(family)[0]}" for family in FAMILIES), *INCEPTIONS])
+def test_every_head_on_every_network(name: str, kind: str) -> None:
+    head = HeadConfig(kind=kind, num_heads=2)
+    model = nnx.eval_shape(
+        lambda: models.create_model(name, num_classes=5, head=head, num_frames=16, crop_size=64, rngs=nnx.Rngs(0))
+    )
+    model.eval()
+    graph, state = nnx.split(model)
+    logits = jax.eval_shape(lambda state, x: nnx.merge(graph, state)(x), state, jnp.zeros((2, 16, 64, 64, 3)))
+    assert (logits.shape, logits.dtype) == ((2, 5), jnp.float32)
 
 
 def test_interpolated_positions() -> None:

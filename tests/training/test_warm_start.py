@@ -15,7 +15,7 @@ from r23d_jax.training.state import TrainState
 from r23d_jax.training.warm_start import WarmStartError, check_source, warm_start
 from r23d_jax.weights import files
 from tests.training.tiny import NUM_CLASSES, batch, start, tiny_config
-from tests.weights.random_networks import trained
+from tests.weights.random_networks import as_image_network, trained
 
 
 def source(cfg: Config, folder: Path, num_classes: int = NUM_CLASSES, **fields: Any) -> Path:
@@ -132,12 +132,7 @@ def test_an_image_network_is_inflated(tmp_path: Path) -> None:
     cfg = tiny_config("f_r2d")
     cfg.model.stem_pool = "2d"
     model = trained("f_r2d_10", widths=cfg.model.widths, num_classes=NUM_CLASSES)
-    flat = {}
-    for name, value in r23d_jax.to_torch(model).items():  # torchvision's names of image networks
-        for old, new in (("stem.0", "conv1"), ("stem.1", "bn1"), (".conv1.0", ".conv1"), (".conv1.1", ".bn1"),
-                         (".conv2.0", ".conv2"), (".conv2.1", ".bn2")):  # fmt: skip
-            name = name.replace(old, new)
-        flat[name] = np.ascontiguousarray(value[:, :, 0]) if value.ndim == 5 else value
+    flat = as_image_network(r23d_jax.to_torch(model))
     files.write(tmp_path / "resnet.safetensors", flat, {})
     cfg.init_from, cfg.init_skip = str(tmp_path / "resnet.safetensors"), ("stage3",)
     fresh, warm, said = started(cfg)

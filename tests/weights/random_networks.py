@@ -27,3 +27,15 @@ def trained(name: str, **fields) -> models.VideoNetwork:
         return jnp.asarray(value, jnp.float32)
 
     return network.build(jax.tree.map_with_path(draw, params), jax.tree.map_with_path(draw, batch_stats))
+
+
+def as_image_network(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The state dict of a network of one-frame kernels as torchvision's 2D ResNets have it."""
+    pairs = [("stem.0", "conv1"), ("stem.1", "bn1")]
+    pairs += [(f".conv{k}.{j}", f".{new}{k}") for k in (1, 2) for j, new in ((0, "conv"), (1, "bn"))]
+    flat = {}
+    for name, value in state.items():
+        for old, new in pairs:
+            name = name.replace(old, new)
+        flat[name] = np.ascontiguousarray(value[:, :, 0]) if value.ndim == 5 else value
+    return flat

@@ -8,8 +8,8 @@ import pytest
 
 import r23d_jax
 from r23d_jax import models
-from r23d_jax.weights.sources import ConversionError
 from r23d_jax.weights.state_dicts import convert
+from r23d_jax.weights.tables import ConversionError
 
 tf = pytest.importorskip("tensorflow")
 
@@ -81,7 +81,7 @@ def test_logits_equal_tensorflows(scope: str, channels: int, tmp_path: Path) -> 
     network = DeepMind(f"{scope}/inception_i3d")
     want = network(tf.constant(x), 7).numpy()
     save(tmp_path / "model.ckpt", network.variables)
-    converted = convert(tmp_path / "model.ckpt")
+    converted = convert(r23d_jax.read_tensorflow(tmp_path / "model.ckpt"))
     assert (converted.source, converted.config.name, converted.num_classes) == ("i3d_deepmind", "i3d", 7)
     assert converted.model.in_channels == channels and len(converted.preprocessing.mean) == channels
     logits = jax.jit(lambda model, x: model(x))(converted.model, x)
@@ -97,4 +97,6 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "model.ckpt", {"RGB/inception_i3d/Conv3d_1a_7x7/conv_3d/w": np.zeros(10, np.float32)})
     (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(b"")
     with pytest.raises(ConversionError, match=r"model\.ckpt: not a whole TensorFlow checkpoint"):
+        r23d_jax.read_tensorflow(tmp_path / "model.ckpt")
+    with pytest.raises(ConversionError, match=r"a TensorFlow checkpoint; in Python: from_torch"):
         r23d_jax.from_torch(tmp_path / "model.ckpt")

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import r23d_jax
 from r23d_jax.weights import files
-from r23d_jax.weights.sources import ConversionError
+from r23d_jax.weights.tables import ConversionError
 from tests.weights.random_networks import trained
 
 

@@ -16,7 +16,7 @@ from flax import nnx  # noqa: E402
 
 import r23d_jax  # noqa: E402
 from r23d_jax.models.functional import split_model  # noqa: E402
-from r23d_jax.weights.sources import find, table_of  # noqa: E402
+from r23d_jax.weights.matching import find, table_of  # noqa: E402
 from r23d_jax.weights.state_dicts import rename  # noqa: E402
 from tests.weights import torch_networks as peers  # noqa: E402
 
@@ -268,11 +268,13 @@ def test_torchvision_itself(ours: str, theirs: str, torchvision_video: Any) -> N
     assert all(np.array_equal(back[name], value.numpy()) for name, value in peer.state_dict().items())
 
 
-def test_torchvision_s3d(torchvision_video: Any) -> None:
+@pytest.mark.parametrize("name", ["s3d", "s3d_g"])
+def test_torchvision_s3d(name: str, torchvision_video: Any) -> None:
     """At 224, because its head needs 7 x 7 places; its last pool and the mean of windows count as they do there."""
-    peer = peers.randomize(torchvision_video.s3d(weights=None, num_classes=7)).eval()
+    peer = torchvision_video.s3d(weights=None, num_classes=7)
+    peer = peers.randomize(peers.add_gates(peer) if name == "s3d_g" else peer).eval()
     model = r23d_jax.from_torch(peer.state_dict())
-    assert model.spec == r23d_jax.models.model_spec("s3d")
+    assert model.spec == r23d_jax.models.model_spec(name)
     x = clip((1, 24, 224, 224, 3))
     with torch.no_grad():
         tensor = torch.tensor(x.transpose(0, 4, 1, 2, 3))

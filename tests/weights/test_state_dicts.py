@@ -10,7 +10,7 @@ import r23d_jax
 from r23d_jax import models
 from r23d_jax.config import HeadConfig
 from r23d_jax.models.functional import split_model
-from r23d_jax.weights.sources import ConversionError
+from r23d_jax.weights.tables import ConversionError
 from tests.weights.random_networks import trained
 
 

@@ -334,6 +334,43 @@ def i3d(names: dict, channels: int = 3, classes: int = 400) -> Network:
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
+class Gate(nn.Module):
+    """What a module gives, weighed by a sigmoid of its mean over the clip."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.fc = nn.Linear(channels, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(self.fc(x.mean((2, 3, 4))))[:, :, None, None, None]
+
+
+class GatedMixed(nn.Module):
+    """torchvision's Mixed block of S3D with a gate after each of its branches."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        for index in range(4):
+            branch = block.get_submodule(f"branch{index}")
+            norms = [part for part in branch.modules() if isinstance(part, nn.BatchNorm3d)]
+            self.add_module(f"branch{index}", branch)
+            self.add_module(f"gate{index}", Gate(norms[-1].num_features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [(self.get_submodule(f"branch{index}"), self.get_submodule(f"gate{index}")) for index in range(4)]
+        return torch.cat([gate(branch(x)) for branch, gate in parts], dim=1)
+
+
+def add_gates(s3d: nn.Module) -> nn.Module:
+    """torchvision's S3D made S3D-G: gates after Conv2 and in every Mixed block."""
+    features = s3d.get_submodule("features")
+    features.get_submodule("3").add_module("gate", Gate(192))
+    for name, block in list(features.named_children()):
+        if hasattr(block, "branch0"):
+            features.add_module(name, GatedMixed(block))
+    return s3d
+
+
 def randomize(net: nn.Module, seed: int = 0) -> nn.Module:
     """Weights that keep activations of size one, and BN values as after training."""
     generator = torch.Generator().manual_seed(seed)

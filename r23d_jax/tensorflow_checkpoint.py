@@ -1,16 +1,29 @@
-"""Reads TensorFlow checkpoints. The only file of this room that imports TensorFlow, and only when one is read."""
+"""Weights in a TensorFlow checkpoint, as DeepMind published I3D; apart because `weights/` needs no TensorFlow."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from r23d_jax.weights.sources import ConversionError
+from r23d_jax.weights import files
+from r23d_jax.weights.state_dicts import read_arrays
+from r23d_jax.weights.tables import ConversionError
 
 # Slots of optimizers, which are named like the variables they belong to.
 _NOT_WEIGHTS = ("Momentum", "Adam", "Adam_1", "ExponentialMovingAverage", "global_step")
 
 
-def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
+def read_weights(path: Path | str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """`weights.state_dicts.read_arrays` of a file of any kind, TensorFlow checkpoints too.
+
+    Raises:
+      ConversionError: as there, and as `read_tensorflow`.
+    """
+    return read_arrays(read_tensorflow(path) if files.kind_of(path) == "tensorflow" else path)
+
+
+def read_tensorflow(path: Path | str | os.PathLike) -> dict[str, np.ndarray]:
     """All variables of a checkpoint.
 
     Args:

@@ -1,0 +1,117 @@
+"""A network's values under the names of a code base: one table to fill it, to write it, and to say what differs."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from r23d_jax.config import UserError
+from r23d_jax.models.functional import split_model
+from r23d_jax.models.network import VideoNetwork
+from r23d_jax.weights import layouts
+from r23d_jax.weights.layouts import Layout
+
+
+class ConversionError(UserError, ValueError):
+    """Weights do not fit the network; the message lists every name that is missing, left over or of another shape."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One value of a network: where it is in our trees, and its name and shape in a layout."""
+
+    path: tuple[str, ...]
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """All values of a network in a layout; `gammas` are those that the network does not have, and which must be one."""
+
+    entries: tuple[Entry, ...]
+    gammas: tuple[tuple[str, tuple[int, ...]], ...]
+    counters: tuple[str, ...]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Their names and shapes."""
+        return {entry.name: entry.shape for entry in self.entries} | dict(self.gammas)
+
+
+def make_table(model: VideoNetwork, layout: Layout) -> Table:
+    """Names every value of a network, which may be abstract.
+
+    Raises:
+      ConversionError: if the layout has no name for a part of it.
+    """
+    _, params, batch_stats = split_model(model)
+    only_classifier = set(params.get("head", {})) == {"classifier"}
+    norm_leaves = dict(layout.norm_leaves)
+    entries, gammas, counters = [], [], []
+    for path, leaf in (*flatten(params), *flatten(batch_stats)):
+        try:
+            name = layouts.their_name(path, layout, only_classifier)
+        except KeyError as error:
+            raise ConversionError(f"these names have none for {error.args[0]}: it is another network's") from None
+        empty = np.broadcast_to(np.zeros((), np.float32), leaf.shape)
+        shape = layouts.encode(path, empty, layout).shape
+        entries.append(Entry(path, name, shape))
+        if path[-1] == "var":
+            module = name.removesuffix(norm_leaves["var"])
+            if layout.counter:
+                counters.append(module + layout.counter)
+            if layout.gammas and not _has(params, (*path[:-1], "scale")):
+                gammas.append((module + norm_leaves["scale"], shape))
+    return Table(tuple(entries), tuple(gammas), tuple(counters))
+
+
+def differences(table: Table, arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """What keeps weights from being those of the table, one line each."""
+    wanted = table.shapes
+    problems = [f"{name}: missing" for name in wanted if name not in arrays]
+    problems += [f"{name}: not in this network" for name in arrays if name not in wanted]
+    problems += [
+        f"{name}: {list(arrays[name].shape)}, expected {list(shape)}"
+        for name, shape in wanted.items()
+        if name in arrays and arrays[name].shape != shape
+    ]
+    problems += [
+        f"{name}: holds values that are not finite"
+        for name in wanted
+        if name in arrays and not np.all(np.isfinite(arrays[name]))
+    ]
+    problems += [
+        f"{name}: not all ones, and this network's BN has no gamma"
+        for name, _ in table.gammas
+        if name in arrays and not np.all(arrays[name] == 1)
+    ]
+    return problems
+
+
+def listed(problems: list[str]) -> str:
+    """At most a dozen lines, and how many more there are."""
+    return "\n".join(
+        [f"  {line}" for line in problems[:12]] + [f"  and {len(problems) - 12} more"] * (len(problems) > 12)
+    )
+
+
+def flatten(tree: dict[str, Any]) -> list[tuple[tuple[str, ...], Any]]:
+    """Every leaf of nested dicts with its path."""
+    return [(tuple(e.key for e in path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def part_of(path: tuple[str, ...]) -> str:
+    """The part of a network that a value belongs to: "stem", "stage1" .. "stage4" or "head"."""
+    return path[0] if path[0] != "stages" else f"stage{int(path[1]) + 1}"
+
+
+def _has(tree: dict[str, Any], path: tuple[str, ...]) -> bool:
+    node: Any = tree
+    for key in path:
+        if not isinstance(node, dict) or key not in node:
+            return False
+        node = node[key]
+    return True
