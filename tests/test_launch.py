@@ -44,7 +44,9 @@ def test_every_config_file_is_tried_and_says_how_it_is_run() -> None:
         assert f"{command} --config=configs/{path.name}" in path.read_text()
 
 
-@pytest.mark.parametrize(("arg", "count"), [("", 24), ("heads", 12), ("heads_ucf5", 12), ("ucf101", 72)])
+@pytest.mark.parametrize(
+    ("arg", "count"), [("", 24), ("heads", 12), ("heads_ucf5", 12), ("inputs_ucf5", 9), ("ucf101", 72)]
+)
 def test_every_study_has_valid_cells(arg: str, count: int) -> None:
     assert len(cells(load_study(str(ROOT / "configs" / "study.py"), arg))) == count
 

@@ -13,6 +13,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="show the grid, what is done, and what the rest will cost")
     parser.add_argument("--shard", default="", metavar="i/n", help="only this part of the grid, to share it out")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cells whose name contains this")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="of the base config, e.g. data.root=FRAMES; an axis that sets the same field comes after it",
+    )
     parser.add_argument("--cell", help=argparse.SUPPRESS)  # what the process of one cell is called with
 
 
@@ -24,11 +31,11 @@ def run(args: argparse.Namespace) -> int:
         return train_cell(Path(args.cell))
     if not args.config or not args.workdir:
         raise UserError("--config and --workdir are needed: study --config=configs/study.py --workdir=runs/study")
-    from r23d_jax.study.grid import cells, load_study, shard
+    from r23d_jax.study.grid import cells, load_study, shard, with_settings
     from r23d_jax.study.results import write_results
 
     path, _, arg = args.config.partition(":")
-    study = load_study(path, arg)
+    study = with_settings(load_study(path, arg), args.set)
     grid = cells(study)
     chosen = [cell for cell in shard(grid, args.shard) if args.only in cell.name]
     if not chosen:
@@ -69,8 +76,9 @@ def _show(grid: list, workdir: Path) -> None:
         clips, amount = ("?", "?") if pmacs is None else (f"{cost.clips:,}", f"{pmacs:.3g}")
         row = f"{cost.parameters:>12,} {cost.gmacs:>11.3f} {clips:>12} {amount:>9}"
         print(f"{cell.name:{width}}  {status:8} {row}  {took}".rstrip())
-    print(f"{len(grid)} trainings; PMACs are million billions of multiply-adds, forward and backward")
+    total = f" of {worked + left:.3g} PMACs" if worked + left else ""
+    print(f"{len(grid)} trainings{total}; PMACs are million billions of multiply-adds, forward and backward")
     if unknown:
-        print(f"{unknown} of them have no dataset on disk yet, so their length is unknown")
+        print(f"{unknown} of them have neither dataset nor lists on disk yet, so their length is unknown")
     if worked and left:
         print(f"left: {left:.3g} PMACs, about {format_seconds(left * spent / worked)} at the rate of what is done")

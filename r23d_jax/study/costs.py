@@ -15,7 +15,7 @@ class Cost:
     Attributes:
       parameters: of the network.
       gmacs: billions of multiply-adds for one clip.
-      clips: that are trained on; None while the dataset is not there.
+      clips: that are trained on; None while neither the dataset nor its lists are there.
     """
 
     parameters: int
@@ -29,7 +29,7 @@ class Cost:
 
 
 def cost_of(cell: Cell) -> Cost:
-    """Parameters and multiply-adds by shape, and the length of the training if its dataset is on disk."""
+    """Parameters and multiply-adds by shape, and the length of the training if its dataset, or its lists, are there."""
     cfg = cell.config
     parameters, macs = _count(to_json(cfg.model), cfg.data.num_frames, cfg.data.crop_size)
     d = cfg.data
@@ -55,11 +55,16 @@ def _count(model: str, num_frames: int, size: int) -> tuple[int, int]:
 @functools.cache
 def _videos_at(source: str, root: str, lists: str, split: int, classes: tuple[str, ...]) -> int | None:
     from r23d_jax.data.pipeline import open_index
+    from r23d_jax.data.splits import read_list
 
     if source == "synthetic" and not (Path(root) / "lists").is_dir():
         return None  # written when it is first trained on
     try:
         cfg = DataConfig(source=source, root=root, lists=lists, split=split, classes=classes)
         return len(open_index(cfg, "train").names)
+    except UserError:
+        pass
+    try:
+        return len(read_list(Path(lists), "train", split, classes).entries)
     except UserError:
         return None

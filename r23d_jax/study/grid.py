@@ -1,5 +1,6 @@
 """What a study consists of: a base config, and axes whose values are combined into cells."""
 
+import ast
 import copy
 import dataclasses
 import itertools
@@ -102,6 +103,29 @@ def shard(all_cells: list[Cell], text: str) -> list[Cell]:
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"--shard {text}: must be i/n with i from 1 to n, e.g. 1/4")
     return all_cells[int(match[1]) - 1 :: int(match[2])]
+
+
+def with_settings(study: Study, settings: list[str]) -> Study:
+    """The study with fields of its base set to other values.
+
+    Args:
+      study: is not changed.
+      settings: each "data.root=PATH": a field, and a Python value or plain text.
+
+    Raises:
+      UserError: for something else, or an unknown field. A wrong value shows when the cells are made.
+    """
+    base = copy.deepcopy(study.base)
+    for text in settings:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text}: must be FIELD=VALUE, e.g. data.root=data/frames")
+        try:
+            parsed = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parsed = value
+        _set(base, path, parsed, "--set")
+    return dataclasses.replace(study, base=base)
 
 
 def _set(config: Config, path: str, value: Any, where: str) -> None:

@@ -14,7 +14,7 @@ from r23d_jax.__main__ import main
 from r23d_jax.config import Config, UserError
 from r23d_jax.study import run as runner
 from r23d_jax.study.costs import cost_of
-from r23d_jax.study.grid import Study, cells, shard
+from r23d_jax.study.grid import Study, cells, shard, with_settings
 from r23d_jax.study.results import gather, write_results
 
 NETWORKS = {"R(2+1)D": {"model.family": "r2plus1d"}, "f-R2D": {"model.family": "f_r2d"}}
@@ -63,6 +63,19 @@ def test_wrong_shards(text: str) -> None:
         shard(cells(study()), text)
 
 
+def test_settings_of_the_base() -> None:
+    base = study()
+    changed = with_settings(base, ["data.root=some/where", "train.epochs=3.0", "data.classes=('A', 'B')"])
+    assert changed.base.data.root == "some/where" and changed.base.data.classes == ("A", "B")
+    assert changed.base.train.epochs == 3.0 and base.base.train.epochs != 3.0
+    with pytest.raises(UserError, match="--set data.root: must be FIELD=VALUE"):
+        with_settings(base, ["data.root"])
+    with pytest.raises(UserError, match="--set: config.data.rooot: config.data has no field 'rooot'"):
+        with_settings(base, ["data.rooot=x"])
+    with pytest.raises(UserError, match=r"(?s)wrong configuration.*config.train.epochs='many'"):
+        cells(with_settings(base, ["train.epochs=many"]))
+
+
 def test_left_out_combinations() -> None:
     grid = cells(
         Study("", study().base, {"network": NETWORKS, "seed": SEEDS}, skip=({"network": "f-R2D", "seed": "2"},))
@@ -74,6 +87,14 @@ def test_cost_is_known_without_data() -> None:
     (cell, _) = cells(study(network=NETWORKS))
     cost = cost_of(cell)
     assert cost.parameters > 0 and cost.gmacs > 0 and cost.clips is None and cost.pmacs is None
+
+
+def test_cost_is_known_from_lists(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("a/v1.avi,a\na/v2.avi,a\n")
+    (tmp_path / "val.csv").write_text("a/v3.avi,a\n")
+    base = study(network=NETWORKS).base
+    base.data.lists, base.data.root, base.train.epochs = str(tmp_path), str(tmp_path / "none"), 5.0
+    assert cost_of(cells(Study("", base, {"network": NETWORKS}))[0]).clips == 10
 
 
 class FakeProcess:
@@ -169,7 +190,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], fake: t
     args = ["study", f"--config={file}", f"--workdir={workdir}"]
     assert main([*args, "--list"]) == 0
     listed = capsys.readouterr().out
-    assert "2 trainings;" in listed and "2 of them have no dataset on disk yet" in listed and not workdir.exists()
+    assert (
+        "2 trainings;" in listed
+        and "2 of them have neither dataset nor lists on disk yet" in listed
+        and not workdir.exists()
+    )
     fake.accuracy = staticmethod(lambda name: 0.5 if name == "a" else None)
     assert main(args) == 3
     assert f"1 of 2 trainings are done, 1 failed: {workdir / 'results.md'}" in capsys.readouterr().out
