@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 from r23d_jax.config import Preprocessing, UserError
+from r23d_jax.models.convolution import use_formulation
 from r23d_jax.models.functional import split_model
-from r23d_jax.models.layers import use_formulation
 from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.preprocess import prepare_video
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
 
-from r23d_jax.models.layers import use_formulation
+from r23d_jax.models.convolution import use_formulation
 from r23d_jax.models.network import VideoNetwork
 
 

@@ -3,44 +3,18 @@
 Full and factorized convolutions share one interface, so that a residual block does not know which one it holds.
 """
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 from jax.typing import DTypeLike
 
-Triple = tuple[int, int, int]
-Pads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-
-FORMULATIONS = ("auto", "direct", "folded")
+from r23d_jax.models.convolution import Pads, Triple, conv3d
 
 # He initialization over the fan-out, as in torchvision's video networks.
 kernel_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-_formulation = contextvars.ContextVar("formulation", default="auto")
-
-
-@contextlib.contextmanager
-def use_formulation(name: str) -> Iterator[None]:
-    """Makes every convolution traced inside use one of `FORMULATIONS`, for comparisons.
-
-    Raises:
-      ValueError: for an unknown name.
-    """
-    if name not in FORMULATIONS:
-        raise ValueError(f"formulation={name!r}: known: {', '.join(FORMULATIONS)}")
-    token = _formulation.set(name)
-    try:
-        yield
-    finally:
-        _formulation.reset(token)
 
 
 class InitKeys:
@@ -86,62 +60,6 @@ def max_pool(x: jax.Array, window: Triple, strides: Triple, padding: Pads | None
     """Largest value of each window over (B, T, H, W, C); None pads half the window."""
     pads = half_padding(window) if padding is None else padding  # nnx annotates padding as str only
     return nnx.max_pool(x, window, strides, pads)  # pyright: ignore[reportArgumentType]
-
-
-def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Triple | Pads, groups: int = 1) -> jax.Array:
-    """Convolves over time, height and width; the one place that chooses how.
-
-    XLA's 3D convolution is slow on CPUs, where 2D convolutions over folded axes ("folded") give the same values in less
-    time; accelerators run the 3D convolution as it is ("direct"). `use_formulation` overrides the choice.
-
-    Args:
-      x: (B, T, H, W, C_in).
-      kernel: (kt, kh, kw, C_in / groups, C_out), of the same dtype.
-      strides: (time, height, width).
-      padding: zeros on both sides of (time, height, width), or (before, after) of each.
-      groups: of channels that do not see each other.
-
-    Returns:
-      (B, T', H', W', C_out).
-    """
-    pads = [(p, p) if isinstance(p, int) else p for p in padding]
-    formulation = _formulation.get()
-    if formulation == "auto":
-        formulation = "folded" if jax.default_backend() == "cpu" else "direct"
-    if formulation == "direct":
-        return lax.conv_general_dilated(
-            x, kernel, strides, pads, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"), feature_group_count=groups
-        )
-
-    def spatial(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        y = _conv2d(x.reshape(-1, *x.shape[2:]), kernel, strides[1:], pads[1:], groups)
-        return y.reshape(*x.shape[:2], *y.shape[1:])
-
-    if kernel.shape[0] == 1 and pads[0] == (0, 0):
-        return spatial(x[:, :: strides[0]], kernel[0])
-    if kernel.shape[1:3] == (1, 1) and pads[1:] == [(0, 0), (0, 0)]:
-        return _temporal(x[:, :, :: strides[1], :: strides[2]], kernel[:, 0], strides[0], pads[0], groups)
-    # The full kernel: the sum over its time taps of a 2D convolution of the frames that the tap sees.
-    x = jnp.pad(x, ((0, 0), pads[0], (0, 0), (0, 0), (0, 0)))
-    taps = kernel.shape[0]
-    span = (x.shape[1] - taps) // strides[0] * strides[0] + 1
-    frames = [lax.slice_in_dim(x, tap, tap + span, strides[0], axis=1) for tap in range(taps)]
-    return sum(
-        (spatial(seen, kernel[tap]) for tap, seen in enumerate(frames[1:], start=1)),
-        start=spatial(frames[0], kernel[0]),
-    )
-
-
-def _temporal(x: jax.Array, kernel: jax.Array, stride: int, pads: tuple[int, int], groups: int) -> jax.Array:
-    b, t, h, w, c = x.shape
-    y = _conv2d(x.reshape(b, t, h * w, c), kernel, (stride, 1), [pads, (0, 0)], groups)
-    return y.reshape(b, y.shape[1], h, w, y.shape[3])
-
-
-def _conv2d(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: list, groups: int) -> jax.Array:
-    return lax.conv_general_dilated(
-        x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
-    )
 
 
 class Conv(nnx.Module):

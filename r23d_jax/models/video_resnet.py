@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from r23d_jax.models.layers import BatchNorm, Conv, Triple, max_pool
+from r23d_jax.models.convolution import Triple
+from r23d_jax.models.layers import BatchNorm, Conv, max_pool
 from r23d_jax.models.network import VideoNetwork
 
 # What a stage's 3x3x3 convolution is made of. The last two are those of CSN (Tran et al. 2019, arXiv:1904.02811), for

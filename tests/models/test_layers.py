@@ -1,4 +1,4 @@
-"""Convolution and BN, against torch and among their formulations."""
+"""Convolution and BN against torch."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from r23d_jax.models.layers import BatchNorm, Conv, conv3d, use_formulation
+from r23d_jax.models.layers import BatchNorm, Conv
 
 KERNELS = [(1, 7, 7), (3, 7, 7), (1, 3, 3), (3, 1, 1), (7, 1, 1), (3, 3, 3), (1, 1, 1)]
 STRIDES = [(1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 1, 1)]
@@ -14,34 +14,6 @@ STRIDES = [(1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 1, 1)]
 
 def draw(*shape: int, seed: int = 0, dtype: type = np.float32) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
-
-
-@pytest.mark.parametrize("strides", STRIDES)
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_formulations_agree_in_value_and_gradient(kernel: tuple, strides: tuple) -> None:
-    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-    x, w = draw(2, 6, 9, 8, 3), draw(*kernel, 3, 4, seed=1)
-
-    def run(name: str) -> tuple:
-        def loss(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-            y = conv3d(x, w, strides, padding)
-            return jnp.sum(jnp.sin(y)), y
-
-        with use_formulation(name):
-            return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(x, w)
-
-    (_, direct), direct_grads = run("direct")
-    (_, folded), folded_grads = run("folded")
-    # float32 sums of up to 7*7*3*3 terms of size one: errors of a few 1e-6 of the largest value
-    np.testing.assert_allclose(direct, folded, atol=2e-5)
-    for ours, theirs in zip(direct_grads, folded_grads, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-5 * float(np.abs(ours).max()))
-
-
-def test_unknown_formulation() -> None:
-    with pytest.raises(ValueError, match="formulation='fast': known: auto, direct, folded"):
-        with use_formulation("fast"):
-            pass
 
 
 @pytest.mark.parity
