@@ -9,6 +9,7 @@ because a `None` cannot be overridden from the command line.
 import dataclasses
 import difflib
 import json
+import re
 import typing
 from typing import Any
 
@@ -63,7 +64,7 @@ class ModelConfig:
     """Which row of the registry to build, and how to vary it."""
 
     family: str = "r2plus3d"
-    depth: int = 18  # not read for the families that have none: i3d, i3d_gamma, s3d
+    depth: int = 18  # not read for the families that have none: i3d, i3d_gamma, s3d, s3d_g
     widths: tuple[int, ...] = ()  # four stage widths; (): the registry's
     stem_pool: str = ""  # max-pool after the stem: none, 2d (over space), 3d (and time); "": the registry's
     in_channels: int = 3  # of the clips; 2 for optical flow
@@ -191,6 +192,8 @@ class Config:
     init_from: str = ""  # weights to start from: .pth, .safetensors, a run's folder, ...; "": random
     init_skip: tuple[str, ...] = ()  # parts that stay random all the same: "stem", "stage1" .. "stage4", "head"
     inflate: str = "repeat"  # how 2D weights become 3D: repeat (and divide) or center
+    profile: str = ""  # START:STOP, steps of which a trace is written to the workdir, e.g. 20:25
+    compilation_cache: bool = True  # keep compiled programs in the workdir, so that a resumed run starts sooner
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -323,6 +326,9 @@ def _value_problems(cfg: Config) -> list[str]:
         check(path, value, ok, "above 0 and at most 1" if low_open else "between 0 and 1")
 
     d, h, o, t, e = cfg.data, cfg.model.head, cfg.optimizer, cfg.train, cfg.eval
+    steps = re.fullmatch(r"(\d+):(\d+)", cfg.profile)
+    in_order = steps is not None and int(steps[1]) < int(steps[2])
+    check("profile", cfg.profile, not cfg.profile or in_order, "START:STOP, e.g. 20:25")
     one_of("model.head.kind", h.kind, HEADS)
     one_of("model.head.tokens", h.tokens, TOKENS)
     at_least("model.head.num_layers", h.num_layers, 1)

@@ -3,10 +3,12 @@
 import functools
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from r23d_jax.config import ConfigError
@@ -92,6 +94,14 @@ def compiler_options() -> dict[str, str]:
     except Exception:  # noqa: BLE001  whatever this jaxlib says, the answer is to do without
         return {}
     return _CPU_OPTIONS
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keeps compiled programs in a folder, where the next process finds them; JAX_COMPILATION_CACHE_DIR goes first."""
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    compilation_cache.reset_cache()  # another folder's, if this process has used one
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 
 def describe_devices() -> str:

@@ -85,15 +85,25 @@ def _close_all() -> None:
 
 
 def dataset_maker(
-    sample: Callable[[tf.Tensor, bool], Sample], rows: int, first: int, end: int, cfg: DataConfig
+    sample: Callable[[tf.Tensor, bool], Sample], rows: int, first: int, end: int, cfg: DataConfig, group: int = 0
 ) -> Callable[[int, bool], tf.data.Dataset]:
-    """(batch, careful) -> batches `first + batch` to `end`, of which row i of batch k is `sample(k * rows + i)`."""
+    """(batch, careful) -> batches `first + batch` to `end`, of which row i of batch k is `sample(k * rows + i)`.
+
+    With `group`, sample(n) gives that many rows at once, stacked; rows are counted in samples.
+    """
     workers = cfg.num_workers or os.cpu_count() or 1
 
     def make(batch: int, careful: bool) -> tf.data.Dataset:
         counters = tf.data.Dataset.range((first + batch) * rows, end * rows)
         samples = counters.map(lambda n: sample(n, careful), num_parallel_calls=workers, deterministic=True)
-        return samples.batch(rows, drop_remainder=True).prefetch(_PREFETCH).with_options(_options(workers))
+        batches = samples.batch(rows, drop_remainder=True)
+        if group:
+            batches = batches.map(
+                lambda stacked: {
+                    name: tf.reshape(value, (rows * group, *value.shape[2:])) for name, value in stacked.items()
+                }
+            )
+        return batches.prefetch(_PREFETCH).with_options(_options(workers))
 
     return make
 

@@ -33,7 +33,28 @@ def frame_reader(frames: FrameFiles | PackedFrames) -> Reader:
 def decode_clip(
     contents: list[tf.Tensor], window_of: WindowOf, size: int, antialias: bool, flow: bool = False
 ) -> tf.Tensor:
-    """Decodes one window of every frame and resizes it.
+    """Decodes one window of every frame and resizes it; arguments as `decode_windows` and `resize` have them.
+
+    Returns:
+      (t, size, size, 3) float32, 0..255; (t, size, size, 2) for flow.
+    """
+    return resize(decode_windows(contents, window_of, flow), size, antialias)
+
+
+def resize(windows: tf.Tensor, size: int, antialias: bool) -> tf.Tensor:
+    """(t, h, w, c) -> (t, size, size, c) float32, bilinear with half-pixel centres.
+
+    Args:
+      windows: pictures.
+      size: side of the square that comes out, pixels.
+      antialias: whether to filter when a window is reduced.
+    """
+    resized = tf.image.resize(windows, [size, size], antialias=antialias)
+    return tf.ensure_shape(resized, (windows.shape[0], size, size, windows.shape[3]))
+
+
+def decode_windows(contents: list[tf.Tensor], window_of: WindowOf, flow: bool = False) -> tf.Tensor:
+    """Decodes one window of every frame.
 
     Of JPEG pictures only the window is decoded, so damage below it goes unnoticed; anything else (PNG, GIF, WebP and
     BMP, whatever the file is called) is decoded whole and cut. Gray and CMYK become RGB. The inverse DCT is the exact
@@ -42,12 +63,10 @@ def decode_clip(
     Args:
       contents: t encoded pictures of one size.
       window_of: gives the window for a size.
-      size: side of the square that comes out, pixels.
-      antialias: whether to filter when a window is reduced.
       flow: whether each picture holds x above y of optical flow (see `flow.py`); the window is cut out of both.
 
     Returns:
-      (t, size, size, 3) float32, 0..255, bilinear with half-pixel centres; (t, size, size, 2) for flow.
+      (t, height, width, 3) uint8; (t, height, width, 2) for flow.
     """
     magic = tf.strings.substr(tf.stack(contents), 0, len(_JPEG_MAGIC))
     windows = tf.cond(
@@ -55,8 +74,7 @@ def decode_clip(
         lambda: _decode_jpeg_windows(contents, window_of, flow),
         lambda: _decode_whole(contents, window_of, flow),
     )
-    resized = tf.image.resize(windows, [size, size], antialias=antialias)
-    return tf.ensure_shape(resized, (len(contents), size, size, 2 if flow else 3))
+    return tf.ensure_shape(windows, (len(contents), None, None, 2 if flow else 3))
 
 
 def _decode_jpeg_windows(contents: list[tf.Tensor], window_of: WindowOf, flow: bool) -> tf.Tensor:

@@ -22,7 +22,7 @@ from r23d_jax.config import SPATIAL_CROPS, ConfigError, DataConfig, preprocessin
 from r23d_jax.data import augment, sampling
 from r23d_jax.data.batches import BatchIterator, Sample, dataset_maker, first_readable
 from r23d_jax.data.broken import BrokenLog, BrokenVideoError
-from r23d_jax.data.decode import decode_clip, frame_reader
+from r23d_jax.data.decode import decode_clip, decode_windows, frame_reader, resize
 from r23d_jax.data.frames import VideoIndex, index_frames
 from r23d_jax.data.packed import index_packed
 from r23d_jax.data.splits import VideoList, hold_out, read_list
@@ -200,6 +200,8 @@ def eval_batches(
     filled up with rows of mask 0 (video, label, video_id and view are 0 there), so every host gives the same number of
     batches of one shape. A view that cannot be read has mask 0 too, and keeps its numbers.
 
+    Where b is a multiple of the number of crops, a clip is decoded once for all of them.
+
     Args:
       index: the videos.
       views: which clips and crops of them.
@@ -223,13 +225,16 @@ def eval_batches(
     crops = crops or int(views.crop.max(initial=0)) + 1
     if crops not in SPATIAL_CROPS:
         raise ConfigError(f"config.eval.crops={crops}: must be one of {', '.join(map(str, SPATIAL_CROPS))}")
-    load = _eval_loader(index, cfg, crops)
+    whole_clips = num_views % crops == 0 and np.array_equal(views.crop, np.tile(np.arange(crops), num_views // crops))
+    group = crops if whole_clips and rows % crops == 0 else 1  # views that are read together
+    load = _eval_loader(index, cfg, crops, together=group > 1)
     labels = tf.constant(index.labels, tf.int32)
     columns = [tf.constant(column, tf.int32) for column in (views.video, views.start, views.crop)]
-    shape = _clip_shape(cfg)
+    shape = (group, *_clip_shape(cfg))
+    groups = rows // group
 
     def sample(counter: tf.Tensor, careful: bool) -> Sample:
-        number = (counter // rows) * batch_size + host * rows + tf.math.floormod(counter, rows)
+        number = (counter // groups) * batch_size + host * rows + tf.math.floormod(counter, groups) * group
         real = number < num_views
         row = tf.cast(tf.where(real, number, 0), tf.int32)
         video_id, start, crop = (column[row] for column in columns)
@@ -243,18 +248,22 @@ def eval_batches(
         else:
             video = tf.cond(real, lambda: read(row), lambda: tf.zeros(shape, tf.uint8))
             delivered = tf.constant(0)
+
+        def each(value: tf.Tensor) -> tf.Tensor:
+            return tf.fill((group,), value)
+
         return {
             "video": video,
-            "label": tf.where(real, labels[video_id], 0),
-            "mask": tf.cast(real & (delivered == 0), tf.float32),
-            "video_id": tf.where(real, video_id, 0),
-            "view": row,
-            "tried": video_id[None],
-            "delivered": tf.where(real, delivered, -1),
+            "label": each(tf.where(real, labels[video_id], 0)),
+            "mask": each(tf.cast(real & (delivered == 0), tf.float32)),
+            "video_id": each(tf.where(real, video_id, 0)),
+            "view": tf.where(real, row + tf.range(group), 0),
+            "tried": tf.fill((group, 1), video_id),
+            "delivered": each(tf.where(real, delivered, -1)),
         }
 
     num_batches = -(-num_views // batch_size)
-    make = dataset_maker(sample, rows, 0, num_batches, cfg)
+    make = dataset_maker(sample, groups, 0, num_batches, cfg, group)
     return BatchIterator(make, num_batches, lambda *seen: broken.observe(index, *seen, replaced=False))
 
 
@@ -282,20 +291,35 @@ def _training_loader(index: VideoIndex, cfg: DataConfig) -> Loader:
     return load
 
 
-def _eval_loader(index: VideoIndex, cfg: DataConfig, crops: int) -> Loader:
+def _eval_loader(
+    index: VideoIndex, cfg: DataConfig, crops: int, together: bool
+) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+    """(video, start, crop) -> (1, t, s, s, c) uint8: this crop; with `together`, (crops, t, s, s, c): all of them."""
     read, num_frames = frame_reader(index.frames), tf.constant(index.num_frames, tf.int32)
     length = preprocessing(cfg).read_frames
 
+    flow = cfg.input == "flow"
+
+    def finish(windows: tf.Tensor, crop: tf.Tensor) -> tf.Tensor:
+        clip = augment.to_uint8(resize(windows, cfg.crop_size, cfg.antialias))
+        return augment.mirror(clip, augment.is_mirrored(crops, crop))
+
     def load(video: tf.Tensor, start: tf.Tensor, crop: tf.Tensor) -> tf.Tensor:
         frames = sampling.consecutive_frames(start, num_frames[video], length=length, stride=cfg.frame_stride)
-        clip = decode_clip(
-            read(video, frames),
-            lambda height, width: augment.eval_window(cfg, crops, crop, height, width),
-            cfg.crop_size,
-            cfg.antialias,
-            cfg.input == "flow",
-        )
-        return augment.mirror(augment.to_uint8(clip), augment.is_mirrored(crops, crop))
+        contents = read(video, frames)
+        if crops == 1:
+            windows = decode_windows(contents, lambda h, w: augment.eval_window(cfg, crops, crop, h, w), flow)
+            return finish(windows, crop)[None]
+        # Whole also where one crop is wanted: at its edges a window has other colors when it is decoded alone, and a
+        # view must not depend on its batch.
+        whole = decode_windows(contents, lambda h, w: tf.stack([0, 0, h, w]), flow)
+        cut = []
+        for number in map(tf.constant, range(crops)) if together else [crop]:
+            top, left, height, width = tf.unstack(
+                augment.eval_window(cfg, crops, number, tf.shape(whole)[1], tf.shape(whole)[2])
+            )
+            cut.append(finish(whole[:, top : top + height, left : left + width], number))
+        return tf.stack(cut)
 
     return load
 

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -69,7 +70,8 @@ def evaluate(
     """Evaluates a network on the views that `cfg.eval` asks for.
 
     Every view is scored once, whatever the number of devices and hosts: the batch is rounded up to a multiple of the
-    devices, the last one is padded, and padding is masked. On several hosts all must call this together.
+    devices and to whole clips, the last one is padded, and padding is masked. On several hosts all must call this
+    together.
 
     Args:
       eval_step: what `make_eval_step` gave.
@@ -90,7 +92,9 @@ def evaluate(
       UserError: if a score is not finite, or more views are broken than `cfg.data.max_broken_fraction` allows.
     """
     views = make_views(index.num_frames, config.preprocessing(cfg.data), cfg.eval)
-    batch_size = -(-cfg.eval.batch_size // mesh.size) * mesh.size
+    # Whole clips on every host, so that all crops of one are cut from a single decoding.
+    multiple = math.lcm(mesh.size, cfg.eval.crops * jax.process_count())
+    batch_size = -(-cfg.eval.batch_size // multiple) * multiple
     broken = broken or pipeline.BrokenLog(cfg.data, log=log)
     params, batch_stats = _on_mesh((params, batch_stats), mesh)
     sums = _Sums(index, views.video)

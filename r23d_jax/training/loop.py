@@ -1,6 +1,7 @@
 """A whole run: data, network, steps, evaluations, checkpoints, report; stopped and resumed at any step."""
 
 import collections
+import contextlib
 import dataclasses
 import math
 import time
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -25,18 +25,11 @@ from r23d_jax.progress import Progress
 from r23d_jax.training.checkpoint import BEST_METRIC, Checkpoints, create_configured_model, load_checkpoint
 from r23d_jax.training.interrupt import StopRequest
 from r23d_jax.training.journal import Journal
+from r23d_jax.training.meter import Meter, Profile
 from r23d_jax.training.optimizer import make_optimizer
 from r23d_jax.training.state import TrainState, create_state
 from r23d_jax.training.step import make_train_step
 from r23d_jax.training.warm_start import check_source, warm_start
-
-# Steps that may be queued on the device before the host waits for the oldest of them: enough to hide the host's work,
-# few enough that queued batches do not fill the device's memory.
-STEPS_IN_FLIGHT = 4
-
-
-class TrainingDiverged(config.UserError):
-    """The loss became NaN or infinite; the message names the step and the last good checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +76,8 @@ def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> eva
       config.UserError: for anything the user can put right; the message says how.
     """
     config.validate(cfg)
+    if cfg.compilation_cache:
+        parallel.keep_compiled(workdir / "compilation_cache")
     with StopRequest(log) as stop:
         run, state, checkpoints = _set_up(cfg, workdir, log)
         journal = Journal(workdir, int(state.step), active=jax.process_index() == 0)
@@ -190,14 +185,26 @@ def _train(
         if result is not None:
             _save(run, checkpoints, state, result)
     batches = _device_batches(run, step)
-    meter = _Meter(run, journal)
-    with Progress(run.num_steps, "steps", "train", initial=step) as progress:
+    with (
+        Progress(run.num_steps, "steps", "train", initial=step) as progress,
+        contextlib.closing(Profile(run.cfg.profile, run.workdir, progress.message)) as profile,
+    ):
+        meter = Meter(
+            journal,
+            run.workdir,
+            global_batch_size=run.cfg.train.global_batch_size,
+            log_every=run.cfg.train.log_every,
+            steps_per_epoch=run.steps_per_epoch,
+            say=progress.message,
+        )
         while step < run.num_steps and not stop.requested:
+            profile.before(step)
             waited = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - waited
             state, metrics = run.train_step(state, batch)
             step += 1
+            profile.after(step, metrics)
             meter.add(step, metrics, waited)
             progress.update(1, note=meter.note)
 
@@ -209,6 +216,7 @@ def _train(
                 meter.flush()  # a state is saved only once its losses are known to be finite
                 _save(run, checkpoints, state, result)
                 saved = step
+                meter.restart()
     batches.close()
     if step < run.num_steps or (stop.requested and result is None):
         if saved != step:
@@ -290,51 +298,6 @@ def _device_batches(run: Run, start_step: int) -> Generator[dict[str, jax.Array]
     yield from ahead
 
 
-class _Meter:
-    """Holds metrics on the device between logs, so that the host never waits for the step it has just dispatched."""
-
-    def __init__(self, run: Run, journal: Journal):
-        self._run, self._journal = run, journal
-        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
-        self._waited = 0.0
-        self._since = time.perf_counter()
-        self.note = ""
-
-    def add(self, step: int, metrics: dict[str, jax.Array], waited: float) -> None:
-        """Takes the metrics of a dispatched step; writes a row every `log_every` steps."""
-        self._pending.append((step, metrics))
-        self._waited += waited
-        if len(self._pending) > STEPS_IN_FLIGHT:
-            jax.block_until_ready(self._pending[-1 - STEPS_IN_FLIGHT][1])
-        if step % self._run.cfg.train.log_every == 0:
-            self.flush()
-
-    def flush(self) -> None:
-        """Fetches what is pending, checks it and writes its mean as one row.
-
-        Raises:
-          TrainingDiverged: naming the first step whose loss is not finite.
-        """
-        if not self._pending:
-            return
-        run, last_step = self._run, self._pending[-1][0]
-        fetched = jax.device_get([metrics for _, metrics in self._pending])
-        for (step, _), metrics in zip(self._pending, fetched, strict=True):
-            if not np.isfinite(metrics["train/loss"]):
-                raise TrainingDiverged(
-                    f"the loss is {metrics['train/loss']} at step {step}. The last good checkpoint in {run.workdir} is "
-                    "kept; lower config.optimizer.learning_rate or set config.optimizer.clip_norm, and run again."
-                )
-        seconds = time.perf_counter() - self._since
-        row = {name: float(np.mean([metrics[name] for metrics in fetched])) for name in fetched[0]}
-        row["train/learning_rate"] = float(fetched[-1]["train/learning_rate"])
-        row["train/clips_per_second"] = len(fetched) * run.cfg.train.global_batch_size / seconds
-        row["train/input_wait"] = self._waited / seconds
-        self._journal.write(last_step, run.epoch(last_step), row)
-        self.note = f"loss {row['train/loss']:.3f}  {row['train/clips_per_second']:.0f} clips/s"
-        self._pending, self._waited, self._since = [], 0.0, time.perf_counter()
-
-
 def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> evaluation.EvalResult:
     """Evaluates the best checkpoint of `workdir` on the videos and views that `cfg` asks for.
 
@@ -344,6 +307,8 @@ def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] =
       config.UserError: if there is no checkpoint, or its classes are not those of the videos.
     """
     config.validate(cfg)
+    if cfg.compilation_cache:
+        parallel.keep_compiled(workdir / "compilation_cache")
     log(parallel.describe_devices())
     loaded = load_checkpoint(workdir)
     log(f"checkpoint: {loaded.path}, {loaded.config.model.name}, {loaded.config.model.head.kind} head")

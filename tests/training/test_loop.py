@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
+import jax
 import pytest
 
 from r23d_jax.config import Config, UserError
@@ -12,9 +14,9 @@ from r23d_jax.data.splits import read_list
 from r23d_jax.data.synthetic import write_synthetic
 from r23d_jax.evaluation.evaluate import EvalResult
 from r23d_jax.evaluation.result import read_metrics
-from r23d_jax.training import loop
+from r23d_jax.training import loop, meter
 from r23d_jax.training.checkpoint import load_checkpoint
-from r23d_jax.training.loop import TrainingDiverged
+from r23d_jax.training.meter import TrainingDiverged
 from tests.training.tiny import tiny_config
 
 
@@ -72,7 +74,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     stop_after: int, dataset: Path, finished: tuple[Path, EvalResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped by SIGTERM in the middle of an epoch, and where an evaluation is due."""
-    add = loop._Meter.add
+    add = loop.Meter.add
 
     def add_and_stop(meter, step: int, *rest) -> None:
         add(meter, step, *rest)
@@ -80,7 +82,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Meter, "add", add_and_stop)
+        patch.setattr(loop.Meter, "add", add_and_stop)
         result, lines = run(config_for(dataset), tmp_path)
     assert result is None
     assert f"stopped at step {stop_after} of 6; state saved in {tmp_path}" in lines
@@ -92,6 +94,37 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert result is not None and result.metrics == whole.metrics
     assert losses(tmp_path) == losses(workdir)
     assert checksums(tmp_path) == checksums(workdir)
+
+
+def test_a_profile_and_the_wait_for_input(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(meter, "STEPS_PER_REPORT", 2)
+    cfg = config_for(dataset)
+    cfg.profile, cfg.train.log_every, cfg.train.epochs = "2:3", 3, 4 / 3
+    run(cfg, tmp_path)
+    said = capsys.readouterr().err
+    assert "profile of steps 2 to 3: tensorboard --logdir" in said
+    for name in ("*.xplane.pb", "perfetto_trace.json.gz"):  # TensorBoard's and Perfetto's
+        (trace,) = (tmp_path / "profile").rglob(name)
+        assert trace.stat().st_size > 0
+    waits = re.findall(r"step (\d): (\d+\.\d)% of the time of the last 2 steps was waiting for input", said)
+    assert [step for step, _ in waits] == ["2", "4"] and all(0 <= float(share) <= 100 for _, share in waits)
+
+
+def test_compiled_programs_are_kept(dataset: Path, tmp_path: Path) -> None:
+    cfg = config_for(dataset)
+    cfg.train.epochs = 1 / 3
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    try:
+        run(cfg, tmp_path)
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    kept = sorted(file.name for file in (tmp_path / "compilation_cache").iterdir())
+    assert any(name.startswith("jit_step-") for name in kept)
+    cfg.compilation_cache = False
+    run(cfg, tmp_path / "without")
+    assert not (tmp_path / "without" / "compilation_cache").exists()
 
 
 def checksums(workdir: Path) -> dict[str, list]:

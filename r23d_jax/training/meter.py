@@ -1,0 +1,136 @@
+"""What is measured while a run trains: losses, speed, the wait for input, and a profile of some steps."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from r23d_jax.config import UserError
+from r23d_jax.training.journal import Journal
+
+# Steps that may be queued on the device before the host waits for the oldest of them: enough to hide the host's work,
+# few enough that queued batches do not fill the device's memory.
+STEPS_IN_FLIGHT = 4
+STEPS_PER_REPORT = 100  # of the wait for input
+
+
+class TrainingDiverged(UserError):
+    """The loss became NaN or infinite; the message names the step and the last good checkpoint."""
+
+
+class Meter:
+    """Holds metrics on the device between logs, so that the host never waits for the step it has just dispatched.
+
+    Args:
+      journal: gets a row every `log_every` steps.
+      workdir: for messages.
+      global_batch_size: clips of a step.
+      log_every: steps.
+      steps_per_epoch: may be fractional.
+      say: takes one line at a time.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        workdir: Path,
+        *,
+        global_batch_size: int,
+        log_every: int,
+        steps_per_epoch: float,
+        say: Callable[[str], None],
+    ):
+        self._journal, self._workdir, self._say = journal, workdir, say
+        self._clips, self._log_every, self._steps_per_epoch = global_batch_size, log_every, steps_per_epoch
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._waited = 0.0  # since the last row
+        self._all_waited = self._all_seconds = 0.0  # since the last line about it
+        self._steps = 0
+        self.note = ""
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts the clock again, after something else (an evaluation, a checkpoint) has taken its time."""
+        self._since = time.perf_counter()
+
+    def add(self, step: int, metrics: dict[str, jax.Array], waited: float) -> None:
+        """Takes the metrics of a dispatched step, which waited so many seconds for its batch."""
+        self._pending.append((step, metrics))
+        self._waited += waited
+        self._steps += 1
+        if len(self._pending) > STEPS_IN_FLIGHT:
+            jax.block_until_ready(self._pending[-1 - STEPS_IN_FLIGHT][1])
+        if step % self._log_every == 0 or step % STEPS_PER_REPORT == 0:
+            self.flush()
+        if step % STEPS_PER_REPORT == 0:
+            share = self._all_waited / self._all_seconds
+            self._say(f"step {step}: {share:.1%} of the time of the last {self._steps} steps was waiting for input")
+            self._all_waited = self._all_seconds = 0.0
+            self._steps = 0
+
+    def flush(self) -> None:
+        """Fetches what is pending, checks it and writes its mean as one row.
+
+        Raises:
+          TrainingDiverged: naming the first step whose loss is not finite.
+        """
+        if not self._pending:
+            return
+        last_step = self._pending[-1][0]
+        fetched = jax.device_get([metrics for _, metrics in self._pending])
+        for (step, _), metrics in zip(self._pending, fetched, strict=True):
+            if not np.isfinite(metrics["train/loss"]):
+                raise TrainingDiverged(
+                    f"the loss is {metrics['train/loss']} at step {step}. The last good checkpoint in {self._workdir} "
+                    "is kept; lower config.optimizer.learning_rate or set config.optimizer.clip_norm, and run again."
+                )
+        seconds = time.perf_counter() - self._since
+        row = {name: float(np.mean([metrics[name] for metrics in fetched])) for name in fetched[0]}
+        row["train/learning_rate"] = float(fetched[-1]["train/learning_rate"])
+        row["train/clips_per_second"] = len(fetched) * self._clips / seconds
+        row["train/input_wait"] = self._waited / seconds
+        self._journal.write(last_step, last_step / self._steps_per_epoch, row)
+        self.note = f"loss {row['train/loss']:.3f}  {row['train/clips_per_second']:.0f} clips/s"
+        self._all_waited += self._waited
+        self._all_seconds += seconds
+        self._pending, self._waited = [], 0.0
+        self.restart()
+
+
+class Profile:
+    """Writes a trace of some steps, for TensorBoard and Perfetto, to `workdir/profile`.
+
+    Args:
+      steps: "START:STOP", as `config.profile` has it; "" for none.
+      workdir: of the run.
+      say: takes one line at a time.
+    """
+
+    def __init__(self, steps: str, workdir: Path, say: Callable[[str], None]):
+        self._start, self._stop = map(int, steps.split(":")) if steps else (-1, -1)
+        self._folder, self._say = workdir / "profile", say
+        self._running = False
+
+    def before(self, step: int) -> None:
+        """Call before the step after `step` steps is dispatched."""
+        if step == self._start:
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            self._running = True
+
+    def after(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Call once `step` steps are dispatched, with what the last of them gives."""
+        if self._running and step == self._stop:
+            jax.block_until_ready(metrics)
+            self.close()
+            self._say(
+                f"profile of steps {self._start} to {self._stop}: tensorboard --logdir {self._folder}, or open the "
+                "perfetto_trace.json.gz in it at ui.perfetto.dev"
+            )
+
+    def close(self) -> None:
+        """Ends a trace that is still being taken."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
