@@ -1,0 +1,244 @@
+"""A training step and a forward pass of the same network, ours and torch's, on whatever device there is.
+
+Both read uint8 clips that lie on the device, normalize them, and train with cross-entropy and SGD with momentum: float32
+on a CPU; bfloat16 with float32 parameters on a GPU.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+# Ours, and its head. r2plus1d_18 is torchvision's, whose mid-planes are not the paper's.
+NETWORKS = {
+    "r2plus1d_18": ("r2plus1d_tv_18", "avgpool"),
+    "r3d_18": ("r3d_18", "avgpool"),
+    "r2plus3d_18+vit": ("r2plus3d_18", "vit"),
+}
+TORCH_VARIANTS = ("torch eager", "torch channels_last_3d", "torch compiled")
+NUM_CLASSES = 101
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """The size of a batch."""
+
+    batch: int = 8
+    num_frames: int = 16
+    size: int = 112
+
+    def __str__(self) -> str:
+        return f"{self.batch} x {self.num_frames} x {self.size} x {self.size}"
+
+    def draw(self) -> tuple[np.ndarray, np.ndarray]:
+        """Random uint8 clips (B, T, H, W, 3) and labels."""
+        rng = np.random.default_rng(0)
+        shape = (self.batch, self.num_frames, self.size, self.size, 3)
+        return rng.integers(0, 256, shape, np.uint8), rng.integers(0, NUM_CLASSES, self.batch).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """Calls that end when their work is done.
+
+    Attributes:
+      step: one training step.
+      forward: one forward pass in evaluation mode.
+      memory: the most bytes of the device that were in use so far; 0 where the device does not say.
+    """
+
+    step: Callable[[], object]
+    forward: Callable[[], object]
+    memory: Callable[[], int]
+
+
+def ours(name: str, clips: Clips, formulation: str = "auto", remat: bool = False) -> Candidate:
+    """Our network with the project's own training step, for all devices together."""
+    import jax
+    from flax import nnx
+
+    from r23d_jax import parallel
+    from r23d_jax.config import Config, HeadConfig, preprocessing
+    from r23d_jax.models.convolution import use_formulation
+    from r23d_jax.models.functional import split_model
+    from r23d_jax.models.preprocess import prepare_video
+    from r23d_jax.models.registry import create_model
+    from r23d_jax.training.optimizer import make_optimizer
+    from r23d_jax.training.state import create_state
+    from r23d_jax.training.step import make_train_step
+
+    model_name, head = NETWORKS[name]
+    cfg = Config()
+    cfg.data.num_frames, cfg.data.crop_size, cfg.data.short_side = clips.num_frames, clips.size, clips.size
+    cfg.optimizer.name, cfg.optimizer.warmup_epochs, cfg.optimizer.learning_rate = "sgd", 0.0, 1e-3
+    cfg.optimizer.weight_decay, cfg.optimizer.clip_norm, cfg.train.label_smoothing = 0.0, 0.0, 0.0
+    cfg.train.global_batch_size = clips.batch
+    cfg.parallel.compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+    def make() -> Any:
+        return create_model(
+            model_name,
+            num_classes=NUM_CLASSES,
+            head=HeadConfig(kind=head, dropout=0.5 if head == "vit" else 0.0),
+            num_frames=clips.num_frames,
+            crop_size=clips.size,
+            dtype=cfg.parallel.compute_dtype,
+            remat=remat,
+            rngs=nnx.Rngs(0),
+        )
+
+    mesh = parallel.make_mesh()
+    network, params, _ = split_model(nnx.eval_shape(make))
+    tx, schedule = make_optimizer(cfg.optimizer, params, steps_per_epoch=100, num_steps=1000)
+    state, shardings = create_state(lambda: split_model(make())[1:], tx, 0.0, mesh)
+    step = make_train_step(network, tx, cfg, NUM_CLASSES, mesh, shardings, schedule)
+    pre = preprocessing(cfg.data)
+    apply = jax.jit(
+        lambda params, batch_stats, video: network.apply_eval(params, batch_stats, prepare_video(video, pre)),
+        compiler_options=parallel.compiler_options(),
+    )
+    video, label = clips.draw()
+    rows = {"video": video, "label": label, "mask": np.ones(clips.batch, np.float32)}
+    batch = parallel.global_batch(rows, mesh)
+    holder = [state]
+
+    def train() -> None:
+        with use_formulation(formulation):
+            holder[0], metrics = step(holder[0], batch)
+        jax.block_until_ready((holder[0], metrics))
+
+    def forward() -> None:
+        with use_formulation(formulation):
+            jax.block_until_ready(apply(holder[0].params, holder[0].batch_stats, batch["video"]))
+
+    def memory() -> int:
+        return int((jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0))
+
+    return Candidate(train, forward, memory)
+
+
+def torch_peer(name: str, clips: Clips, variant: str) -> Candidate:
+    """The same in torch: one of `TORCH_VARIANTS`."""
+    import torch
+
+    from benchmarks.torch_networks import make_network
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    net: Any = make_network(name, clips.num_frames, clips.size).to(device)
+    channels_last = variant != "torch eager"
+    if channels_last:
+        net = net.to(memory_format=torch.channels_last_3d)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
+    run = torch.compile(net) if variant == "torch compiled" else net
+    video, label = (torch.from_numpy(array).to(device) for array in clips.draw())
+    label = label.long()
+    mean = torch.tensor((0.43216, 0.394666, 0.37645), device=device)
+    std = torch.tensor((0.22803, 0.22145, 0.216989), device=device)
+    half = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=cuda)
+
+    def prepared() -> torch.Tensor:
+        x = ((video.float() / 255 - mean) / std).permute(0, 4, 1, 2, 3)
+        return x if channels_last else x.contiguous()
+
+    def wait() -> None:
+        if cuda:
+            torch.cuda.synchronize()
+
+    def train() -> None:
+        net.train()
+        with half():
+            loss = torch.nn.functional.cross_entropy(run(prepared()), label)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        wait()
+
+    def forward() -> None:
+        net.eval()
+        with torch.inference_mode(), half():
+            run(prepared())
+        wait()
+
+    return Candidate(train, forward, torch.cuda.max_memory_allocated if cuda else lambda: 0)
+
+
+def multiply_adds(name: str, clips: Clips) -> int:
+    """Of one forward pass of one clip, in convolutions and matrix products; a training step takes three times these."""
+    from flax import nnx
+
+    from r23d_jax.models.complexity import count_parts
+    from r23d_jax.models.registry import create_model
+
+    model_name, head = NETWORKS[name]
+    parts = count_parts(
+        lambda: create_model(
+            model_name,
+            num_classes=NUM_CLASSES,
+            head=head,
+            num_frames=clips.num_frames,
+            crop_size=clips.size,
+            rngs=nnx.Rngs(0),
+        ),
+        (clips.num_frames, clips.size, clips.size, 3),
+    )
+    return sum(part.macs for part in parts)
+
+
+def run(kind: str, rounds: int, clips: Clips, networks: list[str], variants: list[str]) -> list[dict[str, Any]]:
+    """Times "step" or "forward" of every network against torch.
+
+    Args:
+      kind: which.
+      rounds: of A B C A B C.
+      clips: the batch.
+      networks: of `NETWORKS`.
+      variants: of `TORCH_VARIANTS`; none: ours alone. One that torch cannot build here is left out and said.
+
+    Returns:
+      A row per network and candidate; `ratio` above 1 is faster than the fastest torch variant of the same row.
+    """
+    from benchmarks.measure import alternate
+
+    rows = []
+    for name in networks:
+        print(f"{kind} of {name}, {clips}")
+        candidates = {variant: torch_peer(name, clips, variant) for variant in variants}
+        candidates["r23d_jax"] = ours(name, clips)
+        calls = {}
+        for label, candidate in candidates.items():
+            call = getattr(candidate, kind)
+            try:
+                call()
+            except Exception as error:  # noqa: BLE001  torch.compile needs a C++ compiler and fails in many ways
+                if label != "torch compiled":
+                    raise
+                print(f"  {label} does not work here: {str(error).splitlines()[0][:120]}")
+                continue
+            calls[label] = call
+        times = alternate(calls, rounds)
+        peers = [one for one in times if one.name != "r23d_jax"]
+        best = min(peers, key=lambda one: one.median) if peers else times[-1]
+        for one in times:
+            ratios = sorted(base / own for base, own in zip(best.seconds, one.seconds, strict=True))
+            rows.append(
+                {
+                    "network": name,
+                    "candidate": one.name,
+                    "clips": str(clips),
+                    "seconds": one.median,
+                    "ratio": ratios[len(ratios) // 2] if peers else None,
+                    "spread": [ratios[0], ratios[-1]] if peers else None,
+                    "gflops": 2
+                    * (3 if kind == "step" else 1)
+                    * multiply_adds(name, clips)
+                    * clips.batch
+                    / one.median
+                    / 1e9,
+                }
+            )
+    return rows
