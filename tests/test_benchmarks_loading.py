@@ -1,0 +1,39 @@
+"""The measurement of loading runs without torch, and what it reports makes sense."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import loading
+
+
+def test_quality() -> None:
+    pil, plain, antialiased = loading._quality()
+    assert (pil["psnr"], pil["alias"]) == (None, 1)
+    assert antialiased["psnr"] > plain["psnr"]
+    assert abs(antialiased["alias"] - 1) < 0.1 and 2 < plain["alias"]
+
+
+def test_tiny() -> None:
+    found = json.loads(json.dumps(loading.run(rounds=2, workers=2, tiny=True, peer=False)))
+    assert found.keys() == {"rows", "quality", "memory", "work"}
+    assert [row["name"] for row in found["rows"]] == [
+        "ours, frames 320x240",
+        "ours, frames 320x240, antialias",
+        "ours, frames 171x128",
+        "ours, packed 171x128",
+    ]
+    for row in found["rows"]:
+        assert row.keys() == {"name", "clips_per_second", "ratio_usual", "ratio_same", "ratio_usual_spread"}
+        assert row["clips_per_second"] > 0
+        assert row["ratio_usual"] is row["ratio_same"] is row["ratio_usual_spread"] is None
+    assert [row.keys() for row in found["quality"]] == [{"name", "psnr", "alias"}] * 3
+    assert len(found["memory"]["bytes"]) == 8
+    assert found["memory"]["growth"] > 0
+
+
+def test_no_torch_without_a_peer() -> None:
+    """Nor TensorFlow, which the peer's worker processes would import for nothing."""
+    command = "import sys, benchmarks.loading; assert not {'torch', 'tensorflow'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", command], check=True, cwd=Path(__file__).resolve().parents[1])
