@@ -58,7 +58,7 @@ def run(rounds: int, workers: int, tiny: bool, peer: bool) -> dict[str, Any]:
         root = Path(folder)
         count, num_frames = (6, 20) if tiny else (48, 40)
         print("  writing videos", file=sys.stderr, flush=True)
-        sizes = _write_videos(root, count, num_frames)
+        sizes = write_videos(root, count, num_frames)
         epoch = math.ceil(count / _BATCH)
         candidates: dict[str, Callable[[], object]] = {}
         if peer:
@@ -137,7 +137,7 @@ def _to_pixels(values: np.ndarray) -> np.ndarray:
     return np.clip(np.round(values), 0, 255).astype(np.uint8)
 
 
-def _write_videos(root: Path, count: int, num_frames: int) -> tuple[float, float]:
+def write_videos(root: Path, count: int, num_frames: int) -> tuple[float, float]:
     """Videos of a texture that moves, with noise, such as cameras and codecs leave.
 
     Makes `lists` with train.csv, `frames` of 320x240, `small` of 171x128, and `packed`, which is `small` in shards.

@@ -1,7 +1,7 @@
 """A training step and a forward pass of the same network, ours and torch's, on whatever device there is.
 
-Both read uint8 clips that lie on the device, normalize them, and train with cross-entropy and SGD with momentum: float32
-on a CPU; bfloat16 with float32 parameters on a GPU.
+Both read uint8 clips that lie on the device, normalize them, and train with cross-entropy and SGD with momentum, in
+float32 on a CPU, and in bfloat16 with float32 parameters on a GPU.
 """
 
 import dataclasses

@@ -86,7 +86,7 @@ class VideoResNet(nn.Module):
         if stem == "factorized":
             spatial = nn.Conv3d(3, 45, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False)
             temporal = nn.Conv3d(45, widths[0], (3, 1, 1), 1, (1, 0, 0), bias=False)
-            layers = [spatial, nn.BatchNorm3d(45), nn.ReLU(inplace=True), temporal]
+            layers: list[nn.Module] = [spatial, nn.BatchNorm3d(45), nn.ReLU(inplace=True), temporal]
         else:
             time = int(stem[0])
             layers = [nn.Conv3d(3, widths[0], (time, 7, 7), (1, 2, 2), (time // 2, 3, 3), bias=False)]

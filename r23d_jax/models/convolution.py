@@ -2,7 +2,8 @@
 
 Accelerators run it as it is ("direct"). On CPUs XLA's 3D convolution is slow, and 2D convolutions over folded axes
 ("folded") take its place. Which form is fastest there differs between the forward pass, the gradient of the input and
-that of the kernel, so each has its own; docs/performance.md has the measurements.
+that of the kernel, so each has its own; docs/performance.md has the measurements. "padded" is for experiments on
+tensor cores: the direct form with channels filled up with zeros to a multiple of eight.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ Triple = tuple[int, int, int]
 Pads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 Convolution = Callable[[jax.Array, jax.Array], jax.Array]  # of x and kernel
 
-FORMULATIONS = ("auto", "direct", "folded")
+FORMULATIONS = ("auto", "direct", "folded", "padded")
 CLIP_CHANNELS = 3  # a convolution of so few is a stem's: its frames are stacked, its input needs no gradient
 
 _formulation = contextvars.ContextVar("formulation", default="auto")
@@ -59,20 +60,24 @@ def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Triple | P
     formulation = _formulation.get()
     if formulation == "auto":
         formulation = "folded" if jax.default_backend() == "cpu" else "direct"
-    if formulation == "direct":
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            strides,
-            (time, height, width),
-            dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
-            feature_group_count=groups,
-        )
+    if formulation == "direct" or (formulation == "padded" and groups > 1):
+        return _direct(x, kernel, strides, (time, height, width), groups)
+    if formulation == "padded":
+        entering, leaving = -kernel.shape[3] % 8, -kernel.shape[4] % 8
+        wide = jnp.pad(kernel, (*[(0, 0)] * 3, (0, entering), (0, leaving)))
+        y = _direct(jnp.pad(x, (*[(0, 0)] * 4, (0, entering))), wide, strides, (time, height, width), 1)
+        return y[..., : kernel.shape[4]]
     if kernel.shape[0] == 1 and time == (0, 0):
         return _spatial(x[:, :: strides[0]], kernel[0], strides[1:], (height, width), groups)
     if kernel.shape[1:3] == (1, 1) and height == width == (0, 0):
         return _temporal(x[:, :, :: strides[1], :: strides[2]], kernel[:, 0], strides[0], time, groups)
     return _full(x, kernel, strides, (time, height, width), groups)
+
+
+def _direct(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads, groups: int) -> jax.Array:
+    return lax.conv_general_dilated(
+        x, kernel, strides, pads, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"), feature_group_count=groups
+    )
 
 
 def _with_gradients(forward: Convolution, input_form: Convolution, kernel_form: Convolution) -> Convolution:

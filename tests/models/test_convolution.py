@@ -12,8 +12,8 @@ KERNELS = [(1, 7, 7), (3, 7, 7), (1, 3, 3), (3, 1, 1), (7, 1, 1), (3, 3, 3), (1,
 STRIDES = [(1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 1, 1), (3, 3, 3)]
 
 
-def both(x: np.ndarray, kernel: np.ndarray, strides: Triple, pads: Pads, groups: int = 1) -> None:
-    """Compares the direct and the folded form."""
+def compare(x: np.ndarray, kernel: np.ndarray, strides: Triple, pads: Pads, groups: int = 1) -> None:
+    """Compares all forms with the direct one."""
 
     def run(name: str) -> tuple:
         def loss(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -25,9 +25,11 @@ def both(x: np.ndarray, kernel: np.ndarray, strides: Triple, pads: Pads, groups:
         assert y.dtype == jnp.float64
         return y, *gradients
 
-    for direct, folded in zip(run("direct"), run("folded"), strict=True):
-        assert direct.shape == folded.shape
-        np.testing.assert_allclose(folded, direct, rtol=0, atol=1e-12 * max(1.0, float(np.abs(direct).max())))
+    wanted = run("direct")
+    for name in ("folded", "padded"):
+        for direct, other in zip(wanted, run(name), strict=True):
+            assert direct.shape == other.shape
+            np.testing.assert_allclose(other, direct, rtol=0, atol=1e-12 * max(1.0, float(np.abs(direct).max())))
 
 
 def draw(*shape: int, seed: int = 0) -> np.ndarray:
@@ -38,7 +40,7 @@ def draw(*shape: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("strides", STRIDES)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_forms_agree_in_value_and_gradients(kernel: Triple, strides: Triple, channels: int) -> None:
-    both(draw(2, 6, 9, 8, channels), draw(*kernel, channels, 4, seed=1), strides, half_padding(kernel))
+    compare(draw(2, 6, 9, 8, channels), draw(*kernel, channels, 4, seed=1), strides, half_padding(kernel))
 
 
 @pytest.mark.parametrize("size", [(6, 9, 8), (7, 8, 9)])
@@ -46,16 +48,16 @@ def test_forms_agree_in_value_and_gradients(kernel: Triple, strides: Triple, cha
     ("kernel", "strides"), [((3, 3, 3), (2, 2, 2)), ((7, 7, 7), (2, 2, 2)), ((1, 3, 3), (1, 2, 2))]
 )
 def test_forms_agree_where_padding_is_uneven(kernel: Triple, strides: Triple, size: Triple) -> None:
-    both(draw(1, *size, 5), draw(*kernel, 5, 4, seed=1), strides, same_padding(size, kernel, strides))
+    compare(draw(1, *size, 5), draw(*kernel, 5, 4, seed=1), strides, same_padding(size, kernel, strides))
 
 
 @pytest.mark.parametrize("strides", STRIDES)
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3), (3, 1, 1)])
 def test_forms_agree_in_groups(kernel: Triple, strides: Triple) -> None:
-    both(draw(2, 6, 9, 8, 6), draw(*kernel, 1, 6, seed=1), strides, half_padding(kernel), groups=6)
+    compare(draw(2, 6, 9, 8, 6), draw(*kernel, 1, 6, seed=1), strides, half_padding(kernel), groups=6)
 
 
 def test_unknown_formulation() -> None:
-    with pytest.raises(ValueError, match="formulation='fast': known: auto, direct, folded"):
+    with pytest.raises(ValueError, match="formulation='fast': known: auto, direct, folded, padded"):
         with use_formulation("fast"):
             pass

@@ -1,0 +1,184 @@
+"""All measurements, side by side with PyTorch in one run.
+
+    python -m benchmarks.run [input|step|forward|eval|convert|start|all] [--peer] [--out DIR]
+
+Writes results.json, results.md and results.svg; docs/performance.md says what they mean.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import evaluating, loading, starting, steps
+from benchmarks.measure import environment
+
+PARTS = ("input", "step", "forward", "eval", "convert", "start")
+
+
+def main() -> int:
+    """Runs what is asked for; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("part", nargs="?", default="all", choices=[*PARTS, "all"])
+    parser.add_argument("--peer", action="store_true", help="against torch, which must be installed")
+    parser.add_argument("--out", default="benchmarks/results", help="folder of the results; earlier parts are kept")
+    parser.add_argument("--rounds", type=int, default=7, help="of A B A B")
+    parser.add_argument("--batch", type=int, default=8, help="clips of a step")
+    parser.add_argument("--networks", default=",".join(steps.NETWORKS), help="for step and forward")
+    parser.add_argument(
+        "--variants", default="torch eager,torch channels_last_3d", help="of torch, for step and forward"
+    )
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to see that it works")
+    args = parser.parse_args()
+    workers = len(os.sched_getaffinity(0))
+    clips = steps.Clips(8, 8, 32) if args.tiny else steps.Clips(args.batch)
+    variants = args.variants.split(",") if args.peer else []
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    results = _read(out / "results.json")
+    for part in PARTS if args.part == "all" else (args.part,):
+        print(f"-- {part} --", flush=True)
+        started = time.monotonic()
+        if part == "input":
+            found: Any = loading.run(args.rounds, workers, args.tiny, args.peer)
+        elif part in ("step", "forward"):
+            found = steps.run(part, args.rounds, clips, args.networks.split(","), variants)
+        elif part == "eval":
+            found = evaluating.run(args.rounds, workers, args.tiny, args.peer)
+        elif part == "convert":
+            found = starting.convert(args.rounds, args.tiny, args.peer)
+        else:
+            found = starting.run(args.rounds, args.tiny)
+        results[part] = {"environment": environment(), "rounds": args.rounds, "found": found}
+        (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        print(f"   {time.monotonic() - started:.0f} s", flush=True)
+    text = markdown(results)
+    (out / "results.md").write_text(text)
+    (out / "results.svg").write_text(picture(results))
+    print(text)
+    return 0
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _range(pair: list[float] | None) -> str:
+    return "" if pair is None else f"{pair[0]:.2f} to {pair[1]:.2f}"
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """A table for each part, below the machine it was taken on."""
+    lines = ["# Measurements", ""]
+    for part in PARTS:
+        if part not in results:
+            continue
+        about, found = results[part]["environment"], results[part]["found"]
+        lines += [f"## {part}", "", ", ".join(f"{name} {value}" for name, value in about.items()) + ".", ""]
+        lines.append(f"Medians of {results[part]['rounds']} rounds in alternation; ratios are within a round.")
+        lines.append("")
+        lines += {
+            "input": _input_lines,
+            "step": _step_lines,
+            "forward": _step_lines,
+            "eval": _eval_lines,
+            "convert": _time_lines,
+            "start": _time_lines,
+        }[part](found)
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _input_lines(found: dict[str, Any]) -> list[str]:
+    lines = ["| pipeline | clips/s | against the usual loader (spread) | against one with the same shortcuts |"]
+    lines.append("|---|---:|---:|---:|")
+    for row in found["rows"]:
+        usual = f"{_number(row['ratio_usual'])} ({_range(row['ratio_usual_spread'])})" if row["ratio_usual"] else ""
+        lines.append(f"| {row['name']} | {row['clips_per_second']:.0f} | {usual} | {_number(row['ratio_same'])} |")
+    lines += ["", "| resize, 320x240 to 171x128 | PSNR against PIL, dB | aliasing, PIL = 1 |", "|---|---:|---:|"]
+    lines += [f"| {row['name']} | {_number(row['psnr'], 1)} | {_number(row['alias'])} |" for row in found["quality"]]
+    held = ", ".join(f"{held / 2**20:.0f}" for held in found["memory"]["bytes"])
+    lines += ["", f"Memory after each epoch of the packed pipeline, MiB: {held}.", ""]
+    return [*lines, *(f"- {name}: {text}" for name, text in found["work"].items())]
+
+
+def _step_lines(found: list[dict[str, Any]]) -> list[str]:
+    lines = ["| network | clips | candidate | seconds | fastest torch = 1 (spread) | GFLOP/s |"]
+    lines.append("|---|---|---|---:|---:|---:|")
+    for row in found:
+        ratio = f"{_number(row['ratio'])} ({_range(row['spread'])})" if row["ratio"] else ""
+        cells = [row["network"], row["clips"], row["candidate"], f"{row['seconds']:.2f}", ratio, f"{row['gflops']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _eval_lines(found: list[dict[str, Any]]) -> list[str]:
+    lines = ["| pipeline | views/s | first = 1 (spread) |", "|---|---:|---:|"]
+    for row in found:
+        ratio = f"{_number(row['ratio'])} ({_range(row['spread'])})"
+        lines.append(f"| {row['name']} | {row['views_per_second']:.0f} | {ratio} |")
+    return lines
+
+
+def _time_lines(found: list[dict[str, Any]]) -> list[str]:
+    lines = ["| what | seconds | from, to |", "|---|---:|---:|"]
+    return lines + [f"| {row['name']} | {row['seconds']:.2f} | {_range(row['spread'])} |" for row in found]
+
+
+def picture(results: dict[str, Any]) -> str:
+    """Speed against the reference, as bars in one SVG: what is longer is faster."""
+    import io
+
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    groups: list[tuple[str, list[tuple[str, float, list[float]]]]] = []
+    if "input" in results:
+        rows = [row for row in results["input"]["found"]["rows"] if row["ratio_usual"]]
+        bars = [(row["name"], row["ratio_usual"], row["ratio_usual_spread"]) for row in rows]
+        groups.append(("Loading clips; the usual torch loader = 1", bars))
+    for part, title in (("step", "Training step"), ("forward", "Forward pass")):
+        rows = [row for row in results.get(part, {}).get("found", []) if row["ratio"]]
+        bars = [(f"{row['network']}, {row['candidate']}", row["ratio"], row["spread"]) for row in rows]
+        groups.append((f"{title}; the fastest torch = 1", bars))
+    if "eval" in results:
+        bars = [(row["name"], row["ratio"], row["spread"]) for row in results["eval"]["found"]]
+        groups.append(("Views of an evaluation; the first = 1", bars))
+    groups = [(title, bars) for title, bars in groups if bars] or [("Nothing was compared", [("", 0.0, [0.0, 0.0])])]
+    heights = [len(bars) + 1 for _, bars in groups]
+    figure, axes = pyplot.subplots(
+        len(groups), 1, figsize=(8, 0.36 * sum(heights)), squeeze=False, height_ratios=heights, layout="constrained"
+    )
+    for axis, (title, bars) in zip(axes[:, 0], groups, strict=True):
+        values = [value for _, value, _ in bars]
+        low = [value - spread[0] for _, value, spread in bars]
+        high = [spread[1] - value for _, value, spread in bars]
+        colors = ["#8A929C" if "torch" in name else "#0072B2" for name, _, _ in bars]
+        drawn = axis.barh([name for name, _, _ in bars], values, color=colors, xerr=[low, high], ecolor="#1F2933")
+        axis.bar_label(drawn, fmt="%.2f", padding=12, fontsize=8)
+        axis.axvline(1, color="#1F2933", linewidth=0.8)
+        axis.invert_yaxis()
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.margins(x=0.15)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    pyplot.close(figure)
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

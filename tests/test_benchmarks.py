@@ -1,0 +1,79 @@
+"""The measurements run, on small sizes and where little is installed; the peers compute what our networks compute."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import r23d_jax
+from benchmarks import run, steps
+from benchmarks.measure import alternate
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_candidates_alternate_and_are_compared_within_a_round() -> None:
+    calls: list[str] = []
+    times = alternate({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3, warm_up=1)
+    assert calls == list("ab") + list("ab") * 3
+    assert [len(one.seconds) for one in times] == [3, 3]
+    assert times[0].ratios == (1.0, 1.0, 1.0) and times[1].spread[0] <= times[1].ratio <= times[1].spread[1]
+
+
+def test_results_of_several_runs_stand_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("step", "forward"):
+        arguments = [part, "--tiny", "--rounds=2", f"--out={tmp_path}", "--networks=r2plus3d_18+vit"]
+        monkeypatch.setattr(sys, "argv", ["run", *arguments])
+        assert run.main() == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results) == {"step", "forward"} and results["step"]["found"][0]["seconds"] > 0
+    text = (tmp_path / "results.md").read_text()
+    assert "## step" in text and "| r2plus3d_18+vit | 8 x 8 x 32 x 32 | r23d_jax |" in text
+    assert (tmp_path / "results.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.slow
+def test_the_gpu_script_needs_neither_tensorflow_nor_what_reads_configs(tmp_path: Path) -> None:
+    """Modules that such a machine lacks cannot be imported; torch's half is left out where torch is missing too."""
+    missing = ("tensorflow", "tensorflow_datasets", "ml_collections", "orbax", "cv2", "av", "tensorboardX")
+    blocker = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in missing)
+    (tmp_path / "sitecustomize.py").write_text(blocker)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PYTHON": sys.executable, "XLA_FLAGS": ""}
+    command = ["sh", "benchmarks/gpu.sh", str(tmp_path / "out"), "--tiny"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "out" / "gpu.json").read_text())["rows"]
+    assert rows[0]["candidate"] == "r23d_jax" and rows[0]["clips_per_second"] > 0
+    assert "| r2plus3d_18+vit | r23d_jax | 2 |" in (tmp_path / "out" / "gpu.md").read_text()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", steps.NETWORKS)
+def test_the_peers_compute_what_our_networks_compute(name: str) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install -r requirements-torch.txt")
+    from benchmarks.torch_networks import make_network
+
+    ours_name, head = steps.NETWORKS[name]
+    model = r23d_jax.create_model(ours_name, num_classes=101, head=head, num_frames=8, crop_size=32, rngs=nnx.Rngs(0))
+    model.eval()
+    peer = make_network(name, 8, 32).eval()
+    assert sum(value.size for value in jax.tree.leaves(nnx.state(model, nnx.Param))) == sum(
+        value.numel() for value in peer.parameters()
+    )
+    state = {
+        key: torch.tensor(value)
+        for key, value in r23d_jax.to_torch(model, "r23d_jax" if head == "vit" else None).items()
+    }
+    unused = peer.load_state_dict(state, strict=head != "vit")
+    assert all(key.startswith("head.") for key in (*unused.missing_keys, *unused.unexpected_keys))
+    x = np.random.default_rng(0).standard_normal((2, 8, 32, 32, 3)).astype(np.float32)
+    with torch.no_grad():
+        theirs = peer.features(torch.tensor(x.transpose(0, 4, 1, 2, 3))).numpy().transpose(0, 2, 3, 4, 1)
+    features = jax.jit(lambda model, x: model.features(x))(model, x)
+    np.testing.assert_allclose(features, theirs, atol=1e-4 * float(np.abs(theirs).max()))
