@@ -1,6 +1,6 @@
 """All measurements, side by side with PyTorch in one run.
 
-    python -m benchmarks.run [input|step|forward|eval|convert|start|all] [--peer] [--out DIR]
+    python -m benchmarks.run [input|step|forward|eval|convert|start|scale|all] [--peer] [--out DIR]
 
 Writes results.json, results.md and results.svg; docs/performance.md says what they mean.
 """
@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import evaluating, loading, starting, steps
+from benchmarks import evaluating, loading, scaling, starting, steps
 from benchmarks.measure import environment
 
-PARTS = ("input", "step", "forward", "eval", "convert", "start")
+PARTS = ("input", "step", "forward", "eval", "convert", "start", "scale")
 
 
 def main() -> int:
@@ -50,8 +50,10 @@ def main() -> int:
             found = evaluating.run(args.rounds, workers, args.tiny, args.peer)
         elif part == "convert":
             found = starting.convert(args.rounds, args.tiny, args.peer)
-        else:
+        elif part == "start":
             found = starting.run(args.rounds, args.tiny)
+        else:
+            found = scaling.run(args.rounds, args.tiny)
         results[part] = {"environment": environment(), "rounds": args.rounds, "found": found}
         (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         print(f"   {time.monotonic() - started:.0f} s", flush=True)
@@ -94,6 +96,7 @@ def markdown(results: dict[str, Any]) -> str:
             "eval": _eval_lines,
             "convert": _time_lines,
             "start": _time_lines,
+            "scale": _scale_lines,
         }[part](found)
         lines.append("")
     return "\n".join(lines)
@@ -133,6 +136,11 @@ def _eval_lines(found: list[dict[str, Any]]) -> list[str]:
 def _time_lines(found: list[dict[str, Any]]) -> list[str]:
     lines = ["| what | seconds | from, to |", "|---|---:|---:|"]
     return lines + [f"| {row['name']} | {row['seconds']:.2f} | {_range(row['spread'])} |" for row in found]
+
+
+def _scale_lines(found: list[dict[str, Any]]) -> list[str]:
+    lines = ["| what | clips | seconds | times the first of its kind |", "|---|---|---:|---:|"]
+    return lines + [f"| {row['what']} | {row['clips']} | {row['seconds']:.3f} | {row['ratio']:.2f} |" for row in found]
 
 
 def picture(results: dict[str, Any]) -> str:

@@ -41,6 +41,14 @@ def use_formulation(name: str) -> Iterator[None]:
         _formulation.reset(token)
 
 
+def chosen_formulation() -> str:
+    """What "auto" means here, or what `use_formulation` asks for."""
+    name = _formulation.get()
+    if name == "auto":
+        return "folded" if jax.default_backend() == "cpu" else "direct"
+    return name
+
+
 def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Triple | Pads, groups: int = 1) -> jax.Array:
     """Convolves over time, height and width; the one place that chooses how. `use_formulation` overrides the choice.
 
@@ -57,9 +65,7 @@ def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Triple | P
       (B, T', H', W', C_out).
     """
     time, height, width = ((p, p) if isinstance(p, int) else p for p in padding)
-    formulation = _formulation.get()
-    if formulation == "auto":
-        formulation = "folded" if jax.default_backend() == "cpu" else "direct"
+    formulation = chosen_formulation()
     if formulation == "direct" or (formulation == "padded" and groups > 1):
         return _direct(x, kernel, strides, (time, height, width), groups)
     if formulation == "padded":

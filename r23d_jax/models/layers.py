@@ -50,18 +50,6 @@ def same_padding(size: tuple[int, ...], window: tuple[int, ...], strides: Triple
     return (before[0], after[0]), (before[1], after[1]), (before[2], after[2])
 
 
-def half_padding(window: Triple) -> Pads:
-    """Half the window on both sides, as PyTorch networks pad."""
-    time, height, width = window[0] // 2, window[1] // 2, window[2] // 2
-    return (time, time), (height, height), (width, width)
-
-
-def max_pool(x: jax.Array, window: Triple, strides: Triple, padding: Pads | None = None) -> jax.Array:
-    """Largest value of each window over (B, T, H, W, C); None pads half the window."""
-    pads = half_padding(window) if padding is None else padding  # nnx annotates padding as str only
-    return nnx.max_pool(x, window, strides, pads)  # pyright: ignore[reportArgumentType]
-
-
 class Conv(nnx.Module):
     """A 3D convolution without bias.
 
