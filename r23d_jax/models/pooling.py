@@ -20,7 +20,7 @@ def half_padding(window: Triple) -> Pads:
 def max_pool(x: jax.Array, window: Triple, strides: Triple, padding: Pads | None = None) -> jax.Array:
     """Largest value of each window over (B, T, H, W, C); None pads half the window.
 
-    Of several largest values the first one gets the gradient, as in PyTorch. On CPUs there is no forward-mode derivative.
+    Of several largest values the first one gets the gradient, as in PyTorch. On CPUs it has no forward-mode derivative.
     """
     pads = half_padding(window) if padding is None else padding
     plain = functools.partial(_plain, window=window, strides=strides, pads=pads)
