@@ -33,7 +33,7 @@ def run(rounds: int, workers: int, tiny: bool, peer: bool) -> list[dict[str, Any
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        loading.write_videos(root, 2 if tiny else 8, 20 if tiny else 40)
+        loading.write_videos(root, 2 if tiny else 48, 20 if tiny else 40)  # many, because each call builds its pipeline
         cfg = DataConfig(
             root=str(root / "frames"),
             lists=str(root / "lists"),

@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks import evaluating, loading, scaling, starting, steps
 from benchmarks.measure import environment
+from r23d_jax import backend
 
 PARTS = ("input", "step", "forward", "eval", "convert", "start", "scale")
 
@@ -33,6 +34,7 @@ def main() -> int:
     )
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that it works")
     args = parser.parse_args()
+    backend.quiet_start()
     workers = len(os.sched_getaffinity(0))
     clips = steps.Clips(8, 8, 32) if args.tiny else steps.Clips(args.batch)
     variants = args.variants.split(",") if args.peer else []
