@@ -52,6 +52,10 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses flags; a wrong override is refused with the nearest right name before absl would show a traceback."""
+    if {"-h", "-help", "--help"} & set(argv[1:]):
+        print(f"{__doc__}\nConfigs: {', '.join(str(path) for path in sorted(Path('configs').glob('*.py')))}")
+        print(flags.FLAGS.main_module_help())
+        sys.exit(0)
     for arg, following in zip(argv[1:], [*argv[2:], ""], strict=False):
         name = arg.lstrip("-").partition("=")[0].removeprefix("no")
         if arg.startswith("-") and name.startswith("config."):

@@ -93,6 +93,12 @@ def test_a_mistake_gets_one_message_and_no_traceback(args: list[str], message: s
     assert done.stderr.startswith("error: ") and message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_help() -> None:
+    done = launch("--help")
+    assert done.returncode == 0 and "--config.<group>.<field>=VALUE" in done.stdout
+    assert "configs/quickstart.py" in done.stdout and "--workdir" in done.stdout
+
+
 def test_missing_data_says_what_to_download_and_where_to_put_it(tmp_path: Path) -> None:
     done = launch("--config=configs/r23d.py", f"--workdir={tmp_path}/run", f"--config.data.lists={tmp_path}/lists")
     assert done.returncode == 2 and "Traceback" not in done.stderr
