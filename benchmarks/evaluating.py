@@ -43,7 +43,10 @@ def run(rounds: int, workers: int, tiny: bool, peer: bool) -> list[dict[str, Any
             num_workers=workers,
         )
         index = pipeline.open_index(cfg, "train")
-        views = make_views(index.num_frames, preprocessing(cfg), EvalConfig(num_clips=_CLIPS, crops=_CROPS))
+        views = make_views(
+            index.num_frames, preprocessing(cfg), EvalConfig(views="uniform", num_clips=_CLIPS, crops=_CROPS)
+        )
+        assert len(views) == len(index.names) * _CLIPS * _CROPS  # as many as the peer reads
 
         def ours(batch_size: int) -> Callable[[], None]:
             def drain() -> None:
