@@ -152,6 +152,7 @@ def picture(results: dict[str, Any]) -> str:
     import matplotlib
 
     matplotlib.use("svg")
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
     from matplotlib import pyplot
 
     groups: list[tuple[str, list[tuple[str, float, list[float]]]]] = []
