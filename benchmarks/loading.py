@@ -7,7 +7,6 @@ without a peer there need be no torch.
 import contextlib
 import math
 import random
-import statistics
 import sys
 import tempfile
 import threading
@@ -101,16 +100,15 @@ def run(rounds: int, workers: int, tiny: bool, peer: bool) -> dict[str, Any]:
 
 
 def _rows(times: list[measure.Times], clips: int, peer: bool) -> list[dict[str, Any]]:
-    same = next((candidate.seconds for candidate in times if candidate.name == _SAME), None)
+    same = next((candidate for candidate in times if candidate.name == _SAME), None)
     rows = []
     for candidate in times:
-        to_same = same and statistics.median(a / b for a, b in zip(same, candidate.seconds, strict=True))
         rows.append(
             {
                 "name": candidate.name,
                 "clips_per_second": clips / candidate.median,
                 "ratio_usual": candidate.ratio if peer else None,
-                "ratio_same": to_same,
+                "ratio_same": candidate.against(same)[0] if same else None,
                 "ratio_usual_spread": list(candidate.spread) if peer else None,
             }
         )

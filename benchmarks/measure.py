@@ -35,6 +35,11 @@ class Times:
         """Median over rounds."""
         return statistics.median(self.ratios)
 
+    def against(self, other: "Times") -> tuple[float, float, float]:
+        """Median, smallest and largest of the other's seconds divided by these, round by round."""
+        ratios = [base / own for base, own in zip(other.seconds, self.seconds, strict=True)]
+        return statistics.median(ratios), min(ratios), max(ratios)
+
     @property
     def spread(self) -> tuple[float, float]:
         """Smallest and largest ratio."""

@@ -220,19 +220,19 @@ def run(kind: str, rounds: int, clips: Clips, networks: list[str], variants: lis
                 print(f"  {label} does not work here: {str(error).splitlines()[0][:120]}")
                 continue
             calls[label] = call
-        times = alternate(calls, rounds)
+        times = alternate(calls, rounds, warm_up=0)  # each has run once
         peers = [one for one in times if one.name != "r23d_jax"]
         best = min(peers, key=lambda one: one.median) if peers else times[-1]
         for one in times:
-            ratios = sorted(base / own for base, own in zip(best.seconds, one.seconds, strict=True))
+            ratio, low, high = one.against(best)
             rows.append(
                 {
                     "network": name,
                     "candidate": one.name,
                     "clips": str(clips),
                     "seconds": one.median,
-                    "ratio": ratios[len(ratios) // 2] if peers else None,
-                    "spread": [ratios[0], ratios[-1]] if peers else None,
+                    "ratio": ratio if peers else None,
+                    "spread": [low, high] if peers else None,
                     "gflops": 2
                     * (3 if kind == "step" else 1)
                     * multiply_adds(name, clips)
