@@ -5,6 +5,8 @@ without a peer there need be no torch.
 """
 
 import contextlib
+import functools
+import io
 import math
 import random
 import sys
@@ -27,8 +29,10 @@ _NUM_FRAMES, _CROP = 16, 112
 _WIDTH, _HEIGHT = 320, 240  # UCF101's
 _SMALL_WIDTH, _SMALL_HEIGHT = 171, 128
 _QUALITY, _SMALL_QUALITY = 77, 82  # of the JPEGs: about 12 and 5 KB a frame
+_FINE_QUALITY = 98  # of the pictures that show what a resize does
 _SPEED = 2  # pixels from frame to frame
 _NOISE = 4.0  # gray levels
+_DCT_SCALING = 0.9  # a window of 210 pixels is decoded as 105, and becomes 112
 _SHARDS = 2
 _SAMPLES = 8  # of memory
 _USUAL, _SAME = "torch, PIL, as usual", "torch, PIL, same shortcuts"
@@ -65,12 +69,13 @@ def run(rounds: int, workers: int, tiny: bool, peer: bool) -> dict[str, Any]:
             candidates[_SAME] = _peer(root / "small", _shortcut_clip, workers, num_batches)
         num_steps = (1 + rounds) * num_batches + _SAMPLES * epoch
         drains = {
-            name: stack.enter_context(_ours(root, source, part, workers, antialias, num_steps))
-            for name, source, part, antialias in (
-                ("ours, frames 320x240", "frames", "frames", False),
-                ("ours, frames 320x240, antialias", "frames", "frames", True),
-                ("ours, frames 171x128", "frames", "small", False),
-                ("ours, packed 171x128", "packed", "packed", False),
+            name: stack.enter_context(_ours(root, source, part, workers, num_steps, **options))
+            for name, source, part, options in (
+                ("ours, frames 320x240", "frames", "frames", {}),
+                ("ours, frames 320x240, antialias", "frames", "frames", {"antialias": True}),
+                ("ours, frames 320x240, dct_scaling", "frames", "frames", {"dct_scaling": _DCT_SCALING}),
+                ("ours, frames 171x128", "frames", "small", {}),
+                ("ours, packed 171x128", "packed", "packed", {}),
             )
         }
         for name, drain in drains.items():
@@ -187,7 +192,7 @@ def _jpeg(pixels: np.ndarray, quality: int) -> bytes:
 
 @contextlib.contextmanager
 def _ours(
-    root: Path, source: str, part: str, workers: int, antialias: bool, num_steps: int
+    root: Path, source: str, part: str, workers: int, num_steps: int, **options: Any
 ) -> Iterator[Callable[[int], None]]:
     """Gives the function that drains a number of batches from one iterator, which lives as long as the context."""
     from r23d_jax.data import pipeline
@@ -202,8 +207,8 @@ def _ours(
         crop="random",  # the peer's
         flip=True,
         color_jitter=0.0,
-        antialias=antialias,
         num_workers=workers,
+        **options,
     )
     broken = pipeline.BrokenLog(cfg)
     batches = pipeline.train_batches(
@@ -351,22 +356,26 @@ def _quality() -> list[dict[str, Any]]:
     import tensorflow as tf
 
     from r23d_jax.data.augment import to_uint8
+    from r23d_jax.data.decode import decode_windows
 
     # What `decode_clip` does to a window
-    def ours(picture: np.ndarray, antialias: bool) -> np.ndarray:
-        return to_uint8(tf.image.resize(picture, [_SMALL_HEIGHT, _SMALL_WIDTH], antialias=antialias)).numpy()
+    def ours(content: bytes, antialias: bool = False, fewest_pixels: float = math.inf) -> np.ndarray:
+        whole = decode_windows([tf.constant(content)], lambda h, w: tf.stack([0, 0, h, w]), False, fewest_pixels)
+        return to_uint8(tf.image.resize(whole[0], [_SMALL_HEIGHT, _SMALL_WIDTH], antialias=antialias)).numpy()
 
-    def pil(picture: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(picture).resize((_SMALL_WIDTH, _SMALL_HEIGHT), Image.Resampling.BILINEAR))
+    def pil(content: bytes) -> np.ndarray:
+        with Image.open(io.BytesIO(content)) as file:
+            return np.asarray(file.resize((_SMALL_WIDTH, _SMALL_HEIGHT), Image.Resampling.BILINEAR))
 
-    texture = _to_pixels(_texture(np.random.default_rng(0), _WIDTH))
+    texture = _jpeg(_to_pixels(_texture(np.random.default_rng(0), _WIDTH)), _FINE_QUALITY)
     rings, too_fine = _zone_plate()
-    ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    ways: dict[str, Callable[[bytes], np.ndarray]] = {
         "PIL bilinear": pil,
-        "ours": lambda picture: ours(picture, False),
-        "ours, antialias": lambda picture: ours(picture, True),
+        "ours": ours,
+        "ours, antialias": functools.partial(ours, antialias=True),
+        "ours, dct_scaling": functools.partial(ours, fewest_pixels=_DCT_SCALING * _SMALL_HEIGHT),
     }
-    remains = {name: _rms(way(rings)[too_fine] - 127.5) for name, way in ways.items()}
+    remains = {name: _rms(way(_jpeg(rings, _FINE_QUALITY))[too_fine] - 127.5) for name, way in ways.items()}
     rows = []
     for name, way in ways.items():
         error = _rms(way(texture).astype(float) - pil(texture))

@@ -102,6 +102,8 @@ class DataConfig:
     flip: bool = True
     color_jitter: float = 0.0  # strength; 0 is off
     antialias: bool = False
+    # Decode JPEGs at 1/2, 1/4 or 1/8 where this share of the crop's pixels remains; 0: off; 1: never enlarges. Quick.
+    dct_scaling: float = 0.0
     mean: tuple[float, ...] = (0.43216, 0.394666, 0.37645)  # of pixels in [0, 1]; two values for input="flow"
     std: tuple[float, ...] = (0.22803, 0.22145, 0.216989)
     byte_range: bool = False  # True: mean and std apply to pixels in 0..255 (the published code's slip)
@@ -349,6 +351,8 @@ def _value_problems(cfg: Config) -> list[str]:
         check(f"data.{name}", values, len(values) == channels, f"{channels} values for input={d.input!r}")
     if d.input == "flow" and d.color_jitter:
         problems.append(f"config.data.color_jitter={d.color_jitter}: must be 0 for input='flow', which has no color")
+    if d.input == "flow" and d.dct_scaling:
+        problems.append(f"config.data.dct_scaling={d.dct_scaling}: must be 0 for input='flow', which is read exactly")
     one_of("inflate", cfg.inflate, INFLATIONS)
     for part in cfg.init_skip:
         one_of("init_skip", part, (*PARTS, "head"))
@@ -371,6 +375,7 @@ def _value_problems(cfg: Config) -> list[str]:
     lo, hi = d.crop_area
     check("data.crop_area", d.crop_area, 0 < lo <= hi <= 1, "(low, high) with 0 < low <= high <= 1")
     at_least("data.color_jitter", d.color_jitter, 0)
+    fraction("data.dct_scaling", d.dct_scaling)
     check("data.std", d.std, all(s > 0 for s in d.std), "above 0")
     fraction("data.max_broken_fraction", d.max_broken_fraction)
     at_least("data.num_workers", d.num_workers, 0)

@@ -9,10 +9,11 @@ from benchmarks import loading
 
 
 def test_quality() -> None:
-    pil, plain, antialiased = loading._quality()
+    pil, plain, antialiased, scaled = loading._quality()
     assert (pil["psnr"], pil["alias"]) == (None, 1)
     assert antialiased["psnr"] > plain["psnr"]
     assert abs(antialiased["alias"] - 1) < 0.1 and 2 < plain["alias"]
+    assert scaled["psnr"] > 45 and scaled["alias"] < 1.5
 
 
 def test_tiny() -> None:
@@ -21,6 +22,7 @@ def test_tiny() -> None:
     assert [row["name"] for row in found["rows"]] == [
         "ours, frames 320x240",
         "ours, frames 320x240, antialias",
+        "ours, frames 320x240, dct_scaling",
         "ours, frames 171x128",
         "ours, packed 171x128",
     ]
@@ -28,7 +30,7 @@ def test_tiny() -> None:
         assert row.keys() == {"name", "clips_per_second", "ratio_usual", "ratio_same", "ratio_usual_spread"}
         assert row["clips_per_second"] > 0
         assert row["ratio_usual"] is row["ratio_same"] is row["ratio_usual_spread"] is None
-    assert [row.keys() for row in found["quality"]] == [{"name", "psnr", "alias"}] * 3
+    assert [row.keys() for row in found["quality"]] == [{"name", "psnr", "alias"}] * 4
     assert len(found["memory"]["bytes"]) == 8
     assert found["memory"]["growth"] > 0
 

@@ -45,6 +45,7 @@ def test_preprocessing_survives_json_and_counts_the_extra_frame() -> None:
         ("data", {"short_side": 100}, r"config\.data\.short_side=100: must be at least crop_size=112"),
         ("data", {"crop_area": (0.9, 0.2)}, r"config\.data\.crop_area=\(0\.9, 0\.2\): must be \(low, high\)"),
         ("data", {"crop_area": (0.9,)}, r"config\.data\.crop_area=\(0\.9,\): must be a tuple \(float, float\)"),
+        ("data", {"dct_scaling": 1.5}, r"config\.data\.dct_scaling=1\.5: must be"),
         ("data", {"num_frames": 1.5}, r"config\.data\.num_frames=1\.5: must be a whole number"),
         ("data", {"num_frames": True}, r"config\.data\.num_frames=True: must be a whole number"),
         ("data", {"flip": 1}, r"config\.data\.flip=1: must be True or False"),

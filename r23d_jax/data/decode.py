@@ -4,13 +4,16 @@ Whatever is wrong with a frame (not there, empty, damaged, of another size than 
 `broken.diagnose` then finds out which frame and why.
 """
 
+import functools
 import io
+import math
 import os
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
+from r23d_jax.data.augment import to_uint8
 from r23d_jax.data.frames import FrameFiles, PackedFrames
 
 # (video () int32, frames (t,) int32) -> t encoded pictures, () string each
@@ -19,6 +22,7 @@ Reader = Callable[[tf.Tensor, tf.Tensor], list[tf.Tensor]]
 WindowOf = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 MAX_PIXELS = 1 << 26  # of a frame; a header that promises more is refused before any memory is taken for it
+_DCT_RATIOS = (1, 2, 4, 8)  # what libjpeg can decode a picture at, one over
 _MAX_DIGITS = 20
 _JPEG_MAGIC = b"\xff\xd8\xff"
 # One read for the whole clip pays until it fetches this many times the bytes that are needed.
@@ -31,29 +35,40 @@ def frame_reader(frames: FrameFiles | PackedFrames) -> Reader:
 
 
 def decode_clip(
-    contents: list[tf.Tensor], window_of: WindowOf, size: int, antialias: bool, flow: bool = False
+    contents: list[tf.Tensor],
+    window_of: WindowOf,
+    size: int,
+    antialias: bool,
+    flow: bool = False,
+    fewest_pixels: float = math.inf,
 ) -> tf.Tensor:
     """Decodes one window of every frame and resizes it; arguments as `decode_windows` and `resize` have them.
 
     Returns:
-      (t, size, size, 3) float32, 0..255; (t, size, size, 2) for flow.
+      (t, size, size, 3) uint8; (t, size, size, 2) for flow.
     """
-    return resize(decode_windows(contents, window_of, flow), size, antialias)
+    return resize(decode_windows(contents, window_of, flow, fewest_pixels), size, antialias)
 
 
 def resize(windows: tf.Tensor, size: int, antialias: bool) -> tf.Tensor:
-    """(t, h, w, c) -> (t, size, size, c) float32, bilinear with half-pixel centres.
+    """(t, h, w, c) uint8 -> (t, size, size, c) uint8, bilinear with half-pixel centres.
 
     Args:
       windows: pictures.
       size: side of the square that comes out, pixels.
       antialias: whether to filter when a window is reduced.
     """
-    resized = tf.image.resize(windows, [size, size], antialias=antialias)
+    resized = tf.cond(  # a window that has the size already need not become floats and bytes again
+        tf.reduce_all(tf.shape(windows)[1:3] == size),
+        lambda: windows,
+        lambda: to_uint8(tf.image.resize(windows, [size, size], antialias=antialias)),
+    )
     return tf.ensure_shape(resized, (windows.shape[0], size, size, windows.shape[3]))
 
 
-def decode_windows(contents: list[tf.Tensor], window_of: WindowOf, flow: bool = False) -> tf.Tensor:
+def decode_windows(
+    contents: list[tf.Tensor], window_of: WindowOf, flow: bool = False, fewest_pixels: float = math.inf
+) -> tf.Tensor:
     """Decodes one window of every frame.
 
     Of JPEG pictures only the window is decoded, so damage below it goes unnoticed; anything else (PNG, GIF, WebP and
@@ -64,6 +79,9 @@ def decode_windows(contents: list[tf.Tensor], window_of: WindowOf, flow: bool = 
       contents: t encoded pictures of one size.
       window_of: gives the window for a size.
       flow: whether each picture holds x above y of optical flow (see `flow.py`); the window is cut out of both.
+      fewest_pixels: JPEG pictures are decoded at a half, a quarter or an eighth of their size, by an inverse DCT of
+        fewer coefficients, which is quick and also a good filter, as long as the shorter side of the window keeps this
+        many pixels. Never for flow.
 
     Returns:
       (t, height, width, 3) uint8; (t, height, width, 2) for flow.
@@ -71,25 +89,40 @@ def decode_windows(contents: list[tf.Tensor], window_of: WindowOf, flow: bool = 
     magic = tf.strings.substr(tf.stack(contents), 0, len(_JPEG_MAGIC))
     windows = tf.cond(
         tf.reduce_all(magic == _JPEG_MAGIC),
-        lambda: _decode_jpeg_windows(contents, window_of, flow),
+        lambda: _decode_jpeg_windows(contents, window_of, flow, fewest_pixels),
         lambda: _decode_whole(contents, window_of, flow),
     )
     return tf.ensure_shape(windows, (len(contents), None, None, 2 if flow else 3))
 
 
-def _decode_jpeg_windows(contents: list[tf.Tensor], window_of: WindowOf, flow: bool) -> tf.Tensor:
+def _decode_jpeg_windows(contents: list[tf.Tensor], window_of: WindowOf, flow: bool, fewest_pixels: float) -> tf.Tensor:
     shapes = tf.stack([tf.io.extract_jpeg_shape(content) for content in contents])[:, :2]
     with tf.control_dependencies([_check_shapes(shapes, flow)]):
         height = shapes[0, 0] // (2 if flow else 1)
         window = window_of(height, shapes[0, 1])
 
-    def decode(content: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
-        return tf.io.decode_and_crop_jpeg(content, window, channels=1 if flow else 3, dct_method="INTEGER_ACCURATE")
+    def decode(content: tf.Tensor, window: tf.Tensor, ratio: int = 1) -> tf.Tensor:
+        # The window is in pixels of the picture as it comes out
+        return tf.raw_ops.DecodeAndCropJpeg(
+            contents=content,
+            crop_window=window // ratio,
+            channels=1 if flow else 3,
+            ratio=ratio,
+            dct_method="INTEGER_ACCURATE",
+        )
 
-    if not flow:
-        return tf.stack([decode(content, window) for content in contents])
-    below = window + tf.stack([height, 0, 0, 0])
-    return tf.stack([tf.concat([decode(content, window), decode(content, below)], -1) for content in contents])
+    def decode_all(ratio: int) -> tf.Tensor:
+        return tf.stack([decode(content, window, ratio) for content in contents])
+
+    if flow:
+        below = window + tf.stack([height, 0, 0, 0])
+        return tf.stack([tf.concat([decode(content, window), decode(content, below)], -1) for content in contents])
+    if math.isinf(fewest_pixels):
+        return decode_all(1)
+    side = tf.minimum(window[2], window[3])
+    enough = [side // ratio >= math.ceil(fewest_pixels) for ratio in _DCT_RATIOS[1:]]
+    halvings = tf.reduce_sum(tf.cast(enough, tf.int32))
+    return tf.switch_case(halvings, [functools.partial(decode_all, ratio) for ratio in _DCT_RATIOS])
 
 
 def _decode_whole(contents: list[tf.Tensor], window_of: WindowOf, flow: bool) -> tf.Tensor:

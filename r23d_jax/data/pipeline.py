@@ -11,6 +11,7 @@ is broken.
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
@@ -282,10 +283,11 @@ def _training_loader(index: VideoIndex, cfg: DataConfig) -> Loader:
             cfg.crop_size,
             cfg.antialias,
             cfg.input == "flow",
+            cfg.dct_scaling * cfg.crop_size or math.inf,
         )
         if cfg.color_jitter > 0:
-            clip = augment.jitter_colors(cfg.color_jitter, draws[-augment.COLOR_DRAWS :], clip)
-        clip = augment.to_uint8(clip)
+            colors = draws[-augment.COLOR_DRAWS :]
+            clip = augment.to_uint8(augment.jitter_colors(cfg.color_jitter, colors, tf.cast(clip, tf.float32)))
         return augment.mirror(clip, draws[augment.WINDOW_DRAWS] < 0.5) if cfg.flip else clip
 
     return load
@@ -301,18 +303,19 @@ def _eval_loader(
     flow = cfg.input == "flow"
 
     def finish(windows: tf.Tensor, crop: tf.Tensor) -> tf.Tensor:
-        clip = augment.to_uint8(resize(windows, cfg.crop_size, cfg.antialias))
-        return augment.mirror(clip, augment.is_mirrored(crops, crop))
+        return augment.mirror(resize(windows, cfg.crop_size, cfg.antialias), augment.is_mirrored(crops, crop))
 
     def load(video: tf.Tensor, start: tf.Tensor, crop: tf.Tensor) -> tf.Tensor:
         frames = sampling.consecutive_frames(start, num_frames[video], length=length, stride=cfg.frame_stride)
         contents = read(video, frames)
         if crops == 1:
-            windows = decode_windows(contents, lambda h, w: augment.eval_window(cfg, crops, crop, h, w), flow)
+            fewest = cfg.dct_scaling * cfg.crop_size or math.inf
+            windows = decode_windows(contents, lambda h, w: augment.eval_window(cfg, crops, crop, h, w), flow, fewest)
             return finish(windows, crop)[None]
         # Whole also where one crop is wanted: at its edges a window has other colors when it is decoded alone, and a
         # view must not depend on its batch.
-        whole = decode_windows(contents, lambda h, w: tf.stack([0, 0, h, w]), flow)
+        fewest = cfg.dct_scaling * cfg.short_side or math.inf
+        whole = decode_windows(contents, lambda h, w: tf.stack([0, 0, h, w]), flow, fewest)
         cut = []
         for number in map(tf.constant, range(crops)) if together else [crop]:
             top, left, height, width = tf.unstack(

@@ -134,7 +134,7 @@ class FrameFolder:
                 )
             except (OSError, tf.errors.OpError) as error:
                 raise VideoError(_frame_fault(files)) from error
-            yield augment.to_uint8(clip).numpy()
+            yield clip.numpy()
 
 
 class VideoFile:

@@ -166,5 +166,6 @@ def test_a_video_of_one_frame_is_skipped_and_named(tmp_path: Path) -> None:
 def test_wrong_configs() -> None:
     cfg = use_flow(Config())
     cfg.model.in_channels, cfg.data.mean, cfg.data.color_jitter = 3, (0.5, 0.5, 0.5), 0.3
-    with pytest.raises(UserError, match=r"(?s)in_channels=3: must be 2 for flow.*data.mean=.*must be 2 values"):
+    cfg.data.dct_scaling = 0.9
+    with pytest.raises(UserError, match=r"(?s)in_channels=3: must be 2 for flow.*data.mean=.*must be 2 values.*dct_scaling=0.9: must be 0"):
         validate(cfg)

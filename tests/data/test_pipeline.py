@@ -131,6 +131,21 @@ def test_png_frames(tmp_path: Path) -> None:
     np.testing.assert_array_equal(videos[:, 0], batch["video_id"])
 
 
+@pytest.mark.parametrize("crops", [1, 3])
+def test_dct_scaling_shows_the_same_windows(tmp_path: Path, crops: int) -> None:
+    """Decoded at half their size, which the window is reduced to anyway: the same but for the filter."""
+    large = write_videos(tmp_path / "frames", [9, 12, 10], height=96, width=128)
+    exact = dataclasses.replace(CFG, crop="random", crop_size=40, short_side=48)
+    scaled = dataclasses.replace(exact, dct_scaling=1.0)
+    views = make_views(large.num_frames, preprocessing(exact), EvalConfig(crops=crops))
+    pairs = [(_train(large, exact), _train(large, scaled)), (_eval(large, views, exact), _eval(large, views, scaled))]
+    for batches, quicker in pairs:
+        for a, b in zip(batches, quicker, strict=True):
+            np.testing.assert_array_equal(a["video_id"], b["video_id"])
+            difference = np.abs(a["video"].astype(int) - b["video"])
+            assert 0 < difference.max() <= 6 and difference.mean() < 1
+
+
 def test_segments_stride_and_differences(index: VideoIndex) -> None:
     segments = dataclasses.replace(CFG, sampling="segments", num_segments=4)
     strided = dataclasses.replace(CFG, frame_stride=2)
