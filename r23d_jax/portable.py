@@ -7,8 +7,6 @@ is inside. T is `Preprocessing.read_frames`.
 import contextlib
 import io
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from r23d_jax import disk
 from r23d_jax.config import Preprocessing, UserError
 from r23d_jax.models.convolution import use_formulation
 from r23d_jax.models.functional import split_model
@@ -52,17 +51,14 @@ def write_stablehlo(path: Path, model: VideoNetwork, pre: Preprocessing, meta: M
     spec = jax.ShapeDtypeStruct((batch, *_clip_shape(model, pre)), np.uint8)
     with use_formulation("direct"):  # the formulation for CPUs would be traced into the file for all platforms
         data = jax.export.export(jax.jit(apply), platforms=PLATFORMS)(spec).serialize()
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(data)
-        again = jax.export.deserialize(bytearray(partial.read_bytes()))
-        error = _compare(path, model, pre, apply, again.call)
-        os.replace(partial, path)
+        with disk.replacing(path) as partial:
+            partial.write_bytes(data)
+            again = jax.export.deserialize(bytearray(partial.read_bytes()))
+            error = _compare(path, model, pre, apply, again.call)
+        disk.write_atomically(path.with_name(f"{path.name}.json"), json.dumps(dict(meta), indent=2) + "\n")
     except OSError as error:
         raise ExportError(f"{path}: cannot be written ({error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    path.with_name(f"{path.name}.json").write_text(json.dumps(dict(meta), indent=2) + "\n", encoding="utf-8")
     return error
 
 
@@ -88,9 +84,7 @@ def write_savedmodel(path: Path, model: VideoNetwork, pre: Preprocessing, meta: 
         module.serve = tf.function(
             lambda video: {"logits": converted(video)}, input_signature=[signature], autograph=False
         )
-        partial = path.with_name(f".{path.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
+        with disk.replacing(path) as partial:
             with contextlib.redirect_stderr(io.StringIO()):  # TensorFlow narrates where it writes
                 tf.saved_model.save(module, str(partial), signatures=module.serve)
             again = tf.saved_model.load(str(partial))
@@ -106,10 +100,6 @@ def write_savedmodel(path: Path, model: VideoNetwork, pre: Preprocessing, meta: 
 
             error = _compare(path, model, pre, apply, run)
             (partial / META).write_text(json.dumps(dict(meta), indent=2) + "\n", encoding="utf-8")
-            shutil.rmtree(path, ignore_errors=True)
-            os.replace(partial, path)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return error
 
 

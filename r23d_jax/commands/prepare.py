@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import shlex
@@ -18,6 +17,7 @@ from r23d_jax import __version__
 from r23d_jax.config import FLOW_METHODS, UserError
 from r23d_jax.data.prepare import Job, PrepareError, read_folder, read_staged, remove_partial, run_jobs
 from r23d_jax.data.splits import VIDEO_SUFFIXES, Entry, available_splits, group_of, read_list, without_suffix
+from r23d_jax.disk import hold, write_atomically
 from r23d_jax.progress import Progress
 
 RECORD, BROKEN, LOCK = "prepare.json", "broken.txt", ".prepare.lock"
@@ -88,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     videos, class_names, broken = _find(Path(args.videos), out, args.lists)
     out.mkdir(parents=True, exist_ok=True)
-    with _lock(out):
+    with hold(out, LOCK, log=lambda line: print(line, file=sys.stderr)):
         record = _open_record(out, args)
         remove_partial(out)
         packed = frozenset(record["packed"] if (out / PACKED).is_dir() and args.format != "frames" else ())
@@ -337,38 +337,20 @@ def _refuse_loss(args: argparse.Namespace, lost: frozenset[str]) -> None:
 
 
 def _save_record(out: Path, record: dict) -> None:
-    _write_atomic(out / RECORD, json.dumps(record, indent=1) + "\n")
+    write_atomically(out / RECORD, json.dumps(record, indent=1) + "\n")
 
 
 def _write_broken(path: Path, broken: dict[str, str]) -> None:
     if broken:
-        _write_atomic(path, "".join(f"{_printable(video)}\t{_printable(broken[video])}\n" for video in sorted(broken)))
+        write_atomically(
+            path, "".join(f"{_printable(video)}\t{_printable(broken[video])}\n" for video in sorted(broken))
+        )
     else:
         path.unlink(missing_ok=True)
 
 
-def _write_atomic(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\t", " ")
-
-
-@contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Two runs would remove each other's unfinished work."""
-    with open(out / LOCK, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"--out {out}: another prepare is at work there; wait for it to end") from error
-        yield
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ import cv2
 import numpy as np
 
 from r23d_jax.config import UserError
+from r23d_jax.disk import write_atomically
 from r23d_jax.progress import Progress
 
 CLASSES = ("Bounce", "Down", "Left", "Right", "Sway", "Up")
@@ -223,7 +224,7 @@ def _write_all(root: Path, arguments: dict[str, int]) -> None:
                     _write_video(folder, class_name, jpegs, rng)
                     progress.update()
     _write_lists(root / "lists", num_groups, clips, arguments["test_groups"])
-    (root / MARKER).write_text(json.dumps({"version": VERSION, "arguments": arguments}, indent=2) + "\n")
+    write_atomically(root / MARKER, json.dumps({"version": VERSION, "arguments": arguments}, indent=2) + "\n")
 
 
 def _write_video(folder: Path, class_name: str, jpegs: list[list[bytes]], rng: np.random.Generator) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from r23d_jax.config import UserError
+from r23d_jax.disk import write_atomically
 from r23d_jax.evaluation import metrics as metric_functions
 from r23d_jax.evaluation.figures import escape
 from r23d_jax.evaluation.report import page_of, section, table
-from r23d_jax.evaluation.result import EvalResult, percent, protocol_line, save_evaluation, write_atomically
+from r23d_jax.evaluation.result import EvalResult, percent, protocol_line, save_evaluation
 
 WEIGHTS = np.linspace(0.0, 1.0, 21)  # of the first stream, that `best_weight` tries
 PAGE = "report.html"
@@ -104,7 +105,7 @@ def write_page(
     ]
     head = ["class", *titles, "fused", "gain over the better stream"]
     classes = section("By class", table(head, body, numbers=(1, 2, 3, 4)))
-    write_atomically(workdir / PAGE, page_of(f"{titles[0]} + {titles[1]}", "two streams", [summary, classes]).encode())
+    write_atomically(workdir / PAGE, page_of(f"{titles[0]} + {titles[1]}", "two streams", [summary, classes]))
     return workdir / PAGE
 
 

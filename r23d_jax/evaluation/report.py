@@ -8,6 +8,7 @@ import numpy as np
 from r23d_jax import config
 from r23d_jax.config import Config, UserError
 from r23d_jax.data.frames import VideoIndex
+from r23d_jax.disk import write_atomically
 from r23d_jax.evaluation import film
 from r23d_jax.evaluation.figures import Row, accuracy_bars, confused_pairs, confusion_svg, curves, escape
 from r23d_jax.evaluation.result import (
@@ -19,7 +20,6 @@ from r23d_jax.evaluation.result import (
     protocol_line,
     read_metrics,
     remarks,
-    write_atomically,
 )
 
 __all__ = ["format_table", "write_report"]
@@ -92,7 +92,7 @@ def write_report(workdir: Path, index: VideoIndex | None = None, cfg: Config | N
     about = _data_line(cfg) if cfg else ""
     page = page_of(title, about, sections)
     workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(workdir / REPORT, page.encode())
+    write_atomically(workdir / REPORT, page)
     return workdir / REPORT
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from r23d_jax import __version__
 from r23d_jax.config import Config, UserError
+from r23d_jax.disk import write_atomically
 from r23d_jax.evaluation import metrics as metric_functions
 
 NPZ, JSON = "evaluation.npz", "evaluation.json"
@@ -196,7 +197,7 @@ def save_evaluation(result: EvalResult, workdir: Path) -> None:
         **arrays,
     )
     write_atomically(workdir / NPZ, buffer.getvalue())
-    write_atomically(workdir / JSON, (json.dumps(meta, indent=2) + "\n").encode())
+    write_atomically(workdir / JSON, json.dumps(meta, indent=2) + "\n")
 
 
 def load_evaluation(workdir: Path) -> EvalResult | None:
@@ -227,19 +228,6 @@ def load_evaluation(workdir: Path) -> EvalResult | None:
         raise UserError(
             f"{path}: cannot be read ({type(error).__name__}: {error}). Delete it and evaluate again with --mode=eval."
         ) from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name and renames it, so that a reader, or a kill, never meets half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _finite(value: float) -> float | None:

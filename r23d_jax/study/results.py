@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from r23d_jax.disk import write_atomically
 from r23d_jax.evaluation.figures import BLUE, GRAY, GREEN, ORANGE
-from r23d_jax.evaluation.result import write_atomically
 from r23d_jax.progress import format_seconds
 from r23d_jax.study.grid import REPETITIONS, Cell, Study
 from r23d_jax.study.run import Outcome, read_outcome
@@ -67,9 +67,9 @@ def gather(cells: list[Cell], workdir: Path) -> list[Group]:
 def write_results(study: Study, cells: list[Cell], workdir: Path) -> Path:
     """Writes `results.csv`, `results.md` and its pictures; returns the path of the page."""
     groups = gather(cells, workdir)
-    write_atomically(workdir / TABLE, _csv(cells, workdir).encode())
+    write_atomically(workdir / TABLE, _csv(cells, workdir))
     pictures = _pictures(study, groups, workdir)
-    write_atomically(workdir / MARKDOWN, _page(study, cells, groups, pictures).encode())
+    write_atomically(workdir / MARKDOWN, _page(study, cells, groups, pictures))
     return workdir / MARKDOWN
 
 

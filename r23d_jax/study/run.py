@@ -11,7 +11,7 @@ from typing import Any
 
 from r23d_jax import config
 from r23d_jax.config import Config
-from r23d_jax.evaluation.result import write_atomically
+from r23d_jax.disk import write_atomically
 from r23d_jax.progress import format_seconds
 from r23d_jax.study.costs import Cost, cost_of
 from r23d_jax.study.grid import Cell
@@ -88,7 +88,7 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
 def _run_cell(cell: Cell, folder: Path, seconds_before: float) -> Outcome:
     cost = cost_of(cell)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / CELL, (config.to_json(cell.config) + "\n").encode())
+    write_atomically(folder / CELL, config.to_json(cell.config) + "\n")
     started = time.monotonic()
     command = [sys.executable, "-m", "r23d_jax", "study", "--cell", str(folder)]
     with (folder / LOG).open("a", encoding="utf-8") as file:
@@ -100,7 +100,7 @@ def _run_cell(cell: Cell, folder: Path, seconds_before: float) -> Outcome:
             raise
     seconds = seconds_before + time.monotonic() - started
     outcome = _outcome(folder, status, seconds, cost)
-    write_atomically(folder / OUTCOME, (json.dumps(dataclasses.asdict(outcome), indent=1) + "\n").encode())
+    write_atomically(folder / OUTCOME, json.dumps(dataclasses.asdict(outcome), indent=1) + "\n")
     return outcome
 
 

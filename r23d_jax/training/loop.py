@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import r23d_jax
-from r23d_jax import config, models, parallel
+from r23d_jax import config, disk, models, parallel
 from r23d_jax.config import Config, Preprocessing
 from r23d_jax.data import pipeline
 from r23d_jax.data.frames import VideoIndex
@@ -78,8 +78,8 @@ def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> eva
     config.validate(cfg)
     if cfg.compilation_cache:
         parallel.keep_compiled(workdir / "compilation_cache")
-    with StopRequest(log) as stop:
-        run, state, checkpoints = _set_up(cfg, workdir, log)
+    with StopRequest(log) as stop, contextlib.ExitStack() as held:
+        run, state, checkpoints = _set_up(cfg, workdir, log, held)
         journal = Journal(workdir, int(state.step), active=jax.process_index() == 0)
         try:
             return _train(run, state, checkpoints, journal, stop)
@@ -88,7 +88,9 @@ def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> eva
             journal.close()
 
 
-def _set_up(cfg: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Run, TrainState, Checkpoints]:
+def _set_up(
+    cfg: Config, workdir: Path, log: Callable[[str], None], held: contextlib.ExitStack
+) -> tuple[Run, TrainState, Checkpoints]:
     log(parallel.describe_devices())
     models.model_spec(cfg.model.name)  # an unknown name is refused before any data is touched
     check_source(cfg, workdir)
@@ -110,6 +112,9 @@ def _set_up(cfg: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Run
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     log(f"model: {cfg.model.name}, {cfg.model.head.kind} head, {count:,} parameters, {cfg.parallel.compute_dtype}")
 
+    if jax.process_index() == 0:  # before anything in the folder changes
+        workdir.mkdir(parents=True, exist_ok=True)
+        held.enter_context(disk.hold(workdir, log=log))
     checkpoints = Checkpoints(workdir, cfg.checkpoint.keep, log=log)
     restored = checkpoints.restore_latest(shardings, state)
     if restored is not None:
@@ -119,8 +124,7 @@ def _set_up(cfg: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Run
     elif cfg.init_from:
         state = warm_start(cfg, state, shardings, num_classes, log)
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json").write_text(config.to_json(cfg) + "\n")
+        disk.write_atomically(workdir / "config.json", config.to_json(cfg) + "\n")
     return (
         Run(
             cfg=cfg,

@@ -275,7 +275,10 @@ def test_packing_takes_up_frames_and_finished_decoding(videos: Path, lists: Path
             ["--videos", "videos", "--out", "foreign", "--overwrite"],
             "foreign/frames: exists, but not made by this comm",
         ),
-        (["--videos", "videos", "--out", "busy"], "--out busy: another prepare is at work there"),
+        (
+            ["--videos", "videos", "--out", "busy"],
+            "busy: process 7 on elsewhere is at work there; wait until it ends, or stop",
+        ),
     ],
 )
 def test_wrong_use(videos: Path, tmp_path: Path, monkeypatch, capsys, args: list[str], message: str) -> None:
@@ -285,6 +288,8 @@ def test_wrong_use(videos: Path, tmp_path: Path, monkeypatch, capsys, args: list
     Path("file").touch()
     with open("busy/.prepare.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("process 7 on elsewhere")
+        lock.flush()
         assert prepare(*args) == 2
     assert f"prepare: {message}" in capsys.readouterr().err.replace("empty: holds neither", "holds neither")
     assert Path("foreign/frames/mine").is_dir()
