@@ -5,19 +5,28 @@ Any field of the config is set with --config.<group>.<field>=VALUE, e.g. --confi
 
 import shlex
 import sys
+import traceback
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
-from r23d_jax import backend, config
+from r23d_jax import backend, config, distributed
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="config file, e.g. configs/quickstart.py or r23d.py:34")
 WORKDIR = flags.DEFINE_string("workdir", "", "where the run writes; default: runs/<name of the config file>")
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "train (resumes by itself), or evaluate the best checkpoint"
 )
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "join the other processes of a SLURM, Open MPI or TPU job")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "join the other processes of a SLURM, Open MPI, Kubernetes or Cloud TPU job"
+)
+COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, to join the others without a cluster")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "of the job; with --coordinator")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "of this process, from 0; with --coordinator")
+HEARTBEAT_SECONDS = flags.DEFINE_integer(
+    "heartbeat_seconds", 30, "a process not heard of for so long is lost, and the others end", lower_bound=5
+)
 
 
 def main(argv: list[str]) -> int:
@@ -33,10 +42,11 @@ def main(argv: list[str]) -> int:
     workdir = Path(WORKDIR.value or f"runs/{Path(source).stem}")
 
     backend.quiet_start()
-    import jax
-
-    if DISTRIBUTED.value:
-        jax.distributed.initialize()
+    place = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+    if DISTRIBUTED.value or place != ("", None, None):
+        if not DISTRIBUTED.value:
+            distributed.check_flags(*place)
+        distributed.join(*place, heartbeat_seconds=HEARTBEAT_SECONDS.value)
     from r23d_jax.training import loop
 
     if MODE.value == "eval" and (cfg.fusion.first or cfg.fusion.second):
@@ -45,7 +55,7 @@ def main(argv: list[str]) -> int:
         two_stream.evaluate_two_streams(cfg, workdir)
     elif MODE.value == "eval":
         loop.evaluate_checkpoint(cfg, workdir)
-    elif loop.train(cfg, workdir) is None:
+    elif loop.train(cfg, workdir) is None and distributed.is_first():
         print(f"continue with: {shlex.join([Path(sys.executable).name, *sys.argv])}")
     return 0
 
@@ -82,11 +92,17 @@ def run() -> None:
     try:
         sys.exit(main(parse(sys.argv)))
     except config.UserError as error:
+        if "jax" in sys.modules:
+            distributed.leave_job(str(error), 2)
         sys.exit(_complain(str(error)))
     except flags.Error as error:
         sys.exit(_complain(f"{error}\n{__doc__}"))
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:
+        if "jax" in sys.modules:
+            distributed.leave_job(traceback.format_exc(), 1)
+        raise
 
 
 def _complain(message: str) -> int:

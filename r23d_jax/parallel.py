@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,21 @@ def keep_compiled(folder: Path) -> None:
         return
     compilation_cache.reset_cache()  # another folder's, if this process has used one
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+
+
+def loggers(log: Callable[[str], None]) -> tuple[Callable[[str], None], Callable[[str], None]]:
+    """Of a run on several processes: what is true of all is said by the first, what is true of one by that one.
+
+    Args:
+      log: takes one line at a time.
+
+    Returns:
+      One that is silent on all processes but the first, and one that names the process; both are `log` if it is alone.
+    """
+    if jax.process_count() == 1:
+        return log, log
+    own = f"process {jax.process_index()}: "
+    return log if jax.process_index() == 0 else lambda line: None, lambda line: log(own + line)
 
 
 def describe_devices() -> str:

@@ -23,9 +23,18 @@ class Progress:
       description: what is being done, e.g. "train".
       initial: units already done, e.g. when a run resumes; they do not count towards the rate.
       stream: where to write; standard error by default.
+      shown: False counts, and writes nothing.
     """
 
-    def __init__(self, total: int, unit: str, description: str, initial: int = 0, stream: TextIO | None = None):
+    def __init__(
+        self,
+        total: int,
+        unit: str,
+        description: str,
+        initial: int = 0,
+        stream: TextIO | None = None,
+        shown: bool = True,
+    ):
         self.total, self.unit, self.description = total, unit, description
         self.done = self._initial = self._printed = initial
         self._stream = stream or sys.stderr
@@ -33,7 +42,8 @@ class Progress:
         self._first_update: tuple[float, int] | None = None  # when, and what was done by then
         self._note = ""
         self._bar = None
-        if self._stream.isatty():
+        self._shown = shown
+        if shown and self._stream.isatty():
             self._bar = tqdm(
                 total=total,
                 initial=initial,
@@ -61,10 +71,12 @@ class Progress:
         """Prints a line of its own."""
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
-        else:
+        elif self._shown:
             print(text, file=self._stream, flush=True)
 
     def _print_line(self) -> None:
+        if not self._shown:
+            return
         now = time.monotonic()
         since, done_then = self._first_update or (self._started, self._initial)
         several = self.done > done_then

@@ -15,6 +15,7 @@ ALLOWED = {
     "progress": set(),
     "backend": set(),
     "disk": {"config"},
+    "distributed": {"config"},
     "models": {"config"},
     "data": {"config", "disk", "progress"},
     "weights": {"config", "disk", "models"},
@@ -24,6 +25,7 @@ ALLOWED = {
     "evaluation": {"config", "disk", "progress", "models", "data", "parallel"},
     "training": {
         "config",
+        "distributed",
         "disk",
         "progress",
         "models",

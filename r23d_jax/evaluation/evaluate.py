@@ -1,7 +1,6 @@
 """Scores every view of every video, on any number of devices and hosts, and reduces them to accuracies."""
 
 import collections
-import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -113,7 +112,7 @@ def evaluate(
             return None
         sums.add(*scores)
     result = sums.result(cfg, broken)
-    if jax.process_index() == 0 and result.not_evaluated:
+    if result.not_evaluated:
         log(f"not evaluated, because all their views are broken: {', '.join(result.not_evaluated)}")
     return result
 
@@ -130,12 +129,11 @@ def _scores(
     """Logits, views and masks of one batch after the other; None, and no more, when stopped."""
     in_flight: collections.deque[tuple[jax.Array, jax.Array, jax.Array]] = collections.deque()
     # One process shows the progress of all.
-    with Progress(num_views, "views", "evaluate") if jax.process_index() == 0 else contextlib.nullcontext() as progress:
+    with Progress(num_views, "views", "evaluate", shown=jax.process_index() == 0) as progress:
 
         def oldest() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             logits, view, mask = jax.device_get(in_flight.popleft())
-            if progress is not None:
-                progress.update(min(len(mask), num_views - progress.done))  # the rest of the last batch is padding
+            progress.update(min(len(mask), num_views - progress.done))  # the rest of the last batch is padding
             return logits, view, mask
 
         for batch in batches:

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import r23d_jax
-from r23d_jax import config, disk, models, parallel
+from r23d_jax import config, disk, distributed, models, parallel
 from r23d_jax.config import Config, Preprocessing
 from r23d_jax.data import pipeline
 from r23d_jax.data.frames import VideoIndex
@@ -78,18 +78,26 @@ def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> eva
     config.validate(cfg)
     if cfg.compilation_cache:
         parallel.keep_compiled(workdir / "compilation_cache")
-    with StopRequest(log) as stop, contextlib.ExitStack() as held:
-        run, state, checkpoints = _set_up(cfg, workdir, log, held)
+    log, log_own = parallel.loggers(log)
+    with StopRequest(log_own) as stop, contextlib.ExitStack() as held:
+        run, state, checkpoints = _set_up(cfg, workdir, log, log_own, held)
         journal = Journal(workdir, int(state.step), active=jax.process_index() == 0)
         try:
             return _train(run, state, checkpoints, journal, stop)
+        except Exception as error:
+            distributed.leave_lost_job(error)  # closing would wait for them
+            raise
         finally:
             checkpoints.close()
             journal.close()
 
 
 def _set_up(
-    cfg: Config, workdir: Path, log: Callable[[str], None], held: contextlib.ExitStack
+    cfg: Config,
+    workdir: Path,
+    log: Callable[[str], None],
+    log_own: Callable[[str], None],
+    held: contextlib.ExitStack,
 ) -> tuple[Run, TrainState, Checkpoints]:
     log(parallel.describe_devices())
     models.model_spec(cfg.model.name)  # an unknown name is refused before any data is touched
@@ -138,7 +146,7 @@ def _set_up(
             eval_step=evaluation.make_eval_step(network, pre, mesh),
             num_steps=num_steps,
             steps_per_epoch=steps_per_epoch,
-            broken=pipeline.BrokenLog(cfg.data, log=log),
+            broken=pipeline.BrokenLog(cfg.data, log=log_own),
             log=log,
         ),
         state,
@@ -190,7 +198,7 @@ def _train(
             _save(run, checkpoints, state, result)
     batches = _device_batches(run, step)
     with (
-        Progress(run.num_steps, "steps", "train", initial=step) as progress,
+        Progress(run.num_steps, "steps", "train", initial=step, shown=jax.process_index() == 0) as progress,
         contextlib.closing(Profile(run.cfg.profile, run.workdir, progress.message)) as profile,
     ):
         meter = Meter(
@@ -201,7 +209,7 @@ def _train(
             steps_per_epoch=run.steps_per_epoch,
             say=progress.message,
         )
-        while step < run.num_steps and not stop.requested:
+        while step < run.num_steps and not stop.asked():
             profile.before(step)
             waited = time.perf_counter()
             batch = next(batches)
@@ -262,7 +270,7 @@ def _evaluate(
         run.cfg,
         run.mesh,
         broken=run.broken,
-        should_stop=lambda: stop.requested,
+        should_stop=stop.asked,
     )
     if result is not None:
         journal.write(step, run.epoch(step), result.metrics)
@@ -311,6 +319,7 @@ def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] =
       config.UserError: if there is no checkpoint, or its classes are not those of the videos.
     """
     config.validate(cfg)
+    log, log_own = parallel.loggers(log)
     if cfg.compilation_cache:
         parallel.keep_compiled(workdir / "compilation_cache")
     log(parallel.describe_devices())
@@ -333,7 +342,8 @@ def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] =
     mesh = parallel.make_mesh(cfg.parallel.fsdp)
     network, params, batch_stats = split_model(loaded.model)
     eval_step = evaluation.make_eval_step(network, loaded.preprocessing, mesh)
-    result = evaluation.evaluate(eval_step, params, batch_stats, index, cfg, mesh, log=log)
+    broken = pipeline.BrokenLog(cfg.data, log=log_own)
+    result = evaluation.evaluate(eval_step, params, batch_stats, index, cfg, mesh, broken=broken, log=log)
     assert result is not None, "nothing asked this evaluation to stop"
     if jax.process_index() == 0:
         evaluation.save_evaluation(result, workdir)

@@ -26,6 +26,7 @@ def evaluate_two_streams(cfg: Config, workdir: Path, log: Callable[[str], None] 
       config.UserError: if a checkpoint is missing, or the two were not trained and tested on the same videos.
     """
     config.validate(cfg)
+    log, _ = parallel.loggers(log)
     log(parallel.describe_devices())
     streams = [
         _Stream.load(name, folder, root, log)

@@ -1,0 +1,149 @@
+"""Joins the processes of one job: one per host, or one per device."""
+
+import os
+import socket
+import sys
+import time
+
+from r23d_jax.config import ConfigError, UserError
+
+LOOKED_FOR = "SLURM (srun), Open MPI (mpirun), Kubernetes (with the package `kubernetes`), a Cloud TPU"
+JOIN_SECONDS = 300  # in which all processes of a job must have come
+HEARTBEAT_SECONDS = 30
+LOST = 3  # exit status where another process of the job is gone
+# In the words of the libraries that processes talk through
+_SIGNS_OF_LOSS = ("Gloo", "NCCL", "oordination service", "heartbeat", "onnection reset", "onnection closed")
+
+
+def check_flags(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
+    """Checks what names a place in a job by hand.
+
+    Raises:
+      ConfigError: if part of it is missing or wrong; names the flag.
+    """
+    given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
+    missing = [flag for flag, value in given.items() if value in ("", None)]
+    if missing:
+        raise ConfigError(f"{', '.join(given)} go together; {' and '.join(missing)} is missing")
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--coordinator={coordinator}: must be HOST:PORT of process 0, e.g. 10.0.0.1:1234")
+    assert num_processes is not None and process_id is not None
+    if num_processes < 1:
+        raise ConfigError(f"--num_processes={num_processes}: must be at least 1")
+    if not 0 <= process_id < num_processes:
+        raise ConfigError(f"--process_id={process_id}: must be 0 to {num_processes - 1} for {num_processes} processes")
+
+
+def join(
+    coordinator: str = "",
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    heartbeat_seconds: int = HEARTBEAT_SECONDS,
+    join_seconds: int = JOIN_SECONDS,
+) -> None:
+    """Joins the other processes; all see each other's devices from then on. Call it before anything else of jax.
+
+    Args:
+      coordinator: HOST:PORT of process 0; "": all of these as the cluster's own environment says.
+      num_processes: of the job.
+      process_id: of this process, 0 to num_processes - 1.
+      heartbeat_seconds: a process not heard of for so long counts as lost, and all others end.
+      join_seconds: how long to wait for the others.
+
+    Raises:
+      ConfigError: if the flags are wrong, or no cluster is recognized.
+      UserError: if the others are not to be reached.
+    """
+    import jax
+
+    if coordinator:
+        check_flags(coordinator, num_processes, process_id)
+        if process_id == 0:
+            _check_free(coordinator)
+        else:
+            _await_coordinator(coordinator, join_seconds)
+    try:
+        jax.distributed.initialize(
+            coordinator or None,
+            num_processes,
+            process_id,
+            cluster_detection_method="deactivate" if coordinator else None,
+            initialization_timeout=join_seconds,
+            heartbeat_timeout_seconds=heartbeat_seconds,
+        )
+    except ValueError as error:
+        if "should be defined" not in str(error) and "must be defined" not in str(error):
+            raise
+        raise ConfigError(
+            f"--distributed: no cluster is recognized here; looked for {LOOKED_FOR}. Elsewhere give --coordinator, "
+            "--num_processes and --process_id"
+        ) from None
+    except RuntimeError as error:
+        raise UserError(
+            f"the {num_processes or ''} processes of the job have not come together in {join_seconds} s "
+            f"({str(error).splitlines()[0][:200]}); start all of them with the same --coordinator and --num_processes"
+        ) from None
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which speaks for all."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def leave_job(message: str, status: int) -> None:
+    """Ends a process that has failed at once; returns if it is the only one of its job.
+
+    A plain exit would wait for the others. They end when they miss its heartbeat, or its part in what they compute.
+    """
+    import jax
+
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return
+    print(f"error: process {jax.process_index()} of {jax.process_count()}: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def leave_lost_job(error: Exception) -> None:
+    """Ends this process, with a message, if an error means that another process of its job is gone; else returns."""
+    lines = str(error).strip().splitlines()
+    if lines and any(word in lines[0] for word in _SIGNS_OF_LOSS):
+        leave_job(
+            f"another process of the job has ended or hangs ({lines[0][:160]}). Start all processes again with the "
+            "same command: they go on from the newest checkpoint.",
+            LOST,
+        )
+
+
+def _check_free(coordinator: str) -> None:
+    host, _, port = coordinator.rpartition(":")
+    with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", int(port)))
+        except OSError as error:
+            raise UserError(
+                f"--coordinator={coordinator}: port {port} cannot be used on this host ({error.strerror}); is another "
+                "job running here? Choose another port, the same for all processes"
+            ) from None
+
+
+def _await_coordinator(coordinator: str, seconds: float) -> None:
+    host, _, port = coordinator.rpartition(":")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+                return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"--coordinator={coordinator}: not reached in {seconds:g} s ({error}); is process 0 running there, "
+                    "and is the port open between the hosts?"
+                ) from None
+            time.sleep(1)
