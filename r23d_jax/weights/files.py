@@ -74,10 +74,8 @@ def write(path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) 
     from safetensors import SafetensorError
 
     try:
-        # A folder of its own: in a shared one, such as /tmp, somebody else could have put a link where a known name goes
-        with tempfile.TemporaryDirectory(
-            prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True
-        ) as folder:
+        # A folder of its own: in a shared one, such as /tmp, somebody else could put a link where a known name goes.
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             partial = Path(folder, path.name)
             _write(partial, path, state, meta)
             again, _ = read(partial)
