@@ -18,7 +18,8 @@ DATABASES = ("pypi", "osv")
 
 def direct_names() -> set[str]:
     """Names of the packages that requirements*.txt name themselves, as pip writes them."""
-    lines = [line for path in ROOT.glob("requirements*.txt") if "-lock" not in path.name for line in path.open()]
+    paths = [path for path in ROOT.glob("requirements*.txt") if "-lock" not in path.name]
+    lines = [line for path in paths for line in path.read_text().splitlines()]
     found = (re.match(r"[A-Za-z0-9][\w.-]*", line) for line in lines)
     return {re.sub(r"[-_.]+", "-", match[0]).lower() for match in found if match}
 

@@ -92,9 +92,10 @@ def write(path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) 
 
 def _write(partial: Path, path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
     if path.suffix == ".safetensors":
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        save_file(dict(state), partial, metadata={name: json.dumps(value) for name, value in meta.items()})
+        texts = {name: json.dumps(value) for name, value in meta.items()}
+        partial.write_bytes(save(dict(state), texts))  # its own `save_file` lets nobody else read the file
     elif path.suffix in (".pth", ".pt"):
         torch = import_torch(path)
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
