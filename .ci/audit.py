@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 120  # for a database
+SECONDS = 60  # for a database
 DATABASES = ("pypi", "osv")
 
 
