@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 import r23d_jax
-from r23d_jax import config, parallel
+from r23d_jax import config, disk, parallel
 from r23d_jax.__main__ import main
 from r23d_jax.commands import predict
 from r23d_jax.config import Config, UserError
@@ -263,8 +263,12 @@ def test_writing_follows_no_link_that_somebody_put_there(tmp_path: Path) -> None
     mine = tmp_path / "mine.txt"
     mine.write_text("dear to me")
     target = tmp_path / "a.safetensors"
-    for guess in (".a.safetensors.partial.safetensors", ".a.safetensors.partial"):
+    for guess in (".a.safetensors.partial.safetensors", f".a.{os.getpid()}.partial.safetensors"):
         (tmp_path / guess).symlink_to(mine)
+    with disk.replacing(target) as once, disk.replacing(target) as again:
+        assert once != again
+        for path in (once, again):
+            path.touch()
     umask = os.umask(0o022)
     try:
         files.write(target, {"a": np.zeros(2, np.float32)}, {})

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import re
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from r23d_jax import disk
 from r23d_jax.weights.tables import ConversionError
 
 TORCH_SUFFIXES = (".pth", ".pt", ".tar")
@@ -73,35 +73,34 @@ def write(path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) 
     """
     from safetensors import SafetensorError
 
+    if path.suffix in (".pth", ".pt"):
+        import_torch(path)
+    elif path.suffix != ".safetensors":
+        raise ConversionError(f"{path}: must end in .safetensors, .pth or .pt")
     try:
-        # A folder of its own: in a shared one, such as /tmp, somebody else could put a link where a known name goes.
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            partial = Path(folder, path.name)
-            _write(partial, path, state, meta)
+        with disk.replacing(path) as partial:
+            _write(partial, state, meta)
             again, _ = read(partial)
             if again.keys() != state.keys() or not all(np.array_equal(as_numpy(again[n]), state[n]) for n in state):
                 raise ConversionError(
                     f"{path}: what was written reads differently; nothing was kept. Is the disk sound?"
                 )
-            os.replace(partial, path)
     except ConversionError:
         raise
     except (OSError, RuntimeError, SafetensorError) as error:  # torch has a RuntimeError where no file can be made
         raise ConversionError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
 
 
-def _write(partial: Path, path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+def _write(path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
     if path.suffix == ".safetensors":
         from safetensors.numpy import save
 
         texts = {name: json.dumps(value) for name, value in meta.items()}
-        partial.write_bytes(save(dict(state), texts))  # its own `save_file` lets nobody else read the file
-    elif path.suffix in (".pth", ".pt"):
+        path.write_bytes(save(dict(state), texts))  # its own `save_file` lets nobody else read the file
+    else:
         torch = import_torch(path)
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
-        torch.save({"state_dict": tensors, **meta}, partial)
-    else:
-        raise ConversionError(f"{path}: must end in .safetensors, .pth or .pt")
+        torch.save({"state_dict": tensors, **meta}, path)
 
 
 def as_numpy(value: Any) -> np.ndarray:
