@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from r23d_jax import backend, config, distributed
+from r23d_jax.progress import printable_output
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="config file, e.g. configs/quickstart.py or r23d.py:34")
 WORKDIR = flags.DEFINE_string("workdir", "", "where the run writes; default: runs/<name of the config file>")
@@ -89,20 +90,21 @@ def _check_file(name: str) -> None:
 
 def run() -> None:
     """Runs main; what the user can put right is one message without a traceback, exit status 2."""
-    try:
-        sys.exit(main(parse(sys.argv)))
-    except config.UserError as error:
-        if "jax" in sys.modules:
-            distributed.leave_job(str(error), 2)
-        sys.exit(_complain(str(error)))
-    except flags.Error as error:
-        sys.exit(_complain(f"{error}\n{__doc__}"))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception:
-        if "jax" in sys.modules:
-            distributed.leave_job(traceback.format_exc(), 1)
-        raise
+    with printable_output():
+        try:
+            sys.exit(main(parse(sys.argv)))
+        except config.UserError as error:
+            if "jax" in sys.modules:
+                distributed.leave_job(str(error), 2)
+            sys.exit(_complain(str(error)))
+        except flags.Error as error:
+            sys.exit(_complain(f"{error}\n{__doc__}"))
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except Exception:
+            if "jax" in sys.modules:
+                distributed.leave_job(traceback.format_exc(), 1)
+            raise
 
 
 def _complain(message: str) -> int:

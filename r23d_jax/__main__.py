@@ -6,6 +6,7 @@ import sys
 
 from r23d_jax import backend
 from r23d_jax.config import UserError
+from r23d_jax.progress import printable_output
 
 COMMANDS = {
     "prepare": "turn video files into frame folders or packed shards",
@@ -29,13 +30,14 @@ def main(argv: list[str] | None = None) -> int:
             importlib.import_module(f"r23d_jax.commands.{name}").add_arguments(sub)
     args = parser.parse_args(argv)
     backend.quiet_start()
-    try:
-        return importlib.import_module(f"r23d_jax.commands.{args.command}").run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    with printable_output():
+        try:
+            return importlib.import_module(f"r23d_jax.commands.{args.command}").run(args)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return 130
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`; what is written there takes its place when the block ends without an error.
 
     A reader, or whoever comes after a kill or a loss of power, meets the old content or the new, never a part of it.
+    Nobody can guess the temporary name: in a shared folder, such as /tmp, somebody else could put a link there.
 
     Args:
       path: a file, or a folder. The temporary name keeps its ending.
@@ -28,8 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
       OSError: as writing raises it; `path` is untouched then.
     """
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    _remove(partial)
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.partial{path.suffix}")
     try:
         yield partial
         _sync(partial)

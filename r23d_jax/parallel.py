@@ -1,7 +1,10 @@
 """Devices: one mesh with the axes ("data", "fsdp"), and where every array of a run lies on it."""
 
+import contextlib
 import functools
+import hmac
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,11 +100,32 @@ def compiler_options() -> dict[str, str]:
 
 
 def keep_compiled(folder: Path) -> None:
-    """Keeps compiled programs in a folder, where the next process finds them; JAX_COMPILATION_CACHE_DIR goes first."""
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    """Keeps compiled programs below a folder, where the next process finds them; JAX_COMPILATION_CACHE_DIR goes first.
+
+    They are machine code, which jax runs without a question, and a workdir may come from somebody else. So they lie in
+    a subfolder whose name nobody else can know. Without a home folder to keep a secret in, none are kept.
+    """
+    mark = _secret_name(folder)
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or mark is None:
         return
     compilation_cache.reset_cache()  # another folder's, if this process has used one
-    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / mark))
+
+
+def _secret_name(folder: Path) -> str | None:
+    """A name that follows from the folder's path and a secret of this user, made at the first call."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    path = Path(home, "r23d_jax", "secret")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(32))
+        secret = path.read_bytes()
+    except OSError:
+        return None
+    # shorter: another process is just writing it
+    return hmac.new(secret, os.fsencode(folder.absolute()), "sha256").hexdigest()[:32] if len(secret) == 32 else None
 
 
 def loggers(log: Callable[[str], None]) -> tuple[Callable[[str], None], Callable[[str], None]]:

@@ -1,9 +1,15 @@
-"""Progress of long work: a bar with a rate and the time left on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar with a rate and the time left on a terminal, plain lines elsewhere.
 
+And what may go to a terminal at all: names of videos and classes are data, and may hold commands to it.
+"""
+
+import contextlib
 import sys
 import time
+import unicodedata
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
@@ -37,7 +43,7 @@ class Progress:
     ):
         self.total, self.unit, self.description = total, unit, description
         self.done = self._initial = self._printed = initial
-        self._stream = stream or sys.stderr
+        self._stream = getattr(stream or sys.stderr, "stream", stream or sys.stderr)  # a bar moves the cursor itself
         self._started = self._last_line = time.monotonic()
         self._first_update: tuple[float, int] | None = None  # when, and what was done by then
         self._note = ""
@@ -68,7 +74,8 @@ class Progress:
             self._print_line()
 
     def message(self, text: str) -> None:
-        """Prints a line of its own."""
+        """Prints a line of its own, as `printable`."""
+        text = printable(text, lines=True)
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         elif self._shown:
@@ -112,3 +119,51 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def printable(text: object, lines: bool = False) -> str:
+    """Text as it may stand in a log or on a terminal.
+
+    Control characters, which clear screens and forge lines, characters that turn the direction of writing, and bytes
+    of a file name that are no text are written as escapes, e.g. `\\x1b`.
+
+    Args:
+      text: anything.
+      lines: keep line ends and tabs.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(char if _is_harmless(char) or (lines and char in "\n\t") else _escaped(char) for char in text)
+
+
+def _is_harmless(char: str) -> bool:
+    return unicodedata.category(char)[0] != "C" and char not in "\u2028\u2029"
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape", "surrogatepass").decode()
+
+
+class PrintableStream:
+    """A text stream that writes what `printable` makes of everything."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes the text with its lines; returns its length."""
+        self.stream.write(printable(text, lines=True))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def printable_output() -> Iterator[None]:
+    """Everything that is printed inside passes `printable`, errors included."""
+    out: Any = PrintableStream(sys.stdout)
+    error: Any = PrintableStream(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        yield

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from r23d_jax.config import UserError
+from r23d_jax.progress import printable
 
 EXIT_OK, EXIT_SKIPPED = 0, 3
 
@@ -79,9 +80,10 @@ def _print_ranking(name: str, ranking: list[tuple[str, float]], prediction: Any,
         print(json.dumps(row), flush=True)
         return
     clips = "clip" if prediction.num_clips == 1 else "clips"
-    print(f"{_printable(name)}  ({prediction.num_frames:,} frames, {prediction.num_clips:,} {clips})")
-    width = max(len(class_name) for class_name, _ in ranking)
-    for class_name, probability in ranking:
+    print(f"{printable(name)}  ({prediction.num_frames:,} frames, {prediction.num_clips:,} {clips})")
+    shown = [(printable(class_name), probability) for class_name, probability in ranking]
+    width = max(len(class_name) for class_name, _ in shown)
+    for class_name, probability in shown:
         print(f"  {class_name:<{width}}  {100 * probability:6.2f} %")
     sys.stdout.flush()
 
@@ -90,9 +92,4 @@ def _print_error(name: str, reason: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"video": name, "error": reason}), flush=True)
     else:
-        print(f"{_printable(name)}  not recognized: {_printable(reason.removeprefix(f'{name}: '))}", flush=True)
-
-
-def _printable(text: str) -> str:
-    """File names may hold line ends and terminal commands."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+        print(f"{printable(name)}  not recognized: {printable(reason.removeprefix(f'{name}: '))}", flush=True)

@@ -18,7 +18,7 @@ from r23d_jax.config import FLOW_METHODS, UserError
 from r23d_jax.data.prepare import Job, PrepareError, read_folder, read_staged, remove_partial, run_jobs
 from r23d_jax.data.splits import VIDEO_SUFFIXES, Entry, available_splits, group_of, read_list, without_suffix
 from r23d_jax.disk import hold, write_atomically
-from r23d_jax.progress import Progress
+from r23d_jax.progress import Progress, printable
 
 RECORD, BROKEN, LOCK = "prepare.json", "broken.txt", ".prepare.lock"
 FRAMES, PACKED, STAGING = "frames", "packed", ".staging"
@@ -149,6 +149,9 @@ def _find(root: Path, out: Path, lists: str) -> tuple[list[_Video], list[str], d
         except UnicodeEncodeError:
             broken[str(path)] = "its name is not valid UTF-8; rename it"
             continue
+        if ".." in video.target.split("/") or video.target.startswith("/"):
+            broken[str(path)] = f"would be written to {video.target}, outside of --out; rename it or its class"
+            continue
         other = videos.setdefault(video.target.casefold(), video)
         if other is not video:
             broken[str(path)] = f"has the same class and name as {other.path}; rename one of them"
@@ -267,7 +270,7 @@ def _decode(work: list[tuple[_Video, Job]], args: argparse.Namespace, num_frames
         for job, result in results:
             if result.error:
                 broken[job.video] = result.error
-                progress.message(f"skipped: {_printable(result.error)}")
+                progress.message(f"skipped: {printable(result.error)}")
             else:
                 num_frames[target[job]] = result.num_frames
             progress.update()
@@ -342,15 +345,9 @@ def _save_record(out: Path, record: dict) -> None:
 
 def _write_broken(path: Path, broken: dict[str, str]) -> None:
     if broken:
-        write_atomically(
-            path, "".join(f"{_printable(video)}\t{_printable(broken[video])}\n" for video in sorted(broken))
-        )
+        write_atomically(path, "".join(f"{printable(video)}\t{printable(broken[video])}\n" for video in sorted(broken)))
     else:
         path.unlink(missing_ok=True)
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\t", " ")
 
 
 @contextlib.contextmanager

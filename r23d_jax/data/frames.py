@@ -189,6 +189,10 @@ def _from_cache(root: Path, arrays: dict[str, np.ndarray] | None) -> VideoIndex 
     try:
         if not np.array_equal(_times(root, arrays["folders"].tolist()), arrays["times"]):
             return None
+        # A cache travels with the data and may come from anywhere: it must not point outside of the root.
+        parts = {part for name in ("folder", "prefix", "suffix") for part in arrays[name].tolist()}
+        if any(part.startswith("/") or ".." in part.split("/") for part in parts):
+            return None
         folder = np.array([_absolute(root, part) for part in arrays["folder"].tolist()])
         return VideoIndex(
             class_names=tuple(arrays["class_names"].tolist()),

@@ -14,8 +14,10 @@ official split:
 
 import contextlib
 import dataclasses
+import json
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +26,7 @@ import numpy as np
 
 from r23d_jax.data.frames import PackedFrames, VideoIndex
 from r23d_jax.data.index_cache import load, prepare_folder, save
-from r23d_jax.data.splits import DataError, Entry, Subset, VideoList, group_of, without_suffix
+from r23d_jax.data.splits import CONTROL, DataError, Entry, Subset, VideoList, group_of, without_suffix
 from r23d_jax.data.tfrecord import Record, parse_example, records
 from r23d_jax.progress import Progress
 
@@ -278,6 +280,7 @@ def _read_table(folder: Path) -> _Table:
 
 def _describe_dataset(folder: Path) -> tuple[list[str], list[_Shard], tuple[str, str, str]]:
     """Class names, shards, and the names of the features that hold the frames, the label and the video's name."""
+    _refuse_foreign_features(folder / _FEATURES)
     import tensorflow_datasets as tfds  # takes seconds; not needed when the index is cached
 
     try:
@@ -301,10 +304,35 @@ def _describe_dataset(folder: Path) -> tuple[list[str], list[_Shard], tuple[str,
         for split in info.splits.values()
         for path, num_records in zip(split.filepaths, split.shard_lengths, strict=True)
     ]
+    outside = [shard.path for shard in shards if os.path.abspath(shard.path.parent) != os.path.abspath(folder)]
+    if outside:
+        raise DataError(f"{folder / _INFO}: names a shard outside of its folder: {outside[0]}")
     lacking = [shard.path for shard in shards if not shard.path.is_file()]
     if lacking:
         raise DataError(f"{lacking[0]}: this shard is missing, and {len(lacking) - 1} more; copy or make it again")
     return list(label.names), shards, (video_key, "label", name_key)
+
+
+def _refuse_foreign_features(path: Path) -> None:
+    """tensorflow-datasets imports whatever module the file names as the home of a feature: here only its own."""
+
+    def names(node: Any) -> Iterator[str]:
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if isinstance(value, (dict, list)):
+                yield from names(value)
+            elif key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str):
+                yield value
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        foreign = [name for name in names([content]) if not name.startswith("tensorflow_datasets.core.features.")]
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); copy or make the dataset again") from error
+    if foreign:
+        raise DataError(
+            f"{path}: refused, because reading it would run code: it asks for {foreign[0]!r}, which is no feature of "
+            "tensorflow-datasets"
+        )
 
 
 def _scan_shard(shard: _Shard, keys: tuple[str, str, str], num_classes: int) -> None:
@@ -339,6 +367,8 @@ def _parse_video(
     if len(names) == 1 and isinstance(names[0], tuple):
         start, length = names[0]
         name = without_suffix(data[start : start + length].tobytes().decode("utf-8", errors="surrogateescape"))
+        if CONTROL.search(name):
+            raise ValueError(f"its name {name!r} holds a control character")
     return name, labels[0], [offset for offset, _ in pairs], [length for _, length in pairs]
 
 
@@ -347,6 +377,8 @@ def _from_cache(folder: Path, arrays: dict[str, np.ndarray] | None) -> _Table | 
         return None
     try:
         table = _Table(**arrays)
+        if any(os.path.basename(name) != name for name in table.shards.tolist()):
+            return None
         stats = [os.stat(folder / name) for name in table.shards.tolist()]
     except (OSError, TypeError):
         return None

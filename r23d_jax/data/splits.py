@@ -29,6 +29,7 @@ _GROUP = re.compile(r"_(g[0-9]+)_c[0-9]+$", re.IGNORECASE)
 _CLASS_LINE = re.compile(r"([0-9]{1,9})[ \t]+(\S.*)")
 _NUMBERED = re.compile(r"(.*\S)[ \t]+([0-9]{1,9})")
 _PATH_HEADERS = ("path", "video", "video_path", "file", "filename", "name")
+CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")  # in a name: it would clear a terminal, or forge a line of the log
 _LABEL_HEADERS = ("label", "class", "class_name", "target")
 
 
@@ -181,6 +182,7 @@ def _read_class_ind(path: Path) -> dict[str, int]:
         if not found:
             raise DataError(f"{where}: malformed line {line!r}; expected a number and a class name, e.g. '12 Diving'")
         number, name = int(found[1]), found[2]
+        _refuse_escape(name, where)
         if name.casefold() in folded:
             raise DataError(f"{where}: class {name!r} is named twice")
         if number_of and number <= max(number_of.values()):
@@ -238,7 +240,10 @@ def _read_csv(lists: Path, subset: Subset, split: int) -> tuple[tuple[str, ...],
 
     classes_file = lists / "classes.txt"
     if classes_file.is_file():
-        class_names = tuple(line for _, line in _lines(classes_file))
+        lines = list(_lines(classes_file))
+        for where, name in lines:
+            _refuse_escape(name, where)
+        class_names = tuple(name for _, name in lines)
         if len({name.casefold() for name in class_names}) != len(class_names) or not class_names:
             raise DataError(f"{classes_file}: must name each class once, one a line")
     else:
@@ -291,6 +296,7 @@ def _read_csv_rows(path: Path) -> list[tuple[str, str, str]]:
                     continue
                 if len(cells) != width or not cells[path_column] or not cells[label_column]:
                     raise DataError(f"{where}: malformed line {','.join(cells)!r}; expected 'path,label'")
+                _refuse_escape(cells[label_column], where)
                 rows.append((cells[path_column], cells[label_column], where))
         except csv.Error as error:
             raise DataError(f"{path.name}:{reader.line_num}: not CSV: {error}") from error
@@ -326,12 +332,20 @@ def _lines(path: Path) -> Iterable[tuple[str, str]]:
 
 def _relative_parts(text: str, where: str) -> list[str]:
     """Parts of a listed path, which must stay inside the data folder: a list is data and may come from anywhere."""
-    parts = text.replace("\\", "/").split("/")
-    if not parts[0] or re.fullmatch(r"[A-Za-z]:", parts[0]) or ".." in parts or "\0" in text:
-        raise DataError(f"{where}: path {text!r} leaves the data folder; paths must be relative, without '..'")
+    parts = _refuse_escape(text, where)
     parts = [part for part in parts if part not in ("", ".")]
     if not parts:
         raise DataError(f"{where}: path {text!r} names no video")
+    return parts
+
+
+def _refuse_escape(text: str, where: str) -> list[str]:
+    """Parts of a path or of a class name, which `prepare` makes folders of."""
+    if CONTROL.search(text):
+        raise DataError(f"{where}: {text!r} holds a control character; rename it")
+    parts = text.replace("\\", "/").split("/")
+    if not parts[0] or re.fullmatch(r"[A-Za-z]:", parts[0]) or ".." in parts:
+        raise DataError(f"{where}: path {text!r} leaves the data folder; paths must be relative, without '..'")
     return parts
 
 

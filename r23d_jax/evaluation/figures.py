@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from r23d_jax.progress import printable
+
 # Okabe and Ito's palette, told apart with every common kind of color blindness.
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#8A929C"
 TEXT, GRID = "#1F2933", "#E4E7EB"
@@ -23,8 +25,8 @@ Row = Mapping[str, float | None]
 
 
 def escape(text: object) -> str:
-    """Text as it may stand in HTML, also inside an attribute."""
-    return html.escape(str(text), quote=True)
+    """Text as it may stand in HTML and SVG, also inside a quoted attribute."""
+    return html.escape(printable(text, lines=True), quote=True)
 
 
 # -- curves ------------------------------------------------------------------------------------------------------------

@@ -225,9 +225,10 @@ def load_evaluation(workdir: Path) -> EvalResult | None:
             **arrays,
         )
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}). Delete it and evaluate again with --mode=eval."
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        if "pickle" in reason:  # numpy goes on to explain how to run the code all the same
+            reason = "refused, because reading it could run code that is stored in it"
+        raise UserError(f"{path}: cannot be read ({reason}). Delete it and evaluate again with --mode=eval.") from error
 
 
 def _finite(value: float) -> float | None:

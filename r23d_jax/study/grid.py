@@ -79,6 +79,9 @@ def cells(study: Study) -> list[Cell]:
         except ConfigError as error:
             raise UserError(f"cell {name}: {error}") from None
         made.append(Cell(name, labels, config))
+    hidden = [cell.name for cell in made if cell.name.startswith(".")]
+    if hidden:  # ".." would be the folder above
+        raise UserError(f"study {study.title!r}: a cell's folder would be called {hidden[0]!r}; give it another label")
     if len({cell.name.casefold() for cell in made}) < len(made):
         raise UserError(f"study {study.title!r}: two cells have one name; give the values of an axis other labels")
     if not made:

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from r23d_jax.disk import write_atomically
 from r23d_jax.evaluation.figures import BLUE, GRAY, GREEN, ORANGE
-from r23d_jax.progress import format_seconds
+from r23d_jax.progress import format_seconds, printable
 from r23d_jax.study.grid import REPETITIONS, Cell, Study
 from r23d_jax.study.run import Outcome, read_outcome
 
@@ -80,16 +81,31 @@ def _csv(cells: list[Cell], workdir: Path) -> str:
     axes = list(cells[0].labels)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*axes, "status", *METRICS, "parameters", "gmacs", "seconds", "device"])
+    writer.writerow([*map(_cell, axes), "status", *METRICS, "parameters", "gmacs", "seconds", "device"])
     for cell in cells:
         outcome = read_outcome(workdir / cell.name)
         if outcome is None:
-            writer.writerow([*cell.labels.values(), "waiting", *[""] * (len(METRICS) + 4)])
+            writer.writerow([*map(_cell, cell.labels.values()), "waiting", *[""] * (len(METRICS) + 4)])
             continue
         values = [outcome.metrics.get(name, "") for name in METRICS]
-        rest = [outcome.parameters, round(outcome.gmacs, 6), round(outcome.seconds, 1), outcome.device]
-        writer.writerow([*cell.labels.values(), outcome.status, *values, *rest])
+        rest = [outcome.parameters, round(outcome.gmacs, 6), round(outcome.seconds, 1), _cell(outcome.device)]
+        writer.writerow([*map(_cell, cell.labels.values()), outcome.status, *values, *rest])
     return text.getvalue()
+
+
+def _cell(text: str) -> str:
+    """Text as a cell that a spreadsheet does not take for a formula; a number stays one."""
+    text = printable(text)
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return text
+
+
+def _markdown(text: str) -> str:
+    """Text as it may stand in a line or a table of Markdown, without markup of its own."""
+    return re.sub(r"([\\`*<>\[\]|&])", r"\\\1", printable(text))
 
 
 def _page(study: Study, cells: list[Cell], groups: list[Group], pictures: list[tuple[str, str]]) -> str:
@@ -103,24 +119,27 @@ def _page(study: Study, cells: list[Cell], groups: list[Group], pictures: list[t
     state += f", {waiting} have not run" if waiting else ""
     columns = [*axes, "video top-1", "mean class", "clip top-1", "runs", "parameters", "GMACs", "time"]
     lines = [
-        f"# {study.title}",
+        f"# {_markdown(study.title)}",
         "",
         f"{state}.",
         f"Accuracies in percent: mean over {' and '.join(repeated) or 'one run'}, ± standard deviation over seeds.",
-        *([f"Hardware: {'; '.join(devices)}."] if devices else []),
+        *([f"Hardware: {_markdown('; '.join(devices))}."] if devices else []),
         "",
-        f"| {' | '.join(columns)} |",
+        f"| {' | '.join(map(_markdown, columns))} |",
         "|" + "---|" * len(axes) + "---:|" * 7,
     ]
     for group in groups:
-        lines.append("| " + " | ".join([*group.labels, *_cells_of_row(group)]) + " |")
+        lines.append("| " + " | ".join([*map(_markdown, group.labels), *_cells_of_row(group)]) + " |")
     splits = _by_split(study, groups, axes)
     lines += ["", *splits] if splits else []
     for title, name in pictures:
         lines += ["", f"![{title}]({name})"]
     failures = [group for group in groups if group.failed]
     if failures:
-        lines += ["", "Failed: " + ", ".join(f"{' / '.join(group.labels)} ({group.failed})" for group in failures)]
+        lines += [
+            "",
+            "Failed: " + ", ".join(f"{_markdown(' / '.join(group.labels))} ({group.failed})" for group in failures),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -146,7 +165,7 @@ def _by_split(study: Study, groups: list[Group], axes: list[str]) -> list[str]:
     if len(splits) < 2:
         return []
     lines = [
-        "| " + " | ".join([*axes, *(f"split {split}" for split in splits), "mean"]) + " |",
+        "| " + " | ".join([*map(_markdown, [*axes, *(f"split {split}" for split in splits)]), "mean"]) + " |",
         "|" + "---|" * len(axes) + "---:|" * (len(splits) + 1),
     ]
     for group in groups:
@@ -155,7 +174,7 @@ def _by_split(study: Study, groups: list[Group], axes: list[str]) -> list[str]:
             found = [100 * o.metrics["val/top1_video"] for c, o in group.outcomes if c.labels["split"] == split]
             means.append(statistics.fmean(found) if found else math.nan)
         shown = ["" if math.isnan(mean) else f"{mean:.2f}" for mean in [*means, statistics.fmean(means)]]
-        lines.append("| " + " | ".join([*group.labels, *shown]) + " |")
+        lines.append("| " + " | ".join([*map(_markdown, group.labels), *shown]) + " |")
     return lines
 
 
@@ -166,17 +185,20 @@ _MARKERS = "osD^vP*X"
 
 
 def _pictures(study: Study, groups: list[Group], workdir: Path) -> list[tuple[str, str]]:
+    import matplotlib
+
     finished = [group for group in groups if group.values("val/top1_video")]
     if not finished:
         return []
     made = []
-    for name, title, field in (
-        ("accuracy_gmacs.svg", "multiply-adds of one clip, billions", "gmacs"),
-        ("accuracy_parameters.svg", "parameters, millions", "parameters"),
-    ):
-        _scatter(finished, title, field, workdir / name)
-        made.append((f"Accuracy against {title}", name))
-    _heat_map(finished, workdir / "per_class.svg")
+    with matplotlib.rc_context({"text.parse_math": False}):  # a label is no formula, whatever dollars are in it
+        for name, title, field in (
+            ("accuracy_gmacs.svg", "multiply-adds of one clip, billions", "gmacs"),
+            ("accuracy_parameters.svg", "parameters, millions", "parameters"),
+        ):
+            _scatter(finished, title, field, workdir / name)
+            made.append((f"Accuracy against {title}", name))
+        _heat_map(finished, workdir / "per_class.svg")
     made.append(("Accuracy by class", "per_class.svg"))
     return made
 
@@ -196,7 +218,7 @@ def _scatter(groups: list[Group], title: str, field: str, path: Path) -> None:
             color=_COLORS[index % len(_COLORS)],
             markersize=7,
             capsize=3,
-            label=", ".join(group.labels),
+            label=printable(", ".join(group.labels)),
         )
     axes.set_xlabel(title)
     axes.set_ylabel("video top-1, % (bars: worst to best seed)")
@@ -213,10 +235,10 @@ def _heat_map(groups: list[Group], path: Path) -> None:
     for group in groups:
         tables = [outcome.per_class for _, outcome in group.outcomes]
         rows.append([_mean([table.get(name) for table in tables]) for name in names])
-    labels = [", ".join(group.labels) for group in groups]
+    labels = [printable(", ".join(group.labels)) for group in groups]
     figure, (axes,) = _figure(2.5 + 0.28 * max(len(names), 8), 1.6 + 0.34 * len(groups))
     image = axes.imshow(rows, vmin=0, vmax=100, cmap="cividis", aspect="auto")
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
+    axes.set_xticks(range(len(names)), [printable(name) for name in names], rotation=60, ha="right", fontsize=8)
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
     if len(names) <= 12:
         for y, row in enumerate(rows):

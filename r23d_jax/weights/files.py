@@ -1,19 +1,21 @@
 """Files of weights: what kind a file is, and how it is read and written. torch is imported for .pth files only."""
 
-import contextlib
 import json
 import os
 import pickle
-import zipfile
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from r23d_jax import disk
 from r23d_jax.weights.tables import ConversionError
 
 TORCH_SUFFIXES = (".pth", ".pt", ".tar")
+LEAST_TORCH = (2, 6)  # whose weights_only=True holds
 # Keys below which training scripts keep the state dict.
 CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net")
 
@@ -71,29 +73,34 @@ def write(path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) 
     """
     from safetensors import SafetensorError
 
-    partial = path.with_name(f".{path.name}.partial{path.suffix}")
+    if path.suffix in (".pth", ".pt"):
+        import_torch(path)
+    elif path.suffix != ".safetensors":
+        raise ConversionError(f"{path}: must end in .safetensors, .pth or .pt")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import save_file
-
-            save_file(dict(state), partial, metadata={name: json.dumps(value) for name, value in meta.items()})
-        elif path.suffix in (".pth", ".pt"):
-            torch = import_torch(path)
-            tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
-            torch.save({"state_dict": tensors, **meta}, partial)
-        else:
-            raise ConversionError(f"{path}: must end in .safetensors, .pth or .pt")
-        again, _ = read(partial)
-        if again.keys() != state.keys() or not all(np.array_equal(as_numpy(again[n]), state[n]) for n in state):
-            raise ConversionError(f"{path}: what was written reads differently; nothing was kept. Is the disk sound?")
-        os.replace(partial, path)
+        with disk.replacing(path) as partial:
+            _write(partial, state, meta)
+            again, _ = read(partial)
+            if again.keys() != state.keys() or not all(np.array_equal(as_numpy(again[n]), state[n]) for n in state):
+                raise ConversionError(
+                    f"{path}: what was written reads differently; nothing was kept. Is the disk sound?"
+                )
     except ConversionError:
         raise
     except (OSError, RuntimeError, SafetensorError) as error:  # torch has a RuntimeError where no file can be made
         raise ConversionError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+
+
+def _write(path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import save
+
+        texts = {name: json.dumps(value) for name, value in meta.items()}
+        path.write_bytes(save(dict(state), texts))  # its own `save_file` lets nobody else read the file
+    else:
+        torch = import_torch(path)
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+        torch.save({"state_dict": tensors, **meta}, path)
 
 
 def as_numpy(value: Any) -> np.ndarray:
@@ -127,15 +134,20 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     torch = import_torch(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise ConversionError(
-            f"{path}: refused, because reading it would run code that is stored in it ({reason}). In the program that "
-            "wrote it: torch.save(model.state_dict(), path)"
-        ) from None
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise ConversionError(f"{path}: damaged, or not a torch file ({str(error).splitlines()[0]})") from None
+        with warnings.catch_warnings(action="ignore"):  # of an archive of TorchScript, which is refused just after
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a hostile file can raise anything
+        text = str(error)
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
+            # Nothing else of what torch says is repeated: it goes on to explain how to run the code all the same.
+            wanted = re.search(r"GLOBAL ([\w.]+)", text)
+            reason = f"it asks for {wanted[1]}" if wanted else "it is no plain state dict"
+            raise ConversionError(
+                f"{path}: refused, because reading it could run code that is stored in it ({reason}). In the program "
+                "that wrote it: torch.save(model.state_dict(), path)"
+            ) from None
+        first = text.splitlines()[0] if text else type(error).__name__
+        raise ConversionError(f"{path}: damaged, or not a torch file ({first})") from None
     if not isinstance(content, Mapping):
         raise ConversionError(f"{path}: holds a {type(content).__name__}, not a state dict")
     for container in CONTAINERS:
@@ -153,7 +165,7 @@ def import_torch(path: Path) -> Any:
     """torch.
 
     Raises:
-      ConversionError: if it is not installed, naming the file that needs it.
+      ConversionError: if it is not installed, or too old to be safe, naming the file that needs it.
     """
     try:
         import torch
@@ -161,4 +173,9 @@ def import_torch(path: Path) -> Any:
         raise ConversionError(
             f"{path}: {path.suffix} files need torch (pip install -r requirements-torch.txt); .safetensors does not"
         ) from None
+    if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < LEAST_TORCH:
+        raise ConversionError(
+            f"{path}: torch {torch.__version__} can be made to run code by a .pth file even where it is told not to "
+            "(CVE-2025-32434); pip install -r requirements-torch.txt"
+        )
     return torch
