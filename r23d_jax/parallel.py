@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hmac
+import math
 import os
 import secrets
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from r23d_jax.config import ConfigError
 
@@ -41,7 +42,22 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def state_shardings(tree: Any, mesh: Mesh) -> Any:
+def abstract_mesh(data: int, fsdp: int) -> AbstractMesh:
+    """A mesh of devices that need not exist, to ask where things would lie."""
+    return AbstractMesh((data, fsdp), AXES)
+
+
+def bytes_per_device(tree: Any, mesh: Mesh | AbstractMesh) -> int:
+    """Bytes of a tree of arrays or shapes that each device holds under `state_shardings`."""
+    leaves = jax.tree.leaves(tree)
+    shardings = jax.tree.leaves(state_shardings(leaves, mesh))
+    return sum(
+        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, sharding in zip(leaves, shardings, strict=True)
+    )
+
+
+def state_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A sharding per leaf: split over `fsdp` along the longest axis that divides, or whole on every device.
 
     Args:

@@ -1,9 +1,12 @@
 """python -m r23d_jax info [NAME]: what a network costs, part by part; or the names of all networks."""
 
 import argparse
+import re
 import sys
+from collections.abc import Callable
+from typing import Any
 
-from r23d_jax.config import HEADS, TOKENS, HeadConfig
+from r23d_jax.config import HEADS, OPTIMIZERS, TOKENS, HeadConfig, OptimizerConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=112, help="height and width in pixels (default 112)")
     parser.add_argument("--classes", type=int, default=101, help="classes (default 101)")
     parser.add_argument("--head", choices=HEADS, default="avgpool")
+    parser.add_argument("--mesh", default="", help="DATAxFSDP, e.g. 4x2: what each of these devices holds")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default=OptimizerConfig.name, help="for --mesh")
     parser.add_argument("--tokens", choices=TOKENS, default="space_time", help="of the vit and attention_pool heads")
 
 
@@ -42,6 +47,9 @@ def run(args: argparse.Namespace) -> int:
             rngs=nnx.Rngs(0),
         )
 
+    if args.mesh and not re.fullmatch(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", args.mesh):
+        print(f"error: --mesh {args.mesh}: must be DATAxFSDP, e.g. 4x2 for eight devices", file=sys.stderr)
+        return 2
     parts = count_parts(make, (args.frames, args.size, args.size, 3))
     print(f"{args.name}, {args.head} head, {args.frames} frames of {args.size} x {args.size}, {args.classes} classes")
     print()
@@ -56,7 +64,36 @@ def run(args: argparse.Namespace) -> int:
         "For one clip. GMACs: multiply-adds of convolutions and matrix products, in billions. Activations: what those"
     )
     print("write, in float32; training keeps about this much per clip (half in bfloat16), besides BN's copies.")
+    if args.mesh:
+        _print_mesh(make, args.mesh, args.optimizer)
     return 0
+
+
+def _print_mesh(make_model: Callable[[], Any], mesh_text: str, optimizer: str) -> None:
+    """What training keeps from step to step on each device, by shapes alone and the rules of a real run."""
+    import jax
+    from flax import nnx
+
+    from r23d_jax import parallel
+    from r23d_jax.models.functional import split_model
+    from r23d_jax.training.optimizer import make_optimizer
+
+    data, fsdp = map(int, mesh_text.split("x"))
+    mesh = parallel.abstract_mesh(data, fsdp)
+    _, params, batch_stats = split_model(nnx.eval_shape(make_model))
+    tx, _ = make_optimizer(OptimizerConfig(name=optimizer), params, steps_per_epoch=1, num_steps=1)
+    state = {"parameters": params, "BN statistics": batch_stats, f"{optimizer} state": jax.eval_shape(tx.init, params)}
+    print()
+    print(f"{data * fsdp} devices, parameters and optimizer state split over {fsdp} of them:")
+    print(f"{'':16}{'in all':>14}{'per device':>14}")
+    alone = parallel.abstract_mesh(1, 1)
+    totals = [0, 0]
+    for name, tree in state.items():
+        sizes = [parallel.bytes_per_device(tree, mesh) for mesh in (alone, mesh)]
+        totals = [total + size for total, size in zip(totals, sizes, strict=True)]
+        print(f"{name:16}{sizes[0] / 2**20:>10.2f} MiB{sizes[1] / 2**20:>10.2f} MiB")
+    print(f"{'total':16}{totals[0] / 2**20:>10.2f} MiB{totals[1] / 2**20:>10.2f} MiB")
+    print("Gradients take as much as parameters once more while a step runs, and a moving average for good.")
 
 
 def _row(name: str, shape: str, parameters: int, macs: int, activations: int) -> str:
