@@ -14,6 +14,7 @@ import tensorflow as tf
 from r23d_jax import parallel
 from r23d_jax.config import DataConfig, EvalConfig, Preprocessing
 from r23d_jax.data import augment
+from r23d_jax.data.broken import examine_picture
 from r23d_jax.data.decode import decode_clip
 from r23d_jax.data.video import VideoError, iter_frames
 from r23d_jax.evaluation.evaluate import make_eval_step
@@ -109,9 +110,15 @@ class FrameFolder:
     """
 
     def __init__(self, path: Path, pre: Preprocessing):
-        files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+        try:
+            files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+        except OSError as error:
+            raise VideoError(f"{path}: cannot be read ({error.strerror})") from error
         if not files:
             raise VideoError(f"{path}: holds no .jpg or .png frames")
+        for file in files:
+            if file.exists() and not file.is_file():  # reading a pipe would wait for ever
+                raise VideoError(f"{file}: is no file, but a folder, a pipe or a device")
         self._files, self._pre = sorted(files, key=_natural), pre
 
     def count(self) -> int:
@@ -212,10 +219,10 @@ def _frame_fault(files: list[Path]) -> str:
             return f"{file}: cannot be read ({error.strerror})"
         if not content:
             return f"{file}: is empty (0 bytes)"
-        try:
-            sizes[file] = tuple(tf.io.decode_image(content, channels=3, expand_animations=False).shape[:2])
-        except tf.errors.OpError:
-            return f"{file}: cannot be decoded"
+        problem, size = examine_picture(content)
+        if size is None:
+            return f"{file}: {problem}"
+        sizes[file] = size
     first = files[0]
     for file, size in sizes.items():
         if size != sizes[first]:

@@ -237,7 +237,7 @@ def test_broken_videos_do_not_stop_the_others(workdir, videos, tmp_path, capsys)
     reasons = ["No such file", "not a readable video", "holds no .jpg or .png frames"]
     reasons += [
         "2.jpg: is empty (0 bytes)",
-        "3.jpg: cannot be decoded",
+        "3.jpg: not a picture",
         "2.jpg: is 44x40, unlike 1.jpg, which is 40x40",
     ]
     for line, path, reason in zip(lines, bad, reasons, strict=False):
