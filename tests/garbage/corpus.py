@@ -7,7 +7,9 @@ of it. Some are odd and yet sound; these have no reason and must simply work.
 import dataclasses
 import functools
 import io
+import json
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 from fractions import Fraction
@@ -17,6 +19,8 @@ import av
 import cv2
 import numpy as np
 from PIL import Image
+
+from r23d_jax.data.tfrecord import crc32c, masked
 
 HUGE = 20_000  # pixels, each side of a decompression bomb
 
@@ -240,9 +244,7 @@ VIDEOS = {
         lambda: (whole := video("avi", "mpeg4", 200))[: len(whole) // 2],
         r"damaged \((\d+ frames can be decoded of about 200|Invalid)",
     ),
-    "header_only": Garbage(
-        ".avi", lambda: video("avi", "mpeg4")[:400], r"not a readable video"
-    ),
+    "header_only": Garbage(".avi", lambda: video("avi", "mpeg4")[:400], r"not a readable video"),
     "playlist": Garbage(".mp4", lambda: b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n", r"not a readable video"),
     "no_video_stream": Garbage(".avi", lambda: sound("wav", "pcm_s16le"), r"has no video stream"),
     "audio_only": Garbage(".mp4", sound, r"has no video stream"),
@@ -264,3 +266,88 @@ VIDEOS = {
     "one_frame": Garbage(".avi", lambda: video("avi", "mpeg4", 1)),
     "one_pixel": Garbage(".avi", lambda: video("avi", "png", height=1, width=1)),
 }
+
+
+# -- records -----------------------------------------------------------------------------------------------------------
+
+
+def framed(data: bytes) -> bytes:
+    """One TFRecord."""
+
+    def checksum(content: bytes) -> bytes:
+        return struct.pack("<I", masked(crc32c(np.frombuffer(content, np.uint8))))
+
+    length = struct.pack("<Q", len(data))
+    return length + checksum(length) + data + checksum(data)
+
+
+def message(*fields: tuple[int, bytes | int]) -> bytes:
+    """A protocol buffer of (number, bytes or integer) fields."""
+
+    def varint(value: int) -> bytes:
+        return bytes([value & 0x7F | 0x80]) + varint(value >> 7) if value > 0x7F else bytes([value])
+
+    return b"".join(
+        varint(number << 3) + varint(value)
+        if isinstance(value, int)
+        else varint(number << 3 | 2) + varint(len(value)) + value
+        for number, value in fields
+    )
+
+
+def example(frames: list[bytes], label: int, name: str) -> bytes:
+    """The `tf.train.Example` of one packed video."""
+    features = {
+        "video": message((1, message(*((1, frame) for frame in frames)))),
+        "label": message((3, message((1, label)))),
+        "name": message((1, message((1, name.encode())))),
+    }
+    return message((1, message(*((1, message((1, key.encode()), (2, value))) for key, value in features.items()))))
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+def safetensors(header: object, data: bytes = b"", length: int | None = None) -> bytes:
+    """A safetensors file of any header, true or not; `length` is what it claims of the header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def tensor(start: int = 0, end: int = 16, shape: tuple[int, ...] = (4,), dtype: str = "F32") -> dict:
+    """A row of a safetensors header."""
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+
+
+def torch_file(
+    numel: int = 4,
+    size: int = 4,
+    stride: int = 1,
+    data: bytes = bytes(16),
+    name: str = "fc.weight",
+    compression: int = zipfile.ZIP_STORED,
+) -> bytes:
+    """A .pth of one vector as torch writes it, without torch; what it claims of the vector need not be true."""
+
+    def text(value: str) -> bytes:
+        return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+    def number(value: int) -> bytes:  # LONG1
+        return b"\x8a\x09" + value.to_bytes(9, "little")
+
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(numel) + b"tQ"
+    vector = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0(" + number(size) + b"t(" + number(stride) + b"t"
+    vector += b"\x89ccollections\nOrderedDict\n)RtR"
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression=compression) as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02}(" + text(name) + vector + b"u.")
+        archive.writestr("a/byteorder", b"little")
+        archive.writestr("a/data/0", data)
+        archive.writestr("a/version", b"3\n")
+    return file.getvalue()
+
+
+@functools.cache
+def torch_bomb() -> bytes:
+    """A .pth of half a megabyte that holds 512 MB of zeros."""
+    return torch_file(1 << 27, 1 << 27, data=bytes(1 << 29), compression=zipfile.ZIP_DEFLATED)

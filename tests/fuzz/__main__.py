@@ -1,0 +1,60 @@
+"""python -m tests.fuzz TARGET --seconds N: coverage-guided fuzzing of one parser with atheris, which is optional.
+
+What is found new is kept in --corpus (a folder outside of the repository by default); an input that fails is written to
+`crash-*` there, and shown. `tests/fuzz/corpus/TARGET` holds a small minimized set, which ordinary tests replay.
+"""
+
+import argparse
+import importlib
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+SEEDS = Path(__file__).with_name("corpus")
+PARSERS = ("splits", "index_cache", "frames", "packed", "tfrecord", "picture_header")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("target", choices=("lists", "index", "records", "weights"))
+    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--corpus", type=Path, help="where inputs are kept (default: a temporary folder)")
+    parser.add_argument(
+        "--minimize", action="store_true", help="write the smallest set with the same coverage as seeds"
+    )
+    args = parser.parse_args()
+    try:
+        import atheris
+    except ImportError:
+        print("fuzzing needs atheris, which is not installed: pip install atheris", file=sys.stderr)
+        return 2
+    corpus = args.corpus or Path(tempfile.mkdtemp(prefix=f"fuzz-{args.target}-"))
+    corpus.mkdir(parents=True, exist_ok=True)
+    with atheris.instrument_imports(include=["r23d_jax"], enable_loader_override=False):
+        for name in PARSERS:
+            importlib.import_module(f"r23d_jax.data.{name}")
+        if args.target == "weights":
+            importlib.import_module("r23d_jax.weights.state_dicts")
+    atheris.enabled_hooks.add("RegEx")
+    from tests.fuzz.targets import TARGETS, starting_inputs
+
+    for number, content in enumerate(starting_inputs(args.target)):
+        (corpus / f"start-{number}").write_bytes(content)
+
+    options = [sys.argv[0], f"-artifact_prefix={corpus}/", "-timeout=20", "-rss_limit_mb=3000", "-print_final_stats=1"]
+    if args.minimize:
+        seeds = SEEDS / args.target
+        shutil.rmtree(seeds, ignore_errors=True)
+        seeds.mkdir(parents=True)
+        options += ["-merge=1", str(seeds), str(corpus)]
+    else:
+        options += [f"-max_total_time={args.seconds}", "-max_len=4096", str(corpus), str(SEEDS / args.target)]
+        (SEEDS / args.target).mkdir(parents=True, exist_ok=True)
+    atheris.Setup(options, TARGETS[args.target])
+    atheris.Fuzz()  # ends the process
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
