@@ -16,7 +16,8 @@ def claimed_size(content: bytes) -> tuple[int, int] | None:
         if content.startswith(b"\xff\xd8"):
             return _jpeg(content)
         if content.startswith(b"\x89PNG"):
-            return struct.unpack_from(">II", content, 16)
+            width, height = struct.unpack_from(">II", content, 16)
+            return height, width
         if content.startswith(b"GIF8"):
             return _gif(content)
         if content.startswith(b"RIFF") and content[8:12] == b"WEBP":

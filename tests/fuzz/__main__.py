@@ -20,9 +20,7 @@ def main() -> int:
     parser.add_argument("target", choices=("lists", "index", "records", "weights"))
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--corpus", type=Path, help="where inputs are kept (default: a temporary folder)")
-    parser.add_argument(
-        "--minimize", action="store_true", help="write the smallest set with the same coverage as seeds"
-    )
+    parser.add_argument("--minimize", action="store_true", help="make the smallest set of it the seeds")
     args = parser.parse_args()
     try:
         import atheris
@@ -36,7 +34,6 @@ def main() -> int:
             importlib.import_module(f"r23d_jax.data.{name}")
         if args.target == "weights":
             importlib.import_module("r23d_jax.weights.state_dicts")
-    atheris.enabled_hooks.add("RegEx")
     from tests.fuzz.targets import TARGETS, starting_inputs
 
     for number, content in enumerate(starting_inputs(args.target)):
@@ -49,7 +46,7 @@ def main() -> int:
         seeds.mkdir(parents=True)
         options += ["-merge=1", str(seeds), str(corpus)]
     else:
-        options += [f"-max_total_time={args.seconds}", "-max_len=4096", str(corpus), str(SEEDS / args.target)]
+        options += [f"-max_total_time={args.seconds}", "-max_len=2048", str(corpus), str(SEEDS / args.target)]
         (SEEDS / args.target).mkdir(parents=True, exist_ok=True)
     atheris.Setup(options, TARGETS[args.target])
     atheris.Fuzz()  # ends the process

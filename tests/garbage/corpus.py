@@ -4,14 +4,17 @@ Each entry of `PICTURES`, `VIDEOS` and `WEIGHTS` is a `Garbage`: how its content
 of it. Some are odd and yet sound; these have no reason and must simply work.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
 import json
+import os
 import struct
+import threading
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -30,11 +33,13 @@ class Garbage:
     """One file that a program may meet.
 
     Attributes:
+      what: in words.
       suffix: of its name.
       make: its content.
       reason: regular expression of what is said about it; "" where it is odd, and yet usable.
     """
 
+    what: str
     suffix: str
     make: Callable[[], bytes]
     reason: str = ""
@@ -54,6 +59,29 @@ def flip_bits(content: bytes, count: int, seed: int = 0, start: int = 0) -> byte
     for place in random.integers(start, len(content), count).tolist():
         flipped[place] ^= 1 << int(random.integers(8))
     return bytes(flipped)
+
+
+# -- places ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def pipe(path: Path, patience: float = 20) -> Iterator[Path]:
+    """A pipe on disk; who waits for it is let go after `patience` seconds, so that a test fails and does not hang."""
+    os.mkfifo(path)
+    stop = threading.Event()
+
+    def release() -> None:
+        while not stop.wait(patience):
+            with contextlib.suppress(OSError):  # nobody is waiting
+                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+
+    thread = threading.Thread(target=release, daemon=True)
+    thread.start()
+    try:
+        yield path
+    finally:
+        stop.set()
+        thread.join()
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
@@ -127,36 +155,65 @@ def sixteen_bit_png() -> bytes:
 
 
 PICTURES = {
-    "zero_byte": Garbage(".jpg", lambda: b"", r"empty"),
+    "zero_byte": Garbage("an empty file", ".jpg", lambda: b"", r"empty f(ile|rame) \(0 bytes\)"),
     "text": Garbage(
-        ".jpg", lambda: b"hello, this is no picture\n" * 9, r"not a picture \(it begins with b'hello, t'\)"
+        "text called .jpg", ".jpg", lambda: b"hello, world\n" * 9, r"not a picture \(it begins with b'hello, "
     ),
-    "zeros": Garbage(".jpg", lambda: bytes(4096), r"not a picture"),
-    "truncated": Garbage(".jpg", lambda: picture()[:300], r"truncated JPEG"),
-    "truncated_png": Garbage(".png", lambda: picture("PNG")[:200], r"damaged picture"),
-    "header_only": Garbage(".jpg", lambda: picture()[:2], r"truncated JPEG|not a picture"),
-    "flipped_header": Garbage(".jpg", lambda: picture().replace(b"\xff\xdb", b"\xff\x01"), r"damaged JPEG"),
-    "no_end": Garbage(".jpg", lambda: b"\xff\xd8\xff" + bytes(600), r"truncated JPEG"),
+    "zeros": Garbage("zeros, as a full disk leaves", ".jpg", lambda: bytes(4096), r"not a picture \(it begins with b'"),
+    "truncated": Garbage("a JPEG cut short", ".jpg", lambda: picture()[:300], r"truncated JPEG"),
+    "truncated_png": Garbage("a PNG cut short", ".png", lambda: picture("PNG")[:150], r"damaged picture"),
+    "two_bytes": Garbage("the first two bytes of a JPEG", ".jpg", lambda: picture()[:2], r"truncated JPEG"),
+    "flipped_bits": Garbage(
+        "a JPEG with flipped bits in its tables",
+        ".jpg",
+        lambda: picture().replace(b"\xff\xdb", b"\xff\1"),
+        r"damaged JPEG",
+    ),
+    "no_end": Garbage(
+        "a JPEG's beginning, then zeros", ".jpg", lambda: b"\xff\xd8\xff" + bytes(600), r"truncated JPEG"
+    ),
     "jpeg_bomb": Garbage(
-        ".jpg", lambda: with_jpeg_size(picture(), HUGE, HUGE), r"20000x20000 pixels, more than the \d+ that are decoded"
+        "a JPEG that claims 20,000 x 20,000 pixels",
+        ".jpg",
+        lambda: with_jpeg_size(picture(), HUGE, HUGE),
+        r"20000x20000 pixels, more than the 67108864 that are decoded",
     ),
-    "png_bomb": Garbage(".png", png_bomb, r"20000x20000 pixels, more than"),
-    "png_bomb_called_jpg": Garbage(".jpg", png_bomb, r"20000x20000 pixels, more than"),
-    "png_bomb_header": Garbage(".png", lambda: png(HUGE, HUGE, b"\0"), r"20000x20000 pixels, more than"),
-    "gif_bomb": Garbage(".jpg", gif_bomb, r"8x50000000 pixels, more than"),
-    "gif_frames_bomb": Garbage(".jpg", lambda: gif(40, 1500, 1500), r"1500x60000 pixels, more than"),
-    "webp_bomb": Garbage(".jpg", webp_bomb, r"16384x16384 pixels, more than"),
-    "other_size": Garbage(".jpg", lambda: picture(image=pixels(40, 64)), r"64x40 pixels, where the video began with"),
-    "one_pixel": Garbage(".jpg", lambda: picture(image=pixels(1, 1)), r"1x1 pixels, where the video began with"),
-    "png_called_jpg": Garbage(".jpg", lambda: picture("PNG")),
-    "jpeg_called_png": Garbage(".png", picture),
-    "grayscale": Garbage(".jpg", lambda: picture(mode="L")),
-    "cmyk": Garbage(".jpg", lambda: picture(mode="CMYK")),
-    "progressive": Garbage(".jpg", lambda: picture(progressive=True)),
-    "16_bit": Garbage(".png", sixteen_bit_png),
-    "transparent": Garbage(".png", lambda: picture("PNG", "RGBA")),
-    "animated_gif": Garbage(".jpg", gif),
-    "bytes_behind": Garbage(".jpg", lambda: picture() + bytes(1000)),
+    "png_bomb": Garbage(
+        "a PNG of 20,000 x 20,000 pixels in 50 kB", ".png", png_bomb, r"20000x20000 pixels, more than the 67108864"
+    ),
+    "png_bomb_called_jpg": Garbage(
+        "the same called .jpg", ".jpg", png_bomb, r"20000x20000 pixels, more than the 67108864"
+    ),
+    "gif_bomb": Garbage(
+        "a GIF whose one frame is larger than its screen", ".jpg", gif_bomb, r"8x50000000 pixels, more"
+    ),
+    "gif_frames_bomb": Garbage(
+        "a GIF of 90 megapixels over all its frames",
+        ".jpg",
+        lambda: gif(40, 1500, 1500),
+        r"1500x60000 pixels, more than",
+    ),
+    "webp_bomb": Garbage(
+        "a WebP that claims 16,384 x 16,384 pixels", ".jpg", webp_bomb, r"16384x16384 pixels, more than"
+    ),
+    "other_size": Garbage(
+        "a frame of another size",
+        ".jpg",
+        lambda: picture(image=pixels(40, 64)),
+        r"64x40 pixels, where the video began with",
+    ),
+    "one_pixel": Garbage(
+        "one frame of 1x1", ".jpg", lambda: picture(image=pixels(1, 1)), r"1x1 pixels, where the video began with 64x48"
+    ),
+    "png_called_jpg": Garbage("a PNG called .jpg", ".jpg", lambda: picture("PNG")),
+    "jpeg_called_png": Garbage("a JPEG called .png", ".png", picture),
+    "grayscale": Garbage("a gray JPEG", ".jpg", lambda: picture(mode="L")),
+    "cmyk": Garbage("a CMYK JPEG", ".jpg", lambda: picture(mode="CMYK")),
+    "progressive": Garbage("a progressive JPEG", ".jpg", lambda: picture(progressive=True)),
+    "16_bit": Garbage("a 16-bit PNG", ".png", sixteen_bit_png),
+    "transparent": Garbage("a PNG with transparency", ".png", lambda: picture("PNG", "RGBA")),
+    "animated_gif": Garbage("an animated GIF called .jpg (its first frame counts)", ".jpg", gif),
+    "bytes_behind": Garbage("a JPEG with other bytes behind its end", ".jpg", lambda: picture() + bytes(1000)),
 }
 
 
@@ -235,36 +292,64 @@ def avi_without_rate(content: bytes) -> bytes:
 
 
 VIDEOS = {
-    "zero_byte": Garbage(".avi", lambda: b"", r"is empty \(0 bytes\)"),
-    "text": Garbage(".avi", lambda: b"This is no video.\n" * 99, r"not a readable video"),
-    "random": Garbage(".mkv", lambda: np.random.default_rng(0).bytes(20_000), r"not a readable video"),
-    "truncated_mp4": Garbage(".mp4", lambda: video()[:1500], r"not a readable video"),
+    "zero_byte": Garbage("an empty file", ".avi", lambda: b"", r"is empty \(0 bytes\)"),
+    "text": Garbage("text called .avi", ".avi", lambda: b"This is no video.\n" * 99, r"not a readable video \(Invalid"),
+    "random": Garbage(
+        "random bytes", ".mkv", lambda: np.random.default_rng(0).bytes(20_000), r"not a readable video \(Invalid data"
+    ),
+    "truncated_mp4": Garbage("an MP4 cut short", ".mp4", lambda: video()[:1500], r"not a readable video \("),
     "truncated_avi": Garbage(
+        "an AVI cut in half",
         ".avi",
         lambda: (whole := video("avi", "mpeg4", 200))[: len(whole) // 2],
         r"damaged \((\d+ frames can be decoded of about 200|Invalid)",
     ),
-    "header_only": Garbage(".avi", lambda: video("avi", "mpeg4")[:400], r"not a readable video"),
-    "playlist": Garbage(".mp4", lambda: b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n", r"not a readable video"),
-    "no_video_stream": Garbage(".avi", lambda: sound("wav", "pcm_s16le"), r"has no video stream"),
-    "audio_only": Garbage(".mp4", sound, r"has no video stream"),
-    "picture": Garbage(".avi", lambda: picture("PNG"), r"not a readable video"),
-    "no_frames": Garbage(".avi", lambda: video("avi", "mpeg4")[:5700], r"damaged \(Invalid data"),
+    "header_only": Garbage(
+        "the first bytes of an AVI", ".avi", lambda: video("avi", "mpeg4")[:400], r"not a readable video \(Invalid data"
+    ),
+    "no_frames": Garbage(
+        "an AVI cut before its frames",
+        ".avi",
+        lambda: video("avi", "mpeg4")[:5700],
+        r"not a readable video|damaged|no frame",
+    ),
+    "playlist": Garbage(
+        "a playlist called .mp4",
+        ".mp4",
+        lambda: b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n",
+        r"not a readable video \(Invalid data",
+    ),
+    "sound": Garbage("a sound file called .avi", ".avi", lambda: sound("wav", "pcm_s16le"), r"has no video stream"),
+    "audio_only": Garbage("an MP4 with a sound track alone", ".mp4", sound, r"has no video stream"),
+    "picture": Garbage("a PNG called .avi", ".avi", lambda: picture("PNG"), r"not a readable video \(Invalid"),
     "claims_huge": Garbage(
+        "an AVI whose header claims 20,000 x 20,000 pixels",
         ".avi",
         lambda: avi_claims(video("avi", "rawvideo"), HUGE, HUGE),
-        r"damaged \(Invalid data",
+        r"damaged \(Invalid data|claims frames of 20000x20000 pixels",
     ),
     "jpeg_bomb": Garbage(
-        ".avi", lambda: video_bomb("avi", "mjpeg", with_jpeg_size(picture(), HUGE, HUGE)), r"damaged \(Invalid data"
+        "an AVI of JPEGs that claim 20,000 x 20,000 pixels",
+        ".avi",
+        lambda: video_bomb("avi", "mjpeg", with_jpeg_size(picture(), HUGE, HUGE)),
+        r"damaged \(Invalid",
     ),
-    "png_bomb": Garbage(".avi", lambda: video_bomb("avi", "png", large_png()), r"frames of more than \d+ pixels"),
-    "no_rate": Garbage(".avi", lambda: avi_without_rate(video("avi", "mpeg4"))),
-    "bare_stream": Garbage(".mp4", lambda: video("m4v", "mpeg4")),  # reported as 0/0 frames a second by ffprobe
-    "variable_rate": Garbage(".mkv", lambda: video("matroska", times=[0, 40, 50, 400, 410, 2000, 2001, 9000])),
-    "rotated": Garbage(".mp4", lambda: turned(video(), (0, 1, -1, 0))),
-    "one_frame": Garbage(".avi", lambda: video("avi", "mpeg4", 1)),
-    "one_pixel": Garbage(".avi", lambda: video("avi", "png", height=1, width=1)),
+    "png_bomb": Garbage(
+        "an AVI of PNGs of 12,000 x 12,000 pixels",
+        ".avi",
+        lambda: video_bomb("avi", "png", large_png()),
+        r"perhaps frames of more than 67108864 pixels, the most that are decoded",
+    ),
+    "no_rate": Garbage(
+        "an AVI that names 0/0 frames a second", ".avi", lambda: avi_without_rate(video("avi", "mpeg4"))
+    ),
+    "bare_stream": Garbage("a bare MPEG-4 stream called .mp4", ".mp4", lambda: video("m4v", "mpeg4")),
+    "variable_rate": Garbage(
+        "a variable frame rate", ".mkv", lambda: video("matroska", times=[0, 40, 50, 400, 410, 2000, 2001, 9000])
+    ),
+    "rotated": Garbage("a display matrix that turns the picture", ".mp4", lambda: turned(video(), (0, 1, -1, 0))),
+    "one_frame": Garbage("a video of one frame", ".avi", lambda: video("avi", "mpeg4", 1)),
+    "one_pixel": Garbage("a video of 1x1 pixels", ".avi", lambda: video("avi", "png", height=1, width=1)),
 }
 
 
@@ -351,3 +436,115 @@ def torch_file(
 def torch_bomb() -> bytes:
     """A .pth of half a megabyte that holds 512 MB of zeros."""
     return torch_file(1 << 27, 1 << 27, data=bytes(1 << 29), compression=zipfile.ZIP_DEFLATED)
+
+
+def _text() -> bytes:
+    return b"These are no weights.\n" * 9
+
+
+def _random() -> bytes:
+    return np.random.default_rng(0).bytes(3000)
+
+
+WEIGHTS = {
+    "zero_byte": Garbage("an empty .safetensors", ".safetensors", lambda: b"", r"is empty \(0 bytes\)"),
+    "text": Garbage("text called .safetensors", ".safetensors", _text, r"not a whole safetensors file"),
+    "random": Garbage("random bytes called .safetensors", ".safetensors", _random, r"not a whole safetensors file"),
+    "truncated": Garbage(
+        "a .safetensors cut short",
+        ".safetensors",
+        lambda: safetensors({"a": tensor()}, bytes(7)),
+        r"not a whole safetensors",
+    ),
+    "huge_header": Garbage(
+        "a header that claims 2^60 bytes",
+        ".safetensors",
+        lambda: safetensors({"a": tensor()}, bytes(16), 1 << 60),
+        r"not a whole safetensors file.*header too large",
+    ),
+    "long_header": Garbage(
+        "a header that is longer than the file",
+        ".safetensors",
+        lambda: safetensors({"a": tensor()}, bytes(16), 1 << 20),
+        r"not a whole safetensors file.*invalid header length",
+    ),
+    "overlapping": Garbage(
+        "tensors that overlap",
+        ".safetensors",
+        lambda: safetensors({"a": tensor(), "b": tensor(8, 24)}, bytes(24)),
+        r"not a whole safetensors file.*invalid offset",
+    ),
+    "outside": Garbage(
+        "a tensor that lies behind the end",
+        ".safetensors",
+        lambda: safetensors({"a": tensor(), "b": tensor(16, 1 << 50, (1 << 48,))}, bytes(16)),
+        r"not a whole safetensors file",
+    ),
+    "overflow": Garbage(
+        "a shape of 2^66 values",
+        ".safetensors",
+        lambda: safetensors({"a": tensor(0, 16, (1 << 33, 1 << 33))}, bytes(16)),
+        r"not a whole safetensors file.*overflow",
+    ),
+    "float8": Garbage(
+        "a dtype that numpy lacks",
+        ".safetensors",
+        lambda: safetensors({"a": tensor(0, 4, (4,), "F8_E4M3")}, bytes(4)),
+        r"not a whole safetensors file of float16, float32 or float64",
+    ),
+    "unknown_dtype": Garbage(
+        "a dtype that does not exist",
+        ".safetensors",
+        lambda: safetensors({"a": tensor(0, 4, (4,), "X9")}, bytes(4)),
+        r"not a whole safetensors file.*unknown variant `X9`",
+    ),
+    "deep": Garbage(
+        "JSON nested 5,000 deep",
+        ".safetensors",
+        lambda: safetensors(b'{"a":' * 5000),
+        r"not a whole safetensors.*recursion",
+    ),
+    "nan": Garbage(
+        "values that are NaN",
+        ".safetensors",
+        lambda: safetensors({"a": tensor()}, np.full(4, np.nan, "<f4").tobytes()),
+        r"1 of 1 tensors hold values that are not numbers \(NaN or infinite\), e\.g\. a: .*take an earlier file",
+    ),
+    "integers": Garbage(
+        "whole numbers in place of weights",
+        ".safetensors",
+        lambda: safetensors({"a": tensor(0, 16, (2,), "I64")}, bytes(16)),
+        r"no known code base",
+    ),
+    "lies_about_itself": Garbage(
+        "a config inside that is none",
+        ".safetensors",
+        lambda: safetensors({"a": tensor(), "__metadata__": {"config": "5"}}, bytes(16)),
+        r"what the file says of its network cannot be used \(config=5: must be the group",
+    ),
+    "torch_zero_byte": Garbage("an empty .pth", ".pth", lambda: b"", r"is empty \(0 bytes\)"),
+    "torch_text": Garbage("text called .pth", ".pth", _text, r"damaged, or not a torch file|refused"),
+    "torch_random": Garbage("random bytes called .pth", ".pth", _random, r"damaged, or not a torch file|refused"),
+    "torch_truncated": Garbage("a .pth cut short", ".pth", lambda: torch_file()[:300], r"damaged, or not a torch file"),
+    "torch_short_string": Garbage(
+        "a pickle that ends inside a string",
+        ".pth",
+        lambda: b"\x80\2X\xff\xff\xff\xffabc",
+        r"damaged, or not a torch file",
+    ),
+    "torch_bomb": Garbage(
+        "a .pth of half a megabyte that holds 512 MB",
+        ".pth",
+        torch_bomb,
+        r"its members are compressed, which torch never",
+    ),
+    "torch_storage": Garbage(
+        "a .pth that claims 2^60 values", ".pth", lambda: torch_file(1 << 60, 1 << 60), r"damaged, or not a torch file"
+    ),
+    "torch_stretched": Garbage(
+        "a .pth that repeats one value 2^40 times",
+        ".pth",
+        lambda: torch_file(4, 1 << 40, 0),
+        r"fc\.weight claims 1099511627776 values, more than the file can hold",
+    ),
+}
