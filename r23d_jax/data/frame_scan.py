@@ -354,6 +354,8 @@ def _nothing_found(root: Path, videos: VideoList, listing: _Listing) -> str:
         f"config.data.root={root}: found no frames of the {len(videos.entries)} listed videos (looked for folders such "
         f"as {videos.entries[0].class_name}/{last_part(videos.entries[0].name)}/ with .jpg or .png files)"
     )
+    if listing.unreadable:
+        return f"{looked}. Cannot read the folder {root / listing.unreadable[0]}: may this user read it?"
     movies = {suffix: n for suffix, n in listing.others.items() if suffix in VIDEO_SUFFIXES}
     if listing.frame_folders:
         return (

@@ -110,7 +110,7 @@ def index_frames(root: Path, videos: VideoList, cache: bool = True, num_workers:
       DataError: nothing was found (the message says what was there instead), or a video was found in two places.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"config.data.root={root}: no such folder. {remedy()}")
     name = f"frames-{_list_key(videos)}"
     if cache:

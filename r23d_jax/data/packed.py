@@ -225,14 +225,14 @@ class _Shard:
 
 def _find_dataset(root: Path) -> Path:
     """The folder of the one packed dataset at or below root."""
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"config.data.root={root}: no such folder. {_REMEDY}")
     level, found = [root], []
     for _ in range(4):
-        found = [folder for folder in level if (folder / _INFO).is_file() and (folder / _FEATURES).is_file()]
+        found = [folder for folder in level if all(os.path.isfile(folder / name) for name in (_INFO, _FEATURES))]
         if found:
             break
-        level = [p for folder in level for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+        level = [below for folder in level for below in _folders_in(folder)]
     if not found:
         raise DataError(f"config.data.root={root}: holds no packed dataset ({_INFO} and {_FEATURES}). {_REMEDY}")
     if len(found) > 1:
@@ -240,6 +240,13 @@ def _find_dataset(root: Path) -> Path:
             f"config.data.root={root}: holds {len(found)} packed datasets; choose one: {found[0]}, {found[1]}"
         )
     return found[0]
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        return [p for p in sorted(folder.iterdir()) if os.path.isdir(p) and not p.name.startswith(".")]
+    except OSError:  # it may not be read
+        return []
 
 
 def _read_table(folder: Path) -> _Table:
@@ -344,7 +351,11 @@ def _scan_shard(shard: _Shard, keys: tuple[str, str, str], num_classes: int) -> 
     if not shard.path.stat().st_size:
         shard.problems.append("the file is empty")
         return
-    data = np.memmap(shard.path, np.uint8, mode="r")
+    try:
+        data = np.memmap(shard.path, np.uint8, mode="r")
+    except OSError as error:
+        shard.problems.append(f"the file cannot be read ({error.strerror})")
+        return
     for number, record in enumerate(records(data)):
         if record.problem:
             shard.problems.append(record.problem)

@@ -14,6 +14,7 @@ both sides measures memory of the recording: accuracy doubles or more. Such a sp
 import csv
 import dataclasses
 import io
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -127,9 +128,10 @@ def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, .
     lists = Path(lists)
     if subset not in ("train", "test"):
         raise DataError(f"subset {subset!r}: must be 'train' or 'test'")
-    if (lists / "classInd.txt").is_file():
+    # os.path, because a Path raises an error where a folder may not be read
+    if os.path.isfile(lists / "classInd.txt"):
         class_names, sides = _read_ucf101(lists, subset, split)
-    elif (lists / "train.csv").is_file() or any((lists / name).is_file() for name in _TEST_CSV):
+    elif any(os.path.isfile(lists / name) for name in ("train.csv", *_TEST_CSV)):
         class_names, sides = _read_csv(lists, subset, split)
     else:
         raise DataError(_nothing_found(lists))
@@ -420,8 +422,10 @@ def _restrict(lists: Path, class_names: tuple[str, ...], classes: tuple[str, ...
 
 
 def _nothing_found(lists: Path) -> str:
-    if not lists.is_dir():
+    if not os.path.isdir(lists):
         problem = f"{lists}: no such folder"
+    elif not os.access(lists, os.R_OK | os.X_OK):
+        return f"{lists}: cannot be read (Permission denied)"
     else:
         inside = sorted(p.name for p in lists.iterdir())
         problem = f"{lists}: holds neither classInd.txt nor train.csv (it holds: {', '.join(inside[:5]) or 'nothing'})"

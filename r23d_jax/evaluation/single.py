@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,7 +101,7 @@ def open_source(path: Path, pre: Preprocessing) -> Source:
     Raises:
       VideoError: if a folder holds no frames. What is wrong with a file shows when it is read.
     """
-    return FrameFolder(path, pre) if path.is_dir() else VideoFile(path, pre)
+    return FrameFolder(path, pre) if os.path.isdir(path) else VideoFile(path, pre)
 
 
 class FrameFolder:

@@ -27,10 +27,13 @@ def kind_of(path: Path | str | os.PathLike) -> str:
       ConversionError: if there is no such file, or its name ends in nothing that is known.
     """
     path = Path(path)
-    if path.with_name(path.name + ".index").is_file() or path.suffix == ".index":
+    # os.path, because a Path raises an error where a folder above may not be read
+    if os.path.isfile(f"{path}.index") or path.suffix == ".index":
         return "tensorflow"
-    if not path.exists():
+    if not os.path.exists(path):
         raise ConversionError(f"{path}: there is no such file")
+    if not os.access(path, os.R_OK):
+        raise ConversionError(f"{path}: cannot be read (Permission denied)")
     if not path.is_file():  # opening a pipe would wait for ever
         raise ConversionError(f"{path}: is no file, but a folder, a pipe or a device")
     if not path.stat().st_size:

@@ -21,6 +21,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+import pytest
 from PIL import Image
 
 from r23d_jax.data.tfrecord import crc32c, masked
@@ -82,6 +83,21 @@ def pipe(path: Path, patience: float = 20) -> Iterator[Path]:
     finally:
         stop.set()
         thread.join()
+
+
+@contextlib.contextmanager
+def forbidden(*paths: Path) -> Iterator[None]:
+    """Files and folders that may not be read; the test is skipped where this user may read everything."""
+    modes = [path.stat().st_mode for path in paths]
+    for path in reversed(paths):
+        path.chmod(0)
+    try:
+        if any(os.access(path, os.R_OK) for path in paths):
+            pytest.skip("this user may read everything")
+        yield
+    finally:
+        for path, mode in zip(paths, modes, strict=True):
+            path.chmod(mode)
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ from r23d_jax.data.frames import VideoIndex, index_frames
 from r23d_jax.data.packed import index_packed
 from r23d_jax.data.packed_builder import PackSource, write_packed
 from r23d_jax.data.picture_header import claimed_size, is_safe
-from r23d_jax.data.splits import Entry, VideoList
+from r23d_jax.data.splits import DataError, Entry, VideoList, read_list
 from r23d_jax.evaluation.views import make_views
-from tests.garbage.corpus import PICTURES, Garbage, picture, pipe, pixels
+from tests.garbage.corpus import PICTURES, Garbage, forbidden, picture, pipe, pixels
 
 ROOT = Path(__file__).resolve().parents[2]
 CFG = DataConfig(num_frames=3, short_side=24, crop_size=16, crop="center", max_broken_fraction=1.0, num_workers=2)
@@ -204,21 +204,40 @@ def test_odd_names(tmp_path: Path) -> None:
     assert batch["mask"].all() and not log.count
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_folder_that_may_not_be_read_is_said(tmp_path: Path) -> None:
     for folder in ("open", "closed", "more/below"):
         (tmp_path / "A" / folder).mkdir(parents=True)
         (tmp_path / "A" / folder / "1.jpg").write_bytes(picture())
-    (tmp_path / "A/closed").chmod(0)
-    (tmp_path / "A/more").chmod(0)
-    try:
+    with forbidden(tmp_path / "A/closed", tmp_path / "A/more"):
         index = index_frames(tmp_path, listed("open", "closed", "below"))
-    finally:
-        (tmp_path / "A/closed").chmod(0o755)
-        (tmp_path / "A/more").chmod(0o755)
     assert index.names.tolist() == ["open"] and index.missing == ("closed", "below")
     assert f"cannot read the folder {tmp_path}/A/more" in index.notes
     assert "A/closed: cannot be read (Permission denied)" in index.notes[-1]
+
+
+def test_lists_and_roots_that_may_not_be_read(tmp_path: Path) -> None:
+    lists, frames, packed = (tmp_path / name for name in ("lists", "frames", "packed"))
+    for folder in (lists, frames / "A/open", packed):
+        folder.mkdir(parents=True)
+    (frames / "A/open/1.jpg").write_bytes(picture())
+    (lists / "train.csv").write_text("open.avi,A\n")
+    write_packed(packed / "set", [PackSource("open", "A", lambda: [picture()])], ["A"])
+    with forbidden(lists / "train.csv"), pytest.raises(DataError, match=r"train\.csv: cannot be read \(Permission"):
+        read_list(lists, "train")
+    with forbidden(lists), pytest.raises(DataError, match=r"lists: cannot be read \(Permission denied\)"):
+        read_list(lists, "train")
+    with forbidden(frames), pytest.raises(DataError, match=r"Cannot read the folder .*frames: may this user read it\?"):
+        index_frames(frames, listed("open"), cache=False)
+    with forbidden(packed), pytest.raises(DataError, match=r"packed: holds no packed dataset"):
+        index_packed(packed, listed("open"), "train", cache=False)
+    shards = [*packed.rglob("*.tfrecord-*")]
+    with forbidden(*shards), pytest.raises(DataError, match=r"no record .*the file cannot be read \(Permission denied"):
+        index_packed(packed, listed("open"), "train", cache=False)
+    with forbidden(tmp_path):
+        with pytest.raises(DataError, match="no such folder"):
+            index_frames(frames, listed("open"), cache=False)
+        with pytest.raises(DataError, match="no such folder"):
+            read_list(lists, "train")
 
 
 def test_pillow_agrees_that_bombs_are_bombs(monkeypatch: pytest.MonkeyPatch) -> None:
