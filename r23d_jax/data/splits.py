@@ -265,7 +265,10 @@ def _read_csv(lists: Path, subset: Subset, split: int) -> tuple[tuple[str, ...],
                 "write classes.txt, one class name a line, or use one kind"
             )
         ordered = sorted(labels, key=(lambda text: (int(text), text)) if numbers else None)
-        class_names = tuple({label.casefold(): label for label in reversed(ordered)}.values())[::-1]
+        spelled: dict[str, str] = {}
+        for label in ordered:
+            spelled.setdefault(label.casefold(), label)
+        class_names = tuple(spelled.values())
     by_fold = {name.casefold(): name for name in class_names}
 
     def class_of(label: str, where: str) -> str:

@@ -66,24 +66,35 @@ def lists(data: bytes) -> None:
 
 
 def _arrays(data: bytes) -> dict[str, np.ndarray]:
-    """Arrays under the names of one of the caches; for each, bytes choose type, shape and values."""
-    layout = packed._CACHE_LAYOUT if data[0] & 1 else frames._LAYOUT
-    stream, arrays = io.BytesIO(data[1:]), {}
+    """Arrays under the names of one of the caches: for each, bytes choose type, shape and values."""
+    stream, arrays = io.BytesIO(data), {}
+    layout = packed._CACHE_LAYOUT if stream.read(1) == b"\1" else frames._LAYOUT
+    lengths: dict[str, int] = {}
     for name, text in layout.items():
-        how = int.from_bytes(stream.read(1))
+        how = int.from_bytes(stream.read(1))  # 0: as the layout wants it
         kind, *axes = text.split()
-        kind = "<U2" if kind == "str" else kind
-        if how & 1:
-            kind = ("<U2", "int64", "int32", "float64", "bool", "S3", "complex64", "uint8")[how >> 2 & 7]
-        shape = [how >> 5] * (len(axes) + (how >> 1 & 1))
+        shape = [lengths.setdefault(axis, lengths.get(axis) or int.from_bytes(stream.read(1)) % 4) for axis in axes]
+        if how:
+            kind = ("str", "int64", "int32", "float64", "bool", "S3", "complex64", "uint8")[how & 7]
+            shape = [how >> 6] * (how >> 4 & 3)
         count = math.prod(shape)
-        if kind == "<U2":
-            values = [stream.read(2).decode("latin-1") for _ in range(count)]
-            arrays[name] = np.array(values, kind).reshape(shape)
+        if kind == "str":
+            arrays[name] = np.array([stream.read(2).decode("latin-1") for _ in range(count)], "<U2").reshape(shape)
         else:
-            content = stream.read(count).ljust(count, b"\0")
-            arrays[name] = np.frombuffer(content, np.int8).reshape(shape).astype(kind)
+            content = np.frombuffer(stream.read(count).ljust(count, b"\0"), np.int8)
+            arrays[name] = content.reshape(shape).astype(kind)
     return arrays
+
+
+def _sound_cache(layout: dict[str, str], first: bytes, values: dict[str, bytes]) -> bytes:
+    """What `_arrays` makes arrays of the layout from, one row each."""
+    parts, known = [first], set()
+    for name, text in layout.items():
+        kind, *axes = text.split()
+        parts.append(b"\0" + b"\1" * len({*axes} - known))
+        known |= {*axes}
+        parts.append(values.get(name, b"").ljust(2 if kind == "str" else 1, b"\0"))
+    return b"".join(parts)
 
 
 def index(data: bytes) -> None:
@@ -174,8 +185,12 @@ def starting_inputs(target: str) -> list[bytes]:
     if target == "index":
         file = io.BytesIO()
         np.savez(file, cache_version=np.asarray(1), times=np.arange(3), names=np.array(["a", "b", "c"]))
-        sound = [bytes([kind]) + b"\x20\1\0" * 40 for kind in (0, 1)]
-        return [file.getvalue(), *sound]
+        one = dict.fromkeys(("step", "digits", "num_frames"), b"\1")
+        return [
+            file.getvalue(),
+            _sound_cache(frames._LAYOUT, b"\0", one | {"folders": b"a", "names": b"v"}),
+            _sound_cache(packed._CACHE_LAYOUT, b"\1", one | {"shards": b"a", "names": b"v"}),
+        ]
     if target == "records":
         tiny = pixels(4, 4)
         pictures = [picture(kind, image=tiny) for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP")]

@@ -171,7 +171,7 @@ def sixteen_bit_png() -> bytes:
 
 
 PICTURES = {
-    "zero_byte": Garbage("an empty file", ".jpg", lambda: b"", r"empty f(ile|rame) \(0 bytes\)"),
+    "zero_byte": Garbage("an empty file", ".jpg", lambda: b"", r"empty( file| frame)? \(0 bytes\)"),
     "text": Garbage(
         "text called .jpg", ".jpg", lambda: b"hello, world\n" * 9, r"not a picture \(it begins with b'hello, "
     ),
