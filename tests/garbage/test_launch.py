@@ -76,3 +76,11 @@ def test_too_much_garbage_is_one_message(tmp_path: Path) -> None:
     message = err[err.index("error: ") :]
     assert "videos tried so far cannot be read, more than" in message or "videos in turn could not be read" in message
     assert "2.jpg: " in message
+
+
+def test_any_name_can_be_printed() -> None:
+    code = "from r23d_jax import backend; backend.quiet_start(); print('latin-\\udce9')"
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    args = [sys.executable, "-c", code]
+    done = subprocess.run(args, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "latin-\\udce9\n"), done.stderr
