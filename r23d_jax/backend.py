@@ -2,7 +2,9 @@
 
 import ctypes
 import importlib.util
+import io
 import os
+import sys
 from pathlib import Path
 
 
@@ -13,6 +15,8 @@ def quiet_start() -> None:
     that would happen, and the user has not set JAX_PLATFORMS, this asks for the CPU outright.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files, which are printed, need not be text
     if not os.environ.get("JAX_PLATFORMS") and _cuda_plugin() and not _cuda_works() and not _tpu():
         os.environ["JAX_PLATFORMS"] = "cpu"
 

@@ -284,6 +284,10 @@ def _type_problems(obj: Any, path: str) -> list[str]:
     return problems
 
 
+# Numbers go into int32 and float32 arrays. NaN, which no comparison finds in order, is none of them either.
+_LARGEST_INT, _LARGEST_FLOAT = 2**31 - 1, 1e30
+
+
 def _is_a(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is tuple:
         args = typing.get_args(kind)
@@ -293,15 +297,20 @@ def _is_a(value: Any, kind: Any) -> bool:
             return all(_is_a(v, args[0]) for v in value)
         return len(value) == len(args) and all(_is_a(v, a) for v, a in zip(value, args, strict=True))
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST_FLOAT
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST_INT
     return isinstance(value, kind)
 
 
 def _describe(kind: Any) -> str:
     if typing.get_origin(kind) is not tuple:
-        return {"int": "a whole number", "float": "a number", "str": "a string", "bool": "True or False"}[kind.__name__]
+        return {
+            "int": f"a whole number up to {_LARGEST_INT}",
+            "float": "a finite number",
+            "str": "a string",
+            "bool": "True or False",
+        }[kind.__name__]
     args = typing.get_args(kind)
     if args[-1] is Ellipsis:
         return f"a tuple of {args[0].__name__}s"
@@ -328,7 +337,7 @@ def _value_problems(cfg: Config) -> list[str]:
         check(path, value, ok, "above 0 and at most 1" if low_open else "between 0 and 1")
 
     d, h, o, t, e = cfg.data, cfg.model.head, cfg.optimizer, cfg.train, cfg.eval
-    steps = re.fullmatch(r"(\d+):(\d+)", cfg.profile)
+    steps = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", cfg.profile)
     in_order = steps is not None and int(steps[1]) < int(steps[2])
     check("profile", cfg.profile, not cfg.profile or in_order, "START:STOP, e.g. 20:25")
     one_of("model.head.kind", h.kind, HEADS)
@@ -453,21 +462,31 @@ def from_json(text: str, kind: type = Config) -> Any:
     """Reads what `to_json` wrote. A field that an older version did not have takes its default.
 
     Raises:
-      ConfigError: naming a field that is unknown here, or missing there without a default here.
+      ConfigError: if it is no JSON; or as `from_dict`.
     """
-    return from_dict(json.loads(text), kind)
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"config: not JSON ({error})") from None
+    return from_dict(values, kind)
 
 
 def from_dict(values: dict[str, Any], kind: type = Config) -> Any:
-    """The same from what `dataclasses.asdict` gave, with lists where JSON turned tuples into them."""
+    """The same from what `dataclasses.asdict` gave, with lists where JSON turned tuples into them.
+
+    Raises:
+      ConfigError: naming a field that is unknown here, or missing there without a default here, or of another type.
+    """
     return _from_dict(values, kind, "config")
 
 
 def _from_dict(values: dict[str, Any], kind: type, path: str) -> Any:
     hints = typing.get_type_hints(kind)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}={values!r}: must be the group {', '.join(hints)}")
     for name in values:
         if name not in hints:
-            raise ConfigError(f"{path}.{name}: unknown field; {nearest(name, hints)}")
+            raise ConfigError(f"{path}.{name}: unknown field; {nearest(str(name), hints)}")
     built = {}
     needed = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING}
     for name, hint in hints.items():
@@ -478,5 +497,7 @@ def _from_dict(values: dict[str, Any], kind: type, path: str) -> Any:
         value = values[name]
         if dataclasses.is_dataclass(hint):
             value = _from_dict(value, typing.cast(type, hint), f"{path}.{name}")
-        built[name] = tuple(value) if isinstance(value, list) else value
+        value = built[name] = tuple(value) if isinstance(value, list) else value
+        if not dataclasses.is_dataclass(hint) and not _is_a(value, hint):
+            raise ConfigError(f"{path}.{name}={value!r}: must be {_describe(hint)}")
     return kind(**built)

@@ -44,13 +44,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Writes a file as a whole; text as UTF-8.
+    r"""Writes a file as a whole; text as UTF-8, where names of files that are no text become `\udce9` and the like.
 
     Raises:
       OSError: if it cannot be written; what was there before is untouched.
     """
     with replacing(path) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager

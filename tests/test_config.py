@@ -1,10 +1,15 @@
 """The checks on a configuration, by message."""
 
 import dataclasses
+import json
+import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from r23d_jax import config
 
@@ -110,3 +115,91 @@ def test_reading_a_config_imports_neither_jax_nor_tensorflow() -> None:
     code = "import sys, r23d_jax.config; print({'jax', 'tensorflow'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "set()"
+
+
+# -- properties --------------------------------------------------------------------------------------------------------
+
+
+def fields_of(kind: type, path: str = "config") -> list[str]:
+    """Dotted names of all values below a group."""
+    names = []
+    for field in dataclasses.fields(kind):
+        value = getattr(kind(), field.name)
+        below = f"{path}.{field.name}"
+        names += fields_of(type(value), below) if dataclasses.is_dataclass(value) else [below]
+    return names
+
+
+FIELDS = fields_of(config.Config)
+numbers = st.one_of(st.integers(), st.floats(), st.booleans(), st.integers(-3, 300))
+values = st.one_of(
+    numbers, st.text(max_size=20), st.none(), st.lists(numbers, max_size=4).map(tuple), st.binary(max_size=3)
+)
+
+
+def overridden(name: str, value: object) -> config.Config:
+    cfg: Any = config.Config()
+    target = cfg
+    *groups, last = name.split(".")[1:]
+    for group in groups:
+        target = getattr(target, group)
+    setattr(target, last, value)
+    return cfg
+
+
+@settings(max_examples=300, deadline=None)
+@given(name=st.sampled_from(FIELDS), value=values)
+def test_any_value_of_any_field_is_valid_or_named(name: str, value: object) -> None:
+    cfg = overridden(name, value)
+    try:
+        config.validate(cfg)
+    except config.ConfigError as error:
+        assert name in str(error) or name.removeprefix("config.") in str(error)
+    else:
+        assert config.from_dict(dataclasses.asdict(cfg)) == cfg
+        assert config.from_json(config.to_json(cfg)) == cfg
+
+
+@given(
+    name=st.sampled_from(FIELDS),
+    value=st.sampled_from([float("inf"), float("-inf"), float("nan"), 10**400, -(10**400)]),
+)
+def test_no_field_takes_what_no_array_holds(name: str, value: float) -> None:
+    with pytest.raises(config.ConfigError, match=re.escape(name)):
+        config.validate(overridden(name, value))
+
+
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["model", "data", "head", "seed", "x"]), inner, max_size=3),
+    ),
+    max_leaves=8,
+)
+
+
+@given(json_values)
+def test_any_json_is_a_config_or_refused_by_name(value: Any) -> None:
+    try:
+        cfg = config.from_json(json.dumps(value))
+    except config.ConfigError as error:
+        assert "config" in str(error)
+    else:
+        assert isinstance(cfg, config.Config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no", r"config: not JSON \("),
+        ("[" * 100_000, r"config: not JSON \("),
+        ("[]", r"config=\[\]: must be the group seed, "),
+        ('{"model": 5}', r"config\.model=5: must be the group family, depth"),
+        ('{"model": {"depth": "x"}}', r"config\.model\.depth='x': must be a whole number"),
+        ('{"profile": 5}', r"config\.profile=5: must be a string"),
+    ],
+)
+def test_what_is_no_config(text: str, message: str) -> None:
+    with pytest.raises(config.ConfigError, match=message):
+        config.from_json(text)

@@ -55,3 +55,8 @@ def test_where_there_are_no_locks_it_is_said_and_work_goes_on(tmp_path: Path, mo
     assert said == [
         f"{tmp_path / '.lock'}: no locks here (No locks available); see to it that nothing else writes there"
     ]
+
+
+def test_text_may_hold_names_that_are_none(tmp_path: Path) -> None:
+    disk.write_atomically(tmp_path / "page", "latin-\udce9 é")
+    assert (tmp_path / "page").read_text(encoding="utf-8") == "latin-\\udce9 é"

@@ -68,6 +68,7 @@ def _read(args: argparse.Namespace, path: Path) -> tuple[Any, ModelConfig, tuple
     from r23d_jax.weights.matching import is_2d
     from r23d_jax.weights.sources import SOURCES
     from r23d_jax.weights.state_dicts import convert
+    from r23d_jax.weights.tables import ConversionError
 
     if path.is_dir():
         from r23d_jax.training.checkpoint import load_checkpoint
@@ -82,7 +83,10 @@ def _read(args: argparse.Namespace, path: Path) -> tuple[Any, ModelConfig, tuple
         arrays, meta = read_weights(path)
         if is_2d(arrays):
             return _inflated(args, path, arrays)
-        converted = convert(arrays, args.model, args.source, meta=meta)
+        try:
+            converted = convert(arrays, args.model, args.source, meta=meta)
+        except ConversionError as error:
+            raise ConversionError(f"{path}: {error}") from None
         print(f"from     {path}: {SOURCES[converted.source].title}")
         for note in converted.notes:
             print(f"note     {note}")

@@ -114,7 +114,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if not Path(args.videos).is_dir():
+    if not os.path.isdir(args.videos):
         raise UsageError(f"--videos {args.videos}: no such folder")
     if Path(args.out).exists() and not Path(args.out).is_dir():
         raise UsageError(f"--out {args.out}: is a file; give a folder")

@@ -1,7 +1,9 @@
 """What happens to frames that cannot be read: they are counted, named once, and stop the run when they are too many."""
 
+import contextlib
 import dataclasses
 import os
+import stat
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from r23d_jax.config import DataConfig
-from r23d_jax.data.decode import MAX_PIXELS
 from r23d_jax.data.frames import PackedFrames, VideoIndex
+from r23d_jax.data.picture_header import MAX_PIXELS, claimed_size
 from r23d_jax.data.splits import DataError
 
 # Before this many videos were tried a fraction says little.
@@ -181,9 +183,12 @@ def _file_problem(index: VideoIndex, video: int, frame: int) -> tuple[str | None
     else:
         path, least, empty = frames.path(video, frame), 1, "empty file (0 bytes)"
     try:
-        size = os.stat(path).st_size
+        status = os.stat(path)
     except OSError as error:
         return _os_reason(error), None
+    if not stat.S_ISREG(status.st_mode):
+        return ("is a directory" if stat.S_ISDIR(status.st_mode) else "is no file, but a pipe or a device"), None
+    size = status.st_size
     if size < least:
         return empty or f"the shard ends at byte {size}, before the frame does ({least})", None
     return (empty if isinstance(frames, PackedFrames) else None), None
@@ -194,21 +199,22 @@ def _picture_problem(index: VideoIndex, video: int, frame: int) -> tuple[str | N
         content = _content(index, video, frame)
     except OSError as error:
         return _os_reason(error), None
-    is_jpeg = content.startswith(b"\xff\xd8")
-    try:
-        if is_jpeg:
-            height, width = tf.io.extract_jpeg_shape(content).numpy()[:2].tolist()
-            if height * width > MAX_PIXELS:
-                return f"{width}x{height} pixels, more than the {MAX_PIXELS} that are decoded", None
-        picture = tf.io.decode_image(content, channels=3, expand_animations=False)
-    except tf.errors.OpError:
-        if not is_jpeg:
-            return f"not a picture (it begins with {content[:8]!r})", None
+    return examine_picture(content)
+
+
+def examine_picture(content: bytes) -> tuple[str | None, tuple[int, int] | None]:
+    """What is wrong with an encoded picture, or None and its (height, width)."""
+    size = claimed_size(content)
+    if size is not None and size[0] * size[1] > MAX_PIXELS:  # it is not decoded here either
+        return f"{size[1]}x{size[0]} pixels, more than the {MAX_PIXELS} that are decoded", None
+    if size is not None:
+        with contextlib.suppress(tf.errors.OpError):
+            return None, tuple(tf.io.decode_image(content, channels=3, expand_animations=False).shape[:2])
+    if content.startswith(b"\xff\xd8"):
         return ("damaged JPEG" if content.rstrip(b"\0").endswith(b"\xff\xd9") else "truncated JPEG"), None
-    height, width = picture.shape[:2]
-    if height * width > MAX_PIXELS:
-        return f"{width}x{height} pixels, more than the {MAX_PIXELS} that are decoded", None
-    return None, (height, width)
+    if size is not None or content.startswith(b"\x89PNG"):
+        return "damaged picture", None
+    return f"not a picture (it begins with {content[:8]!r})", None
 
 
 def _content(index: VideoIndex, video: int, frame: int) -> bytes:

@@ -15,13 +15,13 @@ import tensorflow as tf
 
 from r23d_jax.data.augment import to_uint8
 from r23d_jax.data.frames import FrameFiles, PackedFrames
+from r23d_jax.data.picture_header import MAX_PIXELS, is_safe
 
 # (video () int32, frames (t,) int32) -> t encoded pictures, () string each
 Reader = Callable[[tf.Tensor, tf.Tensor], list[tf.Tensor]]
 # (height () int32, width () int32) -> window (4,) int32: top, left, height, width
 WindowOf = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
-MAX_PIXELS = 1 << 26  # of a frame; a header that promises more is refused before any memory is taken for it
 _DCT_RATIOS = (1, 2, 4, 8)  # what libjpeg can decode a picture at, one over
 _MAX_DIGITS = 20
 _JPEG_MAGIC = b"\xff\xd8\xff"
@@ -127,7 +127,9 @@ def _decode_jpeg_windows(contents: list[tf.Tensor], window_of: WindowOf, flow: b
 
 def _decode_whole(contents: list[tf.Tensor], window_of: WindowOf, flow: bool) -> tf.Tensor:
     channels = 1 if flow else 3
-    pictures = [tf.io.decode_image(content, channels=channels, expand_animations=False) for content in contents]
+    safe = tf.numpy_function(lambda encoded: all(map(is_safe, encoded)), [tf.stack(contents)], tf.bool, stateful=False)
+    with tf.control_dependencies([tf.debugging.Assert(safe, ["a frame claims no size, or too many pixels"])]):
+        pictures = [tf.io.decode_image(content, channels=channels, expand_animations=False) for content in contents]
     shapes = tf.stack([tf.shape(picture)[:2] for picture in pictures])
     with tf.control_dependencies([_check_shapes(shapes, flow)]):
         whole = shapes[0, 0] // (2 if flow else 1)

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import re
+import stat
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 _FRAME = re.compile(r"(.*?)([0-9]{1,18})(\.[^.]+)", re.DOTALL)
 _PART = 64
 _THREADS = 16
-_MAX_DEPTH = 4  # folders below root; also what ends a loop of links
+_MAX_DEPTH = 4  # folders below root
 _FLOW_PREFIXES = ("x_", "y_", "u_", "v_")
 
 
@@ -29,10 +30,12 @@ class _Place:
     Attributes:
       parts: below root; the last one is the video's name as written on disk.
       files: names of the frame files, where they share a folder; None: all files of the folder.
+      special: one of `files` that is a pipe or a device.
     """
 
     parts: tuple[str, ...]
     files: tuple[str, ...] | None
+    special: str = ""
 
     @property
     def folder(self) -> str:
@@ -150,53 +153,84 @@ def _number_all(
 def _list_folders(root: Path, wanted: set[str], pool: ThreadPoolExecutor) -> _Listing:
     """Reads folders level by level; a folder that is a listed video is noted, not read."""
     listing = _Listing(defaultdict(list), [], Counter(), [], [])
-    level: list[tuple[str, ...]] = [()]
+    # With the folders above each, because a link that leads back up would have the same folders read without end.
+    level: list[tuple[tuple[str, ...], frozenset[tuple[int, int]]]] = [((), frozenset())]
     for depth in range(_MAX_DEPTH + 1):
-        below: list[tuple[str, ...]] = []
-        for parts, content in zip(level, pool.map(lambda parts: _read_folder(root, parts), level), strict=True):
+        below = []
+        contents = pool.map(lambda folder: _read_folder(root, folder[0]), level)
+        for (parts, above), content in zip(level, contents, strict=True):
             if content is None:
                 listing.unreadable.append("/".join(parts))
                 continue
+            if content.identity in above:
+                continue
             listing.folders.append("/".join(parts))
-            folders, images, others = content
-            listing.others.update(others)
-            for folder in folders:
+            listing.others.update(content.others)
+            for folder in content.folders:
                 if folder.casefold() in wanted:
                     listing.places[folder.casefold()].append(_Place((*parts, folder), None))
                 elif group_of(folder) is None:  # a clip of UCF101 that is not listed holds no classes
-                    below.append((*parts, folder))
+                    below.append(((*parts, folder), above | {content.identity}))
                 elif len(listing.frame_folders) < 3:
                     listing.frame_folders.append("/".join((*parts, folder)))
             shared: dict[str, list[str]] = defaultdict(list)
-            for image in images:
+            for image in content.images:
                 match = _FRAME.fullmatch(image)
                 if match:
                     shared[match[1].rstrip("-_. ")].append(image)
             for video, files in shared.items():
                 if video.casefold() in wanted:
-                    listing.places[video.casefold()].append(_Place((*parts, video), tuple(files)))
+                    special = next((file for file in files if file in content.special), "")
+                    listing.places[video.casefold()].append(_Place((*parts, video), tuple(files), special))
                 elif len(listing.frame_folders) < 3:
                     listing.frame_folders.append("/".join(parts) or ".")
         level = below if depth < _MAX_DEPTH else []
     return listing
 
 
-def _read_folder(root: Path, parts: tuple[str, ...]) -> tuple[list[str], list[str], Counter] | None:
-    folders, images, others = [], [], Counter()
+@dataclasses.dataclass
+class _Content:
+    """What one folder holds."""
+
+    identity: tuple[int, int]  # device and number of the folder
+    folders: list[str]
+    images: list[str]
+    special: set[str]  # among the images
+    others: Counter  # of suffixes
+
+
+def _read_folder(root: Path, parts: tuple[str, ...]) -> _Content | None:
+    path = os.path.join(root, *parts)
     try:
-        with os.scandir(os.path.join(root, *parts)) as entries:
+        status = os.stat(path)
+        content = _Content((status.st_dev, status.st_ino), [], [], set(), Counter())
+        with os.scandir(path) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
                 if entry.name.lower().endswith(_SUFFIXES):
-                    images.append(entry.name)
-                elif entry.is_dir():
-                    folders.append(entry.name)
+                    content.images.append(entry.name)
+                    if _is_special(entry):
+                        content.special.add(entry.name)
+                elif entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry)):
+                    content.folders.append(entry.name)
                 else:
-                    others[os.path.splitext(_shard_suffix(entry.name))[1].lower()] += 1
+                    content.others[os.path.splitext(_shard_suffix(entry.name))[1].lower()] += 1
     except OSError:
         return None
-    return sorted(folders), images, others
+    content.folders.sort()
+    return content
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a pipe, a socket or a device: reading it could wait for ever."""
+    if entry.is_file(follow_symlinks=False):  # known without asking the disk
+        return False
+    try:
+        mode = entry.stat().st_mode
+    except OSError:  # a link to nothing
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _choose(root: Path, entry: Entry, listing: _Listing) -> _Place | None:
@@ -225,12 +259,17 @@ def _choose(root: Path, entry: Entry, listing: _Listing) -> _Place | None:
 
 def _number(root: Path, place: _Place) -> Numbering | str:
     """How the frames of a video are numbered, or why that cannot be told."""
-    files = place.files
+    files, special = place.files, place.special
     if files is None:
         try:
-            files = os.listdir(root.joinpath(*place.parts))
+            with os.scandir(root.joinpath(*place.parts)) as entries:
+                listed = list(entries)
         except OSError as error:
             return f"cannot be read ({error.strerror})"
+        files = [entry.name for entry in listed]
+        special = next((entry.name for entry in listed if _is_special(entry)), "")
+    if special:
+        return f"{special} is no file, but a pipe or a device; remove it"
     kinds = _same_kind(files) or _kinds(files)
     if not kinds:
         return "holds no numbered .jpg, .jpeg or .png"
@@ -315,6 +354,8 @@ def _nothing_found(root: Path, videos: VideoList, listing: _Listing) -> str:
         f"config.data.root={root}: found no frames of the {len(videos.entries)} listed videos (looked for folders such "
         f"as {videos.entries[0].class_name}/{last_part(videos.entries[0].name)}/ with .jpg or .png files)"
     )
+    if listing.unreadable:
+        return f"{looked}. Cannot read the folder {root / listing.unreadable[0]}: may this user read it?"
     movies = {suffix: n for suffix, n in listing.others.items() if suffix in VIDEO_SUFFIXES}
     if listing.frame_folders:
         return (

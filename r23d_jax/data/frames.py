@@ -110,12 +110,12 @@ def index_frames(root: Path, videos: VideoList, cache: bool = True, num_workers:
       DataError: nothing was found (the message says what was there instead), or a video was found in two places.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"config.data.root={root}: no such folder. {remedy()}")
     name = f"frames-{_list_key(videos)}"
     if cache:
         prepare_folder(root)
-        index = _from_cache(root, load(root, name))
+        index = _from_cache(root, load(root, name, _LAYOUT))
         if index is not None:
             return index
     scan = scan_frames(root, videos, num_workers)
@@ -156,6 +156,12 @@ def _absolute(root: Path, folder: str) -> str:
 # -- cache -------------------------------------------------------------------------------------------------------------
 
 _FILE_ARRAYS = tuple(field.name for field in dataclasses.fields(FrameFiles))
+_LAYOUT = {
+    **{"folder": "str N", "prefix": "str N", "suffix": "str N", "first": "int64 N", "step": "int64 N"},
+    **{"digits": "int32 N", "names": "str N", "labels": "int32 N", "num_frames": "int32 N"},
+    **{"class_names": "str C", "layout": "str", "missing": "str M", "notes": "str K"},
+    **{"folders": "str F", "times": "int64 F"},
+}
 
 
 def _list_key(videos: VideoList) -> str:
@@ -189,20 +195,27 @@ def _from_cache(root: Path, arrays: dict[str, np.ndarray] | None) -> VideoIndex 
     try:
         if not np.array_equal(_times(root, arrays["folders"].tolist()), arrays["times"]):
             return None
-        # A cache travels with the data and may come from anywhere: it must not point outside of the root.
-        parts = {part for name in ("folder", "prefix", "suffix") for part in arrays[name].tolist()}
-        if any(part.startswith("/") or ".." in part.split("/") for part in parts):
-            return None
-        folder = np.array([_absolute(root, part) for part in arrays["folder"].tolist()])
-        return VideoIndex(
-            class_names=tuple(arrays["class_names"].tolist()),
-            names=arrays["names"],
-            labels=arrays["labels"],
-            num_frames=arrays["num_frames"],
-            frames=FrameFiles(**{name: arrays[name] for name in _FILE_ARRAYS} | {"folder": folder}),
-            layout=str(arrays["layout"]),
-            missing=tuple(arrays["missing"].tolist()),
-            notes=tuple(arrays["notes"].tolist()),
-        )
-    except (OSError, KeyError):
+    except (OSError, ValueError):  # ValueError: a zero byte in a name
         return None
+    if not _is_sound(arrays):
+        return None
+    folder = np.array([_absolute(root, part) for part in arrays["folder"].tolist()])
+    return VideoIndex(
+        class_names=tuple(arrays["class_names"].tolist()),
+        names=arrays["names"],
+        labels=arrays["labels"],
+        num_frames=arrays["num_frames"],
+        frames=FrameFiles(**{name: arrays[name] for name in _FILE_ARRAYS} | {"folder": folder}),
+        layout=str(arrays["layout"]),
+        missing=tuple(arrays["missing"].tolist()),
+        notes=tuple(arrays["notes"].tolist()),
+    )
+
+
+def _is_sound(arrays: dict[str, np.ndarray]) -> bool:
+    """Whether values are such as `scan_frames` finds: a cache comes with the data, which may come from anywhere."""
+    labels, first, step, digits = (arrays[name] for name in ("labels", "first", "step", "digits"))
+    numbers = (labels >= 0, labels < len(arrays["class_names"]), arrays["num_frames"] > 0, first >= 0, step > 0)
+    inside = not any(os.path.isabs(part) or ".." in part.split("/") for part in arrays["folder"].tolist())
+    plain = not any("/" in part for name in ("prefix", "suffix") for part in arrays[name].tolist())
+    return len(labels) > 0 and bool(np.all(numbers)) and bool(np.all((digits > 0) & (digits < 19))) and inside and plain

@@ -7,8 +7,10 @@ written to. It is only ever a shortcut: one that is damaged or out of date is bu
 import hashlib
 import os
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -24,17 +26,51 @@ def prepare_folder(root: Path) -> None:
         pass  # read-only data: the user's cache folder is used
 
 
-def load(root: Path, name: str) -> dict[str, np.ndarray] | None:
-    """The arrays saved under `name`, or None if there are none or they cannot be read."""
+def load(root: Path, name: str, layout: Mapping[str, str]) -> dict[str, np.ndarray] | None:
+    """The arrays saved under `name`, or None if there are none, or they cannot be read or do not fit the layout.
+
+    Args:
+      root: the data folder.
+      name: of the cache.
+      layout: a dtype and one letter per axis for each array, as "int32 N"; "str" for any length of text. Axes with the
+        same letter must be equally long.
+    """
     for path in _places(root, name):
+        if not path.is_file():  # opening a pipe would wait for ever
+            continue
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                arrays = {key: archive[key] for key in archive.files}
-            if int(arrays.pop("cache_version")) == VERSION:
+            with open(path, "rb") as file:
+                arrays = read(file)
+            if int(arrays.pop("cache_version")) == VERSION and fits(arrays, layout):
                 return arrays
         except Exception:  # noqa: S112  a damaged zip raises some ten kinds of exception; all mean: build it again
             continue
     return None
+
+
+def read(file: IO[bytes]) -> dict[str, np.ndarray]:
+    """All arrays of a cache, in no more memory than the file is long. Damage may raise anything."""
+    with zipfile.ZipFile(file) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("`save` compresses nothing, and what is small on disk could be endless in memory")
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files}
+
+
+def fits(arrays: Mapping[str, np.ndarray], layout: Mapping[str, str]) -> bool:
+    """Whether names, dtypes and shapes are those of a layout; see `load`."""
+    lengths: dict[str, int] = {}
+    for name, text in layout.items():
+        dtype, *axes = text.split()
+        array = arrays.get(name)
+        if array is None or array.ndim != len(axes):
+            return False
+        if array.dtype.kind != "U" if dtype == "str" else array.dtype != dtype:
+            return False
+        if any(lengths.setdefault(axis, length) != length for axis, length in zip(axes, array.shape, strict=True)):
+            return False
+    return arrays.keys() == layout.keys()
 
 
 def save(root: Path, name: str, arrays: Mapping[str, np.ndarray]) -> Path | None:

@@ -31,6 +31,11 @@ from r23d_jax.data.tfrecord import Record, parse_example, records
 from r23d_jax.progress import Progress
 
 _CACHE = "packed"
+_CACHE_LAYOUT = {  # of a _Table
+    **{"class_names": "str C", "shards": "str S", "sizes": "int64 S", "times": "int64 S", "split": "str M"},
+    **{"record": "int64 M", "names": "str M", "labels": "int32 M", "num_frames": "int32 M", "shard": "int32 M"},
+    **{"row": "int64 M", "offset": "int64 K", "length": "int64 K", "notes": "str N"},
+}
 _INFO, _FEATURES = "dataset_info.json", "features.json"
 _REMEDY = (
     "Make one: python -m r23d_jax prepare --videos UCF-101 --out data/ucf101 --format packed, and set "
@@ -63,7 +68,7 @@ def index_packed(root: Path, videos: VideoList | None, subset: Subset, cache: bo
     table = None
     if cache:
         prepare_folder(folder)
-        table = _from_cache(folder, load(folder, _CACHE))
+        table = _from_cache(folder, load(folder, _CACHE, _CACHE_LAYOUT))
     if table is None:
         table = _read_table(folder)
         if cache:
@@ -220,14 +225,14 @@ class _Shard:
 
 def _find_dataset(root: Path) -> Path:
     """The folder of the one packed dataset at or below root."""
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"config.data.root={root}: no such folder. {_REMEDY}")
     level, found = [root], []
     for _ in range(4):
-        found = [folder for folder in level if (folder / _INFO).is_file() and (folder / _FEATURES).is_file()]
+        found = [folder for folder in level if all(os.path.isfile(folder / name) for name in (_INFO, _FEATURES))]
         if found:
             break
-        level = [p for folder in level for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+        level = [below for folder in level for below in _folders_in(folder)]
     if not found:
         raise DataError(f"config.data.root={root}: holds no packed dataset ({_INFO} and {_FEATURES}). {_REMEDY}")
     if len(found) > 1:
@@ -235,6 +240,13 @@ def _find_dataset(root: Path) -> Path:
             f"config.data.root={root}: holds {len(found)} packed datasets; choose one: {found[0]}, {found[1]}"
         )
     return found[0]
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        return [p for p in sorted(folder.iterdir()) if os.path.isdir(p) and not p.name.startswith(".")]
+    except OSError:  # it may not be read
+        return []
 
 
 def _read_table(folder: Path) -> _Table:
@@ -339,7 +351,11 @@ def _scan_shard(shard: _Shard, keys: tuple[str, str, str], num_classes: int) -> 
     if not shard.path.stat().st_size:
         shard.problems.append("the file is empty")
         return
-    data = np.memmap(shard.path, np.uint8, mode="r")
+    try:
+        data = np.memmap(shard.path, np.uint8, mode="r")
+    except OSError as error:
+        shard.problems.append(f"the file cannot be read ({error.strerror})")
+        return
     for number, record in enumerate(records(data)):
         if record.problem:
             shard.problems.append(record.problem)
@@ -375,12 +391,22 @@ def _parse_video(
 def _from_cache(folder: Path, arrays: dict[str, np.ndarray] | None) -> _Table | None:
     if arrays is None:
         return None
+    table = _Table(**arrays)
     try:
-        table = _Table(**arrays)
-        if any(os.path.basename(name) != name for name in table.shards.tolist()):
-            return None
         stats = [os.stat(folder / name) for name in table.shards.tolist()]
-    except (OSError, TypeError):
+    except (OSError, ValueError):  # ValueError: a zero byte in a name
         return None
     same = [stat.st_size for stat in stats] == table.sizes.tolist()
-    return table if same and [stat.st_mtime_ns for stat in stats] == table.times.tolist() else None
+    same = same and [stat.st_mtime_ns for stat in stats] == table.times.tolist()
+    return table if same and _is_sound(table) else None
+
+
+def _is_sound(table: _Table) -> bool:
+    """Whether numbers point at what there is: a saved table comes with the data, which may come from anywhere."""
+    return bool(
+        np.all((table.labels >= 0) & (table.labels < len(table.class_names)))
+        and np.all((table.shard >= 0) & (table.shard < len(table.shards)))
+        and np.all((table.num_frames > 0) & (table.row >= 0) & (table.row <= len(table.offset) - table.num_frames))
+        and np.all((table.offset >= 0) & (table.length >= 0))
+        and not any("/" in name for name in table.shards.tolist())
+    )

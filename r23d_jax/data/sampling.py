@@ -84,9 +84,8 @@ def training_frames(cfg: DataConfig, key: tf.Tensor, num_frames: tf.Tensor) -> t
 
 def consecutive_frames(start: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride: int) -> tf.Tensor:
     """(length,) int32: `start`, `start + stride`, ..., going round at the end of the video."""
-    steps = tf.range(length, dtype=tf.int32) * stride
-    # An empty video has no frame 0 either; reading it fails, and that is reported as any other broken video.
-    return tf.math.floormod(start + steps, tf.maximum(num_frames, 1))
+    steps = tf.range(length, dtype=tf.int64) * stride
+    return _go_round(tf.cast(start, tf.int64) + steps, num_frames)
 
 
 def random_start(draw: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride: int) -> tf.Tensor:
@@ -99,7 +98,7 @@ def random_start(draw: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride:
       stride: frames from one to the next.
     """
     span = (length - 1) * stride + 1
-    return pick(draw, tf.maximum(num_frames - span, 0) + 1)
+    return pick(draw, tf.cast(tf.maximum(tf.cast(num_frames, tf.int64) - span, 0) + 1, tf.int32))
 
 
 def segment_frames(draws: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride: int) -> tf.Tensor:
@@ -119,13 +118,18 @@ def segment_frames(draws: tf.Tensor, num_frames: tf.Tensor, *, length: int, stri
     """
     segments = len(draws)
     run = length // segments
-    parts = tf.range(segments, dtype=tf.int32)
-    first, end = parts * num_frames // segments, (parts + 1) * num_frames // segments
+    parts, count = tf.range(segments, dtype=tf.int64), tf.cast(num_frames, tf.int64)
+    first, end = parts * count // segments, (parts + 1) * count // segments
     span = (run - 1) * stride + 1
-    start = first + pick(draws, tf.maximum(end - first - span, 0) + 1)
-    steps = tf.range(run, dtype=tf.int32) * stride
-    frames = tf.reshape(start[:, None] + steps[None, :], [length])
-    return tf.math.floormod(frames, tf.maximum(num_frames, 1))
+    start = first + tf.cast(pick(draws, tf.cast(tf.maximum(end - first - span, 0) + 1, tf.int32)), tf.int64)
+    steps = tf.range(run, dtype=tf.int64) * stride
+    return _go_round(tf.reshape(start[:, None] + steps[None, :], [length]), num_frames)
+
+
+def _go_round(frames: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
+    """Frames (t,) int64, which no stride takes past the largest number, as int32 of a video that begins again."""
+    # An empty video has no frame 0 either; reading it fails, and that is reported as any other broken video.
+    return tf.cast(tf.math.floormod(frames, tf.cast(tf.maximum(num_frames, 1), tf.int64)), tf.int32)
 
 
 def pick(draw: tf.Tensor, count: tf.Tensor) -> tf.Tensor:

@@ -13,6 +13,8 @@ both sides measures memory of the recording: accuracy doubles or more. Such a sp
 
 import csv
 import dataclasses
+import io
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,6 +33,9 @@ _NUMBERED = re.compile(r"(.*\S)[ \t]+([0-9]{1,9})")
 _PATH_HEADERS = ("path", "video", "video_path", "file", "filename", "name")
 CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")  # in a name: it would clear a terminal, or forge a line of the log
 _LABEL_HEADERS = ("label", "class", "class_name", "target")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+# Of a list, and of a line in it: beyond these it is some other file.
+_MOST_BYTES, _MOST_CHARACTERS = 1 << 27, 1 << 12
 
 
 class DataError(UserError, ValueError):
@@ -123,9 +128,10 @@ def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, .
     lists = Path(lists)
     if subset not in ("train", "test"):
         raise DataError(f"subset {subset!r}: must be 'train' or 'test'")
-    if (lists / "classInd.txt").is_file():
+    # os.path, because a Path raises an error where a folder may not be read
+    if os.path.isfile(lists / "classInd.txt"):
         class_names, sides = _read_ucf101(lists, subset, split)
-    elif (lists / "train.csv").is_file() or any((lists / name).is_file() for name in _TEST_CSV):
+    elif any(os.path.isfile(lists / name) for name in ("train.csv", *_TEST_CSV)):
         class_names, sides = _read_csv(lists, subset, split)
     else:
         raise DataError(_nothing_found(lists))
@@ -140,9 +146,8 @@ def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, .
         Entry(v.name, label[v.class_name], v.class_name, v.group) for v in sides[subset] if v.class_name in label
     )
     if not entries:
-        raise DataError(
-            f"{lists}: the {subset} list of split {split} names no video of {', '.join(kept) or 'any class'}"
-        )
+        some = ", ".join(kept[:5]) + (", ..." if len(kept) > 5 else "")
+        raise DataError(f"{lists}: the {subset} list of split {split} names no video of {some or 'any class'}")
     return VideoList(kept, entries)
 
 
@@ -177,17 +182,20 @@ def _read_ucf101(lists: Path, subset: Subset, split: int) -> tuple[tuple[str, ..
 def _read_class_ind(path: Path) -> dict[str, int]:
     number_of: dict[str, int] = {}
     folded: set[str] = set()
+    last = -1
     for where, line in _lines(path):
         found = _CLASS_LINE.fullmatch(line)
         if not found:
-            raise DataError(f"{where}: malformed line {line!r}; expected a number and a class name, e.g. '12 Diving'")
+            raise DataError(
+                f"{where}: malformed line {_shown(line)}; expected a number and a class name, e.g. '12 Diving'"
+            )
         number, name = int(found[1]), found[2]
         _refuse_escape(name, where)
         if name.casefold() in folded:
-            raise DataError(f"{where}: class {name!r} is named twice")
-        if number_of and number <= max(number_of.values()):
-            raise DataError(f"{where}: class number {number} does not rise ({line!r})")
-        number_of[name] = number
+            raise DataError(f"{where}: class {_shown(name)} is named twice")
+        if number <= last:
+            raise DataError(f"{where}: class number {number} does not rise ({_shown(line)})")
+        number_of[name] = last = number
         folded.add(name.casefold())
     if not number_of:
         raise DataError(f"{path}: names no class")
@@ -203,13 +211,15 @@ def _read_ucf101_list(path: Path, number_of: dict[str, int], numbered: bool) -> 
         if found and not numbered and not found[1].lower().endswith(VIDEO_SUFFIXES):
             found = None
         if not found and numbered:
-            raise DataError(f"{where}: malformed line {line!r}; expected 'Class/video.avi 12'")
+            raise DataError(f"{where}: malformed line {_shown(line)}; expected 'Class/video.avi 12'")
         parts = _relative_parts(found[1] if found else line, where)
         if len(parts) != 2:
-            raise DataError(f"{where}: malformed line {line!r}; expected 'Class/video.avi{' 12' if numbered else ''}'")
+            expected = f"'Class/video.avi{' 12' if numbered else ''}'"
+            raise DataError(f"{where}: malformed line {_shown(line)}; expected {expected}")
         class_name = by_fold.get(parts[0].casefold())
         if class_name is None:
-            raise DataError(f"{where}: class {parts[0]!r} is not in classInd.txt; {nearest(parts[0], number_of)}")
+            hint = nearest(parts[0], number_of)
+            raise DataError(f"{where}: class {_shown(parts[0])} is not in classInd.txt; {hint}")
         if found and int(found[2]) != number_of[class_name]:
             raise DataError(
                 f"{where}: label {found[2]} for {class_name}, which classInd.txt numbers {number_of[class_name]} "
@@ -248,22 +258,27 @@ def _read_csv(lists: Path, subset: Subset, split: int) -> tuple[tuple[str, ...],
             raise DataError(f"{classes_file}: must name each class once, one a line")
     else:
         labels = {label for _, label, _ in every}
-        numbers = {label for label in labels if label.isdecimal()}
+        numbers = {label for label in labels if _NUMBER.fullmatch(label)}
         if numbers and numbers != labels:
             raise DataError(
-                f"{lists}: labels mix numbers ({min(numbers)}) and names ({min(labels - numbers)}); "
+                f"{lists}: labels mix numbers ({min(numbers)}) and names ({_shown(min(labels - numbers))}); "
                 "write classes.txt, one class name a line, or use one kind"
             )
-        class_names = tuple(sorted(labels, key=(lambda text: (int(text), text)) if numbers else None))
+        ordered = sorted(labels, key=(lambda text: (int(text), text)) if numbers else None)
+        spelled: dict[str, str] = {}
+        for label in ordered:
+            spelled.setdefault(label.casefold(), label)
+        class_names = tuple(spelled.values())
     by_fold = {name.casefold(): name for name in class_names}
 
     def class_of(label: str, where: str) -> str:
         if label.casefold() in by_fold:
             return by_fold[label.casefold()]
-        if label.isdecimal() and int(label) < len(class_names):
+        number = _NUMBER.fullmatch(label)
+        if number and int(label) < len(class_names):
             return class_names[int(label)]
-        hint = f"numbers go from 0 to {len(class_names) - 1}" if label.isdecimal() else nearest(label, class_names)
-        raise DataError(f"{where}: label {label!r} is not in classes.txt; {hint}")
+        hint = f"numbers go from 0 to {len(class_names) - 1}" if number else nearest(label, class_names)
+        raise DataError(f"{where}: label {_shown(label)} is not in classes.txt; {hint}")
 
     sides = {}
     for side, side_rows in rows.items():
@@ -278,28 +293,28 @@ def _read_csv_rows(path: Path) -> list[tuple[str, str, str]]:
     """(path, label, where) of every row."""
     rows: list[tuple[str, str, str]] = []
     path_column, label_column, width = 0, 1, 2
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            for cells in reader:
-                cells = [cell.strip() for cell in cells]
-                if not any(cells):
-                    continue
-                where = f"{path.name}:{reader.line_num}"
-                lower = [cell.lower() for cell in cells]
-                if not rows and width == 2 and any(c in _PATH_HEADERS for c in lower) and reader.line_num == 1:
-                    path_column = next(i for i, c in enumerate(lower) if c in _PATH_HEADERS)
-                    label_column = next((i for i, c in enumerate(lower) if c in _LABEL_HEADERS), -1)
-                    if label_column < 0:
-                        raise DataError(f"{where}: header {','.join(cells)!r} has no column 'label'")
-                    width = len(cells)
-                    continue
-                if len(cells) != width or not cells[path_column] or not cells[label_column]:
-                    raise DataError(f"{where}: malformed line {','.join(cells)!r}; expected 'path,label'")
-                _refuse_escape(cells[label_column], where)
-                rows.append((cells[path_column], cells[label_column], where))
-        except csv.Error as error:
-            raise DataError(f"{path.name}:{reader.line_num}: not CSV: {error}") from error
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    try:
+        for cells in reader:
+            cells = [cell.strip() for cell in cells]
+            if not any(cells):
+                continue
+            where = f"{path.name}:{reader.line_num}"
+            _refuse_long(",".join(cells), where)
+            lower = [cell.lower() for cell in cells]
+            if not rows and width == 2 and any(c in _PATH_HEADERS for c in lower) and reader.line_num == 1:
+                path_column = next(i for i, c in enumerate(lower) if c in _PATH_HEADERS)
+                label_column = next((i for i, c in enumerate(lower) if c in _LABEL_HEADERS), -1)
+                if label_column < 0:
+                    raise DataError(f"{where}: header {_shown(','.join(cells))} has no column 'label'")
+                width = len(cells)
+                continue
+            if len(cells) != width or not cells[path_column] or not cells[label_column]:
+                raise DataError(f"{where}: malformed line {_shown(','.join(cells))}; expected 'path,label'")
+            _refuse_escape(cells[label_column], where)
+            rows.append((cells[path_column], cells[label_column], where))
+    except csv.Error as error:
+        raise DataError(f"{path.name}:{reader.line_num}: not CSV: {error}") from error
     if not rows:
         raise DataError(f"{path}: lists no video")
     return rows
@@ -324,10 +339,31 @@ def group_of(name: str) -> str | None:
 
 def _lines(path: Path) -> Iterable[tuple[str, str]]:
     """(file:line, text) of every line that is not blank."""
-    text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", _text(path)), start=1):
         if line.strip():
-            yield f"{path.name}:{number}", line.strip()
+            where = f"{path.name}:{number}"
+            _refuse_long(line, where)
+            yield where, line.strip()
+
+
+def _text(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        if size > _MOST_BYTES:
+            raise DataError(f"{path}: {size} bytes, more than {_MOST_BYTES}: this is no list")
+        return path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _refuse_long(line: str, where: str) -> None:
+    if len(line) > _MOST_CHARACTERS:
+        raise DataError(f"{where}: a line of {len(line)} characters, more than {_MOST_CHARACTERS}: is this a list?")
+
+
+def _shown(text: str) -> str:
+    """For a message: what is wrong may be long, or hold line ends."""
+    return repr(text if len(text) <= 100 else text[:97] + "...")
 
 
 def _relative_parts(text: str, where: str) -> list[str]:
@@ -335,7 +371,7 @@ def _relative_parts(text: str, where: str) -> list[str]:
     parts = _refuse_escape(text, where)
     parts = [part for part in parts if part not in ("", ".")]
     if not parts:
-        raise DataError(f"{where}: path {text!r} names no video")
+        raise DataError(f"{where}: path {_shown(text)} names no video")
     return parts
 
 
@@ -389,8 +425,10 @@ def _restrict(lists: Path, class_names: tuple[str, ...], classes: tuple[str, ...
 
 
 def _nothing_found(lists: Path) -> str:
-    if not lists.is_dir():
+    if not os.path.isdir(lists):
         problem = f"{lists}: no such folder"
+    elif not os.access(lists, os.R_OK | os.X_OK):
+        return f"{lists}: cannot be read (Permission denied)"
     else:
         inside = sorted(p.name for p in lists.iterdir())
         problem = f"{lists}: holds neither classInd.txt nor train.csv (it holds: {', '.join(inside[:5]) or 'nothing'})"

@@ -5,7 +5,9 @@ files name no frame rate. Frames are counted by decoding them.
 """
 
 import dataclasses
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -19,8 +21,7 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from r23d_jax.config import UserError
-
-MAX_PIXELS = 1 << 26  # 8192 x 8192: a header that claims more is an attack on memory, or damage
+from r23d_jax.data.picture_header import MAX_PIXELS
 
 _LEAST_DECODED = 0.5  # of the frames that the header claims; sound files are off by a few frames at most
 
@@ -29,6 +30,10 @@ _LEAST_DECODED = 0.5  # of the frames that the header claims; sound files are of
 _FORMATS = (
     "avi,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,m4v,h264,hevc,av1,ivf,obu,mpeg,mpegvideo,mpegts,mjpeg,flv,asf,ogg,dv,wav"
 )
+
+# Of the decoder, which would take the memory for a frame before it could be looked at: on opening, to learn about the
+# streams, and on decoding.
+_LIMITS = {"max_pixels": str(MAX_PIXELS)}
 
 
 class VideoError(UserError):
@@ -99,6 +104,7 @@ def iter_frames(
         claimed = stream.frames
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = num_threads
+        stream.codec_context.options = _LIMITS
         try:
             for frame in container.decode(stream):
                 image = _to_array(path, frame, converter, channels)
@@ -109,7 +115,10 @@ def iter_frames(
                 yield resize_short_side(image, short_side)
                 count += 1
         except av.error.FFmpegError as error:
-            raise VideoError(f"{path}: damaged ({_reason(error)})") from error
+            reason = _reason(error)
+            if error.errno == errno.EINVAL:  # what the decoder says of a size above the limit, too
+                reason += f"; perhaps frames of more than {MAX_PIXELS} pixels, the most that are decoded"
+            raise VideoError(f"{path}: damaged ({reason})") from error
     if size is None:
         raise VideoError(f"{path}: holds no frame that can be decoded")
     if count < claimed * _LEAST_DECODED:  # the decoder passes over damage in silence
@@ -134,16 +143,19 @@ def resize_short_side(image: np.ndarray, short_side: int) -> np.ndarray:
 
 def _open(path: Path) -> Any:
     try:
-        size = os.path.getsize(path)
-    except OSError as error:
-        raise VideoError(f"{path}: cannot be read ({error.strerror})") from error
-    if os.path.isdir(path):
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise VideoError(f"{path}: cannot be read ({_reason(error)})") from error
+    if stat.S_ISDIR(status.st_mode):
         raise VideoError(f"{path}: is a folder, not a video")
-    if size == 0:
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise VideoError(f"{path}: is no file, but a pipe or a device")
+    if status.st_size == 0:
         raise VideoError(f"{path}: is empty (0 bytes)")
     try:
         # Absolute, so that no name can be taken for a protocol such as `concat:`.
-        return av.open(os.path.abspath(path), options={"format_whitelist": _FORMATS}, metadata_errors="replace")
+        options = {"format_whitelist": _FORMATS, **_LIMITS}
+        return av.open(os.path.abspath(path), options=options, metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path}: not a readable video ({_reason(error)})") from error
 

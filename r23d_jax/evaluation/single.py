@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import tensorflow as tf
 from r23d_jax import parallel
 from r23d_jax.config import DataConfig, EvalConfig, Preprocessing
 from r23d_jax.data import augment
+from r23d_jax.data.broken import examine_picture
 from r23d_jax.data.decode import decode_clip
 from r23d_jax.data.video import VideoError, iter_frames
 from r23d_jax.evaluation.evaluate import make_eval_step
@@ -99,7 +101,7 @@ def open_source(path: Path, pre: Preprocessing) -> Source:
     Raises:
       VideoError: if a folder holds no frames. What is wrong with a file shows when it is read.
     """
-    return FrameFolder(path, pre) if path.is_dir() else VideoFile(path, pre)
+    return FrameFolder(path, pre) if os.path.isdir(path) else VideoFile(path, pre)
 
 
 class FrameFolder:
@@ -109,9 +111,15 @@ class FrameFolder:
     """
 
     def __init__(self, path: Path, pre: Preprocessing):
-        files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+        try:
+            files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+        except OSError as error:
+            raise VideoError(f"{path}: cannot be read ({error.strerror})") from error
         if not files:
             raise VideoError(f"{path}: holds no .jpg or .png frames")
+        for file in files:
+            if file.exists() and not file.is_file():  # reading a pipe would wait for ever
+                raise VideoError(f"{file}: is no file, but a folder, a pipe or a device")
         self._files, self._pre = sorted(files, key=_natural), pre
 
     def count(self) -> int:
@@ -212,10 +220,10 @@ def _frame_fault(files: list[Path]) -> str:
             return f"{file}: cannot be read ({error.strerror})"
         if not content:
             return f"{file}: is empty (0 bytes)"
-        try:
-            sizes[file] = tuple(tf.io.decode_image(content, channels=3, expand_animations=False).shape[:2])
-        except tf.errors.OpError:
-            return f"{file}: cannot be decoded"
+        problem, size = examine_picture(content)
+        if size is None:
+            return f"{file}: {problem}"
+        sizes[file] = size
     first = files[0]
     for file, size in sizes.items():
         if size != sizes[first]:

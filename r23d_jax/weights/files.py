@@ -27,10 +27,17 @@ def kind_of(path: Path | str | os.PathLike) -> str:
       ConversionError: if there is no such file, or its name ends in nothing that is known.
     """
     path = Path(path)
-    if path.with_name(path.name + ".index").is_file() or path.suffix == ".index":
+    # os.path, because a Path raises an error where a folder above may not be read
+    if os.path.isfile(f"{path}.index") or path.suffix == ".index":
         return "tensorflow"
-    if not path.exists():
+    if not os.path.exists(path):
         raise ConversionError(f"{path}: there is no such file")
+    if not os.access(path, os.R_OK):
+        raise ConversionError(f"{path}: cannot be read (Permission denied)")
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise ConversionError(f"{path}: is no file, but a folder, a pipe or a device")
+    if not path.stat().st_size:
+        raise ConversionError(f"{path}: is empty (0 bytes); copy or download it again")
     if path.suffix == ".safetensors":
         return "safetensors"
     if path.suffix in TORCH_SUFFIXES:
@@ -112,27 +119,28 @@ def as_numpy(value: Any) -> np.ndarray:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}
             texts = file.metadata() or {}
-    except (SafetensorError, OSError, TypeError) as error:  # TypeError: bfloat16, which numpy does not have
+    except Exception as error:  # SafetensorError; of dtypes that numpy does not have, TypeError or AttributeError
         raise ConversionError(
-            f"{path}: not a whole safetensors file of float16, float32 or float64 ({error})"
+            f"{path}: not a whole safetensors file of float16, float32 or float64 ({_first_line(error)})"
         ) from None
     meta = {}
     for name, text in texts.items():
         try:
             meta[name] = json.loads(text)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             meta[name] = text
     return arrays, meta
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     torch = import_torch(path)
+    _refuse_compressed(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # of an archive of TorchScript, which is refused just after
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -146,19 +154,44 @@ def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 f"{path}: refused, because reading it could run code that is stored in it ({reason}). In the program "
                 "that wrote it: torch.save(model.state_dict(), path)"
             ) from None
-        first = text.splitlines()[0] if text else type(error).__name__
-        raise ConversionError(f"{path}: damaged, or not a torch file ({first})") from None
+        raise ConversionError(f"{path}: damaged, or not a torch file ({_first_line(error)})") from None
     if not isinstance(content, Mapping):
         raise ConversionError(f"{path}: holds a {type(content).__name__}, not a state dict")
     for container in CONTAINERS:
         if isinstance(content.get(container), Mapping):
+            _refuse_stretched(path, content[container])
             return dict(content[container]), {k: v for k, v in content.items() if k != container}
     if not any(hasattr(value, "detach") for value in content.values()):
         raise ConversionError(
             f"{path}: holds no state dict: looked for tensors at the top and below {', '.join(CONTAINERS)}; it has "
             f"{', '.join(map(str, list(content)[:5])) or 'nothing'}"
         )
+    _refuse_stretched(path, content)
     return dict(content), {}
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch compresses nothing, so what is small on disk and large in memory is an attack."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = file.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):  # torch will say it in its own words
+        return
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ConversionError(f"{path}: its members are compressed, which torch never does; it was not read")
+
+
+def _refuse_stretched(path: Path, state: Mapping[str, Any]) -> None:
+    """A tensor may say that it repeats one number without end."""
+    size = path.stat().st_size
+    for name, value in state.items():
+        if hasattr(value, "detach") and value.numel() * value.element_size() > size:
+            raise ConversionError(f"{path}: {name} claims {value.numel()} values, more than the file can hold")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def import_torch(path: Path) -> Any:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from r23d_jax.config import ModelConfig, Preprocessing, from_dict
+from r23d_jax.config import ConfigError, ModelConfig, Preprocessing, from_dict
 from r23d_jax.models.functional import split_model
 from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.registry import build_model
@@ -115,11 +115,9 @@ def convert(
     arrays, read_meta = read_arrays(weights)
     meta = meta or read_meta
     if "config" in meta:  # our own file says what it is
-        cfg = from_dict(meta["config"], ModelConfig)
+        cfg, preprocessing, class_names = _read_meta(meta)
         if name is not None and name != cfg.name:
             raise ConversionError(f"these weights are {cfg.name}, not {name}")
-        preprocessing = from_dict(meta["preprocessing"], Preprocessing)
-        class_names = tuple(meta["class_names"])
         model = nnx.eval_shape(
             lambda: build_model(
                 cfg,
@@ -142,6 +140,16 @@ def convert(
         preprocessing=_preprocessing(found),
         notes=found.notes,
     )
+
+
+def _read_meta(meta: Mapping[str, Any]) -> tuple[ModelConfig, Preprocessing, tuple[str, ...]]:
+    """What our own files say besides the values."""
+    try:
+        cfg, preprocessing = from_dict(meta["config"], ModelConfig), from_dict(meta["preprocessing"], Preprocessing)
+        class_names = tuple(meta["class_names"])
+    except (KeyError, TypeError, ConfigError) as error:
+        raise ConversionError(f"what the file says of its network cannot be used ({error})") from None
+    return cfg, preprocessing, tuple(map(str, class_names))
 
 
 def count_parameters(model: VideoNetwork) -> int:
@@ -170,9 +178,17 @@ def read_arrays(weights: Weights) -> tuple[dict[str, np.ndarray], dict[str, Any]
         read, meta = files.read(weights)
     else:
         read, meta = weights, {}
+    where = weights if isinstance(weights, (str, os.PathLike)) else "weights"
     if not read:
-        raise ConversionError(f"{weights if isinstance(weights, (str, os.PathLike)) else 'weights'}: holds no values")
-    return {str(name).removeprefix("module."): files.as_numpy(value) for name, value in read.items()}, meta
+        raise ConversionError(f"{where}: holds no values")
+    arrays = {str(name).removeprefix("module."): files.as_numpy(value) for name, value in read.items()}
+    wrong = [name for name, value in arrays.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
+    if wrong:
+        raise ConversionError(
+            f"{where}: {len(wrong)} of {len(arrays)} tensors hold values that are not numbers (NaN or infinite), e.g. "
+            f"{wrong[0]}: the training that wrote them diverged; take an earlier file of it"
+        )
+    return arrays, meta
 
 
 def _filled(model: VideoNetwork, table: Table, layout: Layout, arrays: Mapping[str, np.ndarray]) -> VideoNetwork:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from r23d_jax.evaluation.single import Predictor, VideoFile
 from r23d_jax.models.functional import split_model
 from r23d_jax.training.checkpoint import Checkpoints, create_configured_model
 from r23d_jax.training.state import TrainState
+from tests.garbage.corpus import PICTURES, VIDEOS, picture, pipe
 
 CLASSES = ("left", "right", "up")
 
@@ -237,7 +239,7 @@ def test_broken_videos_do_not_stop_the_others(workdir, videos, tmp_path, capsys)
     reasons = ["No such file", "not a readable video", "holds no .jpg or .png frames"]
     reasons += [
         "2.jpg: is empty (0 bytes)",
-        "3.jpg: cannot be decoded",
+        "3.jpg: not a picture",
         "2.jpg: is 44x40, unlike 1.jpg, which is 40x40",
     ]
     for line, path, reason in zip(lines, bad, reasons, strict=False):
@@ -245,6 +247,30 @@ def test_broken_videos_do_not_stop_the_others(workdir, videos, tmp_path, capsys)
     assert "(2 frames, 1 clip)" in lines[-2]
     assert call("--workdir", workdir, tmp_path / "noise.avi", "--json") == 3
     assert "not a readable video" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_every_kind_of_garbage(workdir, tmp_path, capsys):
+    files = {name: garbage.write(tmp_path, name) for name, garbage in VIDEOS.items()}
+    frames = {}
+    for name, garbage in PICTURES.items():
+        frames[name] = garbage.write(tmp_path / name, "2").parent
+        for number in (1, 3):
+            (tmp_path / name / f"{number}{garbage.suffix}").write_bytes(picture())
+    kinds = [(path, VIDEOS[name]) for name, path in files.items()]
+    kinds += [(path, PICTURES[name]) for name, path in frames.items()]
+    with pipe(tmp_path / "pipe.mp4") as waiting, pipe(frames["grayscale"] / "4.jpg"):
+        assert call("--workdir", workdir, *(path for path, _ in kinds), waiting, "--top", 1, "--json") == 3
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert "pipe.mp4: is no file, but a pipe or a device" in rows.pop()["error"]
+    for row, (path, garbage) in zip(rows, kinds, strict=True):
+        assert row["video"] == str(path)
+        if path == frames["grayscale"]:
+            assert "4.jpg: is no file" in row["error"]
+        elif not garbage.reason:
+            assert len(row["predictions"]) == 1
+        else:
+            reason = "is .*, unlike 1.jpg" if "where the video began" in garbage.reason else garbage.reason
+            assert re.search(reason, row["error"]) and row["error"].startswith(str(path))
 
 
 def test_names_cannot_command_the_terminal(workdir, tmp_path, capsys):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from r23d_jax.data.decode import MAX_PIXELS, decode_clip, decode_windows, frame_reader
 from r23d_jax.data.frames import FrameFiles, PackedFrames
+from tests.garbage.corpus import HUGE, png_bomb, with_jpeg_size
 
 
 def _photo(height: int = 60, width: int = 80) -> np.ndarray:
@@ -118,14 +119,6 @@ def test_damage_below_the_window_does_no_harm() -> None:
     np.testing.assert_array_equal(_decode([half], [0, 0, 64, 64], 64), _decode([content], [0, 0, 64, 64], 64))
 
 
-def _huge_header() -> bytes:
-    """A JPEG whose header promises 20,000 x 20,000 pixels."""
-    content = bytearray(encode(picture(0, 0)))
-    start = content.index(b"\xff\xc0")
-    content[start + 5 : start + 9] = (20000).to_bytes(2, "big") * 2
-    return bytes(content)
-
-
 @pytest.mark.parametrize(
     "contents",
     [
@@ -135,12 +128,13 @@ def _huge_header() -> bytes:
         [encode(picture(0, 0), ".png")[:60]],
         [encode(picture(0, 0)), encode(picture(0, 0, 20, 20))],
         [encode(picture(0, 0), ".png"), encode(picture(0, 0, 20, 20), ".png")],
-        [_huge_header()],
+        [with_jpeg_size(encode(picture(0, 0)), HUGE, HUGE)],
+        [png_bomb()],
     ],
-    ids=["empty", "text", "short_jpeg", "short_png", "two_sizes", "two_sizes_png", "bomb"],
+    ids=["empty", "text", "short_jpeg", "short_png", "two_sizes", "two_sizes_png", "bomb", "bomb_png"],
 )
 def test_what_is_no_frame_is_an_error(contents: list[bytes]) -> None:
-    assert 20000 * 20000 > MAX_PIXELS
+    assert HUGE * HUGE > MAX_PIXELS
     with pytest.raises(tf.errors.InvalidArgumentError):
         _decode(contents, [0, 0, 16, 16], 16)
 

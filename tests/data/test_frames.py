@@ -10,6 +10,7 @@ import pytest
 from r23d_jax.data import frames as frames_module
 from r23d_jax.data.frames import FrameFiles, VideoIndex, index_frames
 from r23d_jax.data.splits import DataError, Entry, VideoList
+from tests.garbage.corpus import pipe
 
 CLASS, VIDEO = "HandstandPushups", "v_HandStandPushups_g01_c01"
 
@@ -255,6 +256,49 @@ def test_a_damaged_cache_is_built_again(tmp_path: Path, scans: list[Path], damag
     index_frames(tmp_path, videos)
     assert len(scans) == 2
     assert [path.name for path in (tmp_path / ".r23d_jax").iterdir()] == [file.name]  # no temporary file is left
+
+
+WRONG = {
+    "other type": {"labels": np.zeros(1)},
+    "other length": {"names": np.array(["x", "y"])},
+    "another axis": {"num_frames": np.ones((1, 1), np.int32)},
+    "no class": {"labels": np.ones(1, np.int32)},
+    "negative label": {"labels": -np.ones(1, np.int32)},
+    "no frames": {"num_frames": np.zeros(1, np.int32)},
+    "endless digits": {"digits": np.full(1, 1 << 30, np.int32)},
+    "outside": {"folder": np.array(["../../etc"])},
+    "absolute": {"folder": np.array(["/etc"])},
+    "folders that are numbers": {"folders": np.zeros(1)},
+    "a name with a zero byte": {"folders": np.array(["A\0x"]), "times": np.zeros(1, np.int64)},
+    "more": {"more": np.zeros(1)},
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_cache_that_does_not_fit_together_is_built_again(tmp_path: Path, scans: list[Path], what: str) -> None:
+    touch(tmp_path, ["A/x/1.jpg"])
+    videos = listed("x", class_name="A")
+    first = index_frames(tmp_path, videos)
+    (file,) = (tmp_path / ".r23d_jax").iterdir()
+    with np.load(file) as arrays:
+        np.savez(file, **(dict(arrays) | WRONG[what]))
+    assert same(index_frames(tmp_path, videos), first)
+    assert len(scans) == 2
+
+
+def test_a_cache_takes_no_more_memory_than_disk(tmp_path: Path, scans: list[Path]) -> None:
+    touch(tmp_path, ["A/x/1.jpg"])
+    videos = listed("x", class_name="A")
+    index_frames(tmp_path, videos)
+    (file,) = (tmp_path / ".r23d_jax").iterdir()
+    with np.load(file) as arrays:
+        np.savez_compressed(file, **arrays)  # as it would be around a gigabyte of zeros
+    index_frames(tmp_path, videos)
+    assert len(scans) == 2
+    file.unlink()
+    with pipe(file):
+        index_frames(tmp_path, videos)
+    assert len(scans) == 3
 
 
 def test_read_only_data_is_cached_for_the_user(

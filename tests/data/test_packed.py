@@ -136,6 +136,19 @@ def test_cache(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(scanned) == 8
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("labels", 7), ("shard", 2), ("row", 1 << 62), ("num_frames", 99), ("offset", -1), ("names", 1.5)],
+)
+def test_a_cache_that_points_nowhere_is_built_again(dataset: Path, name: str, value: float) -> None:
+    wanted = read(index_packed(dataset, listed(0, 5), "train"), 1)
+    (cached,) = (dataset / ".r23d_jax").iterdir()
+    with np.load(cached) as arrays:
+        wrong = np.full(arrays[name].shape, value, np.float64 if name == "names" else arrays[name].dtype)
+        np.savez(cached, **(dict(arrays) | {name: wrong}))
+    assert read(index_packed(dataset, listed(0, 5), "train"), 1) == wanted
+
+
 def test_damaged_records_are_left_out_and_reported(dataset: Path) -> None:
     index = index_packed(dataset, listed(*range(6)), "train", cache=False)
     frames = index.frames

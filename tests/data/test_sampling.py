@@ -1,8 +1,12 @@
 """Temporal sampling and the order of an epoch, against plain numpy."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from r23d_jax.config import ConfigError, DataConfig
 from r23d_jax.data import sampling
@@ -105,3 +109,49 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"rgb_diff.*jump, not motion; set --config\.data\.sampling=random"):
         sampling.check_sampling(DataConfig(sampling="segments", input="rgb_diff"))
     sampling.check_sampling(DataConfig(num_segments=5))  # not used
+
+
+# -- properties --------------------------------------------------------------------------------------------------------
+
+most = 2**31 - 1
+
+
+@functools.cache
+def _compiled(sampling_kind: str, num_frames: int, stride: int, difference: bool):
+    cfg = DataConfig(
+        num_frames=num_frames,
+        frame_stride=stride,
+        sampling=sampling_kind,
+        num_segments=2 if num_frames % 2 == 0 else 1,
+        input="rgb_diff" if difference else "rgb",
+    )
+    return tf.function(lambda key, count: sampling.training_frames(cfg, key, count))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(["random", "segments"]),
+    num_frames=st.sampled_from([1, 2, 7, 16]),
+    stride=st.sampled_from([1, 3, 200_000_000, most]),
+    difference=st.booleans(),
+    count=st.one_of(st.integers(0, 40), st.integers(0, most)),
+    key=st.tuples(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1)),
+)
+def test_any_video_gives_a_clip_of_its_own_frames(
+    kind: str, num_frames: int, stride: int, difference: bool, count: int, key: tuple[int, int]
+) -> None:
+    sample = _compiled(kind, num_frames, stride, difference and kind == "random")
+    args = tf.constant(key, tf.int64), tf.constant(count, tf.int32)
+    frames = sample(*args).numpy()
+    length = num_frames + (difference and kind == "random")
+    assert frames.shape == (length,) and frames.dtype == np.int32
+    assert 0 <= frames.min() and frames.max() < max(count, 1)
+    np.testing.assert_array_equal(frames, sample(*args))
+    runs = frames.reshape(2 if kind == "segments" and num_frames % 2 == 0 else 1, -1).astype(object)
+    assert np.all((runs[:, :1] + stride * np.arange(runs.shape[1]).astype(object) - runs) % max(count, 1) == 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(draw=st.floats(0, 1, exclude_max=True, width=32), count=st.integers(1, most))
+def test_any_draw_picks_something_there_is(draw: float, count: int) -> None:
+    assert 0 <= int(sampling.pick(tf.constant(draw), tf.constant(count))) < count

@@ -1,5 +1,6 @@
 """Split lists: the official ones, other people's, and wrong ones."""
 
+import re
 import string
 from pathlib import Path
 
@@ -183,7 +184,7 @@ def test_csv_labels_as_numbers(tmp_path: Path) -> None:
         ({"train__csv": "a.mp4,run\nb.mp4,\n"}, r"train\.csv:2: malformed line"),
         ({"train__csv": "path,frames\na.mp4,3\n"}, r"train\.csv:1: header 'path,frames' has no column 'label'"),
         ({"train__csv": "\n"}, r"train\.csv: lists no video"),
-        ({"train__csv": "a.mp4,run\nb.mp4,3\n"}, r"labels mix numbers \(3\) and names \(run\); write classes\.txt"),
+        ({"train__csv": "a.mp4,run\nb.mp4,3\n"}, r"labels mix numbers \(3\) and names \(.run.\); write classes\.txt"),
         ({"train__csv": "a.mp4,run\nA.avi,run\n"}, r"train\.csv:2: A is listed twice \(first in train\.csv:1\)"),
         ({"train__csv": "a.mp4,run\n", "val__csv": "a.mp4,run\n"}, r"cuts through 1 group.*train\.csv:1.*val\.csv:1"),
         (
@@ -240,17 +241,78 @@ def test_what_is_written_is_read(
     assert all(read.class_names[entry.label] == entry.class_name for entry in read.entries)
 
 
+texts = st.one_of(
+    st.binary(max_size=80).map(lambda content: content.decode("utf-8", "surrogateescape")),
+    st.text(max_size=80),
+    st.lists(st.sampled_from([*"/ 2\n,\\\0\r", "Diving", "v.avi", '"', "..", "9" * 12]), max_size=20).map("".join),
+)
+FILES = ("classInd.txt", "trainlist01.txt", "testlist01.txt", "train.csv", "val.csv", "classes.txt")
+
+
 @settings(max_examples=150, deadline=None)
-@given(content=st.binary(max_size=80), csv=st.booleans())
-def test_any_bytes_give_a_list_or_a_clear_error(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes, csv: bool
+@given(text=texts, name=st.sampled_from(FILES))
+def test_any_text_gives_a_list_or_an_error_that_names_the_file(
+    tmp_path_factory: pytest.TempPathFactory, text: str, name: str
 ) -> None:
-    folder = tmp_path_factory.mktemp("bytes")
-    ucf101(folder) if not csv else None
-    (folder / ("train.csv" if csv else "trainlist01.txt")).write_bytes(content)
-    try:
-        videos = read_list(folder, "train")
-    except DataError as error:
-        assert str(error)
+    folder = tmp_path_factory.mktemp("texts")
+    if name in FILES[:3]:
+        ucf101(folder)
     else:
-        assert videos.entries and not any(".." in entry.name.split("/") for entry in videos.entries)
+        write(folder, train__csv="a.mp4,run\n", val__csv="b.mp4,run\n")
+    (folder / name).write_bytes(
+        text.encode("utf-8", "surrogateescape" if "\udc80" <= max(text, default="") else "replace")
+    )
+    for subset in ("train", "test"):
+        try:
+            videos = read_list(folder, subset)
+        except DataError as error:
+            # Where one line is wrong it is named; what lacks altogether, or does not fit together, by the folder.
+            assert re.search(rf"^(\w+\.(txt|csv):\d+|{re.escape(str(folder))})", str(error)), str(error)
+            assert len(str(error)) < 2000
+        else:
+            assert videos.entries and len({n.casefold() for n in videos.class_names}) == len(videos.class_names)
+            assert not any({"..", ""} & set(entry.name.split("/")[:-1]) for entry in videos.entries)
+
+
+# -- what is no list ---------------------------------------------------------------------------------------------------
+
+
+def test_other_files_are_refused_in_short_words(tmp_path: Path) -> None:
+    ucf101(tmp_path, class_ind="1 " + "A" * 5000)
+    with pytest.raises(DataError, match=r"classInd\.txt:1: a line of 5002 characters, more than 4096: is this a list"):
+        read_list(tmp_path, "train")
+    ucf101(tmp_path, class_ind="A" * 3000)
+    with pytest.raises(DataError, match=r"classInd\.txt:1: malformed line 'AAA") as caught:
+        read_list(tmp_path, "train")
+    assert len(str(caught.value)) < 300
+    with open(tmp_path / "classInd.txt", "wb") as file:
+        file.truncate((1 << 27) + 1)  # takes no room on disk
+    with pytest.raises(DataError, match=r"classInd\.txt: 134217729 bytes, more than 134217728: this is no list"):
+        read_list(tmp_path, "train")
+
+
+def test_many_classes_take_no_time(tmp_path: Path) -> None:
+    """60,000 of them; comparing each with all before took minutes."""
+    ucf101(tmp_path, class_ind="".join(f"{k} c{k}\n" for k in range(60_000)), train="c7/v.avi 7\n", test="")
+    assert read_list(tmp_path, "train").entries[0].label == 7
+    ucf101(tmp_path, class_ind="".join(f"{k} c{k}\n" for k in range(60_000)), train="", test="")
+    with pytest.raises(DataError, match=r"names no video of c0, c1, c2, c3, c4, \.\.\.$"):
+        read_list(tmp_path, "train")
+
+
+def test_csv_labels_that_only_look_like_numbers(tmp_path: Path) -> None:
+    write(tmp_path, train__csv=f"a.mp4,{'9' * 5000}\n")
+    with pytest.raises(DataError, match=r"train\.csv:1: a line of \d+ characters"):
+        read_list(tmp_path, "train")
+    write(tmp_path, train__csv=f"a.mp4,{'9' * 4000}\nb.mp4,1\n")
+    with pytest.raises(DataError, match="labels mix numbers"):
+        read_list(tmp_path, "train")
+    write(tmp_path, train__csv="a.mp4,٣\nb.mp4,²\n")
+    assert read_list(tmp_path, "train").class_names == ("²", "٣")
+
+
+def test_csv_labels_in_two_spellings_are_one_class(tmp_path: Path) -> None:
+    write(tmp_path, train__csv="a.mp4,run\nb.mp4,Run\nc.mp4,jump\n")
+    videos = read_list(tmp_path, "train")
+    assert videos.class_names == ("Run", "jump")
+    assert [entry.label for entry in videos.entries] == [0, 0, 1]

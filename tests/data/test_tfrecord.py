@@ -1,29 +1,16 @@
 """TFRecord framing, checksums and the Example message."""
 
-import struct
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r23d_jax.data.tfrecord import crc32c, masked, parse_example, records
+from r23d_jax.data.tfrecord import crc32c, parse_example, records
+from tests.garbage.corpus import framed
 
 
 def as_array(data: bytes) -> np.ndarray:
     return np.frombuffer(data, np.uint8)
-
-
-def frame(data: bytes) -> bytes:
-    length = struct.pack("<Q", len(data))
-    return b"".join(
-        (
-            length,
-            struct.pack("<I", masked(crc32c(as_array(length)))),
-            data,
-            struct.pack("<I", masked(crc32c(as_array(data)))),
-        )
-    )
 
 
 @pytest.mark.parametrize(
@@ -52,7 +39,7 @@ def test_checksum_of_long_data(size: int) -> None:
 
 def test_records_and_damage() -> None:
     contents = [b"one", b"", bytes(5000), b"four"]
-    data = bytearray(b"".join(map(frame, contents)))
+    data = bytearray(b"".join(map(framed, contents)))
     found = list(records(as_array(data)))
     assert [bytes(data[r.start : r.end]) for r in found] == contents
     assert not any(r.problem for r in found)
@@ -67,7 +54,7 @@ def test_records_and_damage() -> None:
     found = list(records(as_array(data)))
     assert [r.problem for r in found] == ["", "", f"the record length at byte {third - 12} is damaged"]
     for cut in (3, len(data) - third - 100, len(data) - third + 5):
-        *_, last = records(as_array(bytes(data[: third - 12]) + frame(bytes(5000)) + frame(b"four"))[:-cut])
+        *_, last = records(as_array(bytes(data[: third - 12]) + framed(bytes(5000)) + framed(b"four"))[:-cut])
         assert "the file ends inside the record" in last.problem
 
 
