@@ -378,10 +378,10 @@ def _relative_parts(text: str, where: str) -> list[str]:
 def _refuse_escape(text: str, where: str) -> list[str]:
     """Parts of a path or of a class name, which `prepare` makes folders of."""
     if CONTROL.search(text):
-        raise DataError(f"{where}: {text!r} holds a control character; rename it")
+        raise DataError(f"{where}: {_shown(text)} holds a control character; rename it")
     parts = text.replace("\\", "/").split("/")
     if not parts[0] or re.fullmatch(r"[A-Za-z]:", parts[0]) or ".." in parts:
-        raise DataError(f"{where}: path {text!r} leaves the data folder; paths must be relative, without '..'")
+        raise DataError(f"{where}: path {_shown(text)} leaves the data folder; paths must be relative, without '..'")
     return parts
 
 

@@ -21,7 +21,7 @@ def test_mesh(capsys: pytest.CaptureFixture[str]) -> None:
         args = ["info", "r2plus1d_18", "--frames", "16", "--size", "112", "--optimizer", "adamw", "--mesh", mesh]
         assert main(args) == 0
         out = capsys.readouterr().out
-        rows = [line for line in out.splitlines() if "MiB" in line[16:]]
+        rows = [line for line in out.partition("devices, ")[2].splitlines() if "MiB" in line]
         return out, {row[:16].strip(): [float(value) for value in row.split()[-4::2]] for row in rows}
 
     _, rows = table("4x1")
