@@ -4,6 +4,7 @@ Any field of the config is set with --config.<group>.<field>=VALUE, e.g. --confi
 """
 
 import shlex
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -28,6 +29,9 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "of this process, from 0; 
 HEARTBEAT_SECONDS = flags.DEFINE_integer(
     "heartbeat_seconds", 30, "a process not heard of for so long is lost, and the others end", lower_bound=5
 )
+STOPPED_STATUS = flags.DEFINE_integer(
+    "stopped_status", 0, "exit status of a training that a signal stopped, for a scheduler that is to start it again"
+)
 
 
 def main(argv: list[str]) -> int:
@@ -48,6 +52,8 @@ def main(argv: list[str]) -> int:
         if not DISTRIBUTED.value:
             distributed.check_flags(*place)
         distributed.join(*place, heartbeat_seconds=HEARTBEAT_SECONDS.value)
+        if MODE.value == "eval":  # jax keeps SIGTERM for a training loop that asks for it
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from r23d_jax.training import loop
 
     if MODE.value == "eval" and (cfg.fusion.first or cfg.fusion.second):
@@ -56,8 +62,10 @@ def main(argv: list[str]) -> int:
         two_stream.evaluate_two_streams(cfg, workdir)
     elif MODE.value == "eval":
         loop.evaluate_checkpoint(cfg, workdir)
-    elif loop.train(cfg, workdir) is None and distributed.is_first():
-        print(f"continue with: {shlex.join([Path(sys.executable).name, *sys.argv])}")
+    elif loop.train(cfg, workdir) is None:
+        if distributed.is_first():
+            print(f"continue with: {shlex.join([Path(sys.executable).name, *sys.argv])}")
+        return STOPPED_STATUS.value
     return 0
 
 
@@ -100,6 +108,8 @@ def run() -> None:
         except flags.Error as error:
             sys.exit(_complain(f"{error}\n{__doc__}"))
         except KeyboardInterrupt:
+            if "jax" in sys.modules:
+                distributed.leave_job("interrupted", 130)
             sys.exit(130)
         except Exception:
             if "jax" in sys.modules:

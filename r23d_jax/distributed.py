@@ -3,11 +3,12 @@
 import os
 import socket
 import sys
+import threading
 import time
 
 from r23d_jax.config import ConfigError, UserError
 
-LOOKED_FOR = "SLURM (srun), Open MPI (mpirun), Kubernetes (with the package `kubernetes`), a Cloud TPU"
+LOOKED_FOR = "SLURM (srun), Open MPI 4 (mpirun), Kubernetes (with the package `kubernetes`), a Cloud TPU"
 JOIN_SECONDS = 300  # in which all processes of a job must have come
 HEARTBEAT_SECONDS = 30
 LOST = 3  # exit status where another process of the job is gone
@@ -54,7 +55,9 @@ def join(
 
     Raises:
       ConfigError: if the flags are wrong, or no cluster is recognized.
-      UserError: if the others are not to be reached.
+      UserError: if the coordinator is not to be reached, or the cluster refuses an answer.
+
+    Where others do not come in time this process ends, with a message and status 2.
     """
     import jax
 
@@ -64,13 +67,17 @@ def join(
             _check_free(coordinator)
         else:
             _await_coordinator(coordinator, join_seconds)
+    # jax itself would abort, with a stack of C++; nor can it be interrupted while it waits
+    late = threading.Timer(join_seconds, _give_up, (num_processes, join_seconds))
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
             coordinator or None,
             num_processes,
             process_id,
             cluster_detection_method="deactivate" if coordinator else None,
-            initialization_timeout=join_seconds,
+            initialization_timeout=join_seconds + 60,
             heartbeat_timeout_seconds=heartbeat_seconds,
         )
     except ValueError as error:
@@ -80,11 +87,13 @@ def join(
             f"--distributed: no cluster is recognized here; looked for {LOOKED_FOR}. Elsewhere give --coordinator, "
             "--num_processes and --process_id"
         ) from None
-    except RuntimeError as error:
+    except RuntimeError as error:  # of what jax asks a cluster: an answer that is refused, a name that is not known
         raise UserError(
-            f"the {num_processes or ''} processes of the job have not come together in {join_seconds} s "
-            f"({str(error).splitlines()[0][:200]}); start all of them with the same --coordinator and --num_processes"
-        ) from None
+            f"the processes of the job cannot be joined: {error}\n--coordinator, --num_processes and --process_id give "
+            "the place of each by hand"
+        ) from error
+    finally:
+        late.cancel()
 
 
 def is_first() -> bool:
@@ -118,6 +127,17 @@ def leave_lost_job(error: Exception) -> None:
             "same command: they go on from the newest checkpoint.",
             LOST,
         )
+
+
+def _give_up(num_processes: int | None, seconds: float) -> None:
+    several = f"{num_processes} processes" if num_processes else "processes"
+    print(
+        f"error: the {several} of the job have not come together in {seconds:g} s; see whether all of them were "
+        "started and what the others say, and start all again with the same --coordinator and --num_processes",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
 
 
 def _check_free(coordinator: str) -> None:

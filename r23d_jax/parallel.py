@@ -100,6 +100,14 @@ def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 
+def place(values: np.ndarray | jax.Array, sharding: NamedSharding) -> jax.Array:
+    """An array that every host has whole, spread over the mesh; each host gives its own devices their part."""
+    if jax.process_count() == 1:
+        return jax.device_put(values, sharding)
+    host = np.asarray(values)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
 @functools.cache
 def compiler_options() -> dict[str, str]:
     """Options for `jax.jit(..., compiler_options=...)` that make convolutions fast on this backend; may be empty.

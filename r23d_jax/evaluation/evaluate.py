@@ -153,12 +153,12 @@ def _on_mesh(tree: Any, mesh: Mesh) -> Any:
     whole = NamedSharding(mesh, PartitionSpec())
     devices = set(mesh.devices.flat)
 
-    def place(leaf: Any) -> jax.Array:
+    def on_mesh(leaf: Any) -> jax.Array:
         if isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices:
             return leaf
-        return jax.device_put(leaf, whole)
+        return parallel.place(leaf, whole)
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(on_mesh, tree)
 
 
 def _from_all_hosts(pairs: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

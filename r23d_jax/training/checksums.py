@@ -10,7 +10,8 @@ from jax.experimental import multihost_utils
 def leaf_table(tree: Any) -> dict[str, list]:
     """Shape, dtype and checksum of every leaf.
 
-    On several hosts all must call this together; each reads only what lies on its own devices.
+    On several hosts all must call this together; each reads only what lies on its own devices. Of a leaf that
+    lies whole on devices of each host, each has a checksum of its own.
 
     Args:
       tree: nested dicts of `jax.Array`.
@@ -23,7 +24,8 @@ def leaf_table(tree: Any) -> dict[str, list]:
         leaf.copy_to_host_async()
     sums = np.asarray([_checksum(leaf) for _, leaf in named], np.uint32)
     if jax.process_count() > 1:
-        sums = multihost_utils.process_allgather(sums).sum(axis=0, dtype=np.uint32)
+        shared = np.asarray([not leaf.is_fully_addressable for _, leaf in named])
+        sums = np.where(shared, multihost_utils.process_allgather(sums).sum(axis=0, dtype=np.uint32), sums)
     return {
         name: [list(leaf.shape), str(leaf.dtype), f"{int(total):08x}"]
         for (name, leaf), total in zip(named, sums, strict=True)

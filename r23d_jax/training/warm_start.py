@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from r23d_jax import parallel
 from r23d_jax.config import Config, UserError
 from r23d_jax.models.functional import initialize, split_model
 from r23d_jax.models.heads import interpolate_positions
@@ -92,7 +93,7 @@ def warm_start(
             found = flat[keys]
             if found.shape != fresh.shape:  # positions, the only leaves that may differ
                 found = interpolate_positions(jnp.asarray(found), (fresh.shape[0], fresh.shape[1], fresh.shape[2]))
-            return jax.device_put(np.asarray(found, np.float32), sharding)
+            return parallel.place(np.asarray(found, np.float32), sharding)
 
         return jax.tree.map_with_path(leaf, state_tree, sharding_tree)
 

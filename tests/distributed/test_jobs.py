@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ from r23d_jax import distributed
 from r23d_jax.config import ConfigError, UserError
 from r23d_jax.evaluation.result import read_metrics
 from r23d_jax.training.checkpoint import load_checkpoint
+from r23d_jax.training.checksums import leaf_table
 from tests.reliability.killing import ROOT, command, differences, outcome, write_data
 
 PATIENCE = 600  # seconds; no test waits so long unless something hangs
@@ -99,6 +101,8 @@ def test_a_job_computes_what_one_process_computes(data: Path, tmp_path: Path, nu
         np.testing.assert_allclose(process["losses"], alone["losses"], rtol=1e-4)
         np.testing.assert_allclose(process["logits"], alone["logits"], rtol=1e-3, atol=1e-3)
         assert process["metrics"].keys() == alone["metrics"].keys()
+        # Each holds the weights of a checkpoint whole, and the job evaluates them as when it wrote them
+        assert process["evaluated_again"] == pytest.approx(process["saved"], rel=1e-3)
     # Each reads its own rows, and together they read every row once
     for step, rows in enumerate(alone["read"]):
         parts = [process["read"][step] for process in job]
@@ -192,6 +196,29 @@ def test_a_coordinator_that_is_not_there_and_a_port_that_is_taken() -> None:
         taken = other.getsockname()[1]
         with pytest.raises(UserError, match=rf"port {taken} cannot be used on this host .*Choose another port"):
             distributed.join(f"127.0.0.1:{taken}", 2, 0)
+
+
+def test_those_who_do_not_come_are_not_waited_for_without_end() -> None:
+    code = f"from r23d_jax import distributed; distributed.join('127.0.0.1:{free_port()}', 2, 0, join_seconds=1)"
+    ((status, output),) = finish([start([sys.executable, "-c", code], devices=1)])
+    assert status == 2
+    assert output.startswith("error: the 2 processes of the job have not come together in 1 s; see whether all of them")
+
+
+def test_two_processes_agree() -> None:
+    """On checksums, on the values that they place together, and on when to stop; with a signal to one."""
+    place = [f"127.0.0.1:{free_port()}", "2"]
+    outcomes = finish([
+        start([sys.executable, "-m", "tests.distributed.agreeing", *place, str(number)], devices=2)
+        for number in range(2)
+    ])  # fmt: skip
+    assert all(status == 0 for status, _ in outcomes), outcomes
+    first, second = (json.loads(output.splitlines()[-1]) for _, output in outcomes)
+    assert first == second
+    values = jnp.arange(24, dtype=jnp.float32).reshape(4, 6)
+    assert first["leaves"] == leaf_table({"own": values, "spread": values, "whole": values})
+    assert first["sums"] == {"spread": 276.0, "whole": 276.0}
+    assert first["calls"] > 5
 
 
 def test_no_cluster_is_recognized() -> None:

@@ -19,6 +19,7 @@ def main(coordinator: str, num_processes: int, process_id: int, data: Path, work
     from r23d_jax.data import pipeline
     from r23d_jax.evaluation.result import read_metrics
     from r23d_jax.training import loop
+    from r23d_jax.training.checkpoint import load_checkpoint
     from tests.training.test_loop import config_for
 
     read: list[list[int]] = []
@@ -43,7 +44,10 @@ def main(coordinator: str, num_processes: int, process_id: int, data: Path, work
     lines: list[str] = []
     result = loop.train(cfg, workdir, log=lines.append)
     assert result is not None
+    again = loop.evaluate_checkpoint(cfg, workdir)
     found = {
+        "saved": load_checkpoint(workdir).metrics,
+        "evaluated_again": again.metrics,
         "devices": jax.device_count(),
         "read": read,
         "lines": lines,
