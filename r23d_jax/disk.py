@@ -16,28 +16,74 @@ try:
 except ImportError:  # not POSIX
     fcntl = None
 
+_PARTIAL = ".partial"
+
+
+class WriteError(UserError, OSError):
+    """Something could not be written; the message names it and the remedy."""
+
+
+class InUse(UserError):
+    """Another process holds a folder; the message names both, and the remedy."""
+
+
+# What a user can put right about a disk, and how; EFBIG comes from a limit on the size of files (ulimit -f).
+REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room, or have the quota raised",
+    errno.EFBIG: "allow larger files",
+    errno.EROFS: "write elsewhere",
+    errno.EACCES: "write elsewhere, or have the permissions changed",
+    errno.EPERM: "write elsewhere, or have the permissions changed",
+}
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Makes of a full disk, a missing permission and the like, met in the block, one message about `path`.
+
+    Raises:
+      WriteError: naming `path`, the reason and the remedy; what else may be raised passes through.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REMEDIES or isinstance(error, WriteError):
+            raise
+        raise WriteError(
+            f"{path}: cannot be written ({error.strerror}): {REMEDIES[error.errno]} and run the same command again; "
+            "what was there is untouched"
+        ) from error
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`; what is written there takes its place when the block ends without an error.
 
-    A reader, or whoever comes after a kill or a loss of power, meets the old content or the new, never a part of it.
-    Nobody can guess the temporary name: in a shared folder, such as /tmp, somebody else could put a link there.
+    A reader, or whoever comes after a kill or a loss of power, meets the old content or the new, never a part of it. (A
+    folder has first to go before another can take its name: for a moment there may be none.) Nobody can guess the
+    temporary name: in a shared folder, such as /tmp, somebody else could put a link there.
 
     Args:
       path: a file, or a folder. The temporary name keeps its ending.
 
     Raises:
-      OSError: as writing raises it; `path` is untouched then.
+      WriteError: as `writing` does; `path` is untouched then.
+      OSError: any other that writing raises; likewise.
     """
-    partial = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{_PARTIAL}{path.suffix}")
     try:
-        yield partial
-        _sync(partial)
-        if partial.is_dir() and path.exists():  # a folder that is not empty cannot be renamed over
-            shutil.rmtree(path)
-        os.replace(partial, path)
-        _sync(path.parent)
+        with writing(path):
+            yield partial
+            sync(partial)
+            if partial.is_dir() and path.exists():  # a folder that is not empty cannot be renamed over
+                old = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
+                os.rename(path, old)
+                os.rename(partial, path)
+                shutil.rmtree(old)
+            else:
+                os.replace(partial, path)
+            sync(path.parent, inside=False)
     finally:
         with contextlib.suppress(OSError):
             _remove(partial)
@@ -47,7 +93,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     r"""Writes a file as a whole; text as UTF-8, where names of files that are no text become `\udce9` and the like.
 
     Raises:
-      OSError: if it cannot be written; what was there before is untouched.
+      WriteError, OSError: as `replacing`; what was there before is untouched.
     """
     with replacing(path) as partial:
         partial.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
@@ -58,7 +104,7 @@ def hold(folder: Path, name: str = ".lock", log: Callable[[str], None] | None = 
     """Keeps other processes that ask for the same out of a folder while the block runs.
 
     The lock is the operating system's, on a file in the folder: it ends with the process, however that ends. The file
-    stays, and says who holds it.
+    stays, and says who holds it. What a killed holder's `replacing` has left in the folder is removed.
 
     Args:
       folder: must exist.
@@ -66,7 +112,7 @@ def hold(folder: Path, name: str = ".lock", log: Callable[[str], None] | None = 
       log: told where locks are not to be had (some network file systems); then nobody is kept out.
 
     Raises:
-      UserError: if another process holds it; names that process.
+      InUse: if another process holds it; names that process.
     """
     path = folder / name
     with open(path, "a+", encoding="utf-8") as file:  # not "w", which would empty it before it is ours
@@ -78,20 +124,29 @@ def hold(folder: Path, name: str = ".lock", log: Callable[[str], None] | None = 
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 file.seek(0)
                 holder = file.read(200).strip() or "another process"
-                raise UserError(
+                raise InUse(
                     f"{folder}: {holder} is at work there; wait until it ends, or stop it, or choose another folder"
                 ) from None
             if log is not None:
                 log(f"{path}: no locks here ({error.strerror}); see to it that nothing else writes there")
         else:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            for partial in folder.glob(f".*{_PARTIAL}*"):
+                _remove(partial)
+            with contextlib.suppress(OSError):  # a full disk: the lock itself needs no room
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.flush()
         yield
 
 
-def _sync(path: Path) -> None:
-    """Waits until the disk has a file, or a folder's own entries."""
+def sync(path: Path, inside: bool = True) -> None:
+    """Waits until the disk has a file, or a folder with all that is in it (or its own entries only).
+
+    For a folder that is one call for everything, since one for each of thousands of small files would take minutes.
+    """
+    if inside and path.is_dir() and hasattr(os, "sync"):
+        os.sync()
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -132,6 +132,7 @@ def keep_compiled(folder: Path) -> None:
     mark = _secret_name(folder)
     if os.environ.get("JAX_COMPILATION_CACHE_DIR") or mark is None:
         return
+    _remove_torn(folder)
     compilation_cache.reset_cache()  # another folder's, if this process has used one
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / mark))
 
@@ -165,6 +166,23 @@ def loggers(log: Callable[[str], None]) -> tuple[Callable[[str], None], Callable
         return log, log
     own = f"process {jax.process_index()}: "
     return log if jax.process_index() == 0 else lambda line: None, lambda line: log(own + line)
+
+
+def _remove_torn(folder: Path) -> None:
+    """Removes what cannot be read back.
+
+    jax writes these files in place, and never again one that is there: one that a kill or a full disk has torn would
+    cost a compilation, and a warning, at every start.
+    """
+    try:
+        from jax._src.compilation_cache import decompress_executable
+    except ImportError:  # a jax that has it elsewhere
+        return
+    for file in folder.glob("*-cache"):
+        try:
+            decompress_executable(file.read_bytes())
+        except Exception:  # noqa: BLE001  each way of compressing has an exception of its own
+            file.unlink(missing_ok=True)
 
 
 def describe_devices() -> str:

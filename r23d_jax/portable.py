@@ -58,6 +58,8 @@ def write_stablehlo(path: Path, model: VideoNetwork, pre: Preprocessing, meta: M
             error = _compare(path, model, pre, apply, again.call)
         disk.write_atomically(path.with_name(f"{path.name}.json"), json.dumps(dict(meta), indent=2) + "\n")
     except OSError as error:
+        if isinstance(error, disk.WriteError):
+            raise
         raise ExportError(f"{path}: cannot be written ({error})") from error
     return error
 

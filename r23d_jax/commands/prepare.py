@@ -22,7 +22,7 @@ from r23d_jax.progress import Progress, printable
 
 RECORD, BROKEN, LOCK = "prepare.json", "broken.txt", ".prepare.lock"
 FRAMES, PACKED, STAGING = "frames", "packed", ".staging"
-EXIT_OK, EXIT_FAILED, EXIT_WRONG_USE, EXIT_SKIPPED, EXIT_STOPPED = 0, 1, 2, 3, 130
+EXIT_OK, EXIT_FAILED, EXIT_SKIPPED, EXIT_STOPPED = 0, 2, 3, 130
 
 
 class UsageError(UserError):
@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command.
 
     Returns:
-      0: all videos are done; 3: some could not be decoded (they are in broken.txt); 2: wrong use; 1: cannot go on, e.g.
-      the disk is full; 130: stopped by Ctrl-C or SIGTERM. In the last two cases the same command goes on later.
+      0: all videos are done; 3: some could not be decoded (they are in broken.txt); 2: wrong use, or it cannot go on,
+      e.g. because the disk is full; 130: stopped by Ctrl-C or SIGTERM. In all cases the same command goes on later.
     """
     try:
         with _terminate_as_interrupt():
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_FAILED
     except UserError as error:
         print(f"prepare: {error}", file=sys.stderr)
-        return EXIT_WRONG_USE
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("prepare: stopped. What is done is kept; run the same command again to go on.", file=sys.stderr)
         return EXIT_STOPPED
@@ -305,10 +305,11 @@ def _open_record(out: Path, args: argparse.Namespace) -> dict:
     if path.exists():
         try:
             record = json.loads(path.read_text())
-            record = {"flow": "", "flow_bound": args.flow_bound} | record  # written before there was flow
+            for key, value in (("flow", ""), ("flow_bound", args.flow_bound)):  # written before there was flow
+                record.setdefault(key, value)
             old = {key: record[key] for key in settings}
             record["packed"] = list(record["packed"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             if not args.overwrite:
                 raise UsageError(f"{path}: damaged ({error}); delete it and run again with --overwrite") from error
             record, old = {}, {}

@@ -6,13 +6,14 @@ written to. It is only ever a shortcut: one that is damaged or out of date is bu
 
 import hashlib
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+
+from r23d_jax import disk
 
 VERSION = 1
 FOLDER = ".r23d_jax"
@@ -76,20 +77,13 @@ def fits(arrays: Mapping[str, np.ndarray], layout: Mapping[str, str]) -> bool:
 def save(root: Path, name: str, arrays: Mapping[str, np.ndarray]) -> Path | None:
     """Saves arrays under `name`, all or nothing; returns where, or None if no place can be written to."""
     for path in _places(root, name):
-        temporary = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{name}.")
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, cache_version=np.asarray(VERSION), **arrays)  # pyright: ignore[reportArgumentType]
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide it from others who share the data
-            os.replace(temporary, path)
+            with disk.replacing(path) as partial:
+                np.savez(partial, cache_version=np.asarray(VERSION), **arrays)  # pyright: ignore[reportArgumentType]
             return path
-        except OSError:
-            if temporary is not None and os.path.exists(temporary):
-                os.unlink(temporary)
+        except OSError:  # no room, or no permission
+            continue
     return None
 
 

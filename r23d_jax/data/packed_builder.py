@@ -14,6 +14,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from absl import logging
 
+from r23d_jax import disk
 from r23d_jax.progress import Progress
 
 SPLIT = "videos"  # one split: which videos are for training is the lists' business
@@ -94,24 +95,25 @@ def write_packed(
 
     Returns:
       The dataset's own folder, below `out`.
+
+    Raises:
+      WriteError: e.g. because the disk is full; what was at `out` is untouched.
     """
-    temporary = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
     tfds.disable_progress_bar()
-    builder = R23dVideos(data_dir=str(temporary), sources=sources, class_names=class_names, progress=progress)
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # tensorflow-datasets warns of its own deprecations
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it would say "Downloading", which nothing here does
-            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=num_shards or None))
-    finally:
-        logging.set_verbosity(verbosity)
-    shutil.rmtree(temporary / "downloads", ignore_errors=True)  # an empty folder that tensorflow-datasets makes
-    below = Path(os.fspath(builder.data_dir)).relative_to(temporary)
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.rename(out, old)
-    os.rename(temporary, out)
-    shutil.rmtree(old, ignore_errors=True)
-    return out / below
+    with disk.replacing(out) as partial:
+        builder = R23dVideos(data_dir=str(partial), sources=sources, class_names=class_names, progress=progress)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # it would say "Downloading", which nothing here does
+                config = tfds.download.DownloadConfig(num_shards=num_shards or None)
+                builder.download_and_prepare(download_config=config)
+        except RuntimeError as error:  # what TensorFlow raises where it cannot write, wrapped; no errno is left
+            for number in disk.REMEDIES:
+                if os.strerror(number) in str(error):
+                    raise OSError(number, os.strerror(number)) from error
+            raise
+        finally:
+            logging.set_verbosity(verbosity)
+        shutil.rmtree(partial / "downloads", ignore_errors=True)  # an empty folder that tensorflow-datasets makes
+        return out / Path(os.fspath(builder.data_dir)).relative_to(partial)

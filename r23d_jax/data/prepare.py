@@ -5,7 +5,6 @@ second run goes on where the first stopped.
 """
 
 import dataclasses
-import errno
 import multiprocessing
 import os
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import cv2
 
+from r23d_jax import disk
 from r23d_jax.config import UserError
 from r23d_jax.data.flow import DEFAULT_BOUND, flow_pictures
 from r23d_jax.data.video import VideoError, iter_frames
@@ -28,7 +28,6 @@ PARTIAL = ".partial-"  # start of the names of unfinished work; indexes pass ove
 FRAME_NAME = "image_{:05d}.jpg"
 
 _MOST_DEATHS = 8
-_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class PrepareError(UserError):
@@ -179,8 +178,9 @@ def run_job(job: Job) -> Result:
     except Stopped:
         return Result(error="stopped")
     except OSError as error:
-        if error.errno in _FATAL:
-            raise PrepareError(f"cannot write {job.folder or job.staged}: {error.strerror}") from error
+        if error.errno in disk.REMEDIES:
+            where, remedy = job.folder or job.staged, disk.REMEDIES[error.errno]
+            raise PrepareError(f"cannot write {where}: {error.strerror}; {remedy}") from error
         return Result(error=f"{job.video}: {error}")
     finally:
         for path in partial:

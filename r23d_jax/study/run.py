@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from r23d_jax import config
+from r23d_jax import config, disk
 from r23d_jax.config import Config
 from r23d_jax.disk import write_atomically
 from r23d_jax.progress import format_seconds
 from r23d_jax.study.costs import Cost, cost_of
 from r23d_jax.study.grid import Cell
 
-CELL, OUTCOME, LOG = "cell.json", "outcome.json", "log.txt"
+CELL, OUTCOME, LOG, LOCK = "cell.json", "outcome.json", "log.txt", ".cell.lock"
 LAST_LINES = 5  # of a failed cell's log
 
 
@@ -55,8 +55,8 @@ def read_outcome(folder: Path) -> Outcome | None:
 def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = print) -> tuple[int, int]:
     """Runs what is not done yet. A cell that fails is recorded and the rest go on; a failed one is tried again.
 
-    A cell that was stopped goes on from its checkpoint. Ctrl-C stops the running cell, which saves its state, and the
-    study.
+    A cell that was stopped goes on from its checkpoint; one that another process is at work on is passed over. Ctrl-C
+    stops the running cell, which saves its state, and the study.
 
     Args:
       cells: in the order in which they run.
@@ -74,7 +74,13 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
             done += 1
             continue
         log(f"[{number}/{len(cells)}] {cell.name}")
-        outcome = _run_cell(cell, folder, before.seconds if before else 0.0)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with disk.hold(folder, LOCK, log=log):  # the cell's own process holds the folder as a training does
+                outcome = _run_cell(cell, folder, before.seconds if before else 0.0)
+        except disk.InUse as error:
+            log(f"    passed over: {error}")
+            continue
         if outcome.status == "done":
             done += 1
             accuracy = 100 * outcome.metrics["val/top1_video"]
@@ -87,7 +93,6 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
 
 def _run_cell(cell: Cell, folder: Path, seconds_before: float) -> Outcome:
     cost = cost_of(cell)
-    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / CELL, config.to_json(cell.config) + "\n")
     started = time.monotonic()
     command = [sys.executable, "-m", "r23d_jax", "study", "--cell", str(folder)]

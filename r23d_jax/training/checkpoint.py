@@ -214,7 +214,8 @@ def load_checkpoint(path: Path | str, which: str = "best", log: Callable[[str], 
             except UserError:
                 raise
             except Exception as error:  # damage shows in many ways
-                damaged[step] = damage(error, root / str(step))
+                if (root / str(step)).is_dir():  # else a training at work there has just removed it
+                    damaged[step] = damage(error, root / str(step))
                 continue
             for bad, reason in damaged.items():
                 log(f"checkpoint {root / str(bad)} is damaged ({reason}): using {root / str(step)}")

@@ -80,8 +80,8 @@ def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> eva
         parallel.keep_compiled(workdir / "compilation_cache")
     log, log_own = parallel.loggers(log)
     with StopRequest(log_own) as stop, contextlib.ExitStack() as held:
-        run, state, checkpoints = _set_up(cfg, workdir, log, log_own, held)
-        journal = Journal(workdir, int(state.step), active=jax.process_index() == 0)
+        run, state, checkpoints, evaluated = _set_up(cfg, workdir, log, log_own, held)
+        journal = Journal(workdir, int(state.step), evaluated=evaluated, active=jax.process_index() == 0)
         try:
             return _train(run, state, checkpoints, journal, stop)
         except Exception as error:
@@ -98,7 +98,8 @@ def _set_up(
     log: Callable[[str], None],
     log_own: Callable[[str], None],
     held: contextlib.ExitStack,
-) -> tuple[Run, TrainState, Checkpoints]:
+) -> tuple[Run, TrainState, Checkpoints, bool]:
+    """What a run needs, its state, and whether the checkpoint that this is from holds an evaluation."""
     log(parallel.describe_devices())
     models.model_spec(cfg.model.name)  # an unknown name is refused before any data is touched
     check_source(cfg, workdir)
@@ -121,12 +122,15 @@ def _set_up(
     log(f"model: {cfg.model.name}, {cfg.model.head.kind} head, {count:,} parameters, {cfg.parallel.compute_dtype}")
 
     if jax.process_index() == 0:  # before anything in the folder changes
-        workdir.mkdir(parents=True, exist_ok=True)
-        held.enter_context(disk.hold(workdir, log=log))
+        with disk.writing(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            held.enter_context(disk.hold(workdir, log=log))
     checkpoints = Checkpoints(workdir, cfg.checkpoint.keep, log=log)
     restored = checkpoints.restore_latest(shardings, state)
+    evaluated = False
     if restored is not None:
         state, meta = restored
+        evaluated = BEST_METRIC in meta["metrics"]
         log(f"resumed from step {int(state.step)} of {num_steps} ({workdir})")
         _log_changes(meta["config"], cfg, log)
     elif cfg.init_from:
@@ -151,6 +155,7 @@ def _set_up(
         ),
         state,
         checkpoints,
+        evaluated,
     )
 
 
@@ -226,6 +231,7 @@ def _train(
                 result = _evaluate(run, state, step, journal, stop)
             if result is not None or stop.requested or step % run.cfg.checkpoint.every_steps == 0:
                 meter.flush()  # a state is saved only once its losses are known to be finite
+                journal.sync()
                 _save(run, checkpoints, state, result)
                 saved = step
                 meter.restart()
@@ -346,10 +352,13 @@ def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] =
     result = evaluation.evaluate(eval_step, params, batch_stats, index, cfg, mesh, broken=broken, log=log)
     assert result is not None, "nothing asked this evaluation to stop"
     if jax.process_index() == 0:
-        evaluation.save_evaluation(result, workdir)
-        path = report.write_report(workdir, index, cfg)
         log(evaluation.format_table(result))
-        log(f"report: {path}")
+        try:
+            with disk.hold(workdir, log=log):
+                evaluation.save_evaluation(result, workdir)
+                log(f"report: {report.write_report(workdir, index, cfg)}")
+        except disk.InUse as error:
+            log(f"this evaluation is not kept, because the training would mix it with its own: {error}")
     return result
 
 

@@ -83,6 +83,8 @@ class Store:
     def __init__(self, root: Path, policy: NewestAndBest | None = None):
         self.root = root
         logging.getLogger("absl").addFilter(_not_from_orbax)
+        logging.getLogger("asyncio").addFilter(_not_dropped)
+        self._writes = policy is not None
         _silence_dropped_reads()
         if policy is None:
             options = ocp.CheckpointManagerOptions(read_only=True)
@@ -136,6 +138,8 @@ class Store:
     def close(self) -> None:
         """Lets go of Orbax's threads. Call `wait` before it: without it the newest checkpoint may be lost at exit."""
         self._manager.close()
+        if self._writes:
+            self._tidy_here()  # after a failed write, Orbax's threads may have gone on for a while
 
     def read_meta(self, step: int) -> dict[str, Any]:
         """The meta of a checkpoint; any exception means damage (see `damage`)."""
@@ -189,6 +193,10 @@ class Store:
 
     def tidy(self) -> None:
         """Settles what a killed or failed write left: unfinished folders, empty ones, an unfinished replacement."""
+        self._tidy_here()
+        _sync("tidy")
+
+    def _tidy_here(self) -> None:
         if jax.process_index() == 0 and self.root.is_dir():
             for folder in sorted(self.root.iterdir()):  # "40" comes before "40.replaced"
                 original = folder.with_suffix("")
@@ -200,7 +208,6 @@ class Store:
                     shutil.rmtree(folder)
                 elif folder.suffix == REPLACED:
                     folder.rename(original)
-        _sync("tidy")
 
     def _write_error(self, error: Exception) -> CheckpointError:
         self.tidy()  # gives back the room that the unfinished write takes, and what it was to replace
@@ -275,6 +282,11 @@ def _seal(meta: dict[str, Any]) -> dict[str, Any]:
 def _not_from_orbax(record: logging.LogRecord) -> bool:
     """Orbax narrates every save, and every failure at length; what matters of it reaches us as an exception."""
     return "orbax" not in record.pathname
+
+
+def _not_dropped(record: logging.LogRecord) -> bool:
+    """When one array of several cannot be written, asyncio would say of each of the others that nobody asked for it."""
+    return "was never retrieved" not in record.getMessage()
 
 
 def _sync(name: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from r23d_jax import disk
+from r23d_jax.config import UserError
 from r23d_jax.weights.tables import ConversionError
 
 TORCH_SUFFIXES = (".pth", ".pt", ".tar")
@@ -93,7 +94,7 @@ def write(path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) 
                 raise ConversionError(
                     f"{path}: what was written reads differently; nothing was kept. Is the disk sound?"
                 )
-    except ConversionError:
+    except UserError:
         raise
     except (OSError, RuntimeError, SafetensorError) as error:  # torch has a RuntimeError where no file can be made
         raise ConversionError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error

@@ -248,7 +248,7 @@ def test_packing_takes_up_frames_and_finished_decoding(videos: Path, lists: Path
     out = tmp_path / "out"
     assert prepare("--videos", videos / "Diving", "--out", out) == 0
     monkeypatch.setattr(command, "_pack", lambda *args: (_ for _ in ()).throw(PrepareError("disk full")))
-    assert prepare("--videos", videos, "--out", out, "--format", "packed") == 1
+    assert prepare("--videos", videos, "--out", out, "--format", "packed") == 2
     assert [p.name for p in (out / ".staging").rglob("*.jpegs")] == ["v_Rowing_g01_c01.jpegs"]
     monkeypatch.undo()
     monkeypatch.setattr(command, "run_jobs", lambda *args: pytest.fail("everything is decoded already"))
@@ -345,7 +345,11 @@ def test_workers_that_all_die_end_the_run(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_a_full_disk_stops_the_run(videos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    write_bytes = Path.write_bytes
+
     def write(self: Path, data: bytes) -> int:
+        if self.suffix != ".jpg":
+            return write_bytes(self, data)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", write)
@@ -355,8 +359,9 @@ def test_a_full_disk_stops_the_run(videos: Path, tmp_path: Path, monkeypatch, ca
     assert not list((tmp_path / "out").rglob("*.jpg")) and not list((tmp_path / "out").rglob(".partial*"))
 
     monkeypatch.setattr(command, "run_jobs", lambda jobs, workers: (run_job(j) and (j, Result()) for j in jobs))
-    assert prepare("--videos", videos, "--out", tmp_path / "out") == 1
-    assert "No space left on device. What is done is kept; run the same command again" in capsys.readouterr().err
+    assert prepare("--videos", videos, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "No space left on device; make room. What is done is kept; run the same command again" in error
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

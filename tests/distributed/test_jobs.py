@@ -16,10 +16,11 @@ import pytest
 
 from r23d_jax import distributed
 from r23d_jax.config import ConfigError, UserError
+from r23d_jax.data.synthetic import write_synthetic
 from r23d_jax.evaluation.result import read_metrics
 from r23d_jax.training.checkpoint import load_checkpoint
 from r23d_jax.training.checksums import leaf_table
-from tests.reliability.killing import ROOT, command, differences, outcome, write_data
+from tests.reliability import harness
 
 PATIENCE = 600  # seconds; no test waits so long unless something hangs
 
@@ -34,7 +35,13 @@ def start(args: list[str], devices: int) -> subprocess.Popen:
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
-        args, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        args,
+        cwd=harness.ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     )
 
 
@@ -51,13 +58,11 @@ def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
             process.kill()
 
 
-def launch(data: Path, workdir: Path, num_processes: int, epochs: float = 8.0) -> list[subprocess.Popen]:
+def launch(data: Path, workdir: Path, num_processes: int) -> list[subprocess.Popen]:
     """launch.py in several processes of one device each."""
+    command = harness.train_command(harness.TINY_RUN, workdir, data)
     place = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={num_processes}", "--heartbeat_seconds=10"]
-    return [
-        start([*command(data, workdir, epochs), *place, f"--process_id={number}"], devices=1)
-        for number in range(num_processes)
-    ]
+    return [start([*command, *place, f"--process_id={number}"], devices=1) for number in range(num_processes)]
 
 
 def await_step(workdir: Path, step: int, processes: list[subprocess.Popen]) -> None:
@@ -70,7 +75,7 @@ def await_step(workdir: Path, step: int, processes: list[subprocess.Popen]) -> N
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "set"
-    write_data(root)
+    write_synthetic(root, num_groups=3, clips_per_group=2, height=48, width=56, test_groups=1)
     return root
 
 
@@ -132,7 +137,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step_and_the_job_goes_on(
     assert "stopped at step" not in outcomes[1][1]
     again = finish(launch(data, tmp_path / "run", 2))
     assert [status for status, _ in again] == [0, 0] and "resumed from step" in again[0][1]
-    assert not differences(outcome(tmp_path / "whole"), outcome(tmp_path / "run"))
+    assert not harness.differences(harness.trained(tmp_path / "whole"), harness.trained(tmp_path / "run"))
 
 
 @pytest.mark.slow
@@ -162,7 +167,10 @@ def test_an_error_of_one_ends_the_others(data: Path, tmp_path: Path) -> None:
     """Not after minutes in which each waits for the other."""
     place = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--heartbeat_seconds=10"]
     good, bad = (
-        start([*command(root, tmp_path / "run"), *place, f"--process_id={number}"], devices=1)
+        start(
+            [*harness.train_command(harness.TINY_RUN, tmp_path / "run", root), *place, f"--process_id={number}"],
+            devices=1,
+        )
         for number, root in ((0, data), (1, tmp_path / "nothing"))
     )
     (first, _), (second, output) = finish([good, bad])
@@ -223,5 +231,5 @@ def test_two_processes_agree() -> None:
 
 def test_no_cluster_is_recognized() -> None:
     code = "from r23d_jax import distributed; distributed.join()"
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    found = subprocess.run([sys.executable, "-c", code], cwd=harness.ROOT, capture_output=True, text=True, check=False)
     assert "--distributed: no cluster is recognized here; looked for SLURM" in found.stderr
