@@ -57,6 +57,16 @@ def bytes_per_device(tree: Any, mesh: Mesh | AbstractMesh) -> int:
     )
 
 
+def bytes_moved(params: Any, mesh: Mesh | AbstractMesh) -> tuple[int, int]:
+    """What each device sends, and receives as much, in a training step, as rings of devices do it.
+
+    Returns:
+      Bytes to add up the gradients over all devices, and bytes to gather the parameters that are split over `fsdp`.
+    """
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    return 2 * whole * (mesh.size - 1) // mesh.size, whole - bytes_per_device(params, mesh)
+
+
 def state_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A sharding per leaf: split over `fsdp` along the longest axis that divides, or whole on every device.
 

@@ -94,6 +94,11 @@ def _print_mesh(make_model: Callable[[], Any], mesh_text: str, optimizer: str) -
         print(f"{name:16}{sizes[0] / 2**20:>10.2f} MiB{sizes[1] / 2**20:>10.2f} MiB")
     print(f"{'total':16}{totals[0] / 2**20:>10.2f} MiB{totals[1] / 2**20:>10.2f} MiB")
     print("Gradients take as much as parameters once more while a step runs, and a moving average for good.")
+    summed, gathered = (size / 2**20 for size in parallel.bytes_moved(params, mesh))
+    print(
+        f"A step adds up gradients: {summed:.1f} MiB sent and received by each device; "
+        f"gathers parameters: {gathered:.1f} MiB."
+    )
 
 
 def _row(name: str, shape: str, parameters: int, macs: int, activations: int) -> str:

@@ -50,6 +50,7 @@ def make_train_step(
     """
     pre = config.preprocessing(cfg.data)
     seed, train = cfg.seed, cfg.train
+    whole = NamedSharding(mesh, PartitionSpec())
     micro_size = train.global_batch_size // train.accumulate
     if micro_size % mesh.size:
         raise ConfigError(
@@ -69,7 +70,9 @@ def make_train_step(
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def accumulated(state: TrainState, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Any, Any]:
+    def accumulated(
+        params: Any, batch_stats: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array, Any, Any]:
         """Mean loss, mean accuracy, mean gradients, and the BN statistics after the last micro-batch."""
         split = {name: _micro_batches(rows, train.accumulate, mesh) for name, rows in batch.items()}
         keys = jax.random.split(key, train.accumulate)
@@ -77,20 +80,24 @@ def make_train_step(
         def body(carry: tuple, xs: tuple) -> tuple[tuple, None]:
             total, batch_stats = carry
             micro, micro_key = xs
-            (loss, (batch_stats, top1)), grads = grad_fn(state.params, batch_stats, micro, micro_key)
+            (loss, (batch_stats, top1)), grads = grad_fn(params, batch_stats, micro, micro_key)
             return (jax.tree.map(jnp.add, total, (loss, top1, grads)), batch_stats), None
 
-        zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-        (total, batch_stats), _ = jax.lax.scan(body, (zeros, state.batch_stats), (split, keys))
+        zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        (total, batch_stats), _ = jax.lax.scan(body, (zeros, batch_stats), (split, keys))
         loss, top1, grads = jax.tree.map(lambda x: x / train.accumulate, total)
         return loss, top1, grads, batch_stats
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        # Parameters that are split are gathered here, once a step. Left to choose, XLA splits some convolutions over
+        # their channels instead and moves activations.
+        gathered = jax.lax.with_sharding_constraint(state.params, whole)
         if train.accumulate > 1:
-            loss, top1, grads, batch_stats = accumulated(state, batch, key)
+            loss, top1, grads, batch_stats = accumulated(gathered, state.batch_stats, batch, key)
         else:
-            (loss, (batch_stats, top1)), grads = grad_fn(state.params, state.batch_stats, batch, key)
+            (loss, (batch_stats, top1)), grads = grad_fn(gathered, state.batch_stats, batch, key)
+        grads = jax.lax.with_sharding_constraint(grads, shardings.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1 - train.ema_decay) if state.ema else {}
@@ -105,7 +112,7 @@ def make_train_step(
     return jax.jit(
         step,
         in_shardings=(shardings, parallel.batch_sharding(mesh)),
-        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
+        out_shardings=(shardings, whole),
         donate_argnums=0,
         compiler_options=parallel.compiler_options(),
     )

@@ -21,11 +21,12 @@ def test_mesh(capsys: pytest.CaptureFixture[str]) -> None:
         args = ["info", "r2plus1d_18", "--frames", "16", "--size", "112", "--optimizer", "adamw", "--mesh", mesh]
         assert main(args) == 0
         out = capsys.readouterr().out
-        rows = [line for line in out.partition("devices, ")[2].splitlines() if "MiB" in line]
+        rows = [line for line in out.partition("devices, ")[2].splitlines() if line.endswith("MiB")]
         return out, {row[:16].strip(): [float(value) for value in row.split()[-4::2]] for row in rows}
 
-    _, rows = table("4x1")
+    out, rows = table("4x1")
     in_all, each = rows["parameters"]
+    assert f"{1.5 * in_all:.1f} MiB sent and received by each device; gathers parameters: 0.0 MiB." in out
     assert in_all == each and abs(rows["adamw state"][0] - 2 * in_all) < 0.02
     out, rows = table("1x8")
     assert "8 devices, parameters and optimizer state split over 8 of them:" in out

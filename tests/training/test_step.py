@@ -1,5 +1,8 @@
 """One step: the same on one device and on eight, whole or split, and nothing waits for the host."""
 
+import math
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -82,6 +85,30 @@ def test_fsdp_divides_the_memory_of_large_leaves() -> None:
         large = [leaf.nbytes for leaf in leaves if leaf.size >= parallel.MIN_SHARDED_SIZE]
         assert found[fsdp] == total - sum(large) + sum(large) // fsdp
     assert found[8] < 0.25 * found[1]  # the rest are leaves too small to be split
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 8])
+def test_a_compiled_step_moves_what_is_said(fsdp: int) -> None:
+    """Each split parameter is gathered once, gradients are added up, statistics of BN and a few scalars besides.
+
+    Counted in the program that XLA makes: bytes that its collectives yield, of which a ring moves (n - 1) / n for a
+    gather and twice that for a sum. A sum over two axes in turn counts twice here.
+    """
+    cfg = tiny_config("r2plus1d")
+    cfg.model.widths, cfg.parallel.fsdp = (16, 16, 64, 64), fsdp
+    state, _, step, mesh = start(cfg, 8)
+    program = step.lower(state, batch(cfg, mesh)).compile().as_text()  # type: ignore[attr-defined]
+    collectives = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    yielded = dict.fromkeys(collectives.split("|"), 0)
+    for shapes, name in re.findall(rf" = (.+?) ({collectives})(?:-start)?\(", program):
+        sizes = re.findall(r"[a-z]+32\[([\d,]*)\]", shapes)
+        yielded[name] += sum(4 * math.prod(map(int, filter(None, size.split(",")))) for size in sizes)
+    params = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+    summed, gathered = parallel.bytes_moved(state.params, mesh)
+    assert summed == 2 * params * 7 // 8
+    assert gathered == yielded["all-gather"] * (fsdp - 1) // fsdp
+    assert params <= yielded["all-reduce"] + yielded["reduce-scatter"] < (1.6 if fsdp == 2 else 1.1) * params
+    assert not yielded["all-to-all"]
 
 
 def test_accumulation_equals_one_large_batch_where_no_statistic_is_of_the_batch() -> None:
