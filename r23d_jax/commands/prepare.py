@@ -49,6 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lists", default="", help="folder of split lists: prepare only the videos they name")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
     parser.add_argument("--shards", type=int, default=0, help="files of the packed format; 0: of about 1 GiB at most")
+    parser.add_argument(
+        "--beam-runner",
+        default="",
+        metavar="NAME",
+        help="with --format packed: decode on this Apache Beam runner, e.g. DirectRunner, DataflowRunner, FlinkRunner, "
+        "SparkRunner, whose workers must see --videos and --out under the same paths",
+    )
+    parser.add_argument(
+        "--beam-options", default="", metavar="OPTION=VALUE,...", help="of Apache Beam or its runner, without dashes"
+    )
     parser.add_argument("--overwrite", action="store_true", help="throw away what an earlier run made in --out")
 
 
@@ -93,19 +103,24 @@ def _run(args: argparse.Namespace) -> int:
         remove_partial(out)
         packed = frozenset(record["packed"] if (out / PACKED).is_dir() and args.format != "frames" else ())
         _refuse_loss(args, packed - {video.target for video in videos})
-        good, num_frames = _decode_all(out, videos, packed, broken, args)
+        if args.beam_runner:
+            good, num_frames = _pack_with_beam(out, videos, class_names, packed, broken, args), {}
+        else:
+            good, num_frames = _decode_all(out, videos, packed, broken, args)
         done = good or [video for video in videos if video.target in packed]
         _write_broken(out / BROKEN, broken)
         record |= {"videos": len(done), "broken": len(broken)}
         _save_record(out, record)
         if args.format != "frames" and good and {video.target for video in good} != packed:
-            _pack(out, good, class_names, args.shards)
+            if not args.beam_runner:
+                _pack(out, good, class_names, args.shards)
             record |= {"packed": sorted(video.target for video in good), "shards": args.shards}
             _save_record(out, record)
         shutil.rmtree(out / STAGING, ignore_errors=True)
 
     new = sum(n > 0 for n in num_frames.values())
-    print(f"{len(done)} videos are ready in {out} ({new} of them new, with {sum(num_frames.values())} frames)")
+    news = "" if args.beam_runner else f" ({new} of them new, with {sum(num_frames.values())} frames)"
+    print(f"{len(done)} videos are ready in {out}{news}")
     if broken:
         print(f"skipped {len(broken)} videos that could not be used; they are listed in {out / BROKEN}")
     if done:
@@ -122,6 +137,10 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--quality {args.quality}: must be between 1 and 100")
     if not args.flow_bound > 0:
         raise UsageError(f"--flow-bound {args.flow_bound:g}: must be above 0")
+    if args.beam_runner and args.format != "packed":
+        raise UsageError(f"--beam-runner {args.beam_runner}: makes packed shards only; add --format packed")
+    if args.beam_options and not args.beam_runner:
+        raise UsageError("--beam-options: are for --beam-runner, which is not given")
     for option in ("short_side", "workers", "shards"):
         if getattr(args, option) < 0:
             raise UsageError(f"--{option.replace('_', '-')} {getattr(args, option)}: must be at least 0")
@@ -287,6 +306,49 @@ def _pack(out: Path, videos: list[_Video], class_names: list[str], num_shards: i
     sources = [PackSource(video.name, video.class_name, reader(video)) for video in videos]
     with Progress(len(sources), "videos", "pack") as progress:
         write_packed(out / PACKED, sources, class_names, num_shards, progress)
+
+
+def _pack_with_beam(
+    out: Path,
+    videos: list[_Video],
+    class_names: list[str],
+    packed: frozenset[str],
+    broken: dict[str, str],
+    args: argparse.Namespace,
+) -> list[_Video]:
+    """Decodes and packs on workers of Apache Beam, all videos if one is not packed yet; adds to `broken`.
+
+    Returns:
+      The videos packed now: none if nothing was to be done, or nothing can be decoded.
+    """
+    if {video.target for video in videos} == packed:
+        return []
+    try:
+        from r23d_jax.data.packed_beam import BeamSource, write_packed_with_beam
+    except ModuleNotFoundError as error:
+        if error.name != "apache_beam":
+            raise
+        raise UsageError(
+            f"--beam-runner {args.beam_runner}: Apache Beam is not installed: pip install -r requirements-beam.txt"
+        ) from error
+    sources = [
+        BeamSource(video.name, video.class_name, dataclasses.replace(_job(out, video, args), folder="", staged=""))
+        for video in videos
+    ]
+    print(f"{len(sources)} videos go to Apache Beam's {args.beam_runner}, which shows its own progress")
+    staging = out / STAGING / "beam"
+    shutil.rmtree(staging, ignore_errors=True)
+    found = write_packed_with_beam(
+        out / PACKED,
+        sources,
+        class_names,
+        args.shards,
+        runner=args.beam_runner,
+        options=[option for option in args.beam_options.split(",") if option],
+        staging=staging,
+    )
+    broken |= found
+    return [video for video in videos if str(video.path) not in found]
 
 
 # -- the record of what was done ---------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 from absl import logging
@@ -45,11 +46,9 @@ class R23dVideos(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
 
-    def __init__(
-        self, *, data_dir: str, sources: Sequence[PackSource], class_names: Sequence[str], progress: Progress | None
-    ):
-        """`data_dir` is where the dataset's folder is made; the others are the content."""
-        self._sources, self._class_names, self._progress = sources, list(class_names), progress
+    def __init__(self, *, data_dir: str, examples: Any, class_names: Sequence[str]):
+        """`data_dir` is where the dataset's folder is made; the examples are an iterator or a Beam transform."""
+        self._examples, self._class_names = examples, list(class_names)
         super().__init__(data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -64,17 +63,16 @@ class R23dVideos(tfds.core.GeneratorBasedBuilder):
             description="Videos for action recognition, as sequences of JPEG frames.", features=features
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         return {SPLIT: self._generate_examples()}
 
-    def _generate_examples(self) -> Iterator[tuple[str, dict]]:
-        for source in self._sources:
-            yield (
-                f"{source.class_name}/{source.name}",
-                {"video": source.read(), "label": source.class_name, "name": source.name},
-            )
-            if self._progress is not None:
-                self._progress.update()
+    def _generate_examples(self) -> Any:
+        return self._examples
+
+
+def example(name: str, class_name: str, frames: Sequence[bytes]) -> tuple[str, dict[str, Any]]:
+    """A video as the builder takes it: its key, and the values of its features."""
+    return f"{class_name}/{name}", {"video": list(frames), "label": class_name, "name": name}
 
 
 def write_packed(
@@ -99,14 +97,37 @@ def write_packed(
     Raises:
       WriteError: e.g. because the disk is full; what was at `out` is untouched.
     """
+
+    def examples() -> Iterator[tuple[str, dict[str, Any]]]:
+        for source in sources:
+            yield example(source.name, source.class_name, source.read())
+            if progress is not None:
+                progress.update()
+
+    return write_examples(out, examples(), class_names, num_shards=num_shards)
+
+
+def write_examples(
+    out: Path, examples: Any, class_names: Sequence[str], *, num_shards: int = 0, **download_config: Any
+) -> Path:
+    """As `write_packed`, of an iterator or a Beam transform of what `example` returns.
+
+    Args:
+      out, class_names, num_shards: as there.
+      examples: the content.
+      **download_config: more fields of `tfds.download.DownloadConfig`.
+
+    Raises:
+      WriteError: as there.
+    """
     tfds.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # tensorflow-datasets warns of its own deprecations
     with disk.replacing(out) as partial:
-        builder = R23dVideos(data_dir=str(partial), sources=sources, class_names=class_names, progress=progress)
+        builder = R23dVideos(data_dir=str(partial), examples=examples, class_names=class_names)
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # it would say "Downloading", which nothing here does
-                config = tfds.download.DownloadConfig(num_shards=num_shards or None)
+                config = tfds.download.DownloadConfig(num_shards=num_shards or None, **download_config)
                 builder.download_and_prepare(download_config=config)
         except RuntimeError as error:  # what TensorFlow raises where it cannot write, wrapped; no errno is left
             for number in disk.REMEDIES:

@@ -160,15 +160,13 @@ def run_job(job: Job) -> Result:
             partial_staged.parent.mkdir(parents=True, exist_ok=True)
         with open(partial_staged or os.devnull, "wb") as file:
             number = 0
-            for number, jpeg in enumerate(_encoded(job), start=1):
+            for number, jpeg in enumerate(encoded_frames(job), start=1):
                 if partial_folder is not None:
                     (partial_folder / FRAME_NAME.format(number)).write_bytes(jpeg)
                 if partial_staged is not None:
                     file.write(struct.pack("<Q", len(jpeg)) + jpeg)
                 if _stop is not None and _stop.is_set():
                     raise Stopped
-        if not number:
-            raise VideoError(f"{job.video}: one frame only, which has no optical flow")
         for path, target in zip(partial, (folder, staged), strict=True):
             if path is not None and target is not None:
                 os.rename(path, target)
@@ -222,16 +220,25 @@ def remove_partial(root: Path) -> int:
     return len(partial)
 
 
-def _encoded(job: Job) -> Iterator[bytes]:
+def encoded_frames(job: Job) -> Iterator[bytes]:
+    """The JPEG frames of a job's video, whatever was done before.
+
+    Raises:
+      VideoError: it cannot be decoded.
+    """
     quality = [cv2.IMWRITE_JPEG_QUALITY, job.quality]
     images = iter_frames(Path(job.video), job.short_side, channels="bgr")
     if job.flow:
         images = flow_pictures(images, job.flow, job.flow_bound)
+    some = False
     for image in images:
+        some = True
         ok, jpeg = cv2.imencode(".jpg", image, quality)
         if not ok:
             raise VideoError(f"{job.video}: a frame of {image.shape[1]}x{image.shape[0]} cannot be written as JPEG")
         yield jpeg.tobytes()
+    if not some:
+        raise VideoError(f"{job.video}: one frame only, which has no optical flow")
 
 
 def _count_done(job: Job) -> int:
