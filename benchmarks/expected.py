@@ -103,11 +103,16 @@ def main() -> int:
         for devices in args.devices:
             one = expect(network, args.frames, args.size, args.clips, devices, machine)
             rate = args.clips * devices * one.efficiency / one.compute
-            print(
-                f"| {network} | {devices} | {one.compute * 1e3:.1f} "
-                f"| {one.moved / 1e6:.0f} | {one.gradients * 1e3:.1f} | {one.statistics * 1e3:.1f} | {one.efficiency:.0%} | {rate:,.0f} "
-                f"| {rate * min(devices, machine.host) / devices:,.0f} |"
+            cells = (
+                f"{one.compute * 1e3:.1f}",
+                f"{one.moved / 1e6:.0f}",
+                f"{one.gradients * 1e3:.1f}",
+                f"{one.statistics * 1e3:.1f}",
+                f"{one.efficiency:.0%}",
+                f"{rate:,.0f}",
+                f"{rate * min(devices, machine.host) / devices:,.0f}",
             )
+            print(f"| {network} | {devices} | {' | '.join(cells)} |")
     return 0
 
 

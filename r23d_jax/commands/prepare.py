@@ -1,5 +1,6 @@
 """`python -m r23d_jax prepare`: video files to JPEG frame folders, packed shards, or both."""
 
+import _thread
 import argparse
 import contextlib
 import dataclasses
@@ -9,9 +10,11 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from r23d_jax import __version__
 from r23d_jax.config import FLOW_METHODS, UserError
@@ -415,19 +418,32 @@ def _write_broken(path: Path, broken: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does."""
+    """SIGTERM ends the run as Ctrl-C does, and neither is lost.
+
+    Where one strikes in a function that the garbage collector calls, Python drops the exception; it is raised again.
+    """
+
+    hook = sys.unraisablehook
 
     def interrupt(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
+
+    def raise_again(dropped: Any) -> None:
+        if isinstance(dropped.exc_value, KeyboardInterrupt):
+            threading.Timer(0.01, _thread.interrupt_main, [signal.SIGTERM]).start()
+        else:
+            hook(dropped)
 
     try:
         before = signal.signal(signal.SIGTERM, interrupt)
     except ValueError:  # not in the main thread
         yield
         return
+    sys.unraisablehook = raise_again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
 
 

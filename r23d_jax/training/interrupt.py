@@ -1,5 +1,6 @@
 """Turns SIGTERM and SIGINT into a request to stop at the next safe place, the same one on all processes of a job."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -42,13 +43,14 @@ class StopRequest:
         if self._interrupted and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._interrupted = True
-        self._log(
-            f"{signal.Signals(number).name}: finishing this step, then saving (Ctrl-C again stops without saving)"
-        )
         if self._several:
             os.kill(os.getpid(), signal.SIGTERM)  # jax's handler tells the others
         else:
             self.requested = True
+        with contextlib.suppress(RuntimeError):  # the signal may have struck in the middle of a print
+            self._log(
+                f"{signal.Signals(number).name}: finishing this step, then saving (Ctrl-C again stops without saving)"
+            )
 
     def __enter__(self) -> Self:
         for number in [signal.SIGINT] if self._several else [signal.SIGTERM, signal.SIGINT]:

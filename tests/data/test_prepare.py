@@ -3,6 +3,7 @@
 import argparse
 import errno
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -393,6 +394,25 @@ def test_stopped_at_any_moment(made: Path, tmp_path: Path, number: signal.Signal
     again = subprocess.run(args, capture_output=True, text=True, timeout=60)
     assert (again.returncode, again.stderr.count("Traceback")) == (0, 0)
     assert frame_counts(out) == {f"A/{i}": 9 for i in range(60)}
+
+
+def test_a_stop_that_strikes_in_the_garbage_collector_is_not_lost(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Python drops what is raised there."""
+
+    def strike(phase: str, info: dict) -> None:
+        gc.callbacks.remove(strike)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+    def work(args: argparse.Namespace) -> int:
+        gc.callbacks.append(strike)
+        gc.collect()
+        time.sleep(10)
+        return 0
+
+    monkeypatch.setattr(command, "_run", work)
+    assert prepare("--videos", tmp_path, "--out", tmp_path / "out") == 130
+    assert capsys.readouterr().err.startswith("prepare: stopped. ")
 
 
 @pytest.mark.shared

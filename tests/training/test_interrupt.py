@@ -25,3 +25,12 @@ def test_second_interrupt_is_immediate() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_in_the_middle_of_a_print_is_a_request_all_the_same() -> None:
+    def busy(line: str) -> None:
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stdout>'>")
+
+    with StopRequest(busy) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
