@@ -14,6 +14,8 @@ import logging
 import math
 import shutil
 import sys
+import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +87,7 @@ class Store:
         logging.getLogger("absl").addFilter(_not_from_orbax)
         logging.getLogger("asyncio").addFilter(_not_dropped)
         self._writes = policy is not None
-        _silence_dropped_reads()
+        _silence_what_is_dropped()
         if policy is None:
             options = ocp.CheckpointManagerOptions(read_only=True)
         else:
@@ -201,7 +203,7 @@ class Store:
             for folder in sorted(self.root.iterdir()):  # "40" comes before "40.replaced"
                 original = folder.with_suffix("")
                 if ".orbax-checkpoint-tmp" in folder.name:
-                    shutil.rmtree(folder)
+                    _remove_while_written(folder)
                 elif folder.name.isdigit() and folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
                 elif folder.suffix == REPLACED and original.exists():  # Orbax renames it into place when it is whole
@@ -253,11 +255,12 @@ def damage(error: Exception, path: Path) -> str:
 
 
 @functools.cache
-def _silence_dropped_reads() -> None:
-    """When one array of several cannot be read, Orbax drops the coroutines of the others and closes their event loop.
+def _silence_what_is_dropped() -> None:
+    """When one array of several cannot be read or written, Orbax drops the coroutines of the others.
 
-    Each of them would print a traceback, at any time after. The failure itself has been raised by then.
+    Each of them would print a traceback or a warning, at any time after. The failure itself has been raised by then.
     """
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     show = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -268,6 +271,15 @@ def _silence_dropped_reads() -> None:
             show(unraisable)
 
     sys.unraisablehook = hook
+
+
+def _remove_while_written(folder: Path) -> None:
+    """Orbax raises the first failure of a write; its other threads may go on filling the folder for a moment."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
+        if not folder.exists():
+            return
 
 
 def _first_line(error: BaseException) -> str:
