@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import stat
 from collections.abc import Callable
@@ -46,7 +47,8 @@ class BrokenLog:
     """Keeps account of broken videos over training and evaluation together.
 
     Each is looked into and named in the log once. With `on_broken="error"` the first one stops the run; with "skip"
-    the run stops when more than `max_broken_fraction` of the distinct videos tried so far are broken.
+    the run stops when more than `max_broken_fraction` of the distinct videos are broken, or so many of those tried so
+    far that it is no chance.
 
     Args:
       cfg: the policy.
@@ -60,6 +62,7 @@ class BrokenLog:
     def __init__(self, cfg: DataConfig, log: Callable[[str], None] = print):
         self._cfg, self._log = cfg, log
         self._tried: set[str] = set()
+        self._indexes: list[VideoIndex] = []
         self.count = 0
         self.faults: dict[str, Fault] = {}
 
@@ -103,8 +106,7 @@ class BrokenLog:
                 f"{len(names)} videos in turn could not be read, so there is nothing to train on:\n"
                 + self._list([self.faults[name] for name in names])
             )
-        if len(failing):
-            self._check_fraction(index)
+        self._check_fraction(index)
 
     def _add(self, index: VideoIndex, video: int, replaced: bool) -> None:
         name = str(index.names[video])
@@ -121,8 +123,14 @@ class BrokenLog:
         self._log(f"broken: {fault} (video {name}; {what})")
 
     def _check_fraction(self, index: VideoIndex) -> None:
+        if not any(index is known for known in self._indexes):
+            self._indexes.append(index)
         broken, tried = len(self.faults), len(self._tried)
-        if tried < min(LEAST_VIDEOS, len(index.names)) or broken <= self._cfg.max_broken_fraction * tried:
+        in_all = self._cfg.max_broken_fraction * sum(len(known) for known in self._indexes)
+        so_far = self._cfg.max_broken_fraction * tried
+        # The first that are tried may by chance hold more of the broken ones: four standard deviations are let pass.
+        no_chance = tried >= LEAST_VIDEOS and broken > so_far + 4 * math.sqrt(so_far)
+        if broken <= in_all and not no_chance:
             return
         raise BrokenVideoError(
             f"{broken} of the {tried} videos tried so far cannot be read, more than "
