@@ -111,8 +111,9 @@ def run() -> None:
             if "jax" in sys.modules:
                 distributed.leave_job("interrupted", 130)
             sys.exit(130)
-        except Exception:
+        except Exception as error:
             if "jax" in sys.modules:
+                distributed.leave_lost_job(error)
                 distributed.leave_job(traceback.format_exc(), 1)
             raise
 

@@ -8,6 +8,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from r23d_jax.config import UserError
 
@@ -16,7 +17,7 @@ try:
 except ImportError:  # not POSIX
     fcntl = None
 
-_PARTIAL = ".partial"
+_PARTIAL, _REPLACED = ".partial", ".replaced"
 
 
 class WriteError(UserError, OSError):
@@ -61,8 +62,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`; what is written there takes its place when the block ends without an error.
 
     A reader, or whoever comes after a kill or a loss of power, meets the old content or the new, never a part of it. (A
-    folder has first to go before another can take its name: for a moment there may be none.) Nobody can guess the
-    temporary name: in a shared folder, such as /tmp, somebody else could put a link there.
+    folder has first to go before another can take its name: for a moment there may be none. After a kill in that moment
+    `hold` brings the old one back.) Nobody can guess the temporary name: in a shared folder, such as /tmp, somebody
+    else could put a link there.
 
     Args:
       path: a file, or a folder. The temporary name keeps its ending.
@@ -77,10 +79,10 @@ def replacing(path: Path) -> Iterator[Path]:
             yield partial
             sync(partial)
             if partial.is_dir() and path.exists():  # a folder that is not empty cannot be renamed over
-                old = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
+                old = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_REPLACED}")
                 os.rename(path, old)
                 os.rename(partial, path)
-                shutil.rmtree(old)
+                _remove(old)
             else:
                 os.replace(partial, path)
             sync(path.parent, inside=False)
@@ -100,22 +102,28 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def hold(folder: Path, name: str = ".lock", log: Callable[[str], None] | None = None) -> Iterator[None]:
+def hold(folder: Path, name: str = ".lock", log: Callable[[str], None] | None = None) -> Iterator[IO[str]]:
     """Keeps other processes that ask for the same out of a folder while the block runs.
 
     The lock is the operating system's, on a file in the folder: it ends with the process, however that ends. The file
-    stays, and says who holds it. What a killed holder's `replacing` has left in the folder is removed.
+    stays, and says who holds it. What a killed holder's `replacing` has left in the folder is settled.
 
     Args:
       folder: must exist.
       name: of the file.
       log: told where locks are not to be had (some network file systems); then nobody is kept out.
 
+    Yields:
+      The locked file: a child process that is given its descriptor holds the lock as well.
+
     Raises:
       InUse: if another process holds it; names that process.
+      WriteError: if this user may not write there.
     """
     path = folder / name
-    with open(path, "a+", encoding="utf-8") as file:  # not "w", which would empty it before it is ours
+    with writing(folder):
+        file = open(path, "a+", encoding="utf-8")  # not "w", which would empty it before it is ours
+    with file:
         try:
             if fcntl is None:
                 raise OSError(errno.ENOSYS, "locks are not supported")
@@ -130,13 +138,12 @@ def hold(folder: Path, name: str = ".lock", log: Callable[[str], None] | None = 
             if log is not None:
                 log(f"{path}: no locks here ({error.strerror}); see to it that nothing else writes there")
         else:
-            for partial in folder.glob(f".*{_PARTIAL}*"):
-                _remove(partial)
+            _tidy(folder)
             with contextlib.suppress(OSError):  # a full disk: the lock itself needs no room
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
                 file.flush()
-        yield
+        yield file
 
 
 def sync(path: Path, inside: bool = True) -> None:
@@ -155,6 +162,19 @@ def sync(path: Path, inside: bool = True) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def _tidy(folder: Path) -> None:
+    """Brings back a folder that was about to be replaced, and removes what was not finished."""
+    with contextlib.suppress(OSError):  # of another user: nothing here needs it to be gone
+        for old in folder.glob(f".*{_REPLACED}"):
+            path = old.with_name(old.name.removesuffix(_REPLACED)[1:].rpartition(".")[0])
+            if path.exists():
+                _remove(old)
+            else:
+                old.rename(path)
+        for partial in folder.glob(f".*{_PARTIAL}*"):
+            _remove(partial)
 
 
 def _remove(path: Path) -> None:

@@ -1,6 +1,5 @@
 """Devices: one mesh with the axes ("data", "fsdp"), and where every array of a run lies on it."""
 
-import contextlib
 import functools
 import hmac
 import math
@@ -20,6 +19,8 @@ from r23d_jax.config import ConfigError
 AXES = ("data", "fsdp")
 # Smaller leaves (biases, BN) stay whole on every device: splitting them saves nothing and costs a gather each.
 MIN_SHARDED_SIZE = 2**14
+
+_SECRET_SIZE = 32  # bytes
 
 # XLA:CPU hands single convolutions to a library that uses about half the cores; this keeps them in XLA.
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
@@ -61,7 +62,8 @@ def bytes_moved(params: Any, mesh: Mesh | AbstractMesh) -> tuple[int, int]:
     """What each device sends, and receives as much, in a training step, as rings of devices do it.
 
     Returns:
-      Bytes to add up the gradients over all devices, and bytes to gather the parameters that are split over `fsdp`.
+      Bytes to add up the gradients over all devices, which is done once for each of `train.accumulate` micro-batches,
+      and bytes to gather the parameters that are split over `fsdp`, once.
     """
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     return 2 * whole * (mesh.size - 1) // mesh.size, whole - bytes_per_device(params, mesh)
@@ -142,7 +144,7 @@ def keep_compiled(folder: Path) -> None:
     mark = _secret_name(folder)
     if os.environ.get("JAX_COMPILATION_CACHE_DIR") or mark is None:
         return
-    _remove_torn(folder)
+    _remove_torn(folder / mark)
     compilation_cache.reset_cache()  # another folder's, if this process has used one
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / mark))
 
@@ -153,14 +155,15 @@ def _secret_name(folder: Path) -> str | None:
     path = Path(home, "r23d_jax", "secret")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(secrets.token_bytes(32))
+        if not path.exists() or path.stat().st_size != _SECRET_SIZE:
+            partial = path.with_name(f".secret.{secrets.token_hex(8)}")
+            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(_SECRET_SIZE))
+            os.replace(partial, path)
         secret = path.read_bytes()
     except OSError:
         return None
-    # shorter: another process is just writing it
-    return hmac.new(secret, os.fsencode(folder.absolute()), "sha256").hexdigest()[:32] if len(secret) == 32 else None
+    return hmac.new(secret, os.fsencode(folder.absolute()), "sha256").hexdigest()[:32]
 
 
 def loggers(log: Callable[[str], None]) -> tuple[Callable[[str], None], Callable[[str], None]]:

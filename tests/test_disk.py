@@ -31,6 +31,65 @@ def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["shards"] and os.listdir(tmp_path / "shards") == ["new"]
 
 
+def test_a_folder_replaces_a_link_and_leaves_what_it_points_at(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/mine").touch()
+    (tmp_path / "shards").symlink_to("elsewhere")
+    with disk.replacing(tmp_path / "shards") as partial:
+        partial.mkdir()
+        (partial / "new").touch()
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "shards"]
+    assert os.listdir(tmp_path / "shards") == ["new"] and os.listdir(tmp_path / "elsewhere") == ["mine"]
+
+
+@pytest.mark.parametrize("moment", [1, 2, 3])
+def test_a_folder_is_never_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int) -> None:
+    """Killed before the old one goes, before the new one comes, or before the old one is removed."""
+
+    class Killed(BaseException):
+        pass
+
+    calls = 0
+
+    def unless_killed(function, *args):
+        nonlocal calls
+        calls += 1
+        if calls >= moment:
+            raise Killed  # and nothing is cleared away
+        function(*args)
+
+    rename, remove = os.rename, disk._remove
+    (tmp_path / "my.shards").mkdir()
+    (tmp_path / "my.shards/old").touch()
+    monkeypatch.setattr(disk.os, "rename", lambda *args: unless_killed(rename, *args))
+    monkeypatch.setattr(disk, "_remove", lambda *args: unless_killed(remove, *args))
+    with pytest.raises(Killed), disk.replacing(tmp_path / "my.shards") as partial:
+        partial.mkdir()
+        (partial / "new").touch()
+    monkeypatch.undo()
+    with disk.hold(tmp_path):
+        assert sorted(os.listdir(tmp_path)) == [".lock", "my.shards"]
+        assert os.listdir(tmp_path / "my.shards") == ["new" if moment == 3 else "old"]
+
+
+def test_a_child_that_is_given_the_lock_holds_it_on(tmp_path: Path) -> None:
+    with disk.hold(tmp_path) as lock:
+        child = subprocess.Popen(["sleep", "60"], pass_fds=[lock.fileno()])
+    with pytest.raises(disk.InUse), disk.hold(tmp_path):
+        pass
+    child.kill()
+    child.wait()
+    with disk.hold(tmp_path):
+        pass
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no /sys, in which not even root may write")
+def test_a_folder_that_may_not_be_written_to() -> None:
+    with pytest.raises(disk.WriteError, match=r"^/sys/kernel: cannot be written \(.*\): write elsewhere"):
+        with disk.hold(Path("/sys/kernel")):
+            pass
+
+
 def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     hold = "import sys; from r23d_jax import disk; from pathlib import Path\nwith disk.hold(Path(sys.argv[1])):"
     command = [sys.executable, "-c", f"{hold}\n  print('held', flush=True); sys.stdin.read()", str(tmp_path)]

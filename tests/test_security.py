@@ -341,7 +341,17 @@ def test_a_foreign_workdirs_compiled_programs_are_not_used(
         assert mine == again and mine.parent == trained / "compilation_cache"
         assert folder_after("somebody", trained) != mine, "nobody else knows the name"
         assert folder_after("me", tmp_path / "moved").name != mine.name, "nor from a workdir that was given away"
-        assert (tmp_path / "me" / "r23d_jax" / "secret").stat().st_mode & 0o777 == 0o600
+        secret = tmp_path / "me" / "r23d_jax" / "secret"
+        assert secret.stat().st_mode & 0o777 == 0o600
+        mine.mkdir(parents=True, exist_ok=True)
+        torn, foreign = mine / "jit_x-cache", trained / "compilation_cache" / "jit_x-cache"
+        for path in (torn, foreign):
+            path.write_bytes(b"torn")
+        assert folder_after("me", trained) == mine and not torn.exists()
+        assert foreign.read_bytes() == b"torn", "what lies under a name that anybody knows is not looked at"
+        secret.write_bytes(b"")  # torn as well
+        assert folder_after("me", trained) != mine and len(secret.read_bytes()) == 32
+        assert os.listdir(secret.parent) == ["secret"]
         jax.config.update("jax_compilation_cache_dir", None)
         load_model(trained)
         assert main(["predict", "--workdir", str(trained), str(tmp_path / "none.avi")]) == 3

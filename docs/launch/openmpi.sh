@@ -12,6 +12,6 @@ first=$(awk '!/^[[:space:]]*(#|$)/ {print $1; exit}' "$hostfile")
 export PLACE_PYTHON=${PYTHON:-.venv/bin/python} PLACE_COORDINATOR=$first:${PORT:-47123}
 
 # shellcheck disable=SC2016  # expanded on each host
-exec mpirun --hostfile "$hostfile" --map-by ppr:1:node -x PLACE_PYTHON -x PLACE_COORDINATOR bash -c \
+exec mpirun --hostfile "$hostfile" --map-by ppr:1:node --bind-to none -x PLACE_PYTHON -x PLACE_COORDINATOR bash -c \
   'exec "$PLACE_PYTHON" launch.py "$@" --coordinator="$PLACE_COORDINATOR" --num_processes="$OMPI_COMM_WORLD_SIZE" \
     --process_id="$OMPI_COMM_WORLD_RANK"' launch "$@"

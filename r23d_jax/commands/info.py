@@ -93,10 +93,12 @@ def _print_mesh(make_model: Callable[[], Any], mesh_text: str, optimizer: str) -
         totals = [total + size for total, size in zip(totals, sizes, strict=True)]
         print(f"{name:16}{sizes[0] / 2**20:>10.2f} MiB{sizes[1] / 2**20:>10.2f} MiB")
     print(f"{'total':16}{totals[0] / 2**20:>10.2f} MiB{totals[1] / 2**20:>10.2f} MiB")
-    print("Gradients take as much as parameters once more while a step runs, and a moving average for good.")
+    whole = parallel.bytes_per_device(params, alone) / 2**20
+    print(f"While a step runs, each device holds all parameters and their gradients besides: {2 * whole:.2f} MiB.")
+    print("A moving average (train.ema_decay) takes as much as the parameters.")
     summed, gathered = (size / 2**20 for size in parallel.bytes_moved(params, mesh))
     print(
-        f"A step adds up gradients: {summed:.1f} MiB sent and received by each device; "
+        f"A step adds up gradients: {summed:.1f} MiB sent and received by each device, times train.accumulate; "
         f"gathers parameters: {gathered:.1f} MiB."
     )
 

@@ -20,7 +20,7 @@ from r23d_jax import __version__
 from r23d_jax.config import FLOW_METHODS, UserError
 from r23d_jax.data.prepare import Job, PrepareError, read_folder, read_staged, remove_partial, run_jobs
 from r23d_jax.data.splits import VIDEO_SUFFIXES, Entry, available_splits, group_of, read_list, without_suffix
-from r23d_jax.disk import hold, write_atomically
+from r23d_jax.disk import hold, write_atomically, writing
 from r23d_jax.progress import Progress, printable
 
 RECORD, BROKEN, LOCK = "prepare.json", "broken.txt", ".prepare.lock"
@@ -100,14 +100,15 @@ def _run(args: argparse.Namespace) -> int:
     _check(args)
     out = Path(args.out)
     videos, class_names, broken = _find(Path(args.videos), out, args.lists)
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     with hold(out, LOCK, log=lambda line: print(line, file=sys.stderr)):
         record = _open_record(out, args)
         remove_partial(out)
         packed = frozenset(record["packed"] if (out / PACKED).is_dir() and args.format != "frames" else ())
         _refuse_loss(args, packed - {video.target for video in videos})
         if args.beam_runner:
-            good, num_frames = _pack_with_beam(out, videos, class_names, packed, broken, args), {}
+            good, num_frames = _pack_with_beam(out, videos, class_names, record, broken, args), {}
         else:
             good, num_frames = _decode_all(out, videos, packed, broken, args)
         done = good or [video for video in videos if video.target in packed]
@@ -116,6 +117,7 @@ def _run(args: argparse.Namespace) -> int:
         _save_record(out, record)
         if args.format != "frames" and good and {video.target for video in good} != packed:
             if not args.beam_runner:
+                _refuse_undecodable(packed - {video.target for video in good}, videos, broken)
                 _pack(out, good, class_names, args.shards)
             record |= {"packed": sorted(video.target for video in good), "shards": args.shards}
             _save_record(out, record)
@@ -315,16 +317,23 @@ def _pack_with_beam(
     out: Path,
     videos: list[_Video],
     class_names: list[str],
-    packed: frozenset[str],
+    record: dict,
     broken: dict[str, str],
     args: argparse.Namespace,
 ) -> list[_Video]:
-    """Decodes and packs on workers of Apache Beam, all videos if one is not packed yet; adds to `broken`.
+    """Decodes and packs on workers of Apache Beam, all videos if one is new; adds to `broken` and to the record.
+
+    Videos that could not be decoded before are tried again when their files have changed.
 
     Returns:
       The videos packed now: none if nothing was to be done, or nothing can be decoded.
     """
-    if {video.target for video in videos} == packed:
+    packed = frozenset(record["packed"] if (out / PACKED).is_dir() else ())
+    left_out = {target: (stamp, reason) for target, stamp, reason in record["left_out"]}
+    skipped = [video for video in videos if left_out.get(video.target, ("", ""))[0] == _stamp(video.path)]
+    broken |= {str(video.path): left_out[video.target][1] for video in skipped}
+    videos = [video for video in videos if video not in skipped]
+    if {video.target for video in videos} <= packed:
         return []
     try:
         from r23d_jax.data.packed_beam import BeamSource, write_packed_with_beam
@@ -335,7 +344,12 @@ def _pack_with_beam(
             f"--beam-runner {args.beam_runner}: Apache Beam is not installed: pip install -r requirements-beam.txt"
         ) from error
     sources = [
-        BeamSource(video.name, video.class_name, dataclasses.replace(_job(out, video, args), folder="", staged=""))
+        BeamSource(
+            video.name,
+            video.class_name,
+            dataclasses.replace(_job(out, video, args), folder="", staged=""),
+            needed=video.target in packed,
+        )
         for video in videos
     ]
     print(f"{len(sources)} videos go to Apache Beam's {args.beam_runner}, which shows its own progress")
@@ -351,7 +365,19 @@ def _pack_with_beam(
         staging=staging,
     )
     broken |= found
+    record["left_out"] = [
+        [video.target, _stamp(video.path), broken[str(video.path)]]
+        for video in [*skipped, *videos]
+        if str(video.path) in broken
+    ]
+    _save_record(out, record)
     return [video for video in videos if str(video.path) not in found]
+
+
+def _stamp(path: Path) -> list[int]:
+    """Changes when the file does."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 # -- the record of what was done ---------------------------------------------------------------------------------------
@@ -370,10 +396,11 @@ def _open_record(out: Path, args: argparse.Namespace) -> dict:
     if path.exists():
         try:
             record = json.loads(path.read_text())
-            for key, value in (("flow", ""), ("flow_bound", args.flow_bound)):  # written before there was flow
+            for key, value in (("flow", ""), ("flow_bound", args.flow_bound), ("left_out", [])):  # not yet known then
                 record.setdefault(key, value)
             old = {key: record[key] for key in settings}
             record["packed"] = list(record["packed"])
+            record["left_out"] = [[str(target), list(stamp), str(why)] for target, stamp, why in record["left_out"]]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if not args.overwrite:
                 raise UsageError(f"{path}: damaged ({error}); delete it and run again with --overwrite") from error
@@ -391,6 +418,7 @@ def _open_record(out: Path, args: argparse.Namespace) -> dict:
         for folder in made:
             shutil.rmtree(folder)
         record = {"version": __version__, **settings, "shards": args.shards, "videos": 0, "broken": 0, "packed": []}
+        record["left_out"] = []
         _save_record(out, record)
     return record
 
@@ -403,6 +431,16 @@ def _refuse_loss(args: argparse.Namespace, lost: frozenset[str]) -> None:
             f"{min(lost)}; "
             "give a folder that holds all videos, another --out, or --overwrite"
         )
+
+
+def _refuse_undecodable(lost: frozenset[str], videos: list[_Video], broken: dict[str, str]) -> None:
+    """A video that is in the shards must not vanish because its file, or the disk, is broken today."""
+    for video in videos:
+        if video.target in lost:
+            raise PrepareError(
+                f"{broken.get(str(video.path), video.path)}, but it is in the shards that are there, which are left as "
+                "they are; bring it back, or make the shards without it by --overwrite"
+            )
 
 
 def _save_record(out: Path, record: dict) -> None:

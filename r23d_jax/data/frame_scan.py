@@ -354,8 +354,6 @@ def _nothing_found(root: Path, videos: VideoList, listing: _Listing) -> str:
         f"config.data.root={root}: found no frames of the {len(videos.entries)} listed videos (looked for folders such "
         f"as {videos.entries[0].class_name}/{last_part(videos.entries[0].name)}/ with .jpg or .png files)"
     )
-    if listing.unreadable:
-        return f"{looked}. Cannot read the folder {root / listing.unreadable[0]}: may this user read it?"
     movies = {suffix: n for suffix, n in listing.others.items() if suffix in VIDEO_SUFFIXES}
     if listing.frame_folders:
         return (
@@ -370,6 +368,8 @@ def _nothing_found(root: Path, videos: VideoList, listing: _Listing) -> str:
         )
     if listing.others.get(".tfrecord"):
         return f"{looked}, but {listing.others['.tfrecord']} TFRecord shards: set --config.data.source=packed"
+    if listing.unreadable:
+        return f"{looked}. Cannot read the folder {root / listing.unreadable[0]}: may this user read it?"
     there = ", ".join(f"{n} {suffix or 'other'} files" for suffix, n in listing.others.most_common(3)) or "no files"
     return f"{looked}. Found instead: {there}. {remedy()}"
 

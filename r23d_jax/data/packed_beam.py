@@ -32,11 +32,13 @@ class BeamSource:
       name: as in the lists.
       class_name: one of the dataset's classes.
       job: the video, and how its frames are encoded; where it writes to is not read.
+      needed: it must not be left out, because it is in the shards that are to be replaced.
     """
 
     name: str
     class_name: str
     job: Job
+    needed: bool
 
 
 def write_packed_with_beam(
@@ -62,8 +64,9 @@ def write_packed_with_beam(
       Why videos are left out, by file.
 
     Raises:
-      UserError: there is no such runner, or the options are wrong.
-      PrepareError: the pipeline failed.
+      UserError: there is no such runner, or a value is not of its option's kind. (Options that Apache Beam does not
+        know it leaves to the runner, with a warning.)
+      PrepareError: the pipeline failed, or a video cannot be decoded that must be.
       WriteError: e.g. because the disk is full. In all cases what was at `out` is untouched.
     """
     said = io.StringIO()
@@ -74,7 +77,7 @@ def write_packed_with_beam(
     except (ValueError, ImportError) as error:
         raise UserError(f"--beam-runner {runner}: {error}") from error
     except SystemExit as error:
-        why = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        why = (said.getvalue().strip().splitlines() or ["not understood"])[-1].rpartition("error: ")[2]
         raise UserError(f"--beam-options {','.join(options)}: {why}") from error
     staging.mkdir(parents=True, exist_ok=True)
     try:
@@ -117,6 +120,8 @@ class _Decode(beam.DoFn):
             frames = list(encoded_frames(element.job))
         except (VideoError, OSError) as error:
             video = element.job.video
+            if element.needed:
+                raise PrepareError(f"{error}, but it is in the shards, which are left as they are") from error
             note = self._staging / f"{hashlib.sha256(video.encode(errors='surrogateescape')).hexdigest()}.json"
             disk.write_atomically(note, json.dumps([video, str(error)]))
         else:
@@ -124,4 +129,4 @@ class _Decode(beam.DoFn):
 
 
 def _noted(staging: Path) -> dict[str, str]:
-    return dict(json.loads(path.read_text()) for path in staging.glob("*.json"))
+    return dict(json.loads(path.read_text()) for path in staging.glob("[!.]*.json"))

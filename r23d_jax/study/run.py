@@ -76,8 +76,8 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
         log(f"[{number}/{len(cells)}] {cell.name}")
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with disk.hold(folder, LOCK, log=log):  # the cell's own process holds the folder as a training does
-                outcome = _run_cell(cell, folder, before.seconds if before else 0.0)
+            with disk.hold(folder, LOCK, log=log) as lock:
+                outcome = _run_cell(cell, folder, before.seconds if before else 0.0, lock.fileno())
         except disk.InUse as error:
             log(f"    passed over: {error}")
             continue
@@ -91,13 +91,14 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
     return done, failed
 
 
-def _run_cell(cell: Cell, folder: Path, seconds_before: float) -> Outcome:
+def _run_cell(cell: Cell, folder: Path, seconds_before: float, lock: int) -> Outcome:
     cost = cost_of(cell)
     write_atomically(folder / CELL, config.to_json(cell.config) + "\n")
     started = time.monotonic()
     command = [sys.executable, "-m", "r23d_jax", "study", "--cell", str(folder)]
     with (folder / LOG).open("a", encoding="utf-8") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        # With the lock, which so outlives a study that is killed: the cell's process trains on.
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, pass_fds=[lock])
         try:
             status = process.wait()
         except KeyboardInterrupt:  # the cell has got it too, and saves its state

@@ -359,6 +359,8 @@ def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] =
                 log(f"report: {report.write_report(workdir, index, cfg)}")
         except disk.InUse as error:
             log(f"this evaluation is not kept, because the training would mix it with its own: {error}")
+        except disk.WriteError as error:
+            log(f"this evaluation is not kept: {error}")
     return result
 
 

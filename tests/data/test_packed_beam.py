@@ -59,6 +59,39 @@ def test_a_second_run_packs_only_if_there_is_something_new(
 
 
 @pytest.mark.beam
+def test_what_could_not_be_decoded_is_tried_again_when_it_has_changed(
+    beam: None, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, bad = tmp_path / "out", videos / "Diving/v_Diving_g09_c01.mp4"
+    bad.write_bytes(b"no video")
+    for said in ("4 videos go to Apache Beam", ""):
+        assert prepare("--videos", videos, "--out", out, *DIRECT) == 3
+        printed = capsys.readouterr().out
+        assert f"3 videos are ready in {out}\n" in printed and said in printed
+        assert bool(said) == ("go to Apache Beam" in printed)
+        assert (out / "broken.txt").read_text().startswith(f"{bad}\t")
+    bad.write_bytes((videos / "Diving/v_Diving_g08_c01.mp4").read_bytes())
+    assert prepare("--videos", videos, "--out", out, *DIRECT) == 0
+    assert f"4 videos are ready in {out}\n" in capsys.readouterr().out
+
+
+@pytest.mark.beam
+def test_a_packed_video_that_cannot_be_decoded_now_stays_packed(
+    beam: None, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, bad = tmp_path / "out", videos / "Diving/v_Diving_g08_c01.mp4"
+    assert prepare("--videos", videos, "--out", out, *DIRECT) == 0
+    (shard,) = (out / "packed").rglob("*.tfrecord-*")
+    before = shard.stat()
+    (videos / "Diving/v_Diving_g08_c02.mp4").write_bytes(bad.read_bytes())
+    bad.write_bytes(b"no video")
+    assert prepare("--videos", videos, "--out", out, *DIRECT) == 2
+    said = capsys.readouterr().err
+    assert f"{bad}: not a readable video" in said and "but it is in the shards, which are left as they are" in said
+    assert shard.stat() == before
+
+
+@pytest.mark.beam
 def test_nothing_that_can_be_decoded(beam: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()

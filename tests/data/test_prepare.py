@@ -245,6 +245,20 @@ def test_packed_and_frames_hold_the_same_bytes(videos: Path, lists: Path, tmp_pa
     assert again == content
 
 
+def test_a_packed_video_that_cannot_be_decoded_now_stays_packed(videos: Path, tmp_path: Path, capsys) -> None:
+    out, bad = tmp_path / "out", videos / "Diving/v_Diving_g08_c01.mp4"
+    assert prepare("--videos", videos, "--out", out, "--format", "packed") == 0
+    (shard,) = (out / "packed").rglob("*.tfrecord-*")
+    before = shard.stat()
+    (videos / "Diving/v_Diving_g08_c02.mp4").write_bytes(bad.read_bytes())
+    bad.write_bytes(b"no video")
+    assert prepare("--videos", videos, "--out", out, "--format", "packed") == 2
+    said = capsys.readouterr().err
+    assert f"prepare: {bad}: not a readable video" in said and "by --overwrite. What is done is kept; run" in said
+    assert shard.stat() == before
+    assert prepare("--videos", videos, "--out", out, "--format", "packed", "--overwrite") == 3
+
+
 def test_packing_takes_up_frames_and_finished_decoding(videos: Path, lists: Path, tmp_path: Path, monkeypatch) -> None:
     out = tmp_path / "out"
     assert prepare("--videos", videos / "Diving", "--out", out) == 0
