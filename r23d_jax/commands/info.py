@@ -94,7 +94,7 @@ def _print_mesh(make_model: Callable[[], Any], mesh_text: str, optimizer: str) -
         print(f"{name:16}{sizes[0] / 2**20:>10.2f} MiB{sizes[1] / 2**20:>10.2f} MiB")
     print(f"{'total':16}{totals[0] / 2**20:>10.2f} MiB{totals[1] / 2**20:>10.2f} MiB")
     whole = parallel.bytes_per_device(params, alone) / 2**20
-    print(f"While a step runs, each device holds all parameters and their gradients besides: {2 * whole:.2f} MiB.")
+    print(f"While a step runs, each device holds all parameters and their gradients besides: {2 * whole:.1f} MiB.")
     print("A moving average (train.ema_decay) takes as much as the parameters.")
     summed, gathered = (size / 2**20 for size in parallel.bytes_moved(params, mesh))
     print(

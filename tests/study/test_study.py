@@ -103,7 +103,7 @@ class FakeProcess:
     calls: list[str] = []
     accuracy: Callable[[str], float | None]
 
-    def __init__(self, command: list[str], stdout: Any, stderr: Any):
+    def __init__(self, command: list[str], stdout: Any, stderr: Any, pass_fds: list[int]):
         self.folder = Path(command[-1])
         FakeProcess.calls.append(self.folder.name)
         self.stdout = stdout
