@@ -4,11 +4,13 @@ Whatever is wrong with a frame (not there, empty, damaged, of another size than 
 `broken.diagnose` then finds out which frame and why.
 """
 
+import contextlib
 import functools
-import io
 import math
 import os
-from collections.abc import Callable
+import threading
+import weakref
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -27,6 +29,7 @@ _MAX_DIGITS = 20
 _JPEG_MAGIC = b"\xff\xd8\xff"
 # One read for the whole clip pays until it fetches this many times the bytes that are needed.
 _MOST_WASTE = 3
+_MOST_OPEN = 64  # shards that a reader keeps open
 
 
 def frame_reader(frames: FrameFiles | PackedFrames) -> Reader:
@@ -177,45 +180,73 @@ def _strings(values: list[str]) -> tf.Tensor:
 
 
 def _packed_reader(frames: PackedFrames) -> Reader:
-    # Looked up in Python, because TensorFlow has no operation that reads part of a file: a dataset of fixed-length
-    # records comes near, but reads through everything before the record (18 ms for one at 90 MB). Python's lock is
-    # held for the bookkeeping alone, not for the read.
-    shards, shard, row = frames.shards, frames.shard, frames.row
-    offset, length = frames.offset, frames.length
-
-    def read_ranges(video: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        rows = int(row[video]) + numbers.astype(np.int64)
-        starts, counts = offset[rows].tolist(), length[rows].tolist()
-        contents = np.empty(len(rows), object)  # and not "S", which drops zeros at the end
-        contents[:] = _read_ranges(shards[shard[video]], starts, counts)
-        return contents
+    # The bytes come through Python, because TensorFlow has no operation that reads part of a file: a dataset of
+    # fixed-length records comes near, but reads through everything before the record (18 ms for one at 90 MB).
+    # All else is done outside of Python, whose lock the readers would wait for.
+    shard, row = tf.constant(frames.shard, tf.int32), tf.constant(frames.row, tf.int64)
+    offset, length = tf.constant(frames.offset, tf.int64), tf.constant(frames.length, tf.int64)
+    shards = _Shards(frames.shards)
 
     def read(video: tf.Tensor, numbers: tf.Tensor) -> list[tf.Tensor]:
-        contents = tf.numpy_function(read_ranges, [video, numbers], tf.string, stateful=False)
-        return tf.unstack(contents, num=numbers.shape[0])
+        rows = row[video] + tf.cast(numbers, tf.int64)
+        starts, counts = tf.gather(offset, rows), tf.gather(length, rows)
+        begin, end = tf.reduce_min(starts), tf.reduce_max(starts + counts)
+        one_read = end - begin <= _MOST_WASTE * tf.reduce_sum(counts)
+        span = tf.stack([begin, end - begin])[None]
+        parts = tf.cond(one_read, lambda: span, lambda: tf.stack([starts, counts], 1))
+        content = tf.numpy_function(shards.read, [shard[video], parts], tf.string, stateful=False)
+        places = tf.where(one_read, starts - begin, tf.cumsum(counts, exclusive=True))
+        pairs = zip(tf.unstack(places, num=numbers.shape[0]), tf.unstack(counts, num=numbers.shape[0]), strict=True)
+        return [tf.strings.substr(content, place, count) for place, count in pairs]
 
     return read
 
 
-def _read_ranges(path: str, starts: list[int], counts: list[int]) -> list[bytes]:
-    begin, end = min(starts), max(start + count for start, count in zip(starts, counts, strict=True))
-    with open(path, "rb", buffering=0) as file:
-        if end - begin <= _MOST_WASTE * sum(counts):
-            file.seek(begin)
-            span = _read_exactly(file, end - begin, path)
-            pairs = zip(starts, counts, strict=True)
-            return [span[start - begin : start - begin + count] for start, count in pairs]
-        contents = []
-        for start, count in zip(starts, counts, strict=True):
-            file.seek(start)
-            contents.append(_read_exactly(file, count, path))
-        return contents
+class _Shards:
+    """Parts of files. The first few stay open, because to open one is another wait for Python's lock."""
+
+    def __init__(self, paths: tuple[str, ...]):
+        self._paths = paths
+        self._open: dict[int, int] = {}
+        self._lock = threading.Lock()
+        # Not at the end of the interpreter, where threads may still read; the system closes them then.
+        weakref.finalize(self, _close_all, self._open).atexit = False
+
+    def read(self, shard: np.ndarray, parts: np.ndarray) -> np.ndarray:
+        """The bytes of (start, count) parts (n, 2), one after the other: () object, for "S" drops zeros at the end."""
+        with self._descriptor(int(shard)) as file:
+            contents = [_read_exactly(file, start, count, self._paths[shard]) for start, count in parts.tolist()]
+        joined = np.empty((), object)
+        joined[()] = contents[0] if len(contents) == 1 else b"".join(contents)
+        return joined
+
+    @contextlib.contextmanager
+    def _descriptor(self, shard: int) -> Iterator[int]:
+        file = self._open.get(shard)
+        if file is not None:
+            yield file
+            return
+        file = os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+        with self._lock:
+            keep = shard not in self._open and len(self._open) < _MOST_OPEN
+            if keep:
+                self._open[shard] = file
+        try:
+            yield file
+        finally:
+            if not keep:
+                os.close(file)
 
 
-def _read_exactly(file: io.FileIO, count: int, path: str) -> bytes:
-    content = file.read(count) or b""
+def _close_all(files: dict[int, int]) -> None:
+    while files:
+        os.close(files.popitem()[1])
+
+
+def _read_exactly(file: int, start: int, count: int, path: str) -> bytes:
+    content = os.pread(file, count, start)
     while len(content) < count:  # a signal, or a file system that gives less than was asked for
-        more = file.read(count - len(content))
+        more = os.pread(file, count - len(content), start + len(content))
         if not more:
             raise EOFError(f"{path}: ends before the frame does")
         content += more

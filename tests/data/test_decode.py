@@ -12,6 +12,7 @@ import tensorflow as tf
 from frame_sets import encode, pack, picture, write_videos
 from PIL import Image
 
+from r23d_jax.data import decode
 from r23d_jax.data.decode import MAX_PIXELS, decode_clip, decode_windows, frame_reader
 from r23d_jax.data.frames import FrameFiles, PackedFrames
 from tests.garbage.corpus import HUGE, png_bomb, with_jpeg_size
@@ -205,3 +206,26 @@ def test_a_shard_that_is_cut_short_or_gone_is_an_error(tmp_path: Path) -> None:
     gone = dataclasses.replace(frames, shards=(str(tmp_path / "gone"), ""))
     with pytest.raises(tf.errors.OpError, match="No such file"):
         _read(gone, 0, [0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted in /proc")
+def test_only_so_many_shards_stay_open_and_none_without_a_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_shards() -> list[str]:
+        links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+        targets = [os.readlink(link) for link in links if os.path.islink(link)]
+        return sorted(target for target in targets if target.startswith(str(tmp_path)))
+
+    paths = tuple(str(tmp_path / f"shard{number}") for number in range(4))
+    for path in paths:
+        Path(path).write_bytes(path.encode() + b"\0")
+    monkeypatch.setattr(decode, "_MOST_OPEN", 2)
+    shards = decode._Shards(paths)
+    for _ in range(2):
+        for number, path in enumerate(paths):
+            parts = np.array([[len(path) - 1, 2], [0, 3]], np.int64)
+            assert shards.read(np.int32(number), parts).item() == path[-1:].encode() + b"\0" + path[:3].encode()
+    assert open_shards() == list(paths[:2])
+    del shards
+    assert not open_shards()
