@@ -194,7 +194,7 @@ def _packed_reader(frames: PackedFrames) -> Reader:
         one_read = end - begin <= _MOST_WASTE * tf.reduce_sum(counts)
         span = tf.stack([begin, end - begin])[None]
         parts = tf.cond(one_read, lambda: span, lambda: tf.stack([starts, counts], 1))
-        content = tf.numpy_function(shards.read, [shard[video], parts], tf.string, stateful=False)
+        content = tf.numpy_function(shards.read, [shard[video], parts], tf.string, stateful=False)[0]
         places = tf.where(one_read, starts - begin, tf.cumsum(counts, exclusive=True))
         pairs = zip(tf.unstack(places, num=numbers.shape[0]), tf.unstack(counts, num=numbers.shape[0]), strict=True)
         return [tf.strings.substr(content, place, count) for place, count in pairs]
@@ -213,11 +213,14 @@ class _Shards:
         weakref.finalize(self, _close_all, self._open).atexit = False
 
     def read(self, shard: np.ndarray, parts: np.ndarray) -> np.ndarray:
-        """The bytes of (start, count) parts (n, 2), one after the other: () object, for "S" drops zeros at the end."""
+        """The bytes of (start, count) parts (n, 2), one after the other: (1,) object.
+
+        "S" would drop zeros at the end, and what a () object holds is never freed by TensorFlow (2.21).
+        """
         with self._descriptor(int(shard)) as file:
             contents = [_read_exactly(file, start, count, self._paths[shard]) for start, count in parts.tolist()]
-        joined = np.empty((), object)
-        joined[()] = contents[0] if len(contents) == 1 else b"".join(contents)
+        joined = np.empty(1, object)
+        joined[0] = contents[0] if len(contents) == 1 else b"".join(contents)
         return joined
 
     @contextlib.contextmanager

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import math
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,28 @@ def test_a_shard_that_is_cut_short_or_gone_is_an_error(tmp_path: Path) -> None:
     gone = dataclasses.replace(frames, shards=(str(tmp_path / "gone"), ""))
     with pytest.raises(tf.errors.OpError, match="No such file"):
         _read(gone, 0, [0])
+
+
+def test_what_was_read_is_freed(tmp_path: Path) -> None:
+    path, size = tmp_path / "shard", 1 << 20
+    path.write_bytes(bytes(size))
+    zero = np.zeros(1, np.int64)
+    read = frame_reader(PackedFrames((str(path),), zero.astype(np.int32), zero, zero, np.array([size])))
+    length = tf.function(lambda video: tf.strings.length(read(video, tf.constant([0]))[0]))
+
+    def held() -> int:
+        """MiB that Python holds."""
+        return tracemalloc.get_traced_memory()[0] >> 20
+
+    tracemalloc.start()
+    try:
+        assert length(tf.constant(0)) == size
+        before = held()
+        for _ in range(20):
+            length(tf.constant(0))
+        assert held() - before < 5
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted in /proc")
