@@ -15,6 +15,9 @@ def quiet_start() -> None:
     that would happen, and the user has not set JAX_PLATFORMS, this asks for the CPU outright.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # TensorFlow only reads data here, for which oneDNN does nothing; but on processors with AVX512_VNNI it says that it
+    # is on, whatever the log level.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files, which are printed, need not be text
     if not os.environ.get("JAX_PLATFORMS") and _cuda_plugin() and not _cuda_works() and not _tpu():

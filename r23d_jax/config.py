@@ -355,13 +355,22 @@ def _value_problems(cfg: Config) -> list[str]:
 
     one_of("model.stem_pool", cfg.model.stem_pool, STEM_POOLS)
     channels = 2 if d.input == "flow" else 3
-    check("model.in_channels", cfg.model.in_channels, cfg.model.in_channels == channels, f"{channels} for {d.input}")
+    check(
+        "model.in_channels",
+        cfg.model.in_channels,
+        cfg.model.in_channels == channels,
+        f"{channels} for data.input={d.input!r}",
+    )
     for name, values in (("mean", d.mean), ("std", d.std)):
-        check(f"data.{name}", values, len(values) == channels, f"{channels} values for input={d.input!r}")
+        check(f"data.{name}", values, len(values) == channels, f"{channels} values for data.input={d.input!r}")
     if d.input == "flow" and d.color_jitter:
-        problems.append(f"config.data.color_jitter={d.color_jitter}: must be 0 for input='flow', which has no color")
+        problems.append(
+            f"config.data.color_jitter={d.color_jitter}: must be 0 for data.input='flow', which has no color"
+        )
     if d.input == "flow" and d.dct_scaling:
-        problems.append(f"config.data.dct_scaling={d.dct_scaling}: must be 0 for input='flow', which is read exactly")
+        problems.append(
+            f"config.data.dct_scaling={d.dct_scaling}: must be 0 for data.input='flow', which is read exactly"
+        )
     one_of("inflate", cfg.inflate, INFLATIONS)
     for part in cfg.init_skip:
         one_of("init_skip", part, (*PARTS, "head"))
@@ -377,7 +386,7 @@ def _value_problems(cfg: Config) -> list[str]:
     at_least("data.frame_stride", d.frame_stride, 1)
     at_least("data.num_segments", d.num_segments, 1)
     at_least("data.crop_size", d.crop_size, 1)
-    check("data.short_side", d.short_side, d.short_side >= d.crop_size, f"at least crop_size={d.crop_size}")
+    check("data.short_side", d.short_side, d.short_side >= d.crop_size, f"at least data.crop_size={d.crop_size}")
     check(
         "data.crop_scales", d.crop_scales, bool(d.crop_scales) and all(0 < s <= 1 for s in d.crop_scales), "in (0, 1]"
     )
@@ -402,7 +411,10 @@ def _value_problems(cfg: Config) -> list[str]:
     for part in o.freeze:
         one_of("optimizer.freeze", part, PARTS)
     if o.schedule == "multistep" and (not o.milestones or list(o.milestones) != sorted(o.milestones)):
-        problems.append(f"config.optimizer.milestones={o.milestones!r}: must be rising epochs, e.g. (20, 30, 40)")
+        problems.append(
+            f"config.optimizer.milestones={o.milestones!r}: must be rising epochs for optimizer.schedule='multistep', "
+            "e.g. (20, 30, 40)"
+        )
 
     check("train.epochs", t.epochs, t.epochs > 0, "above 0")
     at_least("train.global_batch_size", t.global_batch_size, 1)

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from r23d_jax import config
@@ -47,7 +47,7 @@ def test_preprocessing_survives_json_and_counts_the_extra_frame() -> None:
         ("model.head", {"kind": "vitt"}, r"config\.model\.head\.kind='vitt': unknown; did you mean vit"),
         ("data", {"source": "frame"}, r"config\.data\.source='frame': unknown; did you mean frames"),
         ("data", {"split": 4}, r"config\.data\.split=4: unknown; known: 1, 2, 3"),
-        ("data", {"short_side": 100}, r"config\.data\.short_side=100: must be at least crop_size=112"),
+        ("data", {"short_side": 100}, r"config\.data\.short_side=100: must be at least data\.crop_size=112"),
         ("data", {"crop_area": (0.9, 0.2)}, r"config\.data\.crop_area=\(0\.9, 0\.2\): must be \(low, high\)"),
         ("data", {"crop_area": (0.9,)}, r"config\.data\.crop_area=\(0\.9,\): must be a tuple \(float, float\)"),
         ("data", {"dct_scaling": 1.5}, r"config\.data\.dct_scaling=1\.5: must be"),
@@ -149,6 +149,10 @@ def overridden(name: str, value: object) -> config.Config:
 
 @settings(max_examples=300, deadline=None)
 @given(name=st.sampled_from(FIELDS), value=values)
+@example(name="config.data.crop_size", value=200)  # these go against another field
+@example(name="config.data.input", value="flow")
+@example(name="config.optimizer.schedule", value="multistep")
+@example(name="config.train.global_batch_size", value=7)
 def test_any_value_of_any_field_is_valid_or_named(name: str, value: object) -> None:
     cfg = overridden(name, value)
     try:
