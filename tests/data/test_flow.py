@@ -167,6 +167,6 @@ def test_wrong_configs() -> None:
     cfg = use_flow(Config())
     cfg.model.in_channels, cfg.data.mean, cfg.data.color_jitter = 3, (0.5, 0.5, 0.5), 0.3
     cfg.data.dct_scaling = 0.9
-    message = r"(?s)in_channels=3: must be 2 for flow.*mean=.*must be 2 values.*dct_scaling=0.9: must be 0"
+    message = r"(?s)in_channels=3: must be 2 for data.input=.flow.*mean=.*must be 2 values.*dct_scaling=0.9: must be 0"
     with pytest.raises(UserError, match=message):
         validate(cfg)
