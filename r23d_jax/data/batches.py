@@ -4,17 +4,19 @@ import atexit
 import os
 import weakref
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
 
 from r23d_jax.config import DataConfig
+from r23d_jax.data.decode import Plan
 
 Batch = dict[str, np.ndarray]
 Sample = dict[str, tf.Tensor]
 
 _PREFETCH = 2  # batches
+_TOGETHER = 8  # samples fetched at once
 
 
 class BatchIterator:
@@ -85,17 +87,39 @@ def _close_all() -> None:
 
 
 def dataset_maker(
-    sample: Callable[[tf.Tensor, bool], Sample], rows: int, first: int, end: int, cfg: DataConfig, group: int = 0
+    plan: Callable[[tf.Tensor], Plan],
+    fetch: Callable[[Plan], Plan] | None,
+    sample: Callable[[Plan, bool], Sample],
+    rows: int,
+    first: int,
+    end: int,
+    cfg: DataConfig,
+    group: int = 0,
 ) -> Callable[[int, bool], tf.data.Dataset]:
-    """(batch, careful) -> batches `first + batch` to `end`, of which row i of batch k is `sample(k * rows + i)`.
+    """(batch, careful) -> batches `first + batch` to `end`, of which row i of batch k is number k * rows + i.
 
-    With `group`, sample(n) gives that many rows at once, stacked; rows are counted in samples.
+    Args:
+      plan: number -> what decides about a sample.
+      fetch: see `decode.Reader`.
+      sample: (plan, careful) -> the sample.
+      rows: samples in a batch.
+      first: batch.
+      end: the batch after the last.
+      cfg: for the number of threads.
+      group: with it, a sample gives that many rows at once, stacked; rows are counted in samples.
     """
     workers = cfg.num_workers or os.cpu_count() or 1
 
     def make(batch: int, careful: bool) -> tf.data.Dataset:
-        counters = tf.data.Dataset.range((first + batch) * rows, end * rows)
-        samples = counters.map(lambda n: sample(n, careful), num_parallel_calls=workers, deterministic=True)
+        def parallel(dataset: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:
+            return dataset.map(function, num_parallel_calls=workers, deterministic=True)
+
+        numbers = tf.data.Dataset.range((first + batch) * rows, end * rows)
+        if fetch is None:
+            samples = parallel(numbers, lambda number: sample(plan(number), careful))
+        else:
+            fetched = parallel(parallel(numbers, plan).batch(_TOGETHER), fetch).unbatch()
+            samples = parallel(fetched, lambda plan: sample(plan, careful))
         batches = samples.batch(rows, drop_remainder=True)
         if group:
             batches = batches.map(

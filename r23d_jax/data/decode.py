@@ -5,12 +5,14 @@ Whatever is wrong with a frame (not there, empty, damaged, of another size than 
 """
 
 import contextlib
+import errno
 import functools
 import math
 import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -19,8 +21,8 @@ from r23d_jax.data.augment import to_uint8
 from r23d_jax.data.frames import FrameFiles, PackedFrames
 from r23d_jax.data.picture_header import MAX_PIXELS, is_safe
 
-# (video () int32, frames (t,) int32) -> t encoded pictures, () string each
-Reader = Callable[[tf.Tensor, tf.Tensor], list[tf.Tensor]]
+# What was found out about a sample before it is read
+Plan = dict[str, tf.Tensor]
 # (height () int32, width () int32) -> window (4,) int32: top, left, height, width
 WindowOf = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -32,9 +34,41 @@ _MOST_WASTE = 3
 _MOST_OPEN = 64  # shards that a reader keeps open
 
 
+class Reader(Protocol):
+    """Finds the encoded frames of a clip and reads them.
+
+    In two steps, between which `fetch`, unless it is None, does what takes Python, for many clips at once: whoever
+    decodes would else wait for Python's lock again and again.
+
+    Attributes:
+      fetch: the plans of n clips, stacked -> the same plans, with what was read. What cannot be read is left empty, so
+        that it fails when it is decoded, and alone.
+    """
+
+    @property
+    def fetch(self) -> Callable[[Plan], Plan] | None: ...
+
+    def find(self, video: tf.Tensor, frames: tf.Tensor) -> Plan:
+        """Where the frames lie. video: () int32, row of the index; frames: (t,) int32."""
+        ...
+
+    def open(self, plan: Plan) -> list[tf.Tensor]:
+        """The t encoded pictures of a plan, () string each; other entries of the plan do not matter."""
+        ...
+
+
 def frame_reader(frames: FrameFiles | PackedFrames) -> Reader:
-    """The function that fetches the encoded frames of a clip."""
-    return _file_reader(frames) if isinstance(frames, FrameFiles) else _packed_reader(frames)
+    """What reads the frames of an index."""
+    return _FileReader(frames) if isinstance(frames, FrameFiles) else _ShardReader(frames)
+
+
+def read_clip(reader: Reader, video: tf.Tensor, frames: tf.Tensor) -> list[tf.Tensor]:
+    """Both steps for one clip: t encoded pictures, () string each."""
+    plan = reader.find(video, frames)
+    if reader.fetch is not None:
+        fetched = reader.fetch({name: value[None] for name, value in plan.items()})
+        plan = {name: value[0] for name, value in fetched.items()}
+    return reader.open(plan)
 
 
 def decode_clip(
@@ -155,21 +189,26 @@ def _check_shapes(shapes: tf.Tensor, flow: bool) -> tf.Operation:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def _file_reader(frames: FrameFiles) -> Reader:
-    # Bytes, because a file name need not be UTF-8
-    heads = _strings([f"{folder}/{prefix}" for folder, prefix in zip(frames.folder, frames.prefix, strict=True)])
-    tails = _strings(list(frames.suffix))
-    first, step = tf.constant(frames.first, tf.int64), tf.constant(frames.step, tf.int64)
-    digits = tf.constant(np.minimum(frames.digits, _MAX_DIGITS), tf.int32)
+class _FileReader:
+    fetch = None
 
-    def read(video: tf.Tensor, numbers: tf.Tensor) -> list[tf.Tensor]:
-        text = tf.strings.as_string(first[video] + step[video] * tf.cast(numbers, tf.int64))
-        missing = tf.maximum(digits[video] - tf.strings.length(text), 0)
+    def __init__(self, frames: FrameFiles):
+        # Bytes, because a file name need not be UTF-8
+        self._heads = _strings(
+            [f"{folder}/{prefix}" for folder, prefix in zip(frames.folder, frames.prefix, strict=True)]
+        )
+        self._tails = _strings(list(frames.suffix))
+        self._first, self._step = tf.constant(frames.first, tf.int64), tf.constant(frames.step, tf.int64)
+        self._digits = tf.constant(np.minimum(frames.digits, _MAX_DIGITS), tf.int32)
+
+    def find(self, video: tf.Tensor, frames: tf.Tensor) -> Plan:
+        text = tf.strings.as_string(self._first[video] + self._step[video] * tf.cast(frames, tf.int64))
+        missing = tf.maximum(self._digits[video] - tf.strings.length(text), 0)
         zeros = tf.strings.substr(tf.fill(tf.shape(missing), "0" * _MAX_DIGITS), tf.zeros_like(missing), missing)
-        paths = tf.strings.join([heads[video], zeros, text, tails[video]])
-        return [tf.io.read_file(path) for path in tf.unstack(paths, num=numbers.shape[0])]
+        return {"paths": tf.strings.join([self._heads[video], zeros, text, self._tails[video]])}
 
-    return read
+    def open(self, plan: Plan) -> list[tf.Tensor]:
+        return [tf.io.read_file(path) for path in tf.unstack(plan["paths"])]
 
 
 def _strings(values: list[str]) -> tf.Tensor:
@@ -179,27 +218,38 @@ def _strings(values: list[str]) -> tf.Tensor:
 # -- shards ------------------------------------------------------------------------------------------------------------
 
 
-def _packed_reader(frames: PackedFrames) -> Reader:
-    # The bytes come through Python, because TensorFlow has no operation that reads part of a file: a dataset of
-    # fixed-length records comes near, but reads through everything before the record (18 ms for one at 90 MB).
-    # All else is done outside of Python, whose lock the readers would wait for.
-    shard, row = tf.constant(frames.shard, tf.int32), tf.constant(frames.row, tf.int64)
-    offset, length = tf.constant(frames.offset, tf.int64), tf.constant(frames.length, tf.int64)
-    shards = _Shards(frames.shards)
+class _ShardReader:
+    """Reads through Python, because TensorFlow has no operation that reads part of a file.
 
-    def read(video: tf.Tensor, numbers: tf.Tensor) -> list[tf.Tensor]:
-        rows = row[video] + tf.cast(numbers, tf.int64)
-        starts, counts = tf.gather(offset, rows), tf.gather(length, rows)
+    A dataset of fixed-length records comes near, but reads through everything before the record (18 ms for one at
+    90 MB); a file mapped to memory is quicker still, but a fault of the disk would then end the process.
+    """
+
+    def __init__(self, frames: PackedFrames):
+        self._shard, self._row = tf.constant(frames.shard, tf.int64), tf.constant(frames.row, tf.int64)
+        self._offset, self._length = tf.constant(frames.offset, tf.int64), tf.constant(frames.length, tf.int64)
+        self._shards = _Shards(frames.shards)
+
+    def find(self, video: tf.Tensor, frames: tf.Tensor) -> Plan:
+        """Gives "places" (2 + t, 2) int64: (shard, whether to read all at once), then (start, count) of the span that
+        holds all, then of each frame."""
+        rows = self._row[video] + tf.cast(frames, tf.int64)
+        starts, counts = tf.gather(self._offset, rows), tf.gather(self._length, rows)
         begin, end = tf.reduce_min(starts), tf.reduce_max(starts + counts)
         one_read = end - begin <= _MOST_WASTE * tf.reduce_sum(counts)
-        span = tf.stack([begin, end - begin])[None]
-        parts = tf.cond(one_read, lambda: span, lambda: tf.stack([starts, counts], 1))
-        content = tf.numpy_function(shards.read, [shard[video], parts], tf.string, stateful=False)[0]
-        places = tf.where(one_read, starts - begin, tf.cumsum(counts, exclusive=True))
-        pairs = zip(tf.unstack(places, num=numbers.shape[0]), tf.unstack(counts, num=numbers.shape[0]), strict=True)
-        return [tf.strings.substr(content, place, count) for place, count in pairs]
+        first = [[self._shard[video], tf.cast(one_read, tf.int64)], [begin, end - begin]]
+        return {"places": tf.concat([tf.convert_to_tensor(first), tf.stack([starts, counts], 1)], 0)}
 
-    return read
+    def fetch(self, plans: Plan) -> Plan:
+        content = tf.numpy_function(self._shards.read, [plans["places"]], tf.string, stateful=False)
+        return plans | {"content": tf.ensure_shape(content, plans["places"].shape[:1])}
+
+    def open(self, plan: Plan) -> list[tf.Tensor]:
+        (_, one_read), (begin, _), *_ = (tf.unstack(row) for row in tf.unstack(plan["places"]))
+        starts, counts = tf.unstack(plan["places"][2:], axis=1)
+        places = tf.where(one_read == 1, starts - begin, tf.cumsum(counts, exclusive=True))
+        pairs = zip(tf.unstack(places), tf.unstack(counts), strict=True)
+        return [tf.strings.substr(plan["content"], place, count) for place, count in pairs]
 
 
 class _Shards:
@@ -212,16 +262,22 @@ class _Shards:
         # Not at the end of the interpreter, where threads may still read; the system closes them then.
         weakref.finalize(self, _close_all, self._open).atexit = False
 
-    def read(self, shard: np.ndarray, parts: np.ndarray) -> np.ndarray:
-        """The bytes of (start, count) parts (n, 2), one after the other: (1,) object.
+    def read(self, places: np.ndarray) -> np.ndarray:
+        """The bytes of n clips: (n,) object, b"" for what cannot be read.
 
-        "S" would drop zeros at the end, and what a () object holds is never freed by TensorFlow (2.21).
+        places is (n, 2 + t, 2) as `_ShardReader.find` gives it; the parts of a clip lie one after the other. "S" would
+        drop zeros at the end, and what a () object holds is never freed by TensorFlow (2.21).
         """
-        with self._descriptor(int(shard)) as file:
-            contents = [_read_exactly(file, start, count, self._paths[shard]) for start, count in parts.tolist()]
-        joined = np.empty(1, object)
-        joined[0] = contents[0] if len(contents) == 1 else b"".join(contents)
-        return joined
+        contents = np.empty(len(places), object)
+        for number, ((shard, one_read), span, *parts) in enumerate(places.tolist()):
+            try:
+                with self._descriptor(shard) as file:
+                    contents[number] = b"".join(
+                        [_read_exactly(file, *part) for part in ([span] if one_read else parts)]
+                    )
+            except OSError:
+                contents[number] = b""
+        return contents
 
     @contextlib.contextmanager
     def _descriptor(self, shard: int) -> Iterator[int]:
@@ -246,11 +302,12 @@ def _close_all(files: dict[int, int]) -> None:
         os.close(files.popitem()[1])
 
 
-def _read_exactly(file: int, start: int, count: int, path: str) -> bytes:
+def _read_exactly(file: int, start: int, count: int) -> bytes:
+    """Raises OSError also where the file ends too early."""
     content = os.pread(file, count, start)
     while len(content) < count:  # a signal, or a file system that gives less than was asked for
         more = os.pread(file, count - len(content), start + len(content))
         if not more:
-            raise EOFError(f"{path}: ends before the frame does")
+            raise OSError(errno.ENODATA, "the file ends before the frame does")
         content += more
     return content

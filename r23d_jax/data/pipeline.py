@@ -23,7 +23,7 @@ from r23d_jax.config import SPATIAL_CROPS, ConfigError, DataConfig, preprocessin
 from r23d_jax.data import augment, sampling
 from r23d_jax.data.batches import BatchIterator, Sample, dataset_maker, first_readable
 from r23d_jax.data.broken import BrokenLog, BrokenVideoError
-from r23d_jax.data.decode import decode_clip, decode_windows, frame_reader, resize
+from r23d_jax.data.decode import Plan, decode_clip, decode_windows, frame_reader, read_clip, resize
 from r23d_jax.data.frames import VideoIndex, index_frames
 from r23d_jax.data.packed import index_packed
 from r23d_jax.data.splits import VideoList, hold_out, read_list
@@ -32,9 +32,6 @@ from r23d_jax.data.synthetic import write_synthetic
 __all__ = ["BrokenLog", "BrokenVideoError", "eval_batches", "open_index", "train_batches"]
 
 ALTERNATIVES = 4  # other videos tried in place of one that cannot be read
-
-# A video and what else decides about its clip -> (t, s, s, c) uint8, c = 3, or 2 for optical flow
-Loader = Callable[..., tf.Tensor]
 
 
 class ViewTable(Protocol):
@@ -150,21 +147,37 @@ def train_batches(
     sampling.check_sampling(cfg)
     rows = _rows_per_host(global_batch_size, host, num_hosts, "global_batch_size")
     num_videos = len(index.names)
-    load = _training_loader(index, cfg)
-    labels = tf.constant(index.labels, tf.int32)
+    reader = frame_reader(index.frames)
+    num_frames, labels = tf.constant(index.num_frames, tf.int32), tf.constant(index.labels, tf.int32)
     candidates = 1 + (ALTERNATIVES if cfg.on_broken == "skip" else 0)
 
-    def sample(counter: tf.Tensor, careful: bool) -> Sample:
+    def frames_of(video: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        return sampling.training_frames(cfg, sampling.fold_in(key, 0), num_frames[video])
+
+    def plan(counter: tf.Tensor) -> Plan:
         number = (counter // rows) * global_batch_size + host * rows + tf.math.floormod(counter, rows)
         epoch, position = number // num_videos, tf.math.floormod(number, num_videos)
         wanted = sampling.epoch_order(seed, epoch, position, num_videos)
         key = sampling.sample_key(seed, epoch, wanted)
         others = sampling.pick(sampling.uniform(key, candidates - 1), tf.constant(num_videos))
         tried = tf.concat([tf.cast(wanted, tf.int32)[None], others], 0)
+        return {"key": key, "tried": tried} | reader.find(tried[0], frames_of(tried[0], sampling.fold_in(key, 0)))
+
+    def sample(plan: Plan, careful: bool) -> Sample:
+        tried = plan["tried"]
 
         def attempt(which: tf.Tensor) -> tf.Tensor:
-            # A key per attempt, so that a clip that stands in is not the very one its video shows in its own turn.
-            return load(tried[which], sampling.fold_in(key, which))
+            # A key per candidate, so that a clip that stands in is not the very one its video shows in its own turn.
+            key = sampling.fold_in(plan["key"], which)
+            if not careful:
+                return _training_clip(cfg, reader.open(plan), key)
+            video = tried[which]
+            contents = tf.cond(
+                which == 0,
+                lambda: reader.open(plan),
+                lambda: read_clip(reader, video, frames_of(video, key)),
+            )
+            return _training_clip(cfg, contents, key)
 
         if careful:
             video, delivered = first_readable(attempt, candidates, _clip_shape(cfg))
@@ -180,7 +193,7 @@ def train_batches(
             "delivered": delivered,
         }
 
-    make = dataset_maker(sample, rows, start_step, start_step + num_steps, cfg)
+    make = dataset_maker(plan, reader.fetch, sample, rows, start_step, start_step + num_steps, cfg)
     return BatchIterator(make, num_steps, lambda *seen: broken.observe(index, *seen, replaced=True))
 
 
@@ -228,26 +241,33 @@ def eval_batches(
         raise ConfigError(f"config.eval.crops={crops}: must be one of {', '.join(map(str, SPATIAL_CROPS))}")
     whole_clips = num_views % crops == 0 and np.array_equal(views.crop, np.tile(np.arange(crops), num_views // crops))
     group = crops if whole_clips and rows % crops == 0 else 1  # views that are read together
-    load = _eval_loader(index, cfg, crops, together=group > 1)
+    reader, clip_views = frame_reader(index.frames), _eval_loader(cfg, crops, together=group > 1)
+    length = preprocessing(cfg).read_frames
+    num_frames = tf.constant(index.num_frames, tf.int32)
     labels = tf.constant(index.labels, tf.int32)
     columns = [tf.constant(column, tf.int32) for column in (views.video, views.start, views.crop)]
     shape = (group, *_clip_shape(cfg))
     groups = rows // group
 
-    def sample(counter: tf.Tensor, careful: bool) -> Sample:
+    def plan(counter: tf.Tensor) -> Plan:
         number = (counter // groups) * batch_size + host * rows + tf.math.floormod(counter, groups) * group
         real = number < num_views
         row = tf.cast(tf.where(real, number, 0), tf.int32)
-        video_id, start, crop = (column[row] for column in columns)
+        video, start, crop = (column[row] for column in columns)
+        frames = sampling.consecutive_frames(start, num_frames[video], length=length, stride=cfg.frame_stride)
+        return {"real": real, "row": row, "video": video, "crop": crop} | reader.find(video, frames)
 
-        def read(_: tf.Tensor) -> tf.Tensor:
-            return load(video_id, start, crop)
+    def sample(plan: Plan, careful: bool) -> Sample:
+        real, row, video_id = plan["real"], plan["row"], plan["video"]
+
+        def load(_: tf.Tensor) -> tf.Tensor:
+            return clip_views(reader.open(plan), plan["crop"])
 
         if careful:
-            # Padding has no candidates, and so nothing to read.
-            video, delivered = first_readable(read, tf.cast(real, tf.int64), shape)
+            # Padding has no candidates, and so nothing to decode.
+            video, delivered = first_readable(load, tf.cast(real, tf.int64), shape)
         else:
-            video = tf.cond(real, lambda: read(row), lambda: tf.zeros(shape, tf.uint8))
+            video = tf.cond(real, lambda: load(row), lambda: tf.zeros(shape, tf.uint8))
             delivered = tf.constant(0)
 
         def each(value: tf.Tensor) -> tf.Tensor:
@@ -264,50 +284,38 @@ def eval_batches(
         }
 
     num_batches = -(-num_views // batch_size)
-    make = dataset_maker(sample, groups, 0, num_batches, cfg, group)
+    make = dataset_maker(plan, reader.fetch, sample, groups, 0, num_batches, cfg, group)
     return BatchIterator(make, num_batches, lambda *seen: broken.observe(index, *seen, replaced=False))
 
 
 # -- one clip ----------------------------------------------------------------------------------------------------------
 
 
-def _training_loader(index: VideoIndex, cfg: DataConfig) -> Loader:
-    read, num_frames = frame_reader(index.frames), tf.constant(index.num_frames, tf.int32)
-
-    def load(video: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        frames = sampling.training_frames(cfg, sampling.fold_in(key, 0), num_frames[video])
-        draws = sampling.uniform(sampling.fold_in(key, 1), augment.WINDOW_DRAWS + 1 + augment.COLOR_DRAWS)
-        clip = decode_clip(
-            read(video, frames),
-            lambda height, width: augment.training_window(cfg, draws[: augment.WINDOW_DRAWS], height, width),
-            cfg.crop_size,
-            cfg.antialias,
-            cfg.input == "flow",
-            cfg.dct_scaling * cfg.crop_size or math.inf,
-        )
-        if cfg.color_jitter > 0:
-            colors = draws[-augment.COLOR_DRAWS :]
-            clip = augment.to_uint8(augment.jitter_colors(cfg.color_jitter, colors, tf.cast(clip, tf.float32)))
-        return augment.mirror(clip, draws[augment.WINDOW_DRAWS] < 0.5) if cfg.flip else clip
-
-    return load
+def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor) -> tf.Tensor:
+    """(t, s, s, c) uint8, cut out and changed as the key says."""
+    draws = sampling.uniform(sampling.fold_in(key, 1), augment.WINDOW_DRAWS + 1 + augment.COLOR_DRAWS)
+    clip = decode_clip(
+        contents,
+        lambda height, width: augment.training_window(cfg, draws[: augment.WINDOW_DRAWS], height, width),
+        cfg.crop_size,
+        cfg.antialias,
+        cfg.input == "flow",
+        cfg.dct_scaling * cfg.crop_size or math.inf,
+    )
+    if cfg.color_jitter > 0:
+        colors = draws[-augment.COLOR_DRAWS :]
+        clip = augment.to_uint8(augment.jitter_colors(cfg.color_jitter, colors, tf.cast(clip, tf.float32)))
+    return augment.mirror(clip, draws[augment.WINDOW_DRAWS] < 0.5) if cfg.flip else clip
 
 
-def _eval_loader(
-    index: VideoIndex, cfg: DataConfig, crops: int, together: bool
-) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
-    """(video, start, crop) -> (1, t, s, s, c) uint8: this crop; with `together`, (crops, t, s, s, c): all of them."""
-    read, num_frames = frame_reader(index.frames), tf.constant(index.num_frames, tf.int32)
-    length = preprocessing(cfg).read_frames
-
+def _eval_loader(cfg: DataConfig, crops: int, together: bool) -> Callable[[list[tf.Tensor], tf.Tensor], tf.Tensor]:
+    """(encoded frames, crop) -> (1, t, s, s, c) uint8: this crop; with `together`, (crops, t, s, s, c): all of them."""
     flow = cfg.input == "flow"
 
     def finish(windows: tf.Tensor, crop: tf.Tensor) -> tf.Tensor:
         return augment.mirror(resize(windows, cfg.crop_size, cfg.antialias), augment.is_mirrored(crops, crop))
 
-    def load(video: tf.Tensor, start: tf.Tensor, crop: tf.Tensor) -> tf.Tensor:
-        frames = sampling.consecutive_frames(start, num_frames[video], length=length, stride=cfg.frame_stride)
-        contents = read(video, frames)
+    def load(contents: list[tf.Tensor], crop: tf.Tensor) -> tf.Tensor:
         if crops == 1:
             fewest = cfg.dct_scaling * cfg.crop_size or math.inf
             windows = decode_windows(contents, lambda h, w: augment.eval_window(cfg, crops, crop, h, w), flow, fewest)
