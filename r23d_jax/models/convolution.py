@@ -106,10 +106,24 @@ def _with_gradients(forward: Convolution, input_form: Convolution, kernel_form: 
     return run
 
 
+def _held(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x, as an array that lies in memory.
+
+    For a kernel's gradient XLA transposes x, and on a CPU it computes x anew while it does so, which takes five times
+    as long as to transpose what is there. It drops `optimization_barrier` before it fuses, but fuses nothing into a
+    branch. The other branch is taken where the kernel is NaN, and its gradient may then be.
+    """
+    lost = jnp.isnan(lax.stop_gradient(kernel).ravel()[0])
+    return lax.cond(lost, lambda x: jnp.full_like(x, jnp.nan), lambda x: x, x)
+
+
 def _conv2d(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: tuple, groups: int = 1) -> jax.Array:
-    return lax.conv_general_dilated(
-        x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
-    )
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+        )
+
+    return _with_gradients(plain, plain, lambda x, kernel: plain(_held(x, kernel), kernel))(x, kernel)
 
 
 def _spatial(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: tuple, groups: int) -> jax.Array:
