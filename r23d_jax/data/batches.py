@@ -119,7 +119,7 @@ def dataset_maker(
             samples = parallel(numbers, lambda number: sample(plan(number), careful))
         else:
             fetched = parallel(parallel(numbers, plan).batch(_TOGETHER), fetch).unbatch()
-            samples = parallel(fetched, lambda plan: sample(plan, careful))
+            samples = parallel(fetched, lambda found: sample(found, careful))
         batches = samples.batch(rows, drop_remainder=True)
         if group:
             batches = batches.map(

@@ -245,9 +245,9 @@ class _ShardReader:
         return plans | {"content": tf.ensure_shape(content, plans["places"].shape[:1])}
 
     def open(self, plan: Plan) -> list[tf.Tensor]:
-        (_, one_read), (begin, _), *_ = (tf.unstack(row) for row in tf.unstack(plan["places"]))
+        one_read, begin = plan["places"][0, 1] == 1, plan["places"][1, 0]
         starts, counts = tf.unstack(plan["places"][2:], axis=1)
-        places = tf.where(one_read == 1, starts - begin, tf.cumsum(counts, exclusive=True))
+        places = tf.where(one_read, starts - begin, tf.cumsum(counts, exclusive=True))
         pairs = zip(tf.unstack(places), tf.unstack(counts), strict=True)
         return [tf.strings.substr(plan["content"], place, count) for place, count in pairs]
 
