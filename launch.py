@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     source = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = Path(WORKDIR.value or f"runs/{Path(source).stem}")
 
-    backend.quiet_start()
+    backend.prepare_process()
     place = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
     if DISTRIBUTED.value or place != ("", None, None):
         if not DISTRIBUTED.value:

@@ -29,12 +29,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7, help="of A B A B")
     parser.add_argument("--batch", type=int, default=8, help="clips of a step")
     parser.add_argument("--networks", default=",".join(steps.NETWORKS), help="for step and forward")
-    parser.add_argument(
-        "--variants", default="torch eager,torch channels_last_3d", help="of torch, for step and forward"
-    )
+    parser.add_argument("--variants", default=",".join(steps.TORCH_VARIANTS), help="of torch, for step and forward")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that it works")
     args = parser.parse_args()
-    backend.quiet_start()
+    backend.prepare_process()
     workers = len(os.sched_getaffinity(0))
     clips = steps.Clips(8, 8, 32) if args.tiny else steps.Clips(args.batch)
     variants = args.variants.split(",") if args.peer else []

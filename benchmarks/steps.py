@@ -4,12 +4,16 @@ Both read uint8 clips that lie on the device, normalize them, and train with cro
 float32 on a CPU, and in bfloat16 with float32 parameters on a GPU.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from benchmarks import measure
+from r23d_jax import backend
 
 # Ours, and its head. r2plus1d_18 is torchvision's, whose mid-planes are not the paper's.
 NETWORKS = {
@@ -18,6 +22,7 @@ NETWORKS = {
     "r2plus3d_18+vit": ("r2plus3d_18", "vit"),
 }
 TORCH_VARIANTS = ("torch eager", "torch channels_last_3d", "torch compiled")
+OURS = "r23d_jax"
 NUM_CLASSES = 101
 
 
@@ -189,6 +194,14 @@ def multiply_adds(name: str, clips: Clips) -> int:
     return sum(part.macs for part in parts)
 
 
+def _make_call(kind: str, name: str, clips: Clips, label: str) -> Callable[[], object]:
+    """Makes the "step" or "forward" of a candidate; each side's process is prepared as its users' are."""
+    if label == OURS:
+        backend.prepare_process()
+        return getattr(ours(name, clips), kind)
+    return getattr(torch_peer(name, clips, label), kind)
+
+
 def run(kind: str, rounds: int, clips: Clips, networks: list[str], variants: list[str]) -> list[dict[str, Any]]:
     """Times "step" or "forward" of every network against torch.
 
@@ -202,26 +215,23 @@ def run(kind: str, rounds: int, clips: Clips, networks: list[str], variants: lis
     Returns:
       A row per network and candidate; `ratio` above 1 is faster than the fastest torch variant of the same row.
     """
-    from benchmarks.measure import alternate
-
     rows = []
     for name in networks:
         print(f"{kind} of {name}, {clips}")
-        candidates = {variant: torch_peer(name, clips, variant) for variant in variants}
-        candidates["r23d_jax"] = ours(name, clips)
-        calls = {}
-        for label, candidate in candidates.items():
-            call = getattr(candidate, kind)
-            try:
-                call()
-            except Exception as error:  # noqa: BLE001  torch.compile needs a C++ compiler and fails in many ways
-                if label != "torch compiled":
-                    raise
-                print(f"  {label} does not work here: {str(error).splitlines()[0][:120]}")
-                continue
-            calls[label] = call
-        times = alternate(calls, rounds, warm_up=0)  # each has run once
-        peers = [one for one in times if one.name != "r23d_jax"]
+        with contextlib.ExitStack() as stack:
+            calls: dict[str, Callable[[], object]] = {}
+            for label in (*variants, OURS):
+                call = stack.enter_context(measure.Apart(functools.partial(_make_call, kind, name, clips, label)))
+                try:
+                    call()
+                except RuntimeError as error:  # torch.compile needs a C++ compiler and fails in many ways
+                    if label != "torch compiled":
+                        raise
+                    print(f"  {label} does not work here: {str(error).splitlines()[0][:120]}")
+                    continue
+                calls[label] = call
+            times = measure.alternate(calls, rounds, warm_up=1)
+        peers = [one for one in times if one.name != OURS]
         best = min(peers, key=lambda one: one.median) if peers else times[-1]
         for one in times:
             ratio, low, high = one.against(best)

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         if name == chosen:  # only the command that runs is imported
             importlib.import_module(f"r23d_jax.commands.{name}").add_arguments(sub)
     args = parser.parse_args(argv)
-    backend.quiet_start()
+    backend.prepare_process()
     with printable_output():
         try:
             return importlib.import_module(f"r23d_jax.commands.{args.command}").run(args)

@@ -1,4 +1,4 @@
-"""Chooses jax's backend before jax is imported, so that a machine without a GPU starts without a CUDA traceback."""
+"""Prepares the process before jax is imported: its backend, what it prints, and how it keeps memory."""
 
 import ctypes
 import importlib.util
@@ -7,8 +7,10 @@ import os
 import sys
 from pathlib import Path
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
-def quiet_start() -> None:
+
+def prepare_process() -> None:
     """Call before the first import of jax.
 
     `jax[cuda12]` on a machine without a usable NVIDIA GPU works, after it has printed ten lines of a CUDA error. Where
@@ -22,6 +24,24 @@ def quiet_start() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files, which are printed, need not be text
     if not os.environ.get("JAX_PLATFORMS") and _cuda_plugin() and not _cuda_works() and not _tpu():
         os.environ["JAX_PLATFORMS"] = "cpu"
+    _keep_memory()
+
+
+def _keep_memory() -> None:
+    """Has glibc keep freed memory, which the next frames and batches use, instead of giving it back to the system.
+
+    By default it takes an array of more than a few hundred KiB from the system, which zeroes it page by page, and gives
+    it back when it is freed; docs/performance.md says what that costs. Arrays beyond 64 MiB still come and go where a
+    thread other than the main one makes them, such as those of a training step on a CPU: keeping these as well lets
+    the process grow, because glibc does not put one in the place of another. Elsewhere than on glibc, and where the
+    user has settings of their own, nothing happens.
+    """
+    if sys.platform != "linux" or any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def _cuda_plugin() -> bool:
