@@ -2,17 +2,13 @@
 
 import dataclasses
 import importlib.metadata
-import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,59 +72,6 @@ def alternate(candidates: Mapping[str, Callable[[], object]], rounds: int = 7, w
         Times(name, tuple(times), tuple(base / own for base, own in zip(reference, times, strict=True)))
         for name, times in seconds.items()
     ]
-
-
-class Apart:
-    """A call in a process of its own: candidates that share memory and threads slow each other down.
-
-    Use as a context, which ends the process.
-
-    Args:
-      make: makes the call, there; can be pickled, and its module be imported by a program with a main guard.
-
-    Raises:
-      RuntimeError: by a call, with what went wrong there.
-    """
-
-    def __init__(self, make: Callable[[], Callable[[], object]]):
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(make, theirs))
-        self._process.start()
-        theirs.close()
-
-    def __call__(self) -> None:
-        try:
-            self._connection.send(True)
-            wrong = self._connection.recv()
-        except (EOFError, OSError):
-            self._process.join()
-            wrong = f"the process ended with status {self._process.exitcode}"
-        if wrong is not None:
-            raise RuntimeError(wrong)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None):
-        self._connection.close()
-        self._process.join()
-
-
-def _serve(make: Callable[[], Callable[[], object]], connection: Connection) -> None:
-    call = None
-    while True:
-        try:
-            connection.recv()
-        except EOFError:
-            return
-        try:
-            call = call or make()
-            call()
-        except Exception as error:  # noqa: BLE001  it is for the other side to say what this means
-            connection.send(f"{type(error).__name__}: {error}")
-        else:
-            connection.send(None)
 
 
 def environment() -> dict[str, str]:

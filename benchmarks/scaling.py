@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from benchmarks import measure, steps
+from r23d_jax import backend
 
 _NETWORK = "r2plus3d_18+vit"
 _BASE = steps.Clips(4, 16, 64)
@@ -59,6 +60,7 @@ def _on_devices(count: int, clips: steps.Clips, rounds: int) -> float:
 
 def time_steps(clips: steps.Clips, rounds: int) -> None:
     """Prints the seconds of steps on all devices of this process."""
+    backend.prepare_process()
     step = steps.ours(_NETWORK, clips).step
     step()
     seconds = []

@@ -7,7 +7,10 @@ float32 on a CPU, and in bfloat16 with float32 parameters on a GPU.
 import contextlib
 import dataclasses
 import functools
+import multiprocessing
+import signal
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -194,12 +197,27 @@ def multiply_adds(name: str, clips: Clips) -> int:
     return sum(part.macs for part in parts)
 
 
-def _make_call(kind: str, name: str, clips: Clips, label: str) -> Callable[[], object]:
-    """Makes the "step" or "forward" of a candidate; each side's process is prepared as its users' are."""
+@functools.cache
+def _made(kind: str, name: str, clips: Clips, label: str) -> Callable[[], object]:
+    """The "step" or "forward" of a candidate; the process is prepared as its users' are."""
     if label == OURS:
         backend.prepare_process()
         return getattr(ours(name, clips), kind)
     return getattr(torch_peer(name, clips, label), kind)
+
+
+def _call(kind: str, name: str, clips: Clips, label: str) -> None:
+    _made(kind, name, clips, label)()
+
+
+def _own_process() -> ProcessPoolExecutor:
+    """Candidates that share memory and threads slow each other down. Ctrl-C is for the process that started these."""
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=signal.signal, initargs=ignore)
+
+
+def _call_in(process: ProcessPoolExecutor, kind: str, name: str, clips: Clips, label: str) -> None:
+    process.submit(_call, kind, name, clips, label).result()
 
 
 def run(kind: str, rounds: int, clips: Clips, networks: list[str], variants: list[str]) -> list[dict[str, Any]]:
@@ -221,13 +239,15 @@ def run(kind: str, rounds: int, clips: Clips, networks: list[str], variants: lis
         with contextlib.ExitStack() as stack:
             calls: dict[str, Callable[[], object]] = {}
             for label in (*variants, OURS):
-                call = stack.enter_context(measure.Apart(functools.partial(_make_call, kind, name, clips, label)))
+                process = stack.enter_context(_own_process())
+                call = functools.partial(_call_in, process, kind, name, clips, label)
                 try:
                     call()
-                except RuntimeError as error:  # torch.compile needs a C++ compiler and fails in many ways
+                except Exception as error:  # noqa: BLE001  torch.compile needs a C++ compiler and fails in many ways
                     if label != "torch compiled":
                         raise
-                    print(f"  {label} does not work here: {str(error).splitlines()[0][:120]}")
+                    process.shutdown()
+                    print(f"  {label} does not work here: {(str(error) or repr(error)).splitlines()[0][:120]}")
                     continue
                 calls[label] = call
             times = measure.alternate(calls, rounds, warm_up=1)

@@ -14,7 +14,8 @@ def prepare_process() -> None:
     """Call before the first import of jax.
 
     `jax[cuda12]` on a machine without a usable NVIDIA GPU works, after it has printed ten lines of a CUDA error. Where
-    that would happen, and the user has not set JAX_PLATFORMS, this asks for the CPU outright.
+    that would happen, and the user has not set JAX_PLATFORMS, this asks for the CPU outright. With glibc, freed memory
+    stays with the process; where MALLOC_... or GLIBC_TUNABLES are set, they are left to decide.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # TensorFlow only reads data here, for which oneDNN does nothing; but on processors with AVX512_VNNI it says that it
@@ -30,11 +31,10 @@ def prepare_process() -> None:
 def _keep_memory() -> None:
     """Has glibc keep freed memory, which the next frames and batches use, instead of giving it back to the system.
 
-    By default it takes an array of more than a few hundred KiB from the system, which zeroes it page by page, and gives
-    it back when it is freed; docs/performance.md says what that costs. Arrays beyond 64 MiB still come and go where a
-    thread other than the main one makes them, such as those of a training step on a CPU: keeping these as well lets
-    the process grow, because glibc does not put one in the place of another. Elsewhere than on glibc, and where the
-    user has settings of their own, nothing happens.
+    By itself it gives back what it took for a batch, and what is free at the end of its heaps, and the system zeroes it
+    anew, page by page, for the next one; docs/performance.md says what that costs. What a thread other than the main
+    one takes in pieces of more than 64 MiB, such as XLA for a training step on a CPU, still goes back. Kept as well, it
+    would let the process grow, because glibc does not take an aligned array from where one of the same size was freed.
     """
     if sys.platform != "linux" or any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
         return

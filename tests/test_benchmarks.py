@@ -38,6 +38,19 @@ def test_results_of_several_runs_stand_together(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "results.svg").read_text().startswith("<?xml")
 
 
+def test_a_torch_that_cannot_compile_is_left_out_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    clips = steps.Clips(8, 8, 32)
+    rows = steps.run("forward", 1, clips, ["r2plus3d_18+vit"], ["torch compiled"])
+    assert [row["candidate"] for row in rows] == ["r23d_jax"]
+    assert "  torch compiled does not work here: import of torch halted" in capsys.readouterr().out
+    with pytest.raises(ImportError, match="import of torch halted"):
+        steps.run("forward", 1, clips, ["r2plus3d_18+vit"], ["torch eager"])
+
+
 @pytest.mark.slow
 def test_the_gpu_script_needs_neither_tensorflow_nor_what_reads_configs(tmp_path: Path) -> None:
     """Modules that such a machine lacks cannot be imported; torch's half is left out where torch is missing too."""
