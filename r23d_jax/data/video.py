@@ -31,6 +31,9 @@ _FORMATS = (
     "avi,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,m4v,h264,hevc,av1,ivf,obu,mpeg,mpegvideo,mpegts,mjpeg,flv,asf,ogg,dv,wav"
 )
 
+# Metadata that is not UTF-8 must not keep a video from being read. From PyAV 19 on that is so without asking.
+_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+
 # Of the decoder, which would take the memory for a frame before it could be looked at: on opening, to learn about the
 # streams, and on decoding.
 _LIMITS = {"max_pixels": str(MAX_PIXELS)}
@@ -155,7 +158,7 @@ def _open(path: Path) -> Any:
     try:
         # Absolute, so that no name can be taken for a protocol such as `concat:`.
         options = {"format_whitelist": _FORMATS, **_LIMITS}
-        return av.open(os.path.abspath(path), options=options, metadata_errors="replace")
+        return av.open(os.path.abspath(path), options=options, **_METADATA)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path}: not a readable video ({_reason(error)})") from error
 
