@@ -15,6 +15,10 @@ from r23d_jax.data.decode import Plan
 Batch = dict[str, np.ndarray]
 Sample = dict[str, tf.Tensor]
 
+# Conditions here are TensorFlow operations. AutoGraph, which translates those of Python, warns on Python 3.13 about
+# each function that it cannot translate, and never frees what the function refers to.
+_as_it_is = tf.autograph.experimental.do_not_convert
+
 _PREFETCH = 2  # batches
 _TOGETHER = 8  # samples fetched at once
 
@@ -112,7 +116,7 @@ def dataset_maker(
 
     def make(batch: int, careful: bool) -> tf.data.Dataset:
         def parallel(dataset: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:
-            return dataset.map(function, num_parallel_calls=workers, deterministic=True)
+            return dataset.map(_as_it_is(function), num_parallel_calls=workers, deterministic=True)
 
         numbers = tf.data.Dataset.range((first + batch) * rows, end * rows)
         if fetch is None:
@@ -123,9 +127,11 @@ def dataset_maker(
         batches = samples.batch(rows, drop_remainder=True)
         if group:
             batches = batches.map(
-                lambda stacked: {
-                    name: tf.reshape(value, (rows * group, *value.shape[2:])) for name, value in stacked.items()
-                }
+                _as_it_is(
+                    lambda stacked: {
+                        name: tf.reshape(value, (rows * group, *value.shape[2:])) for name, value in stacked.items()
+                    }
+                )
             )
         return batches.prefetch(_PREFETCH).with_options(_options(workers))
 

@@ -116,7 +116,7 @@ def segment_frames(draws: tf.Tensor, num_frames: tf.Tensor, *, length: int, stri
     Returns:
       (length,) int32.
     """
-    segments = len(draws)
+    segments = draws.shape[0]
     run = length // segments
     parts, count = tf.range(segments, dtype=tf.int64), tf.cast(num_frames, tf.int64)
     first, end = parts * count // segments, (parts + 1) * count // segments
