@@ -12,8 +12,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from r23d_jax import backend, config, distributed
-from r23d_jax.progress import printable_output
+from r23d_jax import config
+from r23d_jax.runtime import backend, distributed
+from r23d_jax.runtime.progress import printable_output
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="config file, e.g. configs/quickstart.py or r23d.py:34")
 WORKDIR = flags.DEFINE_string("workdir", "", "where the run writes; default: runs/<name of the config file>")
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
     from r23d_jax.training import loop
 
     if MODE.value == "eval" and (cfg.fusion.first or cfg.fusion.second):
-        from r23d_jax.training import two_stream
+        from r23d_jax.evaluation import two_stream
 
         two_stream.evaluate_two_streams(cfg, workdir)
     elif MODE.value == "eval":

@@ -28,8 +28,8 @@ def run(rounds: int, workers: int, tiny: bool, peer: bool) -> list[dict[str, Any
     Returns:
       Of each pipeline "name", "views_per_second", "ratio" against the first, and "spread".
     """
-    from r23d_jax.data import pipeline
-    from r23d_jax.evaluation.views import make_views
+    from r23d_jax.data.read import pipeline
+    from r23d_jax.data.read.views import make_views
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -15,10 +15,11 @@ import math
 import jax
 from flax import nnx
 
-from r23d_jax import models, parallel
+from r23d_jax import models
 from r23d_jax.config import HeadConfig
 from r23d_jax.models.complexity import count_parts
 from r23d_jax.models.functional import split_model
+from r23d_jax.runtime import parallel
 
 NETWORKS = ("r2plus1d_18", "r3d_18", "r2plus3d_18+vit", "r2plus1d_34")
 

@@ -148,8 +148,8 @@ def write_videos(root: Path, count: int, num_frames: int) -> tuple[float, float]
     Returns:
       Mean bytes of a frame of `frames`, and of `small`.
     """
-    from r23d_jax.data.packed_builder import PackSource, write_packed
-    from r23d_jax.data.prepare import FRAME_NAME
+    from r23d_jax.data.make.packed_builder import PackSource, write_packed
+    from r23d_jax.data.make.prepare import FRAME_NAME
 
     generator = np.random.default_rng(0)
     noise = _NOISE * generator.standard_normal((8, _HEIGHT, _WIDTH, 1), np.float32)
@@ -195,7 +195,7 @@ def _ours(
     root: Path, source: str, part: str, workers: int, num_steps: int, **options: Any
 ) -> Iterator[Callable[[int], None]]:
     """Gives the function that drains a number of batches from one iterator, which lives as long as the context."""
-    from r23d_jax.data import pipeline
+    from r23d_jax.data.read import pipeline
 
     cfg = DataConfig(
         source=source,
@@ -355,8 +355,8 @@ def _quality() -> list[dict[str, Any]]:
     """
     import tensorflow as tf
 
-    from r23d_jax.data.augment import to_uint8
-    from r23d_jax.data.decode import decode_windows
+    from r23d_jax.data.read.augment import to_uint8
+    from r23d_jax.data.read.decode import decode_windows
 
     # What `decode_clip` does to a window
     def ours(content: bytes, antialias: bool = False, fewest_pixels: float = math.inf) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks import evaluating, loading, scaling, starting, steps
 from benchmarks.measure import environment
-from r23d_jax import backend
+from r23d_jax.runtime import backend
 
 PARTS = ("input", "step", "forward", "eval", "convert", "start", "scale")
 

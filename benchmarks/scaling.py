@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from benchmarks import measure, steps
-from r23d_jax import backend
+from r23d_jax.runtime import backend
 
 _NETWORK = "r2plus3d_18+vit"
 _BASE = steps.Clips(4, 16, 64)

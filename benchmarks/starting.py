@@ -55,7 +55,7 @@ def _first_step(root: Path, data: Path, workdir: Path, fresh: bool) -> float:
         shutil.rmtree(workdir / name, ignore_errors=True)
     (workdir / "metrics.jsonl").unlink(missing_ok=True)
     if not data.is_dir():
-        from r23d_jax.data.synthetic import write_synthetic
+        from r23d_jax.data.make.synthetic import write_synthetic
 
         write_synthetic(data)
     command = [sys.executable, "launch.py", "--config=configs/quickstart.py", f"--workdir={workdir}"]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure
-from r23d_jax import backend
+from r23d_jax.runtime import backend
 
 # Ours, and its head. r2plus1d_18 is torchvision's, whose mid-planes are not the paper's.
 NETWORKS = {
@@ -67,14 +67,14 @@ def ours(name: str, clips: Clips, formulation: str = "auto", remat: bool = False
     import jax
     from flax import nnx
 
-    from r23d_jax import parallel
+    from r23d_jax.checkpoint.state import create_state
     from r23d_jax.config import Config, HeadConfig, preprocessing
     from r23d_jax.models.convolution import use_formulation
     from r23d_jax.models.functional import split_model
     from r23d_jax.models.preprocess import prepare_video
     from r23d_jax.models.registry import create_model
+    from r23d_jax.runtime import parallel
     from r23d_jax.training.optimizer import make_optimizer
-    from r23d_jax.training.state import create_state
     from r23d_jax.training.step import make_train_step
 
     model_name, head = NETWORKS[name]

@@ -10,11 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from r23d_jax.checkpoint.checkpoint import load_checkpoint, load_model
     from r23d_jax.models.registry import create_model, list_models
-    from r23d_jax.tensorflow_checkpoint import read_tensorflow
-    from r23d_jax.training.checkpoint import load_checkpoint, load_model
     from r23d_jax.weights.inflate import inflate
     from r23d_jax.weights.state_dicts import from_torch, to_torch
+    from r23d_jax.weights.tensorflow_checkpoint import read_tensorflow
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,9 +34,9 @@ _HOMES = {
     "from_torch": "r23d_jax.weights.state_dicts",
     "inflate": "r23d_jax.weights.inflate",
     "list_models": "r23d_jax.models.registry",
-    "load_checkpoint": "r23d_jax.training.checkpoint",
-    "load_model": "r23d_jax.training.checkpoint",
-    "read_tensorflow": "r23d_jax.tensorflow_checkpoint",
+    "load_checkpoint": "r23d_jax.checkpoint.checkpoint",
+    "load_model": "r23d_jax.checkpoint.checkpoint",
+    "read_tensorflow": "r23d_jax.weights.tensorflow_checkpoint",
     "to_torch": "r23d_jax.weights.state_dicts",
 }
 

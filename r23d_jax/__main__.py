@@ -4,9 +4,9 @@ import argparse
 import importlib
 import sys
 
-from r23d_jax import backend
 from r23d_jax.config import UserError
-from r23d_jax.progress import printable_output
+from r23d_jax.runtime import backend
+from r23d_jax.runtime.progress import printable_output
 
 COMMANDS = {
     "prepare": "turn video files into frame folders or packed shards",

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from r23d_jax.checkpoint.checkpoint import create_configured_model
 from r23d_jax.config import preprocessing
-from r23d_jax.data import synthetic
+from r23d_jax.data.make import synthetic
 from r23d_jax.models.functional import split_model
 from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.training import loop
-from r23d_jax.training.checkpoint import create_configured_model
 from tests.test_launch import get_config
 
 

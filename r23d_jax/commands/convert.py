@@ -64,14 +64,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(args: argparse.Namespace, path: Path) -> tuple[Any, ModelConfig, tuple[str, ...], Preprocessing, bool]:
     """The network, the config that builds it, class names, preprocessing, and whether that is only assumed."""
-    from r23d_jax.tensorflow_checkpoint import read_weights
     from r23d_jax.weights.matching import is_2d
     from r23d_jax.weights.sources import SOURCES
     from r23d_jax.weights.state_dicts import convert
     from r23d_jax.weights.tables import ConversionError
+    from r23d_jax.weights.tensorflow_checkpoint import read_weights
 
     if path.is_dir():
-        from r23d_jax.training.checkpoint import load_checkpoint
+        from r23d_jax.checkpoint.checkpoint import load_checkpoint
 
         loaded = load_checkpoint(path)
         cfg = loaded.config.model
@@ -203,7 +203,7 @@ def _describe(model: Any, cfg: ModelConfig, num_classes: int, pre: Preprocessing
 def _write_checkpoint(
     to: Path, model: Any, cfg: ModelConfig, class_names: tuple[str, ...], preprocessing: Preprocessing
 ) -> None:
-    from r23d_jax.training.checkpoint import save_model
+    from r23d_jax.checkpoint.checkpoint import save_model
 
     whole = Config(model=cfg)
     whole.data = dataclasses.replace(whole.data, **dataclasses.asdict(preprocessing))

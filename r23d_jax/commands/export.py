@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     """Writes the file, reads it again and compares; returns the exit status."""
     to = Path(args.to)
     check_target(to)
-    from r23d_jax.training.checkpoint import load_checkpoint
+    from r23d_jax.checkpoint.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(args.workdir, args.which)
     what = f"{loaded.config.model.name}, {loaded.config.model.head.kind} head, {len(loaded.class_names)} classes"
@@ -78,7 +78,7 @@ def write(
     }
     kind = target_kind(to)
     if kind in PORTABLE:
-        from r23d_jax import portable
+        from r23d_jax.weights import portable
 
         error = (portable.write_stablehlo if kind == ".stablehlo" else portable.write_savedmodel)(
             to, model, preprocessing, meta

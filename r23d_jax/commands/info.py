@@ -74,8 +74,8 @@ def _print_mesh(make_model: Callable[[], Any], mesh_text: str, optimizer: str) -
     import jax
     from flax import nnx
 
-    from r23d_jax import parallel
     from r23d_jax.models.functional import split_model
+    from r23d_jax.runtime import parallel
     from r23d_jax.training.optimizer import make_optimizer
 
     data, fsdp = map(int, mesh_text.split("x"))

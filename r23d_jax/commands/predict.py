@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from r23d_jax.config import UserError
-from r23d_jax.progress import printable
+from r23d_jax.runtime.progress import printable
 
 EXIT_OK, EXIT_SKIPPED = 0, 3
 
@@ -42,9 +42,9 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, option) < least:
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: must be at least {least}")
     # Imported here, so that --help and a wrong option do not wait for jax.
-    from r23d_jax.data.video import VideoError
+    from r23d_jax.checkpoint.checkpoint import load_checkpoint
+    from r23d_jax.data.make.video import VideoError
     from r23d_jax.evaluation.single import Predictor
-    from r23d_jax.training.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(Path(args.workdir))
     if not loaded.class_names:

@@ -18,10 +18,10 @@ from typing import Any
 
 from r23d_jax import __version__
 from r23d_jax.config import FLOW_METHODS, UserError
-from r23d_jax.data.prepare import Job, PrepareError, read_folder, read_staged, remove_partial, run_jobs
-from r23d_jax.data.splits import VIDEO_SUFFIXES, Entry, available_splits, group_of, read_list, without_suffix
-from r23d_jax.disk import hold, write_atomically, writing
-from r23d_jax.progress import Progress, printable
+from r23d_jax.data.find.splits import VIDEO_SUFFIXES, Entry, available_splits, group_of, read_list, without_suffix
+from r23d_jax.data.make.prepare import Job, PrepareError, read_folder, read_staged, remove_partial, run_jobs
+from r23d_jax.runtime.disk import hold, write_atomically, writing
+from r23d_jax.runtime.progress import Progress, printable
 
 RECORD, BROKEN, LOCK = "prepare.json", "broken.txt", ".prepare.lock"
 FRAMES, PACKED, STAGING = "frames", "packed", ".staging"
@@ -302,7 +302,7 @@ def _decode(work: list[tuple[_Video, Job]], args: argparse.Namespace, num_frames
 
 
 def _pack(out: Path, videos: list[_Video], class_names: list[str], num_shards: int) -> None:
-    from r23d_jax.data.packed_builder import PackSource, write_packed  # imports TensorFlow
+    from r23d_jax.data.make.packed_builder import PackSource, write_packed  # imports TensorFlow
 
     def reader(video: _Video) -> Callable[[], list[bytes]]:
         folder, staged = out / FRAMES / video.target, out / STAGING / f"{video.target}.jpegs"
@@ -336,7 +336,7 @@ def _pack_with_beam(
     if {video.target for video in videos} <= packed:
         return []
     try:
-        from r23d_jax.data.packed_beam import BeamSource, write_packed_with_beam
+        from r23d_jax.data.make.packed_beam import BeamSource, write_packed_with_beam
     except ModuleNotFoundError as error:
         if error.name != "apache_beam":
             raise

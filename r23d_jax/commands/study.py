@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(grid: list, workdir: Path) -> None:
     """The grid as a table; hours by the rate of what is done already."""
-    from r23d_jax.progress import format_seconds
+    from r23d_jax.runtime.progress import format_seconds
     from r23d_jax.study.costs import cost_of
     from r23d_jax.study.run import read_outcome
 

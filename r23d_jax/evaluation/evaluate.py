@@ -12,10 +12,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from r23d_jax import config, parallel
+from r23d_jax import config
 from r23d_jax.config import Config, Preprocessing, UserError
-from r23d_jax.data import pipeline
-from r23d_jax.data.frames import VideoIndex
+from r23d_jax.data.find.frames import VideoIndex
+from r23d_jax.data.read import pipeline
+from r23d_jax.data.read.views import make_views
 from r23d_jax.evaluation import metrics as metric_functions
 from r23d_jax.evaluation.result import (
     EvalResult,
@@ -25,10 +26,10 @@ from r23d_jax.evaluation.result import (
     load_evaluation,
     save_evaluation,
 )
-from r23d_jax.evaluation.views import make_views
 from r23d_jax.models.functional import Network
 from r23d_jax.models.preprocess import prepare_video
-from r23d_jax.progress import Progress
+from r23d_jax.runtime import parallel
+from r23d_jax.runtime.progress import Progress
 
 __all__ = ["EvalResult", "EvalStep", "evaluate", "format_table", "load_evaluation", "make_eval_step", "save_evaluation"]
 

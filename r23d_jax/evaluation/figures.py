@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from r23d_jax.progress import printable
+from r23d_jax.runtime.progress import printable
 
 # Okabe and Ito's palette, told apart with every common kind of color blindness.
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#8A929C"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from r23d_jax.data.frames import PackedFrames, VideoIndex
+from r23d_jax.data.find.frames import PackedFrames, VideoIndex
 from r23d_jax.evaluation.figures import image
 
 

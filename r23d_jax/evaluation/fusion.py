@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from r23d_jax.config import UserError
-from r23d_jax.disk import write_atomically
 from r23d_jax.evaluation import metrics as metric_functions
 from r23d_jax.evaluation.figures import escape
 from r23d_jax.evaluation.report import page_of, section, table
 from r23d_jax.evaluation.result import EvalResult, percent, protocol_line, save_evaluation
+from r23d_jax.runtime.disk import write_atomically
 
 WEIGHTS = np.linspace(0.0, 1.0, 21)  # of the first stream, that `best_weight` tries
 PAGE = "report.html"

@@ -12,15 +12,15 @@ import jax
 import numpy as np
 import tensorflow as tf
 
-from r23d_jax import parallel
 from r23d_jax.config import DataConfig, EvalConfig, Preprocessing
-from r23d_jax.data import augment
-from r23d_jax.data.broken import examine_picture
-from r23d_jax.data.decode import decode_clip
-from r23d_jax.data.video import VideoError, iter_frames
+from r23d_jax.data.make.video import VideoError, iter_frames
+from r23d_jax.data.read import augment
+from r23d_jax.data.read.broken import examine_picture
+from r23d_jax.data.read.decode import decode_clip
+from r23d_jax.data.read.views import make_views
 from r23d_jax.evaluation.evaluate import make_eval_step
-from r23d_jax.evaluation.views import make_views
 from r23d_jax.models.functional import split_model
+from r23d_jax.runtime import parallel
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 

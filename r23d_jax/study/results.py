@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from r23d_jax.disk import write_atomically
 from r23d_jax.evaluation.figures import BLUE, GRAY, GREEN, ORANGE
-from r23d_jax.progress import format_seconds, printable
+from r23d_jax.runtime.disk import write_atomically
+from r23d_jax.runtime.progress import format_seconds, printable
 from r23d_jax.study.grid import REPETITIONS, Cell, Study
 from r23d_jax.study.run import Outcome, read_outcome
 

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from r23d_jax import config, disk
+from r23d_jax import config
 from r23d_jax.config import Config
-from r23d_jax.disk import write_atomically
-from r23d_jax.progress import format_seconds
+from r23d_jax.runtime import disk
+from r23d_jax.runtime.disk import write_atomically
+from r23d_jax.runtime.progress import format_seconds
 from r23d_jax.study.costs import Cost, cost_of
 from r23d_jax.study.grid import Cell
 

@@ -14,20 +14,21 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import r23d_jax
-from r23d_jax import config, disk, distributed, models, parallel
+from r23d_jax import config, models
+from r23d_jax.checkpoint.checkpoint import BEST_METRIC, Checkpoints, create_configured_model, load_checkpoint
+from r23d_jax.checkpoint.state import TrainState, create_state
 from r23d_jax.config import Config, Preprocessing
-from r23d_jax.data import pipeline
-from r23d_jax.data.frames import VideoIndex
+from r23d_jax.data.find.frames import VideoIndex
+from r23d_jax.data.read import pipeline
 from r23d_jax.evaluation import evaluate as evaluation
 from r23d_jax.evaluation import report
 from r23d_jax.models.functional import Network, split_model
-from r23d_jax.progress import Progress
-from r23d_jax.training.checkpoint import BEST_METRIC, Checkpoints, create_configured_model, load_checkpoint
+from r23d_jax.runtime import disk, distributed, parallel
+from r23d_jax.runtime.journal import Journal
+from r23d_jax.runtime.progress import Progress
 from r23d_jax.training.interrupt import StopRequest
-from r23d_jax.training.journal import Journal
 from r23d_jax.training.meter import Meter, Profile
 from r23d_jax.training.optimizer import make_optimizer
-from r23d_jax.training.state import TrainState, create_state
 from r23d_jax.training.step import make_train_step
 from r23d_jax.training.warm_start import check_source, warm_start
 

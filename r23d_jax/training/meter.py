@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from r23d_jax.config import UserError
-from r23d_jax.training.journal import Journal
+from r23d_jax.runtime.journal import Journal
 
 # Steps that may be queued on the device before the host waits for the oldest of them: enough to hide the host's work,
 # few enough that queued batches do not fill the device's memory.

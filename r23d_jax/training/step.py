@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from r23d_jax import config, parallel
+from r23d_jax import config
+from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.config import Config, ConfigError
 from r23d_jax.models.functional import Network
 from r23d_jax.models.preprocess import prepare_video
+from r23d_jax.runtime import parallel
 from r23d_jax.training import losses
-from r23d_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]

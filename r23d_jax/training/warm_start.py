@@ -10,19 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from r23d_jax import parallel
+from r23d_jax.checkpoint.checkpoint import create_configured_model, load_checkpoint
+from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.config import Config, UserError
 from r23d_jax.models.functional import initialize, split_model
 from r23d_jax.models.heads import interpolate_positions
 from r23d_jax.models.network import VideoNetwork
-from r23d_jax.tensorflow_checkpoint import read_weights
-from r23d_jax.training.checkpoint import create_configured_model, load_checkpoint
-from r23d_jax.training.state import TrainState
+from r23d_jax.runtime import parallel
 from r23d_jax.weights.inflate import inflate
 from r23d_jax.weights.matching import is_2d
 from r23d_jax.weights.sources import SOURCES
 from r23d_jax.weights.state_dicts import convert
 from r23d_jax.weights.tables import flatten, listed, part_of
+from r23d_jax.weights.tensorflow_checkpoint import read_weights
 
 Tree = dict[str, Any]
 

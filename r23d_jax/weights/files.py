@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from r23d_jax import disk
 from r23d_jax.config import UserError
+from r23d_jax.runtime import disk
 from r23d_jax.weights.tables import ConversionError
 
 TORCH_SUFFIXES = (".pth", ".pt", ".tar")

@@ -7,7 +7,7 @@ import pytest
 
 import r23d_jax
 from r23d_jax.__main__ import main
-from r23d_jax.training.checkpoint import load_checkpoint
+from r23d_jax.checkpoint.checkpoint import load_checkpoint
 from r23d_jax.weights import files
 from tests.weights.random_networks import as_image_network, trained
 

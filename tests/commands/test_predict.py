@@ -16,19 +16,19 @@ import pytest
 from flax import nnx
 
 import r23d_jax
-from r23d_jax import parallel
+from r23d_jax.checkpoint.checkpoint import Checkpoints, create_configured_model
+from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.commands import predict
 from r23d_jax.config import Config, UserError, preprocessing
-from r23d_jax.data.frames import index_frames
-from r23d_jax.data.splits import Entry, VideoList
-from r23d_jax.data.video import iter_frames
+from r23d_jax.data.find.frames import index_frames
+from r23d_jax.data.find.splits import Entry, VideoList
+from r23d_jax.data.make.video import iter_frames
 from r23d_jax.evaluation import evaluate as evaluation
 from r23d_jax.evaluation import single
 from r23d_jax.evaluation.single import Predictor, VideoFile
 from r23d_jax.models.functional import split_model
-from r23d_jax.training.checkpoint import Checkpoints, create_configured_model
-from r23d_jax.training.state import TrainState
-from tests.garbage.corpus import PICTURES, VIDEOS, picture, pipe
+from r23d_jax.runtime import parallel
+from tests.hostile.garbage.corpus import PICTURES, VIDEOS, picture, pipe
 
 CLASSES = ("left", "right", "up")
 

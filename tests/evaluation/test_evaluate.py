@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from r23d_jax import parallel
 from r23d_jax.config import Config, UserError, preprocessing
-from r23d_jax.data.frames import FrameFiles, VideoIndex, index_frames
-from r23d_jax.data.splits import Entry, VideoList
+from r23d_jax.data.find.frames import FrameFiles, VideoIndex, index_frames
+from r23d_jax.data.find.splits import Entry, VideoList
+from r23d_jax.data.read.views import make_views
 from r23d_jax.evaluation import evaluate as module
-from r23d_jax.evaluation.views import make_views
 from r23d_jax.models import create_model
 from r23d_jax.models.functional import split_model
+from r23d_jax.runtime import parallel
 
 NUM_CLASSES = 6
 SIZE = 4

@@ -12,7 +12,7 @@ import pytest
 
 from r23d_jax import config
 from r23d_jax.config import Config, UserError
-from r23d_jax.data.frames import FrameFiles, PackedFrames, VideoIndex
+from r23d_jax.data.find.frames import FrameFiles, PackedFrames, VideoIndex
 from r23d_jax.evaluation import figures, film, metrics, report
 from r23d_jax.evaluation.result import (
     EvalResult,

@@ -9,13 +9,13 @@ from pathlib import Path
 import jax
 import pytest
 
+from r23d_jax.checkpoint.checkpoint import load_checkpoint
 from r23d_jax.config import Config, UserError
-from r23d_jax.data.splits import read_list
-from r23d_jax.data.synthetic import write_synthetic
+from r23d_jax.data.find.splits import read_list
+from r23d_jax.data.make.synthetic import write_synthetic
 from r23d_jax.evaluation.evaluate import EvalResult
 from r23d_jax.evaluation.result import read_metrics
 from r23d_jax.training import loop, meter
-from r23d_jax.training.checkpoint import load_checkpoint
 from r23d_jax.training.meter import TrainingDiverged
 from tests.training.tiny import tiny_config
 

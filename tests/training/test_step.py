@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from r23d_jax import parallel
+from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.config import Config, ConfigError
-from r23d_jax.training.state import TrainState
+from r23d_jax.runtime import parallel
 from tests.training.tiny import batch, start, tiny_config
 
 STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import r23d_jax
+from r23d_jax.checkpoint.checkpoint import Checkpoints, load_checkpoint, save_model
+from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.config import Config, UserError
-from r23d_jax.training.checkpoint import Checkpoints, load_checkpoint, save_model
-from r23d_jax.training.state import TrainState
 from r23d_jax.training.warm_start import WarmStartError, check_source, warm_start
 from r23d_jax.weights import files
 from tests.training.tiny import NUM_CLASSES, batch, start, tiny_config

@@ -5,12 +5,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from r23d_jax import parallel
+from r23d_jax.checkpoint.checkpoint import create_configured_model
+from r23d_jax.checkpoint.state import TrainState, create_state
 from r23d_jax.config import Config
 from r23d_jax.models.functional import split_model
-from r23d_jax.training.checkpoint import create_configured_model
+from r23d_jax.runtime import parallel
 from r23d_jax.training.optimizer import make_optimizer
-from r23d_jax.training.state import TrainState, create_state
 from r23d_jax.training.step import TrainStep, make_train_step
 
 NUM_CLASSES = 3

@@ -1,0 +1,64 @@
+"""What changes from step to step: a frozen dataclass of plain nested dicts, born on the mesh."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from r23d_jax.models.functional import initializer_options
+from r23d_jax.runtime import parallel
+
+Tree = dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a run needs to go on, besides its config.
+
+    Attributes:
+      step: () int32, steps done.
+      params: trained values.
+      batch_stats: BN's running statistics.
+      opt_state: the optimizer's.
+      ema: moving average of `params`, or {}.
+    """
+
+    step: jax.Array
+    params: Tree
+    batch_stats: Tree
+    opt_state: Any
+    ema: Tree
+
+    @property
+    def eval_params(self) -> Tree:
+        """The parameters to evaluate and to publish: the moving average where there is one."""
+        return self.ema or self.params
+
+
+def create_state(
+    initialize: Callable[[], tuple[Tree, Tree]], tx: optax.GradientTransformation, ema_decay: float, mesh: Mesh
+) -> tuple[TrainState, TrainState]:
+    """The state before the first step, made on the devices where it will live.
+
+    Args:
+      initialize: gives parameters and BN statistics; traced.
+      tx: the optimizer.
+      ema_decay: 0 for no moving average.
+      mesh: the devices.
+
+    Returns:
+      The state, and the sharding of each of its leaves.
+    """
+
+    def build() -> TrainState:
+        params, batch_stats = initialize()
+        ema = jax.tree.map(jnp.copy, params) if ema_decay else {}
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), ema)
+
+    shardings = parallel.state_shardings(jax.eval_shape(build), mesh)
+    return jax.jit(build, out_shardings=shardings, compiler_options=initializer_options())(), shardings

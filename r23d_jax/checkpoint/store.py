@@ -1,0 +1,307 @@
+"""A folder of checkpoints on disk. The only file that knows Orbax, and it closes what Orbax leaves open.
+
+Orbax restores a flipped byte without a word: a checksum of every leaf and of the meta travels along. Its obvious way to
+keep the best drops the newest, and one damaged file of metrics keeps it from opening at all: scores are read from the
+meta, and what is kept is decided here. It never removes what a killed or failed write leaves: `tidy` does. It cannot
+replace a step: the old folder is renamed, and goes once the new one is whole.
+"""
+
+import errno
+import functools
+import hashlib
+import json
+import logging
+import math
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
+
+from r23d_jax.checkpoint.checksums import leaf_table, named_leaves
+from r23d_jax.config import UserError
+
+BEST_METRIC = "val/top1_video"
+
+# Endings of step folders that are not checkpoints: one that waits for its replacement, and one found damaged.
+REPLACED, DAMAGED = ".replaced", ".damaged"
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged or of another network; the message says which and what to do."""
+
+
+class NewestAndBest:
+    """Which checkpoints to keep: Orbax's protocol for it, with scores of our own.
+
+    Args:
+      keep: how many of the newest. The best is kept besides; the newer one of two equals.
+    """
+
+    def __init__(self, keep: int):
+        self._keep = keep
+        self._scores: dict[int, float] = {}
+
+    def set_score(self, step: int, score: float | None) -> None:
+        """None, like NaN, means not evaluated."""
+        self._scores.pop(step, None)
+        if score is not None and math.isfinite(score):
+            self._scores[step] = score
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
+        *,
+        context: checkpoint_managers.PreservationContext,
+    ) -> list[bool]:
+        """One answer per checkpoint, in their order."""
+        del context
+        steps = [info.step for info in checkpoints]
+        kept = set(sorted(steps)[-self._keep :])
+        scored = [step for step in steps if step in self._scores]
+        if scored:
+            kept.add(max(scored, key=lambda step: (self._scores[step], step)))
+        return [step in kept for step in steps]
+
+
+class Store:
+    """Checkpoints `root/<step>/`, each a few trees of arrays and one JSON object, the meta.
+
+    The meta holds, besides what the caller gives, `leaves` (see `checksums.leaf_table`) and a checksum of itself. On
+    several hosts all must call every method together.
+
+    Args:
+      root: the folder, absolute.
+      policy: what to keep; None opens an existing folder for reading, and changes nothing in it.
+    """
+
+    def __init__(self, root: Path, policy: NewestAndBest | None = None):
+        self.root = root
+        logging.getLogger("absl").addFilter(_not_from_orbax)
+        logging.getLogger("asyncio").addFilter(_not_dropped)
+        self._writes = policy is not None
+        _silence_what_is_dropped()
+        if policy is None:
+            options = ocp.CheckpointManagerOptions(read_only=True)
+        else:
+            self.tidy()
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=policy, enable_async_checkpointing=True, create=True
+            )
+        self._manager = ocp.CheckpointManager(root, options=options)
+
+    def steps(self) -> list[int]:
+        """Newest first, whole or damaged; a folder that holds nothing is not a checkpoint."""
+        self._manager.reload()
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        return [step for step in steps if any((self.root / str(step)).iterdir())]
+
+    def write(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Starts writing; returns once the arrays have been copied off the devices.
+
+        A checkpoint of that step that is there already goes once the new one is whole.
+
+        Raises:
+          CheckpointError: if this write, or the one before it, failed.
+        """
+        sealed = _seal({**meta, "leaves": leaf_table(items), "step": step})
+        self.wait()
+        try:
+            if step in self.steps():
+                self.rename(step, REPLACED)
+            trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+            args = ocp.args.Composite(meta=ocp.args.JsonSave(sealed), **trees)
+            # force: Orbax would refuse a step older than the newest, without a word
+            self._manager.save(step, args=args, force=True)
+        except Exception as error:  # Orbax raises many kinds, a full disk among them
+            raise self._write_error(error) from error
+
+    def wait(self) -> None:
+        """Returns when everything is on disk.
+
+        Raises:
+          CheckpointError: if a write failed; checkpoints written before are intact.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._write_error(error) from error
+        if jax.process_index() == 0:
+            for folder in self.root.glob(f"*{REPLACED}"):
+                shutil.rmtree(folder)
+
+    def close(self) -> None:
+        """Lets go of Orbax's threads. Call `wait` before it: without it the newest checkpoint may be lost at exit."""
+        self._manager.close()
+        if self._writes:
+            self._tidy_here()  # after a failed write, Orbax's threads may have gone on for a while
+
+    def read_meta(self, step: int) -> dict[str, Any]:
+        """The meta of a checkpoint; any exception means damage (see `damage`)."""
+        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        seal = meta.pop("sha256")
+        if _seal(meta)["sha256"] != seal:
+            raise ValueError("wrong checksum: meta")
+        return meta
+
+    def read_score(self, step: int) -> float | None:
+        """Video top-1 of a checkpoint; None if it was not evaluated, or is damaged."""
+        try:
+            return self.read_meta(step)["metrics"].get(BEST_METRIC)
+        except Exception:  # whoever reads more of it will say so
+            return None
+
+    def read_items(
+        self, step: int, abstract: dict[str, Any], shardings: dict[str, Any], meta: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Reads the trees that `abstract` names, and verifies the checksum of every leaf.
+
+        Args:
+          step: of the checkpoint.
+          abstract: shapes and dtypes.
+          shardings: where each leaf is to live.
+          meta: of the same checkpoint.
+
+        Raises:
+          CheckpointError: if names, shapes or dtypes are not the checkpoint's. Any other exception means damage.
+        """
+        self._check_same_network(meta["leaves"], abstract, self.root / str(step))
+        targets = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+        )
+        trees = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**trees))
+        items = {name: restored[name] for name in targets}
+        wrong = [name for name, row in leaf_table(items).items() if row != meta["leaves"][name]]
+        if wrong:
+            raise ValueError(f"wrong checksum: {', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}")
+        return items
+
+    def rename(self, step: int, ending: str) -> None:
+        """Takes a checkpoint out of the list of steps."""
+        if jax.process_index() == 0:
+            target = self.root / f"{step}{ending}"
+            shutil.rmtree(target, ignore_errors=True)
+            (self.root / str(step)).rename(target)
+        _sync("rename")
+        self._manager.reload()
+
+    def tidy(self) -> None:
+        """Settles what a killed or failed write left: unfinished folders, empty ones, an unfinished replacement."""
+        self._tidy_here()
+        _sync("tidy")
+
+    def _tidy_here(self) -> None:
+        if jax.process_index() == 0 and self.root.is_dir():
+            for folder in sorted(self.root.iterdir()):  # "40" comes before "40.replaced"
+                original = folder.with_suffix("")
+                if ".orbax-checkpoint-tmp" in folder.name:
+                    _remove_while_written(folder)
+                elif folder.name.isdigit() and folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+                elif folder.suffix == REPLACED and original.exists():  # Orbax renames it into place when it is whole
+                    shutil.rmtree(folder)
+                elif folder.suffix == REPLACED:
+                    folder.rename(original)
+
+    def _write_error(self, error: Exception) -> CheckpointError:
+        self.tidy()  # gives back the room that the unfinished write takes, and what it was to replace
+        self._manager.reload()
+        full = "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error)
+        reason = "the disk is full" if full else _first_line(error)
+        return CheckpointError(
+            f"a checkpoint could not be written to {self.root}: {reason}. Earlier checkpoints are intact; make room "
+            "and run the same command again."
+        )
+
+    @staticmethod
+    def _check_same_network(stored: dict[str, list], abstract: dict[str, Any], path: Path) -> None:
+        wanted = {name: (list(leaf.shape), str(leaf.dtype)) for name, leaf in named_leaves(abstract)}
+        trees = tuple(f"{name}/" for name in abstract)
+        found = {name: (row[0], row[1]) for name, row in stored.items() if name.startswith(trees)}
+        problems = [f"{name}: missing" for name in wanted if name not in found]
+        problems += [f"{name}: not in this network" for name in found if name not in wanted]
+        problems += [
+            f"{name}: {found[name][1]}{found[name][0]}, expected {wanted[name][1]}{wanted[name][0]}"
+            for name in wanted
+            if name in found and found[name] != wanted[name]
+        ]
+        if problems:
+            more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+            raise CheckpointError(
+                f"checkpoint {path} is of another network or optimizer than this config describes; use the config it "
+                "was trained with, or another --workdir:\n  " + "\n  ".join(problems[:10]) + more
+            )
+
+
+def damage(error: Exception, path: Path) -> str:
+    """What is wrong with a checkpoint that could not be read, in one line.
+
+    Raises:
+      CheckpointError: if the error says nothing about the checkpoint itself, so that an older one is no remedy.
+    """
+    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE):
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        raise CheckpointError(f"checkpoint {path} does not fit into memory: {_first_line(error)}") from error
+    return _first_line(error)
+
+
+@functools.cache
+def _silence_what_is_dropped() -> None:
+    """When one array of several cannot be read or written, Orbax drops the coroutines of the others.
+
+    Each of them would print a traceback or a warning, at any time after. The failure itself has been raised by then.
+    """
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    show = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
+        dropped = code is not None and "orbax" in code.co_filename
+        too_late = unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"
+        if not (dropped or too_late):
+            show(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _remove_while_written(folder: Path) -> None:
+    """Orbax raises the first failure of a write; its other threads may go on filling the folder for a moment."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
+        if not folder.exists():
+            return
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _seal(meta: dict[str, Any]) -> dict[str, Any]:
+    return meta | {"sha256": hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()}
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    """Orbax narrates every save, and every failure at length; what matters of it reaches us as an exception."""
+    return "orbax" not in record.pathname
+
+
+def _not_dropped(record: logging.LogRecord) -> bool:
+    """When one array of several cannot be written, asyncio would say of each of the others that nobody asked for it."""
+    return "was never retrieved" not in record.getMessage()
+
+
+def _sync(name: str) -> None:
+    """All hosts wait for the one that changes folders."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"checkpoints: {name}")

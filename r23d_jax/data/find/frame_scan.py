@@ -1,0 +1,384 @@
+"""Recognises how the frames of listed videos lie on disk."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import re
+import stat
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from r23d_jax.data.find.splits import VIDEO_SUFFIXES, DataError, Entry, VideoList, group_of, remedy
+from r23d_jax.runtime.progress import Progress
+
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+_FRAME = re.compile(r"(.*?)([0-9]{1,18})(\.[^.]+)", re.DOTALL)
+_PART = 64
+_THREADS = 16
+_MAX_DEPTH = 4  # folders below root
+_FLOW_PREFIXES = ("x_", "y_", "u_", "v_")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where one video's frames may be: a folder of its own, or those files of a shared folder that start with a name.
+
+    Attributes:
+      parts: below root; the last one is the video's name as written on disk.
+      files: names of the frame files, where they share a folder; None: all files of the folder.
+      special: one of `files` that is a pipe or a device.
+    """
+
+    parts: tuple[str, ...]
+    files: tuple[str, ...] | None
+    special: str = ""
+
+    @property
+    def folder(self) -> str:
+        return "/".join(self.parts if self.files is None else self.parts[:-1])
+
+
+@dataclasses.dataclass
+class _Listing:
+    """What the folders above the videos hold."""
+
+    places: dict[str, list[_Place]]  # by the video's name in lower case
+    folders: list[str]  # that were read, relative
+    others: Counter  # suffixes of other files
+    frame_folders: list[str]  # examples of folders of frames that are not listed
+    unreadable: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbering:
+    """How one video's frame files are named: `prefix`, then first + step * i padded to `digits`, then `suffix`."""
+
+    prefix: str
+    suffix: str
+    first: int
+    step: int
+    count: int  # holes included
+    digits: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A listed video and its frames; `folder` is relative to the root."""
+
+    entry: Entry
+    folder: str
+    numbering: Numbering
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """What a scan found: the videos in list order, the layout in words, and every folder whose change matters."""
+
+    found: tuple[Found, ...]
+    layout: str
+    notes: tuple[str, ...]
+    folders: tuple[str, ...]
+
+
+def scan_frames(root: Path, videos: VideoList, num_workers: int = 0) -> Scan:
+    """Looks for the frames of listed videos; see `frames.index_frames`, which is what to call."""
+    wanted = {last_part(entry.name).casefold() for entry in videos.entries}
+    with ThreadPoolExecutor(num_workers or _THREADS) as pool:
+        listing = _list_folders(root, wanted, pool)
+        found = [(entry, place) for entry in videos.entries if (place := _choose(root, entry, listing)) is not None]
+        _refuse_double_use(root, found)
+        if not found:
+            raise DataError(_nothing_found(root, videos, listing))
+        numbered = _number_all(root, found, pool, num_workers)
+
+    used = [(entry, place, n) for (entry, place), n in zip(found, numbered, strict=True) if isinstance(n, Numbering)]
+    notes = [f"cannot read the folder {root / folder}" for folder in listing.unreadable]
+    reasons = [f"{root / p.folder}: {n}" for (_, p), n in zip(found, numbered, strict=True) if isinstance(n, str)]
+    if reasons:
+        notes.append(f"{len(reasons)} frame folder(s) not used: " + "; ".join(reasons[:5]))
+    if not used:
+        raise DataError(f"{root}: no listed video has usable frames. {'; '.join(notes)}. {remedy()}")
+    return Scan(
+        found=tuple(Found(entry, place.folder, n) for entry, place, n in used),
+        layout=_describe(used),
+        notes=tuple(notes),
+        folders=tuple(sorted({*listing.folders, *(place.folder for _, place in found)})),
+    )
+
+
+def _refuse_double_use(root: Path, found: list[tuple[Entry, _Place]]) -> None:
+    claimed: dict[_Place, Entry] = {}
+    for entry, place in found:
+        other = claimed.setdefault(place, entry)
+        if other is not entry:
+            raise DataError(
+                f"{root}: two listed videos, {other.class_name}/{other.name} and {entry.class_name}/{entry.name}, "
+                f"both match {place.folder}; put the frames in folders <Class>/<video>"
+            )
+
+
+def _number_all(
+    root: Path, found: list[tuple[Entry, _Place]], pool: ThreadPoolExecutor, num_workers: int
+) -> list[Numbering | str]:
+    """Reads the folders of all videos, in threads if that pays.
+
+    On a network or cold disk the time goes into waiting, and threads help. On a warm disk it goes into Python's work
+    on the names, and threads, which take turns at that, make it twice as slow (measured). The first folders tell.
+    """
+
+    def number(part: list[tuple[Entry, _Place]]) -> list[Numbering | str]:
+        return [_number(root, place) for _, place in part]
+
+    # In parts, because handing one folder at a time to a thread costs as much as reading it.
+    parts = [found[i : i + _PART] for i in range(0, len(found), _PART)]
+    show = Progress(len(found), "folders", "index frames") if len(found) >= 1000 else None
+    with show or contextlib.nullcontext():
+        wall, cpu = time.perf_counter(), time.thread_time()
+        numbered = number(parts[0])
+        waiting = time.perf_counter() - wall > 2 * (time.thread_time() - cpu)
+        threads = num_workers > 1 or (num_workers == 0 and waiting)
+        for more in (pool.map if threads else map)(number, parts[1:]):
+            numbered += more
+            if show is not None:
+                show.update(len(more))
+        if show is not None:
+            show.update(len(parts[0]))
+    return numbered
+
+
+def _list_folders(root: Path, wanted: set[str], pool: ThreadPoolExecutor) -> _Listing:
+    """Reads folders level by level; a folder that is a listed video is noted, not read."""
+    listing = _Listing(defaultdict(list), [], Counter(), [], [])
+    # With the folders above each, because a link that leads back up would have the same folders read without end.
+    level: list[tuple[tuple[str, ...], frozenset[tuple[int, int]]]] = [((), frozenset())]
+    for depth in range(_MAX_DEPTH + 1):
+        below = []
+        contents = pool.map(lambda folder: _read_folder(root, folder[0]), level)
+        for (parts, above), content in zip(level, contents, strict=True):
+            if content is None:
+                listing.unreadable.append("/".join(parts))
+                continue
+            if content.identity in above:
+                continue
+            listing.folders.append("/".join(parts))
+            listing.others.update(content.others)
+            for folder in content.folders:
+                if folder.casefold() in wanted:
+                    listing.places[folder.casefold()].append(_Place((*parts, folder), None))
+                elif group_of(folder) is None:  # a clip of UCF101 that is not listed holds no classes
+                    below.append(((*parts, folder), above | {content.identity}))
+                elif len(listing.frame_folders) < 3:
+                    listing.frame_folders.append("/".join((*parts, folder)))
+            shared: dict[str, list[str]] = defaultdict(list)
+            for image in content.images:
+                match = _FRAME.fullmatch(image)
+                if match:
+                    shared[match[1].rstrip("-_. ")].append(image)
+            for video, files in shared.items():
+                if video.casefold() in wanted:
+                    special = next((file for file in files if file in content.special), "")
+                    listing.places[video.casefold()].append(_Place((*parts, video), tuple(files), special))
+                elif len(listing.frame_folders) < 3:
+                    listing.frame_folders.append("/".join(parts) or ".")
+        level = below if depth < _MAX_DEPTH else []
+    return listing
+
+
+@dataclasses.dataclass
+class _Content:
+    """What one folder holds."""
+
+    identity: tuple[int, int]  # device and number of the folder
+    folders: list[str]
+    images: list[str]
+    special: set[str]  # among the images
+    others: Counter  # of suffixes
+
+
+def _read_folder(root: Path, parts: tuple[str, ...]) -> _Content | None:
+    path = os.path.join(root, *parts)
+    try:
+        status = os.stat(path)
+        content = _Content((status.st_dev, status.st_ino), [], [], set(), Counter())
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.name.lower().endswith(_SUFFIXES):
+                    content.images.append(entry.name)
+                    if _is_special(entry):
+                        content.special.add(entry.name)
+                elif entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry)):
+                    content.folders.append(entry.name)
+                else:
+                    content.others[os.path.splitext(_shard_suffix(entry.name))[1].lower()] += 1
+    except OSError:
+        return None
+    content.folders.sort()
+    return content
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a pipe, a socket or a device: reading it could wait for ever."""
+    if entry.is_file(follow_symlinks=False):  # known without asking the disk
+        return False
+    try:
+        mode = entry.stat().st_mode
+    except OSError:  # a link to nothing
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _choose(root: Path, entry: Entry, listing: _Listing) -> _Place | None:
+    """The one place that is the listed video: by class and name; by name where it is unambiguous."""
+    last = last_part(entry.name)
+    full = {f"{entry.class_name}/{last}".casefold(), entry.name.casefold()} - {last.casefold()}
+    ranked: dict[int, list[_Place]] = defaultdict(list)
+    for place in listing.places.get(last.casefold(), ()):
+        path = f"/{'/'.join(place.parts)}".casefold()
+        if any(path.endswith(f"/{name}") for name in full):
+            ranked[0].append(place)
+        elif len(place.parts) == 1:
+            ranked[1].append(place)
+        elif group_of(last) is not None:  # v_Diving_g01_c01 says what it is, wherever it lies
+            ranked[2].append(place)
+    if not ranked:
+        return None
+    best = sorted(ranked[min(ranked)], key=lambda place: len(place.parts))
+    if len({os.path.realpath(root.joinpath(*place.parts)) for place in best}) > 1:  # links to one place are one place
+        raise DataError(
+            f"{root}: video {entry.name} was found in more than one place: {'/'.join(best[0].parts)} and "
+            f"{'/'.join(best[1].parts)}. Is config.data.root one level too high?"
+        )
+    return best[0]
+
+
+def _number(root: Path, place: _Place) -> Numbering | str:
+    """How the frames of a video are numbered, or why that cannot be told."""
+    files, special = place.files, place.special
+    if files is None:
+        try:
+            with os.scandir(root.joinpath(*place.parts)) as entries:
+                listed = list(entries)
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+        files = [entry.name for entry in listed]
+        special = next((entry.name for entry in listed if _is_special(entry)), "")
+    if special:
+        return f"{special} is no file, but a pipe or a device; remove it"
+    kinds = _same_kind(files) or _kinds(files)
+    if not kinds:
+        return "holds no numbered .jpg, .jpeg or .png"
+    if len(kinds) > 1:  # optical flow beside the frames
+        rgb = {k: v for k, v in kinds.items() if not k[0].startswith("flow") and k[0] not in _FLOW_PREFIXES}
+        kinds = rgb or kinds
+    ordered = sorted(kinds, key=lambda k: len(kinds[k]), reverse=True)
+    if len(ordered) > 1 and len(kinds[ordered[0]]) < 10 * len(kinds[ordered[1]]):
+        return f"holds files of several kinds ({' and '.join(p + 'N' + s for p, s in ordered[:2])})"
+    prefix, suffix = ordered[0]
+    texts = kinds[ordered[0]]
+
+    lengths = set(map(len, texts))
+    padded = {len(text) for text in (texts if len(lengths) > 1 else [min(texts)]) if text[0] == "0" and len(text) > 1}
+    if len(padded) > 1 or (padded and min(lengths) < max(padded)):
+        return "numbers are padded to different lengths"
+    if len(lengths) == 1:  # text order is number order
+        first, last = int(min(texts)), int(max(texts))
+    else:
+        numbers = [int(text) for text in texts]
+        first, last = min(numbers), max(numbers)
+    step = 1
+    if last - first + 1 != len(texts):
+        step = math.gcd(*(int(text) - first for text in texts)) or 1
+    count = (last - first) // step + 1
+    if count > 2 * len(texts):
+        return f"has {len(texts)} frames and {count - len(texts)} holes in their numbering ({first} to {last})"
+    return Numbering(prefix, suffix, first, step, count, max(padded, default=1))
+
+
+def _same_kind(files: Sequence[str]) -> dict[tuple[str, str], list[str]] | None:
+    """`_kinds` of files that differ in their number alone, as they nearly always do: five times as fast."""
+    match = _FRAME.fullmatch(files[0]) if files else None
+    if not match or match[3].lower() not in _SUFFIXES:
+        return None
+    prefix, suffix = match[1], match[3]
+    start, end = len(prefix), -len(suffix)
+    texts = [file[start:end] for file in files if file.startswith(prefix) and file.endswith(suffix)]
+    joined = "".join(texts)
+    ok = len(texts) == len(files) and all(texts) and joined.isdecimal() and joined.isascii()
+    ok = ok and max(map(len, texts)) <= 18
+    return {(prefix, suffix): texts} if ok and not prefix.startswith(".") else None
+
+
+def _kinds(files: Sequence[str]) -> dict[tuple[str, str], list[str]]:
+    """Number texts of numbered image files, by (prefix, suffix)."""
+    kinds: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for file in files:
+        match = _FRAME.fullmatch(file)
+        if match and match[3].lower() in _SUFFIXES and not file.startswith("."):
+            kinds[match[1], match[3]].append(match[2])
+    return kinds
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def _describe(rows: list[tuple[Entry, _Place, Numbering]]) -> str:
+    counts = Counter(_describe_one(*row) for row in rows)
+    (layout, count), *rest = counts.most_common()
+    if not rest:
+        return layout
+    return f"{layout} for {count} of {len(rows)} videos; also " + ", ".join(f"{text} ({n})" for text, n in rest[:2])
+
+
+def _describe_one(entry: Entry, place: _Place, n: Numbering) -> str:
+    above = []
+    for part in place.parts[:-1]:
+        if part.casefold() == entry.class_name.casefold():
+            above.append("<Class>/")
+        else:
+            above.append(f"{part}/" if part.lower() in ("train", "test", "val") else "<folder>/")
+    file = f"{n.prefix.replace(place.parts[-1], '<video>')}{n.first:0{n.digits}d}{n.suffix}"
+    video = "<video>/" if place.files is None else ""
+    digits = f"{n.digits} digits" if n.digits > 1 else "not padded"
+    step = f" in steps of {n.step}" if n.step > 1 else ""
+    return f"{''.join(above)}{video}{file} ({digits}, from {n.first}{step})"
+
+
+def _nothing_found(root: Path, videos: VideoList, listing: _Listing) -> str:
+    looked = (
+        f"config.data.root={root}: found no frames of the {len(videos.entries)} listed videos (looked for folders such "
+        f"as {videos.entries[0].class_name}/{last_part(videos.entries[0].name)}/ with .jpg or .png files)"
+    )
+    movies = {suffix: n for suffix, n in listing.others.items() if suffix in VIDEO_SUFFIXES}
+    if listing.frame_folders:
+        return (
+            f"{looked}. There are frames of other videos, e.g. {listing.frame_folders[0]}: do the lists "
+            "(config.data.lists) belong to this dataset?"
+        )
+    if movies:
+        there = " and ".join(f"{n} {suffix} files" for suffix, n in movies.items())
+        return (
+            f"{looked}, but {there}. Make frames of them first: "
+            f"python -m r23d_jax prepare --videos {root} --out {root.with_name(root.name + '-frames')}"
+        )
+    if listing.others.get(".tfrecord"):
+        return f"{looked}, but {listing.others['.tfrecord']} TFRecord shards: set --config.data.source=packed"
+    if listing.unreadable:
+        return f"{looked}. Cannot read the folder {root / listing.unreadable[0]}: may this user read it?"
+    there = ", ".join(f"{n} {suffix or 'other'} files" for suffix, n in listing.others.most_common(3)) or "no files"
+    return f"{looked}. Found instead: {there}. {remedy()}"
+
+
+def last_part(name: str) -> str:
+    """The video's own name, where a name is a path."""
+    return name.rsplit("/", 1)[-1]
+
+
+def _shard_suffix(name: str) -> str:
+    """`x.tfrecord-00001-of-00003` counts as `.tfrecord`."""
+    return re.sub(r"(\.tfrecord)-[0-9]+-of-[0-9]+$", r"\1", name)

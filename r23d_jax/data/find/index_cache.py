@@ -1,0 +1,95 @@
+"""Indexes of data folders kept on disk, so that a second start does not read the folders again.
+
+A cache is an `.npz` of plain arrays in `<folder>/.r23d_jax/`, or in the user's cache folder where the data cannot be
+written to. It is only ever a shortcut: one that is damaged or out of date is built again.
+"""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from r23d_jax.runtime import disk
+
+VERSION = 1
+FOLDER = ".r23d_jax"
+
+
+def prepare_folder(root: Path) -> None:
+    """Makes the cache folder inside `root`, if possible: before a scan, since it changes the folder's time."""
+    try:
+        (root / FOLDER).mkdir(exist_ok=True)
+    except OSError:
+        pass  # read-only data: the user's cache folder is used
+
+
+def load(root: Path, name: str, layout: Mapping[str, str]) -> dict[str, np.ndarray] | None:
+    """The arrays saved under `name`, or None if there are none, or they cannot be read or do not fit the layout.
+
+    Args:
+      root: the data folder.
+      name: of the cache.
+      layout: a dtype and one letter per axis for each array, as "int32 N"; "str" for any length of text. Axes with the
+        same letter must be equally long.
+    """
+    for path in _places(root, name):
+        if not path.is_file():  # opening a pipe would wait for ever
+            continue
+        try:
+            with open(path, "rb") as file:
+                arrays = read(file)
+            if int(arrays.pop("cache_version")) == VERSION and fits(arrays, layout):
+                return arrays
+        except Exception:  # noqa: S112  a damaged zip raises some ten kinds of exception; all mean: build it again
+            continue
+    return None
+
+
+def read(file: IO[bytes]) -> dict[str, np.ndarray]:
+    """All arrays of a cache, in no more memory than the file is long. Damage may raise anything."""
+    with zipfile.ZipFile(file) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("`save` compresses nothing, and what is small on disk could be endless in memory")
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files}
+
+
+def fits(arrays: Mapping[str, np.ndarray], layout: Mapping[str, str]) -> bool:
+    """Whether names, dtypes and shapes are those of a layout; see `load`."""
+    lengths: dict[str, int] = {}
+    for name, text in layout.items():
+        dtype, *axes = text.split()
+        array = arrays.get(name)
+        if array is None or array.ndim != len(axes):
+            return False
+        if array.dtype.kind != "U" if dtype == "str" else array.dtype != dtype:
+            return False
+        if any(lengths.setdefault(axis, length) != length for axis, length in zip(axes, array.shape, strict=True)):
+            return False
+    return arrays.keys() == layout.keys()
+
+
+def save(root: Path, name: str, arrays: Mapping[str, np.ndarray]) -> Path | None:
+    """Saves arrays under `name`, all or nothing; returns where, or None if no place can be written to."""
+    for path in _places(root, name):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with disk.replacing(path) as partial:
+                np.savez(partial, cache_version=np.asarray(VERSION), **arrays)  # pyright: ignore[reportArgumentType]
+            return path
+        except OSError:  # no room, or no permission
+            continue
+    return None
+
+
+def _places(root: Path, name: str) -> list[Path]:
+    places = [root / FOLDER / f"{name}.npz"]
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    mark = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:16]
+    places.append(Path(home) / "r23d_jax" / f"{mark}-{name}.npz")
+    return places

@@ -1,0 +1,132 @@
+"""Packs videos with Apache Beam, whose runners (Dataflow, Flink, Spark, or processes here) decode them.
+
+Importing this module imports apache-beam and tensorflow-datasets; only `prepare --beam-runner` does.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam  # type: ignore[import-not-found]
+import cv2
+from apache_beam.options.pipeline_options import PipelineOptions  # type: ignore[import-not-found]
+from apache_beam.runners.runner import create_runner  # type: ignore[import-not-found]
+
+from r23d_jax.config import UserError
+from r23d_jax.data.make.packed_builder import example, write_examples
+from r23d_jax.data.make.prepare import Job, PrepareError, encoded_frames
+from r23d_jax.data.make.video import VideoError
+from r23d_jax.runtime import disk
+
+
+@dataclasses.dataclass(frozen=True)
+class BeamSource:
+    """One video to decode and pack.
+
+    Attributes:
+      name: as in the lists.
+      class_name: one of the dataset's classes.
+      job: the video, and how its frames are encoded; where it writes to is not read.
+      needed: it must not be left out, because it is in the shards that are to be replaced.
+    """
+
+    name: str
+    class_name: str
+    job: Job
+    needed: bool
+
+
+def write_packed_with_beam(
+    out: Path,
+    sources: Sequence[BeamSource],
+    class_names: Sequence[str],
+    num_shards: int,
+    *,
+    runner: str,
+    options: Sequence[str],
+    staging: Path,
+) -> dict[str, str]:
+    """As `write_packed`, but workers of a Beam runner decode the videos; all must see the same files.
+
+    Args:
+      out, class_names, num_shards: as there.
+      sources: the videos; (class, name) must be unique.
+      runner: e.g. "DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner".
+      options: of Beam or the runner, e.g. "direct_num_workers=4".
+      staging: an empty folder, in which workers note what they cannot decode.
+
+    Returns:
+      Why videos are left out, by file.
+
+    Raises:
+      UserError: there is no such runner, or a value is not of its option's kind. (Options that Apache Beam does not
+        know it leaves to the runner, with a warning.)
+      PrepareError: the pipeline failed, or a video cannot be decoded that must be.
+      WriteError: e.g. because the disk is full. In all cases what was at `out` is untouched.
+    """
+    said = io.StringIO()
+    try:
+        beam_runner, beam_options = create_runner(runner), PipelineOptions([f"--{option}" for option in options])
+        with contextlib.redirect_stderr(said):
+            beam_options.get_all_options()  # it would find out in the middle of its work, and exit
+    except (ValueError, ImportError) as error:
+        raise UserError(f"--beam-runner {runner}: {error}") from error
+    except SystemExit as error:
+        why = (said.getvalue().strip().splitlines() or ["not understood"])[-1].rpartition("error: ")[2]
+        raise UserError(f"--beam-options {','.join(options)}: {why}") from error
+    staging.mkdir(parents=True, exist_ok=True)
+    try:
+        write_examples(
+            out,
+            _Examples(sources, staging),
+            class_names,
+            num_shards=num_shards,
+            beam_runner=beam_runner,
+            beam_options=beam_options,
+        )
+    except UserError:
+        raise
+    except Exception as error:  # runners wrap what happens in a worker in errors of their own
+        if len(broken := _noted(staging)) == len(sources):
+            return broken
+        raise PrepareError(f"Apache Beam's {runner} failed: {' '.join(str(error).split())[-600:]}") from error
+    return _noted(staging)
+
+
+class _Examples(beam.PTransform):
+    def __init__(self, sources: Sequence[BeamSource], staging: Path):
+        super().__init__()
+        self._sources, self._staging = list(sources), staging
+
+    def expand(self, input_or_inputs: Any) -> Any:
+        # Without the shuffle one worker would get all that was created as one piece.
+        return input_or_inputs | beam.Create(self._sources) | beam.Reshuffle() | beam.ParDo(_Decode(self._staging))
+
+
+class _Decode(beam.DoFn):
+    def __init__(self, staging: Path):
+        self._staging = staging
+
+    def setup(self) -> None:
+        cv2.setNumThreads(1)  # videos are decoded side by side
+
+    def process(self, element: BeamSource) -> Iterator[tuple[str, dict[str, Any]]]:
+        try:
+            frames = list(encoded_frames(element.job))
+        except (VideoError, OSError) as error:
+            video = element.job.video
+            if element.needed:
+                raise PrepareError(f"{error}, but it is in the shards, which are left as they are") from error
+            note = self._staging / f"{hashlib.sha256(video.encode(errors='surrogateescape')).hexdigest()}.json"
+            disk.write_atomically(note, json.dumps([video, str(error)]))
+        else:
+            yield example(element.name, element.class_name, frames)
+
+
+def _noted(staging: Path) -> dict[str, str]:
+    return dict(json.loads(path.read_text()) for path in staging.glob("[!.]*.json"))

@@ -1,0 +1,140 @@
+"""Writes packed datasets: a tensorflow-datasets builder whose examples are whole videos of encoded frames.
+
+Importing this module imports tensorflow-datasets; only `prepare --format packed` does.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from absl import logging
+
+from r23d_jax.runtime import disk
+from r23d_jax.runtime.progress import Progress
+
+SPLIT = "videos"  # one split: which videos are for training is the lists' business
+
+
+@dataclasses.dataclass(frozen=True)
+class PackSource:
+    """One video to pack.
+
+    Attributes:
+      name: as in the lists.
+      class_name: one of the builder's classes.
+      read: returns the encoded JPEG frames, in order.
+    """
+
+    name: str
+    class_name: str
+    read: Callable[[], list[bytes]]
+
+
+class R23dVideos(tfds.core.GeneratorBasedBuilder):
+    """Videos as sequences of encoded JPEG frames, one video per record.
+
+    Plain `tfds.builder_from_directory` reads what this writes. The frames' bytes are stored as they are: nothing is
+    decoded or encoded again.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
+
+    def __init__(self, *, data_dir: str, examples: Any, class_names: Sequence[str]):
+        """`data_dir` is where the dataset's folder is made; the examples are an iterator or a Beam transform."""
+        self._examples, self._class_names = examples, list(class_names)
+        super().__init__(data_dir=data_dir)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(
+            {
+                "video": tfds.features.Video(shape=(None, None, None, 3), encoding_format="jpeg"),
+                "label": tfds.features.ClassLabel(names=self._class_names),
+                "name": tfds.features.Text(),
+            }
+        )
+        return self.dataset_info_from_configs(
+            description="Videos for action recognition, as sequences of JPEG frames.", features=features
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        return {SPLIT: self._generate_examples()}
+
+    def _generate_examples(self) -> Any:
+        return self._examples
+
+
+def example(name: str, class_name: str, frames: Sequence[bytes]) -> tuple[str, dict[str, Any]]:
+    """A video as the builder takes it: its key, and the values of its features."""
+    return f"{class_name}/{name}", {"video": list(frames), "label": class_name, "name": name}
+
+
+def write_packed(
+    out: Path,
+    sources: Sequence[PackSource],
+    class_names: Sequence[str],
+    num_shards: int = 0,
+    progress: Progress | None = None,
+) -> Path:
+    """Writes a packed dataset, all or nothing; what was at `out` is replaced at the end.
+
+    Args:
+      out: folder to make.
+      sources: the videos; (class, name) must be unique.
+      class_names: of all classes, in label order.
+      num_shards: files to spread the records over; 0: of about 1 GiB at most.
+      progress: advanced by one per video.
+
+    Returns:
+      The dataset's own folder, below `out`.
+
+    Raises:
+      WriteError: e.g. because the disk is full; what was at `out` is untouched.
+    """
+
+    def examples() -> Iterator[tuple[str, dict[str, Any]]]:
+        for source in sources:
+            yield example(source.name, source.class_name, source.read())
+            if progress is not None:
+                progress.update()
+
+    return write_examples(out, examples(), class_names, num_shards=num_shards)
+
+
+def write_examples(
+    out: Path, examples: Any, class_names: Sequence[str], *, num_shards: int = 0, **download_config: Any
+) -> Path:
+    """As `write_packed`, of an iterator or a Beam transform of what `example` returns.
+
+    Args:
+      out, class_names, num_shards: as there.
+      examples: the content.
+      **download_config: more fields of `tfds.download.DownloadConfig`.
+
+    Raises:
+      WriteError: as there.
+    """
+    tfds.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # tensorflow-datasets warns of its own deprecations
+    with disk.replacing(out) as partial:
+        builder = R23dVideos(data_dir=str(partial), examples=examples, class_names=class_names)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # it would say "Downloading", which nothing here does
+                config = tfds.download.DownloadConfig(num_shards=num_shards or None, **download_config)
+                builder.download_and_prepare(download_config=config)
+        except RuntimeError as error:  # what TensorFlow raises where it cannot write, wrapped; no errno is left
+            for number in disk.REMEDIES:
+                if os.strerror(number) in str(error):
+                    raise OSError(number, os.strerror(number)) from error
+            raise
+        finally:
+            logging.set_verbosity(verbosity)
+        shutil.rmtree(partial / "downloads", ignore_errors=True)  # an empty folder that tensorflow-datasets makes
+        return out / Path(os.fspath(builder.data_dir)).relative_to(partial)

@@ -1,0 +1,189 @@
+"""Where a clip is cut out of its frames, and what is then done to its pixels: TensorFlow operations without state.
+
+All windows are in pixels of the frame as it lies on disk: "scale the short side to 136, then crop 112 x 112" becomes
+one window of 112/136 of the short side, which is the only part that is decoded and is resized once. Against scaling
+first and cropping then, a window is rounded to whole source pixels, and the second resize is not there. Frames
+smaller than `short_side` work the same way: their window is enlarged.
+
+A window is (4,) int32: top, left, height, width.
+"""
+
+import math
+
+import tensorflow as tf
+
+from r23d_jax.config import SPATIAL_CROPS, ConfigError, DataConfig
+from r23d_jax.data.make.flow import ZERO
+from r23d_jax.data.read.sampling import pick
+
+_ASPECT = (3 / 4, 4 / 3)  # random_resized: least and greatest width / height
+_TRIES = 10
+WINDOW_DRAWS = 2 + 2 * _TRIES  # uniform numbers that a training window takes, whatever the kind
+COLOR_DRAWS = 3
+
+
+def training_window(cfg: DataConfig, draws: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """The window of a training clip.
+
+    * `multi_scale`: a square of one of `crop_scales` times the short side, anywhere. This is the published code's
+      MultiScaleRandomCrop; the scale to `short_side` before it cancels out.
+    * `random_resized`: `crop_area` of the frame, width / height log-uniform in [3/4, 4/3], anywhere; ten tries, then
+      the largest window of an allowed shape in the centre (Szegedy et al. 2015, arXiv:1409.4842, section 6).
+    * `random`: a square that is `crop_size` when the short side is `short_side`, anywhere.
+    * `center`: the same square, in the centre.
+
+    Args:
+      cfg: says which.
+      draws: (WINDOW_DRAWS,) float32 in [0, 1).
+      height: () int32, pixels.
+      width: () int32, pixels.
+
+    Returns:
+      (4,) int32.
+    """
+    if cfg.crop == "center":
+        return _center_window(_crop_side(cfg, height, width), height, width)
+    if cfg.crop == "random":
+        side = _crop_side(cfg, height, width)
+        return _random_window(draws, side, side, height, width)
+    if cfg.crop == "multi_scale":
+        scales = tf.constant(cfg.crop_scales, tf.float32)
+        scale = tf.gather(scales, pick(draws[2], tf.constant(len(cfg.crop_scales))))
+        side = tf.maximum(tf.cast(scale * tf.cast(tf.minimum(height, width), tf.float32), tf.int32), 1)
+        return _random_window(draws, side, side, height, width)
+    if cfg.crop == "random_resized":
+        return _random_resized_window(cfg, draws, height, width)
+    raise ConfigError(f"config.data.crop={cfg.crop!r}: unknown")
+
+
+def eval_window(cfg: DataConfig, crops: int, crop: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """The window of an evaluation view; all are squares that are `crop_size` when the short side is `short_side`.
+
+    * 1 crop: the centre.
+    * 3 crops: the two ends and the middle of the long side, in the middle of the short side.
+    * 10 crops: top left, top right, bottom left, bottom right, centre, and then the same five, to be mirrored.
+
+    Args:
+      cfg: scale and size.
+      crops: 1, 3 or 10.
+      crop: () int32, 0 .. crops - 1.
+      height: () int32, pixels.
+      width: () int32, pixels.
+
+    Returns:
+      (4,) int32.
+    """
+    side = _crop_side(cfg, height, width)
+    center = _center_window(side, height, width)
+    if crops == 1:
+        return center
+    down, right = height - side, width - side
+    if crops == 3:
+        along_width = tf.stack([center[0], crop * right // 2])
+        along_height = tf.stack([crop * down // 2, center[1]])
+        corner = tf.where(width >= height, along_width, along_height)
+    elif crops == 10:
+        top = tf.stack([0, 0, down, down, center[0]])
+        left = tf.stack([0, right, 0, right, center[1]])
+        corner = tf.stack([top[tf.math.floormod(crop, 5)], left[tf.math.floormod(crop, 5)]])
+    else:
+        raise ConfigError(f"config.eval.crops={crops}: must be one of {', '.join(map(str, SPATIAL_CROPS))}")
+    return tf.concat([corner, [side, side]], 0)
+
+
+def is_mirrored(crops: int, crop: tf.Tensor) -> tf.Tensor:
+    """() bool, whether an evaluation crop is mirrored: the second five of ten are."""
+    return crop >= 5 if crops == 10 else tf.constant(False)
+
+
+def jitter_colors(strength: float, draws: tf.Tensor, video: tf.Tensor) -> tf.Tensor:
+    """Changes brightness, contrast and saturation, in this order and by the same amounts in all frames of a clip.
+
+    Args:
+      strength: each factor is uniform in [max(0, 1 - strength), 1 + strength].
+      draws: (COLOR_DRAWS,) float32 in [0, 1).
+      video: (t, h, w, 3) float32, 0..255.
+
+    Returns:
+      (t, h, w, 3) float32, 0..255.
+    """
+    low = max(0.0, 1.0 - strength)
+    factors = low + draws * (1.0 + strength - low)
+    video = tf.clip_by_value(video * factors[0], 0.0, 255.0)
+    # One mean for the clip: a mean per frame would make the picture flicker when something bright comes in.
+    video = _blend(video, tf.reduce_mean(_gray(video)), factors[1])
+    return _blend(video, _gray(video), factors[2])
+
+
+def to_uint8(video: tf.Tensor) -> tf.Tensor:
+    """Rounds float32 pixels in 0..255 to the nearest uint8. Bilinear filters never leave that range."""
+    return tf.cast(video + 0.5, tf.uint8)
+
+
+def mirror(video: tf.Tensor, yes: tf.Tensor) -> tf.Tensor:
+    """Mirrors (t, h, w, c) uint8 left to right if `yes`, () bool. In flow, of two channels, x changes its sign too."""
+
+    def mirrored() -> tf.Tensor:
+        # As one high picture: for (rows, w, 3) TensorFlow moves whole pixels, which is 2.4 times as fast.
+        high = tf.reshape(video, (-1, *video.shape[2:]))
+        turned = tf.ensure_shape(tf.reshape(tf.reverse(high, [1]), tf.shape(video)), video.shape)
+        if video.shape[-1] != 2:
+            return turned
+        opposite = tf.cast(tf.minimum(2 * ZERO - tf.cast(turned[..., :1], tf.int32), 255), tf.uint8)
+        return tf.concat([opposite, turned[..., 1:]], -1)
+
+    return tf.cond(yes, mirrored, lambda: video)
+
+
+# -- windows -----------------------------------------------------------------------------------------------------------
+
+
+def _crop_side(cfg: DataConfig, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    short = tf.minimum(height, width)
+    side = tf.cast(tf.round(tf.cast(short, tf.float32) * (cfg.crop_size / cfg.short_side)), tf.int32)
+    return tf.clip_by_value(side, 1, short)
+
+
+def _center_window(side: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    return tf.stack([(height - side) // 2, (width - side) // 2, side, side])
+
+
+def _random_window(
+    draws: tf.Tensor, window_height: tf.Tensor, window_width: tf.Tensor, height: tf.Tensor, width: tf.Tensor
+) -> tf.Tensor:
+    top = pick(draws[0], height - window_height + 1)
+    left = pick(draws[1], width - window_width + 1)
+    return tf.stack([top, left, window_height, window_width])
+
+
+def _random_resized_window(cfg: DataConfig, draws: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    low, high = cfg.crop_area
+    wide, tall = tf.cast(width, tf.float32), tf.cast(height, tf.float32)
+    area = wide * tall * (low + draws[2 : 2 + _TRIES] * (high - low))
+    log_low, log_high = math.log(_ASPECT[0]), math.log(_ASPECT[1])
+    aspect = tf.exp(log_low + draws[2 + _TRIES :] * (log_high - log_low))
+    widths = tf.cast(tf.round(tf.sqrt(area * aspect)), tf.int32)
+    heights = tf.cast(tf.round(tf.sqrt(area / aspect)), tf.int32)
+    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
+    first = tf.argmax(tf.cast(fits, tf.int32), output_type=tf.int32)
+    found = _random_window(draws, heights[first], widths[first], height, width)
+
+    # The largest centred window whose shape is allowed
+    least_width = tf.cast(tf.round(tall * _ASPECT[1]), tf.int32)
+    least_height = tf.cast(tf.round(wide / _ASPECT[0]), tf.int32)
+    window_width, window_height = tf.minimum(width, least_width), tf.minimum(height, least_height)
+    fallback = tf.stack(
+        [(height - window_height) // 2, (width - window_width) // 2, window_height, window_width],
+    )
+    return tf.where(tf.reduce_any(fits), found, fallback)
+
+
+# -- colors ------------------------------------------------------------------------------------------------------------
+
+
+def _gray(video: tf.Tensor) -> tf.Tensor:
+    return tf.tensordot(video, tf.constant([0.299, 0.587, 0.114]), 1)[..., None]
+
+
+def _blend(video: tf.Tensor, other: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    return tf.clip_by_value(other + (video - other) * factor, 0.0, 255.0)

@@ -1,0 +1,162 @@
+"""Rows of a batch, read in parallel; what cannot be read; and the end of all threads."""
+
+import atexit
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import numpy as np
+import tensorflow as tf
+
+from r23d_jax.config import DataConfig
+from r23d_jax.data.read.decode import Plan
+
+Batch = dict[str, np.ndarray]
+Sample = dict[str, tf.Tensor]
+
+# Conditions here are TensorFlow operations. AutoGraph, which translates those of Python, warns on Python 3.13 about
+# each function that it cannot translate, and never frees what the function refers to.
+_as_it_is = tf.autograph.experimental.do_not_convert
+
+_PREFETCH = 2  # batches
+_TOGETHER = 8  # samples fetched at once
+
+
+class BatchIterator:
+    """Iterates over batches; `close`, or dropping it, ends its threads.
+
+    Reads plainly until something fails, and carefully from that batch on (`first_readable`), because care costs up
+    to a third of the speed.
+
+    Args:
+      make_dataset: (first batch, careful) -> the dataset from that batch on.
+      num_batches: in all.
+      observe: takes `tried` and `delivered` of every batch; see `BrokenLog.observe`.
+    """
+
+    def __init__(
+        self,
+        make_dataset: Callable[[int, bool], tf.data.Dataset],
+        num_batches: int,
+        observe: Callable[[np.ndarray, np.ndarray], None],
+    ):
+        self._make_dataset, self._num_batches, self._observe = make_dataset, num_batches, observe
+        self._given = 0
+        self._careful = False
+        self._iterator: Iterator[Batch] | None = None
+        _living.add(self)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._given == self._num_batches:
+            self.close()
+            raise StopIteration
+        try:
+            batch = self._read()
+        except tf.errors.OpError:
+            if self._careful:
+                raise
+            self._careful, self._iterator = True, None
+            batch = self._read()
+        self._given += 1
+        try:
+            self._observe(batch.pop("tried"), batch.pop("delivered"))
+        except Exception:
+            self.close()
+            raise
+        return batch
+
+    def close(self) -> None:
+        """Ends reading; there are no further batches."""
+        self._num_batches, self._iterator = self._given, None
+
+    def _read(self) -> Batch:
+        if self._iterator is None:
+            dataset = self._make_dataset(self._given, self._careful)
+            self._iterator = cast(Iterator[Batch], dataset.as_numpy_iterator())
+        return next(self._iterator)
+
+
+_living: weakref.WeakSet[BatchIterator] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Threads of TensorFlow that call Python, as reading shards does, must end before the interpreter does."""
+    for batches in list(_living):
+        batches.close()
+
+
+def dataset_maker(
+    plan: Callable[[tf.Tensor], Plan],
+    fetch: Callable[[Plan], Plan] | None,
+    sample: Callable[[Plan, bool], Sample],
+    rows: int,
+    first: int,
+    end: int,
+    cfg: DataConfig,
+    group: int = 0,
+) -> Callable[[int, bool], tf.data.Dataset]:
+    """(batch, careful) -> batches `first + batch` to `end`, of which row i of batch k is number k * rows + i.
+
+    Args:
+      plan: number -> what decides about a sample.
+      fetch: see `decode.Reader`.
+      sample: (plan, careful) -> the sample.
+      rows: samples in a batch.
+      first: batch.
+      end: the batch after the last.
+      cfg: for the number of threads.
+      group: with it, a sample gives that many rows at once, stacked; rows are counted in samples.
+    """
+    workers = cfg.num_workers or os.cpu_count() or 1
+
+    def make(batch: int, careful: bool) -> tf.data.Dataset:
+        def parallel(dataset: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:
+            return dataset.map(_as_it_is(function), num_parallel_calls=workers, deterministic=True)
+
+        numbers = tf.data.Dataset.range((first + batch) * rows, end * rows)
+        if fetch is None:
+            samples = parallel(numbers, lambda number: sample(plan(number), careful))
+        else:
+            fetched = parallel(parallel(numbers, plan).batch(_TOGETHER), fetch).unbatch()
+            samples = parallel(fetched, lambda found: sample(found, careful))
+        batches = samples.batch(rows, drop_remainder=True)
+        if group:
+            batches = batches.map(
+                _as_it_is(
+                    lambda stacked: {
+                        name: tf.reshape(value, (rows * group, *value.shape[2:])) for name, value in stacked.items()
+                    }
+                )
+            )
+        return batches.prefetch(_PREFETCH).with_options(_options(workers))
+
+    return make
+
+
+def _options(workers: int) -> tf.data.Options:
+    options = tf.data.Options()
+    options.deterministic = True
+    # Sizes are given, and a tuner that grows buffers would let memory grow with them.
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = workers
+    options.threading.max_intra_op_parallelism = 1
+    return options
+
+
+def first_readable(
+    load: Callable[[tf.Tensor], tf.Tensor], candidates: int | tf.Tensor, shape: tuple[int, ...]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The first of load(0), load(1), ... that does not fail, and its number; zeros and `candidates` if all do.
+
+    A TensorFlow graph cannot catch an error, but a dataset can leave out elements that fail. This one is made and used
+    up within the `map` of the outer dataset; it is lazy, so a second candidate is read only if the first fails.
+    """
+    attempts = tf.data.Dataset.range(candidates)
+    loaded = attempts.map(lambda attempt: (load(attempt), tf.cast(attempt, tf.int32))).ignore_errors()
+    nothing = tf.data.Dataset.from_tensors((tf.zeros(shape, tf.uint8), tf.cast(candidates, tf.int32)))
+    return loaded.concatenate(nothing).take(1).get_single_element()

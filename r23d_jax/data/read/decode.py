@@ -1,0 +1,313 @@
+"""Reads the frames of a clip and decodes a window of them, inside a TensorFlow graph.
+
+Whatever is wrong with a frame (not there, empty, damaged, of another size than its neighbours) makes an operation fail;
+`broken.diagnose` then finds out which frame and why.
+"""
+
+import contextlib
+import errno
+import functools
+import math
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from r23d_jax.data.find.frames import FrameFiles, PackedFrames
+from r23d_jax.data.find.picture_header import MAX_PIXELS, is_safe
+from r23d_jax.data.read.augment import to_uint8
+
+# What was found out about a sample before it is read
+Plan = dict[str, tf.Tensor]
+# (height () int32, width () int32) -> window (4,) int32: top, left, height, width
+WindowOf = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+_DCT_RATIOS = (1, 2, 4, 8)  # what libjpeg can decode a picture at, one over
+_MAX_DIGITS = 20
+_JPEG_MAGIC = b"\xff\xd8\xff"
+# One read for the whole clip pays until it fetches this many times the bytes that are needed.
+_MOST_WASTE = 3
+_MOST_OPEN = 64  # shards that a reader keeps open
+
+
+class Reader(Protocol):
+    """Finds the encoded frames of a clip and reads them.
+
+    In two steps, between which `fetch`, unless it is None, does what takes Python, for many clips at once: whoever
+    decodes would else wait for Python's lock again and again.
+
+    Attributes:
+      fetch: the plans of n clips, stacked -> the same plans, with what was read. What cannot be read is left empty, so
+        that it fails when it is decoded, and alone.
+    """
+
+    @property
+    def fetch(self) -> Callable[[Plan], Plan] | None: ...
+
+    def find(self, video: tf.Tensor, frames: tf.Tensor) -> Plan:
+        """Where the frames lie. video: () int32, row of the index; frames: (t,) int32."""
+        ...
+
+    def open(self, plan: Plan) -> list[tf.Tensor]:
+        """The t encoded pictures of a plan, () string each; other entries of the plan do not matter."""
+        ...
+
+
+def frame_reader(frames: FrameFiles | PackedFrames) -> Reader:
+    """What reads the frames of an index."""
+    return _FileReader(frames) if isinstance(frames, FrameFiles) else _ShardReader(frames)
+
+
+def read_clip(reader: Reader, video: tf.Tensor, frames: tf.Tensor) -> list[tf.Tensor]:
+    """Both steps for one clip: t encoded pictures, () string each."""
+    plan = reader.find(video, frames)
+    if reader.fetch is not None:
+        fetched = reader.fetch({name: value[None] for name, value in plan.items()})
+        plan = {name: value[0] for name, value in fetched.items()}
+    return reader.open(plan)
+
+
+def decode_clip(
+    contents: list[tf.Tensor],
+    window_of: WindowOf,
+    size: int,
+    antialias: bool,
+    flow: bool = False,
+    fewest_pixels: float = math.inf,
+) -> tf.Tensor:
+    """Decodes one window of every frame and resizes it; arguments as `decode_windows` and `resize` have them.
+
+    Returns:
+      (t, size, size, 3) uint8; (t, size, size, 2) for flow.
+    """
+    return resize(decode_windows(contents, window_of, flow, fewest_pixels), size, antialias)
+
+
+def resize(windows: tf.Tensor, size: int, antialias: bool) -> tf.Tensor:
+    """(t, h, w, c) uint8 -> (t, size, size, c) uint8, bilinear with half-pixel centres.
+
+    Args:
+      windows: pictures.
+      size: side of the square that comes out, pixels.
+      antialias: whether to filter when a window is reduced.
+    """
+    resized = tf.cond(  # a window that has the size already need not become floats and bytes again
+        tf.reduce_all(tf.shape(windows)[1:3] == size),
+        lambda: windows,
+        lambda: to_uint8(tf.image.resize(windows, [size, size], antialias=antialias)),
+    )
+    return tf.ensure_shape(resized, (windows.shape[0], size, size, windows.shape[3]))
+
+
+def decode_windows(
+    contents: list[tf.Tensor], window_of: WindowOf, flow: bool = False, fewest_pixels: float = math.inf
+) -> tf.Tensor:
+    """Decodes one window of every frame.
+
+    Of JPEG pictures only the window is decoded, so damage below it goes unnoticed; anything else (PNG, GIF, WebP and
+    BMP, whatever the file is called) is decoded whole and cut. Gray and CMYK become RGB. The inverse DCT is the exact
+    one, which gives what libjpeg gives everywhere else.
+
+    Args:
+      contents: t encoded pictures of one size.
+      window_of: gives the window for a size.
+      flow: whether each picture holds x above y of optical flow (see `flow.py`); the window is cut out of both.
+      fewest_pixels: JPEG pictures are decoded at a half, a quarter or an eighth of their size, by an inverse DCT of
+        fewer coefficients, which is quick and also a good filter, as long as the shorter side of the window keeps this
+        many pixels. Never for flow.
+
+    Returns:
+      (t, height, width, 3) uint8; (t, height, width, 2) for flow.
+    """
+    magic = tf.strings.substr(tf.stack(contents), 0, len(_JPEG_MAGIC))
+    windows = tf.cond(
+        tf.reduce_all(magic == _JPEG_MAGIC),
+        lambda: _decode_jpeg_windows(contents, window_of, flow, fewest_pixels),
+        lambda: _decode_whole(contents, window_of, flow),
+    )
+    return tf.ensure_shape(windows, (len(contents), None, None, 2 if flow else 3))
+
+
+def _decode_jpeg_windows(contents: list[tf.Tensor], window_of: WindowOf, flow: bool, fewest_pixels: float) -> tf.Tensor:
+    shapes = tf.stack([tf.io.extract_jpeg_shape(content) for content in contents])[:, :2]
+    with tf.control_dependencies([_check_shapes(shapes, flow)]):
+        height = shapes[0, 0] // (2 if flow else 1)
+        window = window_of(height, shapes[0, 1])
+
+    def decode(content: tf.Tensor, window: tf.Tensor, ratio: int = 1) -> tf.Tensor:
+        # The window is in pixels of the picture as it comes out
+        return tf.raw_ops.DecodeAndCropJpeg(
+            contents=content,
+            crop_window=window // ratio,
+            channels=1 if flow else 3,
+            ratio=ratio,
+            dct_method="INTEGER_ACCURATE",
+        )
+
+    def decode_all(ratio: int) -> tf.Tensor:
+        return tf.stack([decode(content, window, ratio) for content in contents])
+
+    if flow:
+        below = window + tf.stack([height, 0, 0, 0])
+        return tf.stack([tf.concat([decode(content, window), decode(content, below)], -1) for content in contents])
+    if math.isinf(fewest_pixels):
+        return decode_all(1)
+    side = tf.minimum(window[2], window[3])
+    enough = [side // ratio >= math.ceil(fewest_pixels) for ratio in _DCT_RATIOS[1:]]
+    halvings = tf.reduce_sum(tf.cast(enough, tf.int32))
+    return tf.switch_case(halvings, [functools.partial(decode_all, ratio) for ratio in _DCT_RATIOS])
+
+
+def _decode_whole(contents: list[tf.Tensor], window_of: WindowOf, flow: bool) -> tf.Tensor:
+    channels = 1 if flow else 3
+    safe = tf.numpy_function(lambda encoded: all(map(is_safe, encoded)), [tf.stack(contents)], tf.bool, stateful=False)
+    with tf.control_dependencies([tf.debugging.Assert(safe, ["a frame claims no size, or too many pixels"])]):
+        pictures = [tf.io.decode_image(content, channels=channels, expand_animations=False) for content in contents]
+    shapes = tf.stack([tf.shape(picture)[:2] for picture in pictures])
+    with tf.control_dependencies([_check_shapes(shapes, flow)]):
+        whole = shapes[0, 0] // (2 if flow else 1)
+        top, left, height, width = tf.unstack(window_of(whole, shapes[0, 1]))
+    windows = [picture[top : top + height, left : left + width] for picture in pictures]
+    if not flow:
+        return tf.stack(windows)
+    below = [picture[whole + top : whole + top + height, left : left + width] for picture in pictures]
+    return tf.concat([tf.stack(windows), tf.stack(below)], -1)
+
+
+def _check_shapes(shapes: tf.Tensor, flow: bool) -> tf.Operation:
+    same = tf.reduce_all(shapes == shapes[:1])
+    fits = tf.reduce_prod(tf.cast(shapes[0], tf.int64)) <= MAX_PIXELS
+    if flow:
+        fits &= tf.math.floormod(shapes[0, 0], 2) == 0
+    return tf.debugging.Assert(same & fits, ["frames of different or unreasonable sizes:", shapes])
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+class _FileReader:
+    fetch = None
+
+    def __init__(self, frames: FrameFiles):
+        # Bytes, because a file name need not be UTF-8
+        self._heads = _strings(
+            [f"{folder}/{prefix}" for folder, prefix in zip(frames.folder, frames.prefix, strict=True)]
+        )
+        self._tails = _strings(list(frames.suffix))
+        self._first, self._step = tf.constant(frames.first, tf.int64), tf.constant(frames.step, tf.int64)
+        self._digits = tf.constant(np.minimum(frames.digits, _MAX_DIGITS), tf.int32)
+
+    def find(self, video: tf.Tensor, frames: tf.Tensor) -> Plan:
+        text = tf.strings.as_string(self._first[video] + self._step[video] * tf.cast(frames, tf.int64))
+        missing = tf.maximum(self._digits[video] - tf.strings.length(text), 0)
+        zeros = tf.strings.substr(tf.fill(tf.shape(missing), "0" * _MAX_DIGITS), tf.zeros_like(missing), missing)
+        return {"paths": tf.strings.join([self._heads[video], zeros, text, self._tails[video]])}
+
+    def open(self, plan: Plan) -> list[tf.Tensor]:
+        return [tf.io.read_file(path) for path in tf.unstack(plan["paths"])]
+
+
+def _strings(values: list[str]) -> tf.Tensor:
+    return tf.constant([os.fsencode(value) for value in values], tf.string)
+
+
+# -- shards ------------------------------------------------------------------------------------------------------------
+
+
+class _ShardReader:
+    """Reads through Python, because TensorFlow has no operation that reads part of a file.
+
+    A dataset of fixed-length records comes near, but reads through everything before the record (18 ms for one at
+    90 MB); a file mapped to memory is quicker still, but a fault of the disk would then end the process.
+    """
+
+    def __init__(self, frames: PackedFrames):
+        self._shard, self._row = tf.constant(frames.shard, tf.int64), tf.constant(frames.row, tf.int64)
+        self._offset, self._length = tf.constant(frames.offset, tf.int64), tf.constant(frames.length, tf.int64)
+        self._shards = _Shards(frames.shards)
+
+    def find(self, video: tf.Tensor, frames: tf.Tensor) -> Plan:
+        """Gives "places" (2 + t, 2) int64: (shard, whether to read all at once), then (start, count) of the span that
+        holds all, then of each frame."""
+        rows = self._row[video] + tf.cast(frames, tf.int64)
+        starts, counts = tf.gather(self._offset, rows), tf.gather(self._length, rows)
+        begin, end = tf.reduce_min(starts), tf.reduce_max(starts + counts)
+        one_read = end - begin <= _MOST_WASTE * tf.reduce_sum(counts)
+        first = [[self._shard[video], tf.cast(one_read, tf.int64)], [begin, end - begin]]
+        return {"places": tf.concat([tf.convert_to_tensor(first), tf.stack([starts, counts], 1)], 0)}
+
+    def fetch(self, plans: Plan) -> Plan:
+        content = tf.numpy_function(self._shards.read, [plans["places"]], tf.string, stateful=False)
+        return plans | {"content": tf.ensure_shape(content, plans["places"].shape[:1])}
+
+    def open(self, plan: Plan) -> list[tf.Tensor]:
+        one_read, begin = plan["places"][0, 1] == 1, plan["places"][1, 0]
+        starts, counts = tf.unstack(plan["places"][2:], axis=1)
+        places = tf.where(one_read, starts - begin, tf.cumsum(counts, exclusive=True))
+        pairs = zip(tf.unstack(places), tf.unstack(counts), strict=True)
+        return [tf.strings.substr(plan["content"], place, count) for place, count in pairs]
+
+
+class _Shards:
+    """Parts of files. The first few stay open, because to open one is another wait for Python's lock."""
+
+    def __init__(self, paths: tuple[str, ...]):
+        self._paths = paths
+        self._open: dict[int, int] = {}
+        self._lock = threading.Lock()
+        # Not at the end of the interpreter, where threads may still read; the system closes them then.
+        weakref.finalize(self, _close_all, self._open).atexit = False
+
+    def read(self, places: np.ndarray) -> np.ndarray:
+        """The bytes of n clips: (n,) object, b"" for what cannot be read.
+
+        places is (n, 2 + t, 2) as `_ShardReader.find` gives it; the parts of a clip lie one after the other. "S" would
+        drop zeros at the end, and what a () object holds is never freed by TensorFlow (2.21).
+        """
+        contents = np.empty(len(places), object)
+        for number, ((shard, one_read), span, *parts) in enumerate(places.tolist()):
+            try:
+                with self._descriptor(shard) as file:
+                    contents[number] = b"".join(
+                        [_read_exactly(file, *part) for part in ([span] if one_read else parts)]
+                    )
+            except OSError:
+                contents[number] = b""
+        return contents
+
+    @contextlib.contextmanager
+    def _descriptor(self, shard: int) -> Iterator[int]:
+        file = self._open.get(shard)
+        if file is not None:
+            yield file
+            return
+        file = os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+        with self._lock:
+            keep = shard not in self._open and len(self._open) < _MOST_OPEN
+            if keep:
+                self._open[shard] = file
+        try:
+            yield file
+        finally:
+            if not keep:
+                os.close(file)
+
+
+def _close_all(files: dict[int, int]) -> None:
+    while files:
+        os.close(files.popitem()[1])
+
+
+def _read_exactly(file: int, start: int, count: int) -> bytes:
+    """Raises OSError also where the file ends too early."""
+    content = os.pread(file, count, start)
+    while len(content) < count:  # a signal, or a file system that gives less than was asked for
+        more = os.pread(file, count - len(content), start + len(content))
+        if not more:
+            raise OSError(errno.ENODATA, "the file ends before the frame does")
+        content += more
+    return content

@@ -1,0 +1,361 @@
+"""Videos on disk -> batches of numpy arrays, with tf.data.
+
+A training sample is a pure function of (seed, epoch, video), so a pipeline that starts at step k gives the batches that
+one started at step 0 gives from step k on, and hosts that each read their own rows give together what one would give.
+
+Reading is plain until something cannot be read. From that batch on it is careful: each row is the first of a few
+candidates (the video wanted, then others drawn with its key) that can be read. The batch then says which one that
+was, and `BrokenLog` looks for the fault from Python, once per video. Both ways give the same batch wherever nothing
+is broken.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from r23d_jax.config import SPATIAL_CROPS, ConfigError, DataConfig, preprocessing
+from r23d_jax.data.find.frames import VideoIndex, index_frames
+from r23d_jax.data.find.packed import index_packed
+from r23d_jax.data.find.splits import VideoList, hold_out, read_list
+from r23d_jax.data.make.synthetic import write_synthetic
+from r23d_jax.data.read import augment, sampling
+from r23d_jax.data.read.batches import BatchIterator, Sample, dataset_maker, first_readable
+from r23d_jax.data.read.broken import BrokenLog, BrokenVideoError
+from r23d_jax.data.read.decode import Plan, decode_clip, decode_windows, frame_reader, read_clip, resize
+
+__all__ = ["BrokenLog", "BrokenVideoError", "eval_batches", "open_index", "train_batches"]
+
+ALTERNATIVES = 4  # other videos tried in place of one that cannot be read
+
+
+class ViewTable(Protocol):
+    """What is used of `evaluation.views.Views`: (V,) int32 arrays."""
+
+    @property
+    def video(self) -> np.ndarray: ...
+    @property
+    def start(self) -> np.ndarray: ...
+    @property
+    def crop(self) -> np.ndarray: ...
+
+
+def open_index(cfg: DataConfig, subset: Literal["train", "test", "held_out"]) -> VideoIndex:
+    """Finds the videos of one side of the split.
+
+    `source="frames"` reads frame folders, "packed" TFRecord shards, and "synthetic" writes the synthetic motion dataset
+    to `root` first, unless it is there. With `hold_out`, "train" lacks some of the training groups, and "held_out" is
+    these.
+
+    Raises:
+      UserError: there is no data; the message says what to do.
+    """
+    root, lists = Path(cfg.root).expanduser(), Path(cfg.lists).expanduser()
+    if cfg.source == "synthetic":
+        write_synthetic(root)
+        lists = root / "lists"
+        return index_frames(root / "frames", _wanted(cfg, lists, subset), num_workers=cfg.num_workers)
+    notes = _check_kind(cfg, root)
+    if cfg.source == "packed":
+        # A packed dataset may bring its own split and labels.
+        bare = not lists.exists() and not cfg.classes and not cfg.hold_out
+        index = index_packed(root, None if bare else _wanted(cfg, lists, subset), _side(subset))
+    else:
+        index = index_frames(root, _wanted(cfg, lists, subset), num_workers=cfg.num_workers)
+    return dataclasses.replace(index, notes=(*index.notes, *notes)) if notes else index
+
+
+def _side(subset: str) -> Literal["train", "test"]:
+    return "test" if subset == "test" else "train"
+
+
+def _wanted(cfg: DataConfig, lists: Path, subset: str) -> VideoList:
+    """The listed videos of a subset."""
+    if subset == "held_out" and not cfg.hold_out:
+        raise ConfigError("config.data.hold_out=0: nothing was held out of this training")
+    videos = read_list(lists, _side(subset), cfg.split, cfg.classes)
+    if subset == "test" or not cfg.hold_out:
+        return videos
+    kept, held = hold_out(videos, cfg.hold_out)
+    return held if subset == "held_out" else kept
+
+
+def _check_kind(cfg: DataConfig, root: Path) -> tuple[str, ...]:
+    """Flow looks like pictures: the record that `prepare` leaves beside them tells which of the two they are."""
+    try:
+        record = json.loads((root.absolute().parent / "prepare.json").read_text(encoding="utf-8"))
+        method, bound = record.get("flow", ""), record.get("flow_bound", 0)
+    except (OSError, ValueError, AttributeError):
+        method, bound = "", 0
+    if bool(method) == (cfg.input == "flow") or not root.is_dir():
+        return (f"optical flow by {method}, bound {bound:g} pixels",) if method else ()
+    if method:
+        raise ConfigError(
+            f"config.data.root={cfg.root}: holds optical flow ({method}), and config.data.input is {cfg.input!r}; set "
+            "config.data.input='flow', or give the folder of the frames"
+        )
+    raise ConfigError(
+        f"config.data.root={cfg.root}: holds no optical flow (no prepare.json beside it says so); make it "
+        "with python -m r23d_jax prepare --flow tvl1 --videos VIDEOS --out FLOW, and set config.data.root=FLOW/frames"
+    )
+
+
+def train_batches(
+    index: VideoIndex,
+    cfg: DataConfig,
+    *,
+    seed: int,
+    global_batch_size: int,
+    start_step: int,
+    num_steps: int,
+    host: int = 0,
+    num_hosts: int = 1,
+    broken: BrokenLog,
+) -> BatchIterator:
+    """Training batches of one host.
+
+    Global sample g = step * global_batch_size + i belongs to epoch g // N and to host i // (global_batch_size /
+    num_hosts). An epoch visits every video once; batches go across the end of an epoch, and nothing is dropped.
+
+    Args:
+      index: N videos.
+      cfg: how a clip is cut out.
+      seed: of the run.
+      global_batch_size: clips in a step, over all hosts.
+      start_step: the first step to give.
+      num_steps: how many.
+      host: number of this host.
+      num_hosts: hosts in all.
+      broken: takes note of what cannot be read.
+
+    Returns:
+      An iterator over batches
+      {"video": (b, t, s, s, c) uint8, "label": (b,) int32, "mask": (b,) float32 of ones, "video_id": (b,) int32}, with
+      b = global_batch_size / num_hosts, t = read_frames, s = crop_size, c = 3, or 2 for optical flow. Arrays may be
+      read-only.
+
+    Raises:
+      ConfigError: settings do not go together.
+      BrokenVideoError: while iterating; see `BrokenLog`.
+    """
+    _hide_gpus()
+    sampling.check_sampling(cfg)
+    rows = _rows_per_host(global_batch_size, host, num_hosts, "global_batch_size")
+    num_videos = len(index.names)
+    reader = frame_reader(index.frames)
+    num_frames, labels = tf.constant(index.num_frames, tf.int32), tf.constant(index.labels, tf.int32)
+    candidates = 1 + (ALTERNATIVES if cfg.on_broken == "skip" else 0)
+
+    def frames_of(video: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        return sampling.training_frames(cfg, sampling.fold_in(key, 0), num_frames[video])
+
+    def plan(counter: tf.Tensor) -> Plan:
+        number = (counter // rows) * global_batch_size + host * rows + tf.math.floormod(counter, rows)
+        epoch, position = number // num_videos, tf.math.floormod(number, num_videos)
+        wanted = sampling.epoch_order(seed, epoch, position, num_videos)
+        key = sampling.sample_key(seed, epoch, wanted)
+        others = sampling.pick(sampling.uniform(key, candidates - 1), tf.constant(num_videos))
+        tried = tf.concat([tf.cast(wanted, tf.int32)[None], others], 0)
+        return {"key": key, "tried": tried} | reader.find(tried[0], frames_of(tried[0], sampling.fold_in(key, 0)))
+
+    def sample(plan: Plan, careful: bool) -> Sample:
+        tried = plan["tried"]
+
+        def attempt(which: tf.Tensor) -> tf.Tensor:
+            # A key per candidate, so that a clip that stands in is not the very one its video shows in its own turn.
+            key = sampling.fold_in(plan["key"], which)
+            if not careful:
+                return _training_clip(cfg, reader.open(plan), key)
+            video = tried[which]
+            contents = tf.cond(
+                which == 0,
+                lambda: reader.open(plan),
+                lambda: read_clip(reader, video, frames_of(video, key)),
+            )
+            return _training_clip(cfg, contents, key)
+
+        if careful:
+            video, delivered = first_readable(attempt, candidates, _clip_shape(cfg))
+        else:
+            video, delivered = attempt(tf.constant(0)), tf.constant(0)
+        video_id = tried[tf.minimum(delivered, candidates - 1)]
+        return {
+            "video": video,
+            "label": labels[video_id],
+            "mask": tf.constant(1.0),
+            "video_id": video_id,
+            "tried": tried,
+            "delivered": delivered,
+        }
+
+    make = dataset_maker(plan, reader.fetch, sample, rows, start_step, start_step + num_steps, cfg)
+    return BatchIterator(make, num_steps, lambda *seen: broken.observe(index, *seen, replaced=True))
+
+
+def eval_batches(
+    index: VideoIndex,
+    views: ViewTable,
+    cfg: DataConfig,
+    *,
+    batch_size: int,
+    host: int = 0,
+    num_hosts: int = 1,
+    broken: BrokenLog,
+    crops: int = 0,
+) -> BatchIterator:
+    """Evaluation batches of one host, in the order of the views.
+
+    Host h reads rows h * b .. (h + 1) * b of every global batch, with b = batch_size / num_hosts. The last batch is
+    filled up with rows of mask 0 (video, label, video_id and view are 0 there), so every host gives the same number of
+    batches of one shape. A view that cannot be read has mask 0 too, and keeps its numbers.
+
+    Where b is a multiple of the number of crops, a clip is decoded once for all of them.
+
+    Args:
+      index: the videos.
+      views: which clips and crops of them.
+      cfg: how a clip is cut out.
+      batch_size: views in a batch, over all hosts.
+      host: number of this host.
+      num_hosts: hosts in all.
+      broken: takes note of what cannot be read.
+      crops: crops of a clip, 1, 3 or 10, which gives `views.crop` its meaning; 0: as many as `views` has.
+
+    Returns:
+      An iterator over batches as `train_batches` gives, and "view": (b,) int32, the row in `views`.
+
+    Raises:
+      ConfigError: settings do not go together.
+      BrokenVideoError: while iterating; see `BrokenLog`.
+    """
+    _hide_gpus()
+    rows = _rows_per_host(batch_size, host, num_hosts, "eval.batch_size")
+    num_views = len(views.video)
+    crops = crops or int(views.crop.max(initial=0)) + 1
+    if crops not in SPATIAL_CROPS:
+        raise ConfigError(f"config.eval.crops={crops}: must be one of {', '.join(map(str, SPATIAL_CROPS))}")
+    whole_clips = num_views % crops == 0 and np.array_equal(views.crop, np.tile(np.arange(crops), num_views // crops))
+    group = crops if whole_clips and rows % crops == 0 else 1  # views that are read together
+    reader, clip_views = frame_reader(index.frames), _eval_loader(cfg, crops, together=group > 1)
+    length = preprocessing(cfg).read_frames
+    num_frames = tf.constant(index.num_frames, tf.int32)
+    labels = tf.constant(index.labels, tf.int32)
+    columns = [tf.constant(column, tf.int32) for column in (views.video, views.start, views.crop)]
+    shape = (group, *_clip_shape(cfg))
+    groups = rows // group
+
+    def plan(counter: tf.Tensor) -> Plan:
+        number = (counter // groups) * batch_size + host * rows + tf.math.floormod(counter, groups) * group
+        real = number < num_views
+        row = tf.cast(tf.where(real, number, 0), tf.int32)
+        video, start, crop = (column[row] for column in columns)
+        frames = sampling.consecutive_frames(start, num_frames[video], length=length, stride=cfg.frame_stride)
+        return {"real": real, "row": row, "video": video, "crop": crop} | reader.find(video, frames)
+
+    def sample(plan: Plan, careful: bool) -> Sample:
+        real, row, video_id = plan["real"], plan["row"], plan["video"]
+
+        def load(_: tf.Tensor) -> tf.Tensor:
+            return clip_views(reader.open(plan), plan["crop"])
+
+        if careful:
+            # Padding has no candidates, and so nothing to decode.
+            video, delivered = first_readable(load, tf.cast(real, tf.int64), shape)
+        else:
+            video = tf.cond(real, lambda: load(row), lambda: tf.zeros(shape, tf.uint8))
+            delivered = tf.constant(0)
+
+        def each(value: tf.Tensor) -> tf.Tensor:
+            return tf.fill((group,), value)
+
+        return {
+            "video": video,
+            "label": each(tf.where(real, labels[video_id], 0)),
+            "mask": each(tf.cast(real & (delivered == 0), tf.float32)),
+            "video_id": each(tf.where(real, video_id, 0)),
+            "view": tf.where(real, row + tf.range(group), 0),
+            "tried": tf.fill((group, 1), video_id),
+            "delivered": each(tf.where(real, delivered, -1)),
+        }
+
+    num_batches = -(-num_views // batch_size)
+    make = dataset_maker(plan, reader.fetch, sample, groups, 0, num_batches, cfg, group)
+    return BatchIterator(make, num_batches, lambda *seen: broken.observe(index, *seen, replaced=False))
+
+
+# -- one clip ----------------------------------------------------------------------------------------------------------
+
+
+def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor) -> tf.Tensor:
+    """(t, s, s, c) uint8, cut out and changed as the key says."""
+    draws = sampling.uniform(sampling.fold_in(key, 1), augment.WINDOW_DRAWS + 1 + augment.COLOR_DRAWS)
+    clip = decode_clip(
+        contents,
+        lambda height, width: augment.training_window(cfg, draws[: augment.WINDOW_DRAWS], height, width),
+        cfg.crop_size,
+        cfg.antialias,
+        cfg.input == "flow",
+        cfg.dct_scaling * cfg.crop_size or math.inf,
+    )
+    if cfg.color_jitter > 0:
+        colors = draws[-augment.COLOR_DRAWS :]
+        clip = augment.to_uint8(augment.jitter_colors(cfg.color_jitter, colors, tf.cast(clip, tf.float32)))
+    return augment.mirror(clip, draws[augment.WINDOW_DRAWS] < 0.5) if cfg.flip else clip
+
+
+def _eval_loader(cfg: DataConfig, crops: int, together: bool) -> Callable[[list[tf.Tensor], tf.Tensor], tf.Tensor]:
+    """(encoded frames, crop) -> (1, t, s, s, c) uint8: this crop; with `together`, (crops, t, s, s, c): all of them."""
+    flow = cfg.input == "flow"
+
+    def finish(windows: tf.Tensor, crop: tf.Tensor) -> tf.Tensor:
+        return augment.mirror(resize(windows, cfg.crop_size, cfg.antialias), augment.is_mirrored(crops, crop))
+
+    def load(contents: list[tf.Tensor], crop: tf.Tensor) -> tf.Tensor:
+        if crops == 1:
+            fewest = cfg.dct_scaling * cfg.crop_size or math.inf
+            windows = decode_windows(contents, lambda h, w: augment.eval_window(cfg, crops, crop, h, w), flow, fewest)
+            return finish(windows, crop)[None]
+        # Whole also where one crop is wanted: at its edges a window has other colors when it is decoded alone, and a
+        # view must not depend on its batch.
+        fewest = cfg.dct_scaling * cfg.short_side or math.inf
+        whole = decode_windows(contents, lambda h, w: tf.stack([0, 0, h, w]), flow, fewest)
+        cut = []
+        for number in map(tf.constant, range(crops)) if together else [crop]:
+            top, left, height, width = tf.unstack(
+                augment.eval_window(cfg, crops, number, tf.shape(whole)[1], tf.shape(whole)[2])
+            )
+            cut.append(finish(whole[:, top : top + height, left : left + width], number))
+        return tf.stack(cut)
+
+    return load
+
+
+def _clip_shape(cfg: DataConfig) -> tuple[int, int, int, int]:
+    return preprocessing(cfg).read_frames, cfg.crop_size, cfg.crop_size, len(cfg.mean)
+
+
+# -- checks ------------------------------------------------------------------------------------------------------------
+
+
+def _rows_per_host(batch_size: int, host: int, num_hosts: int, name: str) -> int:
+    if batch_size % num_hosts:
+        raise ConfigError(
+            f"config.{'train.' if name == 'global_batch_size' else ''}{name}={batch_size}: must be a multiple of the "
+            f"number of hosts, {num_hosts}"
+        )
+    if not 0 <= host < num_hosts:
+        raise ValueError(f"host={host}: must be 0 .. {num_hosts - 1}")
+    return batch_size // num_hosts
+
+
+def _hide_gpus() -> None:
+    """TensorFlow only reads data here; left alone, it would take the GPU's memory from the network."""
+    try:
+        tf.config.set_visible_devices([], "GPU")
+    except RuntimeError:  # TensorFlow is in use already, and its devices can no longer be changed
+        pass

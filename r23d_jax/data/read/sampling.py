@@ -1,0 +1,139 @@
+"""Which video comes when, and which of its frames make a clip: TensorFlow operations without any state.
+
+Everything random is a pure function of (seed, epoch, video), so that a run resumes from its step alone, and a host
+reads only its own part. A clip that is longer than its video goes round: frame i is frame i modulo the number of
+frames. The step from the last frame to the first is then a jump in the picture (and in a frame difference); there is
+one per lap and no more, because a difference input of T frames reads T + 1 frames in one piece, and none where the
+clip fits.
+"""
+
+import tensorflow as tf
+
+from r23d_jax.config import ConfigError, DataConfig, preprocessing
+
+_random = tf.random.experimental  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def epoch_order(seed: int, epoch: tf.Tensor, position: tf.Tensor, num_videos: int) -> tf.Tensor:
+    """The video at a position of an epoch: a permutation that (seed, epoch) alone decide.
+
+    Args:
+      seed: of the run.
+      epoch: () int64.
+      position: () int64, 0 .. num_videos - 1.
+      num_videos: videos in an epoch.
+
+    Returns:
+      () int64, the row of the video.
+    """
+    key = tf.stack([tf.constant(seed, tf.int64), epoch])
+    # max_index is included
+    last = tf.constant(num_videos - 1, tf.int64)
+    return tf.ensure_shape(_random.index_shuffle(position, seed=key, max_index=last), ())
+
+
+def sample_key(seed: int, epoch: tf.Tensor, video: tf.Tensor) -> tf.Tensor:
+    """(2,) int64 key of everything random about one video in one epoch."""
+    return fold_in(tf.stack([tf.constant(seed, tf.int64), epoch]), video)
+
+
+def fold_in(key: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
+    """A new (2,) int64 key for each number."""
+    return _random.stateless_fold_in(key, tf.cast(number, tf.int64), alg="philox")
+
+
+def uniform(key: tf.Tensor, count: int) -> tf.Tensor:
+    """(count,) float32 in [0, 1)."""
+    return tf.random.stateless_uniform([count], key, alg="philox")
+
+
+def check_sampling(cfg: DataConfig) -> None:
+    """Raises ConfigError for temporal settings that do not go together."""
+    if cfg.sampling != "segments":
+        return
+    if cfg.num_frames % cfg.num_segments:
+        raise ConfigError(
+            f"config.data.num_segments={cfg.num_segments}: must divide num_frames={cfg.num_frames} "
+            "when config.data.sampling='segments'"
+        )
+    if cfg.input == "rgb_diff":
+        raise ConfigError(
+            "config.data.input='rgb_diff' with sampling='segments': the difference from one segment to the next is a "
+            "jump, not motion; set --config.data.sampling=random"
+        )
+
+
+def training_frames(cfg: DataConfig, key: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
+    """Frames of a training clip.
+
+    Args:
+      cfg: says how to sample.
+      key: (2,) int64.
+      num_frames: () int32, frames in the video.
+
+    Returns:
+      (read_frames,) int32, each in 0 .. num_frames - 1.
+    """
+    length = preprocessing(cfg).read_frames
+    if cfg.sampling == "segments":
+        draws = uniform(key, cfg.num_segments)
+        return segment_frames(draws, num_frames, length=length, stride=cfg.frame_stride)
+    start = random_start(uniform(key, 1)[0], num_frames, length=length, stride=cfg.frame_stride)
+    return consecutive_frames(start, num_frames, length=length, stride=cfg.frame_stride)
+
+
+def consecutive_frames(start: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride: int) -> tf.Tensor:
+    """(length,) int32: `start`, `start + stride`, ..., going round at the end of the video."""
+    steps = tf.range(length, dtype=tf.int64) * stride
+    return _go_round(tf.cast(start, tf.int64) + steps, num_frames)
+
+
+def random_start(draw: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride: int) -> tf.Tensor:
+    """() int32, uniform over the starts at which the whole clip fits; 0 where none does.
+
+    Args:
+      draw: () float32 in [0, 1).
+      num_frames: () int32, frames in the video.
+      length: frames in the clip.
+      stride: frames from one to the next.
+    """
+    span = (length - 1) * stride + 1
+    return pick(draw, tf.cast(tf.maximum(tf.cast(num_frames, tf.int64) - span, 0) + 1, tf.int32))
+
+
+def segment_frames(draws: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride: int) -> tf.Tensor:
+    """Cuts the video into equal parts and takes a run of consecutive frames at random from each.
+
+    Part k is frames [k * n // s, (k + 1) * n // s). A run that is longer than its part starts at the part's beginning
+    and goes on into the next one. With one frame per part this is the sampling of Wang et al. 2016, arXiv:1608.00859.
+
+    Args:
+      draws: (s,) float32 in [0, 1), one per segment; s divides length.
+      num_frames: () int32, n.
+      length: frames in the clip, all segments together.
+      stride: frames from one to the next within a run.
+
+    Returns:
+      (length,) int32.
+    """
+    segments = draws.shape[0]
+    assert segments is not None, "one draw per segment"
+    run = length // segments
+    parts, count = tf.range(segments, dtype=tf.int64), tf.cast(num_frames, tf.int64)
+    first, end = parts * count // segments, (parts + 1) * count // segments
+    span = (run - 1) * stride + 1
+    start = first + tf.cast(pick(draws, tf.cast(tf.maximum(end - first - span, 0) + 1, tf.int32)), tf.int64)
+    steps = tf.range(run, dtype=tf.int64) * stride
+    return _go_round(tf.reshape(start[:, None] + steps[None, :], [length]), num_frames)
+
+
+def _go_round(frames: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
+    """Frames (t,) int64, which no stride takes past the largest number, as int32 of a video that begins again."""
+    # An empty video has no frame 0 either; reading it fails, and that is reported as any other broken video.
+    return tf.cast(tf.math.floormod(frames, tf.cast(tf.maximum(num_frames, 1), tf.int64)), tf.int32)
+
+
+def pick(draw: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """An int32 in [0, count) for a float32 draw in [0, 1), uniform up to 2**24."""
+    # the product may round up to `count`
+    return tf.minimum(tf.cast(draw * tf.cast(count, tf.float32), tf.int32), count - 1)

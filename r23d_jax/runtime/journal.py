@@ -1,0 +1,106 @@
+"""What a run writes down: `metrics.jsonl` and TensorBoard, consistent with the checkpoint that it resumes from."""
+
+import contextlib
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.record_writer import RecordWriter
+
+from r23d_jax.evaluation.result import read_metrics
+from r23d_jax.runtime.disk import write_atomically, writing
+
+BOARD_SECONDS = 30.0  # after which TensorBoard sees new values
+
+
+class Journal:
+    """Appends rows of metrics to `workdir/metrics.jsonl` and mirrors them in `workdir/tensorboard`.
+
+    Rows written after the checkpoint that a run resumes from describe steps that will be run again; they are taken out
+    at the start, so that every step stands in the file once. A torn last line, from a killed process, is dropped too.
+
+    Args:
+      workdir: the run's folder.
+      resume_step: the step of the checkpoint that the run starts from, 0 for a fresh run.
+      evaluated: whether that checkpoint holds an evaluation. If not, one of that step is made again, and its row goes.
+      active: False on all but the first process of a multi-host run, where nothing is written.
+
+    Raises:
+      WriteError: here and from `write` and `sync`, e.g. because the disk is full.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int, *, evaluated: bool = True, active: bool = True):
+        self.path = workdir / "metrics.jsonl"
+        self._active = active
+        self.rows = [
+            row
+            for row in read_metrics(workdir)
+            if row["step"] < resume_step or (row["step"] == resume_step and (evaluated or not _is_evaluation(row)))
+        ]
+        if not active:
+            return
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        # tensorboardX's own writer works in a thread: if that dies of a full disk, the run hangs once a queue is full.
+        self._folder = workdir / "tensorboard"
+        with writing(self._folder):
+            self._folder.mkdir(exist_ok=True)
+            self._board = RecordWriter(f"{self._folder}/events.out.tfevents.{time.time():.0f}.{socket.gethostname()}")
+        self._file = self.path.open("a", encoding="utf-8")
+        self._add_event(Event(file_version="brain.Event:2"))
+        # TensorBoard forgets what an earlier process wrote of these steps.
+        self._add_event(Event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._flushed = time.monotonic()
+
+    def write(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
+        """Writes one row; values that are not finite become null in the file, because JSON has no NaN."""
+        row = {"step": step, "epoch": round(epoch, 4)}
+        row |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self.rows.append(row)
+        if not self._active:
+            return
+        with writing(self.path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._add_event(Event(step=step, summary=Summary(value=values)))
+        if time.monotonic() - self._flushed > BOARD_SECONDS:
+            self._flush_board()
+
+    def has(self, step: int, name: str) -> bool:
+        """Whether a metric was already written for a step."""
+        return any(row["step"] == step and name in row for row in self.rows)
+
+    def sync(self) -> None:
+        """Returns when the disk has all rows: before a checkpoint, whose steps are not run again."""
+        if self._active:
+            with writing(self.path):
+                os.fsync(self._file.fileno())
+            self._flush_board()
+
+    def close(self) -> None:
+        """Closes both files."""
+        if self._active:
+            for file in (self._file, self._board):
+                with contextlib.suppress(OSError):  # what cannot be written was complained about before
+                    file.close()
+
+    def _add_event(self, event: Event) -> None:
+        event.wall_time = time.time()
+        with writing(self._folder):
+            self._board.write(event.SerializeToString())
+
+    def _flush_board(self) -> None:
+        with writing(self._folder):
+            self._board.flush()
+        self._flushed = time.monotonic()
+
+
+def _is_evaluation(row: Mapping[str, object]) -> bool:
+    return any(name.startswith("val/") for name in row)

@@ -1,0 +1,318 @@
+"""Split lists: the official ones, other people's, and wrong ones."""
+
+import re
+import string
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r23d_jax.data.find.splits import DataError, Entry, available_splits, read_list
+
+CLASS_IND = "1 Archery\n2 Diving\n4 HandstandPushups\n"
+TRAIN = (
+    "Archery/v_Archery_g08_c01.avi 1\nDiving/v_Diving_g08_c01.avi 2\nDiving/v_Diving_g08_c02.avi 2\n"
+    "HandstandPushups/v_HandStandPushups_g09_c01.avi 4\n"
+)
+TEST = "Archery/v_Archery_g01_c01.avi\nHandstandPushups/v_HandStandPushups_g01_c01.avi\n"
+
+
+def write(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_bytes(text.encode())
+    return folder
+
+
+def ucf101(folder: Path, class_ind: str = CLASS_IND, train: str = TRAIN, test: str = TEST) -> Path:
+    return write(folder, classInd__txt=class_ind, trainlist01__txt=train, testlist01__txt=test)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("split", "train", "test"), [(1, 9537, 3783), (2, 9586, 3734), (3, 9624, 3696)])
+def test_official_lists(shared_data: Path, split: int, train: int, test: int) -> None:
+    lists = shared_data / "ucf101_splits"
+    sides = [read_list(lists, side, split) for side in ("train", "test")]
+    assert [len(side.entries) for side in sides] == [train, test]
+    assert all(len(side.class_names) == 101 for side in sides)
+    entries = [entry for side in sides for entry in side.entries]
+    assert len({entry.name for entry in entries}) == 13320
+    assert {entry.label for entry in entries} == set(range(101))
+    groups = {entry.group for entry in entries}
+    assert len(groups) == 101 * 25
+    assert available_splits(lists) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_line_ends_and_byte_order_mark(tmp_path: Path, line_end: str) -> None:
+    ucf101(tmp_path, *("\ufeff" + text.replace("\n", line_end) for text in (CLASS_IND, TRAIN, TEST)))
+    train, test = (read_list(tmp_path, side) for side in ("train", "test"))
+    assert train.class_names == ("Archery", "Diving", "HandstandPushups")
+    assert train.entries[1] == Entry("v_Diving_g08_c01", 1, "Diving", "Diving_g08")
+    # The folder and the files of this class are spelled differently; the label counts from 0 without holes.
+    assert test.entries[1] == Entry("v_HandStandPushups_g01_c01", 2, "HandstandPushups", "HandstandPushups_g01")
+
+
+def test_subset_of_classes_is_renumbered_in_list_order(tmp_path: Path) -> None:
+    ucf101(tmp_path)
+    videos = read_list(tmp_path, "train", classes=("handstandpushups", "Archery"))
+    assert videos.class_names == ("Archery", "HandstandPushups")
+    assert [(entry.class_name, entry.label) for entry in videos.entries] == [("Archery", 0), ("HandstandPushups", 1)]
+
+
+def test_unknown_class_names_the_nearest(tmp_path: Path) -> None:
+    ucf101(tmp_path)
+    with pytest.raises(DataError, match=r"config\.data\.classes.*'Divng': did you mean Diving"):
+        read_list(tmp_path, "train", classes=("Divng",))
+
+
+def test_a_test_list_may_have_labels_and_names_may_have_spaces_and_dots(tmp_path: Path) -> None:
+    ucf101(tmp_path, test="Diving/my clip 7.5.MP4\nDiving/other 3\nArchery/x.avi 1\n")
+    names = [entry.name for entry in read_list(tmp_path, "test").entries]
+    assert names == ["my clip 7.5", "other 3", "x"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"train": "Diving/v_Diving_g08_c01.avi\n"},
+            r"trainlist01\.txt:1: malformed line 'Diving/v_Diving_g08_c01.avi'",
+        ),
+        ({"train": "\nv_Diving_g08_c01.avi 2\n"}, r"trainlist01\.txt:2: malformed line 'v_Diving_g08_c01.avi 2'"),
+        ({"train": "Diving/v.avi 1\n"}, r"trainlist01\.txt:1: label 1 for Diving, which classInd\.txt numbers 2"),
+        (
+            {"train": "Dving/v.avi 1\n"},
+            r"trainlist01\.txt:1: class 'Dving' is not in classInd\.txt; did you mean Diving",
+        ),
+        (
+            {"train": "Diving/v.avi 2\nDiving/V.mp4 2\n"},
+            r"trainlist01\.txt:2: Diving/V is listed twice \(first in .*:1",
+        ),
+        ({"class_ind": "one Archery\n"}, r"classInd\.txt:1: malformed line 'one Archery'"),
+        ({"class_ind": "1 A\n2 a\n"}, r"classInd\.txt:2: class 'a' is named twice"),
+        ({"class_ind": "2 A\n1 B\n"}, r"classInd\.txt:2: class number 1 does not rise"),
+        ({"class_ind": "\n"}, r"classInd\.txt: names no class"),
+        ({"train": "\n"}, r"the train list of split 1 names no video of Archery, Diving"),
+    ],
+)
+def test_malformed_lists(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    ucf101(tmp_path, **files)
+    with pytest.raises(DataError, match=message):
+        read_list(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/v.avi", "../Diving/v.avi", "Diving/../../v.avi", "C:/Diving/v.avi", "\\\\host\\v.avi", "..\\v.avi"]
+)
+def test_paths_that_leave_the_folder_are_refused(tmp_path: Path, path: str) -> None:
+    ucf101(tmp_path, train=f"{path} 2\n")
+    with pytest.raises(DataError, match=r"trainlist01\.txt:1: path .* leaves the data folder"):
+        read_list(tmp_path, "train")
+    (tmp_path / "csv").mkdir()
+    write(tmp_path / "csv", train__csv=f"{path},Diving\n")
+    with pytest.raises(DataError, match=r"train\.csv:1: path .* leaves the data folder"):
+        read_list(tmp_path / "csv", "train")
+
+
+@pytest.mark.parametrize("side", ["train", "test"])
+def test_a_split_through_a_group_is_refused(tmp_path: Path, side: str) -> None:
+    ucf101(tmp_path, test=TEST + "Diving/v_Diving_G08_c03.avi\n")
+    with pytest.raises(DataError, match=r"cuts through 1 group.*v_Diving_g08_c01 .*and Diving/v_Diving_G08_c03"):
+        read_list(tmp_path, side)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_same_group_number_in_two_classes_is_no_leak(tmp_path: Path) -> None:
+    ucf101(tmp_path, test="Archery/v_Archery_g09_c01.avi\n")  # g09 of HandstandPushups is in the training list
+    assert len(read_list(tmp_path, "test").entries) == 1
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    lists = tmp_path / "above" / "lists"
+    lists.mkdir(parents=True)
+    ucf101(lists)
+    with pytest.raises(DataError, match=r"trainlist02\.txt: no such file \(splits found in .*: 1\).*crcv\.ucf\.edu"):
+        read_list(lists, "train", split=2)
+    with pytest.raises(DataError, match=r"nowhere: no such folder.*ucfTrainTestlist.*crcv\.ucf\.edu/data/UCF101\.php"):
+        read_list(tmp_path / "nowhere", "train")
+    with pytest.raises(DataError, match=r"holds neither classInd\.txt nor train\.csv .*lists=.*/above/lists"):
+        read_list(lists.parent, "train")
+    with pytest.raises(DataError, match="subset 'val': must be 'train' or 'test'"):
+        read_list(lists, "val")  # pyright: ignore[reportArgumentType]
+
+
+# -- CSV ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("test_name", ["val__csv", "test__csv"])
+@pytest.mark.parametrize("header", ["", "path,label\n", "label,frames,video\n"])
+def test_csv(tmp_path: Path, test_name: str, header: str) -> None:
+    row = "{label},30,{path}\n" if "frames" in header else "{path},{label}\n"
+    train = [("run/b 1.mp4", "running"), ('"run/a,2.avi"', "Running"), ("x.y.mov", "jumping")]
+    write(tmp_path, train__csv=header + "".join(row.format(path=p, label=n) for p, n in train))
+    write(tmp_path, **{test_name: header + row.format(path="z.mp4", label="jumping")})
+    if header:
+        with pytest.raises(DataError, match="class"):
+            write(tmp_path, classes__txt="jumping\n")
+            read_list(tmp_path, "train")
+    write(tmp_path, classes__txt="running\njumping\n")
+    videos = read_list(tmp_path, "train")
+    assert videos.class_names == ("running", "jumping")
+    assert [entry.name for entry in videos.entries] == ["run/b 1", "run/a,2", "x.y"]
+    assert [entry.label for entry in videos.entries] == [0, 0, 1]
+    assert videos.entries[0].group == "run/b 1"
+    assert read_list(tmp_path, "test").entries == (Entry("z", 1, "jumping", "z"),)
+
+
+def test_csv_classes_are_sorted_and_shared_by_both_sides(tmp_path: Path) -> None:
+    write(tmp_path, train__csv="a.mp4,walk\nb.mp4,jump\n", val__csv="c.mp4,run\n")
+    assert read_list(tmp_path, "train").class_names == ("jump", "run", "walk")
+    assert read_list(tmp_path, "test").entries[0].label == 1
+
+
+def test_csv_labels_as_numbers(tmp_path: Path) -> None:
+    write(tmp_path, train__csv="a.mp4,10\nb.mp4,2\n", val__csv="c.mp4,2\n")
+    assert read_list(tmp_path, "train").class_names == ("2", "10")
+    write(tmp_path, classes__txt="jump\nrun\nwalk\n", train__csv="a.mp4,2\nb.mp4,run\n")
+    assert [entry.class_name for entry in read_list(tmp_path, "train").entries] == ["walk", "run"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"train__csv": "a.mp4,run\nb.mp4\n"}, r"train\.csv:2: malformed line 'b\.mp4'; expected 'path,label'"),
+        ({"train__csv": "a.mp4,run\nb.mp4,\n"}, r"train\.csv:2: malformed line"),
+        ({"train__csv": "path,frames\na.mp4,3\n"}, r"train\.csv:1: header 'path,frames' has no column 'label'"),
+        ({"train__csv": "\n"}, r"train\.csv: lists no video"),
+        ({"train__csv": "a.mp4,run\nb.mp4,3\n"}, r"labels mix numbers \(3\) and names \(.run.\); write classes\.txt"),
+        ({"train__csv": "a.mp4,run\nA.avi,run\n"}, r"train\.csv:2: A is listed twice \(first in train\.csv:1\)"),
+        ({"train__csv": "a.mp4,run\n", "val__csv": "a.mp4,run\n"}, r"cuts through 1 group.*train\.csv:1.*val\.csv:1"),
+        (
+            {"train__csv": "v_Run_g01_c01.avi,run\n", "val__csv": "other/v_Run_g01_c02.avi,run\n"},
+            r"cuts through 1 group.*v_Run_g01_c01 .*v_Run_g01_c02",
+        ),
+        ({"train__csv": 'a.mp4,"run\n'}, r"train\.csv:\d: not CSV"),
+        ({"train__csv": "a.mp4,rum\n", "classes__txt": "run\n"}, r"train\.csv:1: label 'rum' .*did you mean run"),
+        ({"train__csv": "a.mp4,7\n", "classes__txt": "run\n"}, r"train\.csv:1: label '7' .*numbers go from 0 to 0"),
+        ({"train__csv": "a.mp4,run\n", "classes__txt": "run\nRun\n"}, r"classes\.txt: must name each class once"),
+        ({"val__csv": "a.mp4,run\n"}, r"train\.csv: no such file; it lists the train videos"),
+    ],
+)
+def test_malformed_csv(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    write(tmp_path, **files)
+    with pytest.raises(DataError, match=message):
+        read_list(tmp_path, "train")
+
+
+def test_csv_has_one_split(tmp_path: Path) -> None:
+    write(tmp_path, train__csv="a.mp4,run\n")
+    assert available_splits(tmp_path) == (1,)
+    with pytest.raises(DataError, match="no split 2; use split 1"):
+        read_list(tmp_path, "train", split=2)
+
+
+# -- properties --------------------------------------------------------------------------------------------------------
+
+names = st.text(string.ascii_letters + string.digits + "_-. é語", min_size=1, max_size=12).filter(
+    lambda text: text.strip() == text and text not in (".", "..")
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    classes=st.lists(names, min_size=1, max_size=5, unique_by=str.casefold),
+    videos=st.lists(st.tuples(st.integers(0, 4), names), min_size=1, max_size=8, unique_by=lambda v: v[1].casefold()),
+    line_end=st.sampled_from(["\n", "\r\n"]),
+)
+def test_what_is_written_is_read(
+    tmp_path_factory: pytest.TempPathFactory, classes: list[str], videos: list[tuple[int, str]], line_end: str
+) -> None:
+    folder = tmp_path_factory.mktemp("lists")
+    listed = [(classes[number % len(classes)], name) for number, name in videos]
+    ucf101(
+        folder,
+        class_ind=line_end.join(f"{i} {name}" for i, name in enumerate(classes, start=1)),
+        train=line_end.join(f"{c}/{name}.avi {classes.index(c) + 1}" for c, name in listed),
+        test="",
+    )
+    read = read_list(folder, "train")
+    assert read.class_names == tuple(classes)
+    assert [(entry.class_name, entry.name) for entry in read.entries] == listed
+    assert all(read.class_names[entry.label] == entry.class_name for entry in read.entries)
+
+
+texts = st.one_of(
+    st.binary(max_size=80).map(lambda content: content.decode("utf-8", "surrogateescape")),
+    st.text(max_size=80),
+    st.lists(st.sampled_from([*"/ 2\n,\\\0\r", "Diving", "v.avi", '"', "..", "9" * 12]), max_size=20).map("".join),
+)
+FILES = ("classInd.txt", "trainlist01.txt", "testlist01.txt", "train.csv", "val.csv", "classes.txt")
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=texts, name=st.sampled_from(FILES))
+def test_any_text_gives_a_list_or_an_error_that_names_the_file(
+    tmp_path_factory: pytest.TempPathFactory, text: str, name: str
+) -> None:
+    folder = tmp_path_factory.mktemp("texts")
+    if name in FILES[:3]:
+        ucf101(folder)
+    else:
+        write(folder, train__csv="a.mp4,run\n", val__csv="b.mp4,run\n")
+    (folder / name).write_bytes(
+        text.encode("utf-8", "surrogateescape" if "\udc80" <= max(text, default="") else "replace")
+    )
+    for subset in ("train", "test"):
+        try:
+            videos = read_list(folder, subset)
+        except DataError as error:
+            # Where one line is wrong it is named; what lacks altogether, or does not fit together, by the folder.
+            assert re.search(rf"^(\w+\.(txt|csv):\d+|{re.escape(str(folder))})", str(error)), str(error)
+            assert len(str(error)) < 2000
+        else:
+            assert videos.entries and len({n.casefold() for n in videos.class_names}) == len(videos.class_names)
+            assert not any({"..", ""} & set(entry.name.split("/")[:-1]) for entry in videos.entries)
+
+
+# -- what is no list ---------------------------------------------------------------------------------------------------
+
+
+def test_other_files_are_refused_in_short_words(tmp_path: Path) -> None:
+    ucf101(tmp_path, class_ind="1 " + "A" * 5000)
+    with pytest.raises(DataError, match=r"classInd\.txt:1: a line of 5002 characters, more than 4096: is this a list"):
+        read_list(tmp_path, "train")
+    ucf101(tmp_path, class_ind="A" * 3000)
+    with pytest.raises(DataError, match=r"classInd\.txt:1: malformed line 'AAA") as caught:
+        read_list(tmp_path, "train")
+    assert len(str(caught.value)) < 300
+    with open(tmp_path / "classInd.txt", "wb") as file:
+        file.truncate((1 << 27) + 1)  # takes no room on disk
+    with pytest.raises(DataError, match=r"classInd\.txt: 134217729 bytes, more than 134217728: this is no list"):
+        read_list(tmp_path, "train")
+
+
+def test_many_classes_take_no_time(tmp_path: Path) -> None:
+    """60,000 of them; comparing each with all before took minutes."""
+    ucf101(tmp_path, class_ind="".join(f"{k} c{k}\n" for k in range(60_000)), train="c7/v.avi 7\n", test="")
+    assert read_list(tmp_path, "train").entries[0].label == 7
+    ucf101(tmp_path, class_ind="".join(f"{k} c{k}\n" for k in range(60_000)), train="", test="")
+    with pytest.raises(DataError, match=r"names no video of c0, c1, c2, c3, c4, \.\.\.$"):
+        read_list(tmp_path, "train")
+
+
+def test_csv_labels_that_only_look_like_numbers(tmp_path: Path) -> None:
+    write(tmp_path, train__csv=f"a.mp4,{'9' * 5000}\n")
+    with pytest.raises(DataError, match=r"train\.csv:1: a line of \d+ characters"):
+        read_list(tmp_path, "train")
+    write(tmp_path, train__csv=f"a.mp4,{'9' * 4000}\nb.mp4,1\n")
+    with pytest.raises(DataError, match="labels mix numbers"):
+        read_list(tmp_path, "train")
+    write(tmp_path, train__csv="a.mp4,٣\nb.mp4,²\n")
+    assert read_list(tmp_path, "train").class_names == ("²", "٣")
+
+
+def test_csv_labels_in_two_spellings_are_one_class(tmp_path: Path) -> None:
+    write(tmp_path, train__csv="a.mp4,run\nb.mp4,Run\nc.mp4,jump\n")
+    videos = read_list(tmp_path, "train")
+    assert videos.class_names == ("Run", "jump")
+    assert [entry.label for entry in videos.entries] == [0, 0, 1]

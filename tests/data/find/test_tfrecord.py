@@ -1,0 +1,99 @@
+"""TFRecord framing, checksums and the Example message."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r23d_jax.data.find.tfrecord import crc32c, parse_example, records
+from tests.hostile.garbage.corpus import framed
+
+
+def as_array(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("data", "crc"),
+    [  # RFC 3720, section B.4, and the usual check value
+        (b"\0" * 32, 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+        (bytes(reversed(range(32))), 0x113FDB5C),
+        (b"123456789", 0xE3069283),
+        (b"", 0),
+    ],
+)
+def test_known_checksums(data: bytes, crc: int) -> None:
+    assert crc32c(as_array(data)) == crc
+
+
+@pytest.mark.parametrize("size", [2047, 2048, 2049, 5000, 70_001, (1 << 22) + 3000])
+def test_checksum_of_long_data(size: int) -> None:
+    """The parallel form equals the plain one, continued piece by piece."""
+    from r23d_jax.data.find.tfrecord import _crc32c_short
+
+    data = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
+    assert crc32c(data) == _crc32c_short(data.tobytes())
+
+
+def test_records_and_damage() -> None:
+    contents = [b"one", b"", bytes(5000), b"four"]
+    data = bytearray(b"".join(map(framed, contents)))
+    found = list(records(as_array(data)))
+    assert [bytes(data[r.start : r.end]) for r in found] == contents
+    assert not any(r.problem for r in found)
+
+    third = data.index(bytes(5000))
+    data[third + 2500] ^= 1  # in the data of the third: it alone is lost
+    found = list(records(as_array(data)))
+    assert [bool(r.problem) for r in found] == [False, False, True, False]
+    assert found[2].problem == f"the checksum of the record at byte {third - 12} is wrong"
+
+    data[third - 12] ^= 1  # in its length: nothing behind can be found
+    found = list(records(as_array(data)))
+    assert [r.problem for r in found] == ["", "", f"the record length at byte {third - 12} is damaged"]
+    for cut in (3, len(data) - third - 100, len(data) - third + 5):
+        *_, last = records(as_array(bytes(data[: third - 12]) + framed(bytes(5000)) + framed(b"four"))[:-cut])
+        assert "the file ends inside the record" in last.problem
+
+
+def test_example_against_tensorflow() -> None:
+    import tensorflow as tf
+
+    def feature(**kind: list) -> tf.train.Feature:
+        lists = {"bytes": tf.train.BytesList, "int64": tf.train.Int64List, "float": tf.train.FloatList}
+        return tf.train.Feature(**{f"{name}_list": lists[name](value=value) for name, value in kind.items()})
+
+    frames = [b"\xff\xd8 one", b"", b"three\0\0"]
+    example = tf.train.Example(
+        features=tf.train.Features(
+            feature={
+                "video": feature(bytes=frames),
+                "label": feature(int64=[7]),
+                "many": feature(int64=[-1, 0, 1 << 40]),
+                "float": feature(float=[1.5, 2.5]),
+                "empty": tf.train.Feature(),
+                "naïve name": feature(bytes=["é".encode()]),
+            }
+        )
+    ).SerializeToString()
+    data = as_array(b"before" + example + b"behind")
+    parsed = parse_example(data, 6, 6 + len(example))
+    assert parsed["label"] == [7]
+    assert parsed["many"] == [-1, 0, 1 << 40]
+    assert [data[a : a + n].tobytes() for a, n in parsed["video"]] == frames  # pyright: ignore[reportGeneralTypeIssues]
+    assert set(parsed) == {"video", "label", "many", "naïve name"}
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_parsed_or_refused(content: bytes) -> None:
+    data = as_array(content)
+    try:
+        parsed = parse_example(data, 0, len(data))
+    except ValueError:
+        return
+    for values in parsed.values():
+        for value in values:
+            assert isinstance(value, int) or 0 <= value[0] <= value[0] + value[1] <= len(data)
+    assert [r.problem != "" for r in records(data)] == ([True] if content else [])

@@ -1,0 +1,134 @@
+"""Decoding of real and made video files."""
+
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from r23d_jax.data.make.video import VideoError, VideoInfo, iter_frames, probe, read_frames, resize_short_side
+from tests.hostile.garbage.corpus import turned
+
+
+def pattern(number: int, height: int = 64, width: int = 96) -> np.ndarray:
+    """A frame whose colours tell channels apart, with a white top left corner and a bar that moves."""
+    image = np.full((height, width, 3), (200, 40, 90), np.uint8)
+    image[: height // 2, : width // 3] = 255
+    image[-16:, 4 * number : 4 * number + 16] = 0
+    return image
+
+
+def write_video(path: Path, num_frames: int = 10, codec: str = "libx264") -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"crf": "4"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for i in range(num_frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pattern(i), format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv", "a.mov", "file with spaces, ünïcode.mp4", "concat:a.mp4"])
+def test_round_trip(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "made.mkv").rename(name) if ":" in name else write_video(tmp_path / name)
+    frames = read_frames(Path(name))
+    assert (frames.shape, frames.dtype) == ((10, 64, 96, 3), np.uint8)
+    want = np.stack([pattern(i) for i in range(10)]).astype(int)
+    # Chroma is stored at half resolution, so compare away from edges, and allow the encoder's rounding.
+    inside = np.zeros((64, 96), bool)
+    inside[4:28, 4:28] = inside[4:44, 36:92] = True
+    assert np.abs(frames.astype(int) - want)[:, inside].max() <= 6
+    assert [int(frame[56].mean(-1).argmin()) // 4 for frame in frames] == pytest.approx(list(range(10)), abs=1.5)
+
+
+def test_channel_order_and_info(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    rgb, bgr = next(iter_frames(path)), next(iter_frames(path, channels="bgr"))
+    np.testing.assert_array_equal(rgb[..., ::-1], bgr)
+    assert rgb.flags.c_contiguous
+    assert probe(path) == VideoInfo(width=96, height=64, frame_rate=25.0, num_frames=10, codec="h264")
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turns"),
+    [((0, 1, -1, 0), -1), ((0, -1, 1, 0), 1), ((-1, 0, 0, -1), 2), ((1, 0, 0, 1), 0)],
+)
+def test_rotation_is_applied(tmp_path: Path, matrix: tuple[int, int, int, int], turns: int) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    upright = read_frames(path)
+    path.write_bytes(turned(path.read_bytes(), matrix))
+    np.testing.assert_array_equal(read_frames(path), np.rot90(upright, turns, axes=(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "short_side", "want"),
+    [
+        ((240, 320), 128, (128, 171)),
+        ((320, 240), 128, (171, 128)),
+        ((240, 320), 0, (240, 320)),
+        ((240, 320), 300, (240, 320)),  # never enlarged
+        ((2, 4000), 1, (1, 2000)),
+    ],
+)
+def test_short_side(shape: tuple[int, int], short_side: int, want: tuple[int, int]) -> None:
+    assert resize_short_side(np.zeros((*shape, 3), np.uint8), short_side).shape == (*want, 3)
+
+
+def test_reducing_averages_areas(tmp_path: Path) -> None:
+    checkers = np.indices((64, 64)).sum(0) % 2 * np.uint8(254)
+    reduced = resize_short_side(np.stack([checkers] * 3, -1).astype(np.uint8), 32)
+    assert (reduced == 127).all()  # without averaging this would be 0 or 254: aliasing
+    path = write_video(tmp_path / "a.mp4")
+    np.testing.assert_array_equal(
+        read_frames(path, 32),
+        np.stack([cv2.resize(f, (48, 32), interpolation=cv2.INTER_AREA) for f in read_frames(path)]),
+    )
+
+
+def test_metadata_that_is_not_utf_8(tmp_path: Path) -> None:
+    """PyAV 18 is asked to bear it, PyAV 19 does by itself."""
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "hello"
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pattern(0), format="rgb24")))
+        container.mux(stream.encode(None))
+    content = path.read_bytes()
+    assert content.count(b"hello") == 1
+    path.write_bytes(content.replace(b"hello", b"he\xff\xfeo"))
+    assert len(read_frames(path)) == 1
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    """Files that are no video are in tests/hostile/garbage."""
+    for path, message in [
+        (tmp_path / "nothing.avi", r"nothing\.avi: cannot be read \(No such file or directory\)"),
+        (tmp_path / "zero\0byte.avi", r"cannot be read \(.*embedded null (byte|character)"),
+        (tmp_path, r": is a folder, not a video"),
+    ]:
+        with pytest.raises(VideoError, match=message):
+            read_frames(path)
+
+
+def test_a_header_that_claims_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    monkeypatch.setattr("r23d_jax.data.make.video.MAX_PIXELS", 96 * 64 - 1)
+    for read in (probe, read_frames):
+        with pytest.raises(VideoError, match=r"a\.mp4: claims frames of 96x64 pixels; at most 6143 pixels are decoded"):
+            read(path)
+
+
+@pytest.mark.shared
+def test_real_clips(shared_data: Path) -> None:
+    odd = shared_data / "odd_videos"
+    avi, mp4 = read_frames(odd / "v_Diving_g01_c01.avi"), read_frames(odd / "v_Diving_g01_c01.mp4")
+    assert avi.shape == mp4.shape == (259, 240, 320, 3)
+    assert np.abs(avi[::20].astype(int) - mp4[::20]).mean() < 6  # the same clip, encoded twice
+    bare = probe(odd / "v_CliffDiving_g03_c01.mp4")  # a bare MPEG-4 stream, whatever its name says
+    assert (bare.width, bare.height, bare.num_frames) == (340, 256, 0)
+    assert len(read_frames(odd / "v_CliffDiving_g03_c01.mp4", 64)) == 92
+    clip = sorted((shared_data / "ucf5/UCF-101/HandstandPushups").iterdir())[0]
+    assert read_frames(clip, 128).shape[1:] == (128, 171, 3)

@@ -1,0 +1,132 @@
+"""Crop windows against their definitions, and what is done to pixels."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from r23d_jax.config import ConfigError, DataConfig
+from r23d_jax.data.read import augment
+
+ALMOST_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
+
+
+def _windows(cfg: DataConfig, height: int, width: int, count: int = 200) -> np.ndarray:
+    """(count, 4) windows for random draws."""
+    draws = np.random.default_rng(0).random((count, augment.WINDOW_DRAWS), np.float32)
+    draws[0], draws[1] = 0, ALMOST_ONE
+    window = tf.function(lambda d: augment.training_window(cfg, d, tf.constant(height), tf.constant(width)))
+    windows = np.array([window(tf.constant(d)) for d in draws])
+    assert windows.dtype == np.int32
+    top, left, high, wide = windows.T
+    assert np.all((top >= 0) & (left >= 0) & (high >= 1) & (wide >= 1))
+    assert np.all((top + high <= height) & (left + wide <= width))
+    return windows
+
+
+@pytest.mark.parametrize("size", [(240, 320), (320, 240), (24, 32), (1, 1)])
+@pytest.mark.parametrize("crop", ["multi_scale", "random_resized", "random", "center"])
+def test_every_window_lies_in_the_frame(crop: str, size: tuple[int, int]) -> None:
+    _windows(DataConfig(crop=crop), *size, count=40)
+
+
+def test_multi_scale_is_the_published_crop() -> None:
+    """Five scales of the short side, at any position: sides int(240 * scale), drawn evenly."""
+    windows = _windows(DataConfig(), 240, 320, count=400)
+    np.testing.assert_array_equal(windows[:, 2], windows[:, 3])
+    sides, counts = np.unique(windows[:, 2], return_counts=True)
+    assert sides.tolist() == [int(240 * s) for s in (0.5, 0.5946, 0.7071, 0.8409, 1.0)]
+    assert counts.min() > 50
+    largest = windows[windows[:, 2] == 240]
+    assert np.all(largest[:, 0] == 0) and largest[:, 1].min() < 8 and largest[:, 1].max() > 72
+    # the smallest crops reach all sides
+    smallest = windows[windows[:, 2] == 120]
+    assert smallest[:, 0].min() < 8 and smallest[:, 0].max() > 112
+    assert smallest[:, 1].min() < 10 and smallest[:, 1].max() > 190
+
+
+def test_random_crop_is_crop_size_at_the_scale_of_short_side() -> None:
+    windows = _windows(DataConfig(crop="random"), 240, 320)
+    assert set(windows[:, 2]) == set(windows[:, 3]) == {round(240 * 112 / 136)}
+    assert {windows[:, 0].min(), windows[:, 1].min()} == {0}
+    assert (windows[:, 0].max(), windows[:, 1].max()) == (240 - 198, 320 - 198)
+    # a frame smaller than short_side is enlarged: the window keeps its share of the frame
+    assert set(_windows(DataConfig(crop="random"), 60, 80)[:, 2]) == {round(60 * 112 / 136)}
+    exact = DataConfig(crop="random", short_side=48, crop_size=48)
+    assert set(map(tuple, _windows(exact, 48, 56)[:, [0, 2, 3]])) == {(0, 48, 48)}
+    assert set(_windows(exact, 48, 56)[:, 1]) == set(range(9))
+
+
+def test_center_crop() -> None:
+    assert set(map(tuple, _windows(DataConfig(crop="center"), 240, 320, 5))) == {(21, 61, 198, 198)}
+
+
+def test_random_resized_crop() -> None:
+    windows = _windows(DataConfig(crop="random_resized", crop_area=(0.25, 0.5)), 240, 320, count=400).astype(float)
+    area = windows[:, 2] * windows[:, 3] / (240 * 320)
+    aspect = windows[:, 3] / windows[:, 2]
+    assert 0.245 < area.min() < 0.27 and 0.47 < area.max() < 0.505
+    assert 0.74 < aspect.min() < 0.78 and 1.27 < aspect.max() < 1.34
+    assert 0.45 < np.mean(aspect < 1) < 0.65  # log-uniform
+    # no try fits: the whole of a very wide frame's height, 4/3 as wide
+    windows = _windows(DataConfig(crop="random_resized", crop_area=(0.9, 1.0)), 100, 1000, count=10)
+    assert set(map(tuple, windows)) == {(0, (1000 - 133) // 2, 100, 133)}
+    windows = _windows(DataConfig(crop="random_resized", crop_area=(0.9, 1.0)), 1000, 100, count=10)
+    assert set(map(tuple, windows)) == {((1000 - 133) // 2, 0, 133, 100)}
+
+
+def test_eval_windows() -> None:
+    cfg = DataConfig()
+    side = round(240 * 112 / 136)
+
+    def corners(crops: int, height: int, width: int) -> list[tuple[int, ...]]:
+        got = [
+            augment.eval_window(cfg, crops, tf.constant(k), tf.constant(height), tf.constant(width)).numpy()
+            for k in range(crops)
+        ]
+        assert all(g[2] == g[3] == side for g in got)
+        return [tuple(g[:2].tolist()) for g in got]
+
+    down, right = 240 - side, 320 - side
+    center = (down // 2, right // 2)
+    assert corners(1, 240, 320) == [center]
+    assert corners(3, 240, 320) == [(down // 2, 0), center, (down // 2, right)]
+    assert corners(3, 320, 240) == [(0, down // 2), center[::-1], (right, down // 2)]
+    five = [(0, 0), (0, right), (down, 0), (down, right), center]
+    assert corners(10, 240, 320) == five + five
+    mirrored = [bool(augment.is_mirrored(10, tf.constant(k))) for k in range(10)]
+    assert mirrored == [False] * 5 + [True] * 5
+    assert not any(bool(augment.is_mirrored(3, tf.constant(k))) for k in range(3))
+    with pytest.raises(ConfigError, match=r"config\.eval\.crops=2: must be one of 1, 3, 10"):
+        corners(2, 240, 320)
+
+
+def _jitter(strength: float, draws: list[float], video: np.ndarray) -> np.ndarray:
+    return augment.jitter_colors(strength, tf.constant(draws, tf.float32), tf.constant(video)).numpy()
+
+
+def test_color_jitter_is_its_definition_and_the_same_in_all_frames() -> None:
+    video = np.random.default_rng(0).uniform(0, 255, (4, 6, 5, 3)).astype(np.float32)
+    draws = [0.1, 0.7, 0.9]
+    brightness, contrast, saturation = (0.6 + 0.8 * d for d in draws)
+    luma = np.array([0.299, 0.587, 0.114], np.float32)
+    want = np.clip(video * brightness, 0, 255)
+    mean = (want @ luma).mean()
+    want = np.clip(mean + (want - mean) * contrast, 0, 255)
+    gray = (want @ luma)[..., None]
+    want = np.clip(gray + (want - gray) * saturation, 0, 255)
+    np.testing.assert_allclose(_jitter(0.4, draws, video), want, atol=1e-3)
+
+    still = np.broadcast_to(video[:1], video.shape)
+    jittered = _jitter(0.4, draws, still)
+    assert np.all(jittered == jittered[:1]) and not np.allclose(jittered, still)
+    np.testing.assert_allclose(_jitter(0.0, draws, video), video, atol=1e-3)
+    strong = _jitter(3.0, [0.0, 0.5, 0.5], video)  # brightness 0, never negative
+    assert strong.min() >= 0 and strong.max() == 0
+
+
+def test_rounding_and_mirroring() -> None:
+    video = tf.constant([[[[0.0, 0.4, 0.6], [254.4, 254.6, 255.0]]]])
+    assert augment.to_uint8(video).numpy().tolist() == [[[[0, 0, 1], [254, 255, 255]]]]
+    clip = tf.constant(np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3))
+    np.testing.assert_array_equal(augment.mirror(clip, tf.constant(True)), clip.numpy()[:, :, ::-1])
+    np.testing.assert_array_equal(augment.mirror(clip, tf.constant(False)), clip)

@@ -1,0 +1,333 @@
+"""Batches: what is in them, in which order, on which host, and that they depend on nothing but seed and step."""
+
+import dataclasses
+import functools
+import gc
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from frame_sets import pack, videos_and_frames, write_videos
+
+from r23d_jax.config import ConfigError, DataConfig, EvalConfig, preprocessing
+from r23d_jax.data.find.frames import VideoIndex
+from r23d_jax.data.find.packed import index_packed
+from r23d_jax.data.make import synthetic
+from r23d_jax.data.read import pipeline
+from r23d_jax.data.read.views import Views, make_views
+
+COUNTS = [12, 20, 3, 15, 9, 8, 30]
+# The window is the whole height, so that colors are not disturbed by resizing
+CFG = DataConfig(num_frames=8, short_side=24, crop_size=24, crop="random", num_workers=2)
+
+Batches = list[dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> VideoIndex:
+    return write_videos(tmp_path_factory.mktemp("videos") / "frames", COUNTS)
+
+
+def _train(
+    index: VideoIndex,
+    cfg: DataConfig = CFG,
+    *,
+    seed: int = 0,
+    size: int = 4,
+    start: int = 0,
+    steps: int = 1,
+    **host: int,
+) -> Batches:
+    broken = pipeline.BrokenLog(cfg)
+    batches = pipeline.train_batches(
+        index, cfg, seed=seed, global_batch_size=size, start_step=start, num_steps=steps, broken=broken, **host
+    )
+    out = list(batches)
+    assert len(out) == steps and broken.count == 0
+    return out
+
+
+def _eval(index: VideoIndex, views: Views, cfg: DataConfig = CFG, *, size: int = 4, **more: int) -> Batches:
+    return list(pipeline.eval_batches(index, views, cfg, batch_size=size, broken=pipeline.BrokenLog(cfg), **more))
+
+
+def _same(a: Batches, b: Batches) -> bool:
+    return len(a) == len(b) and all(
+        x.keys() == y.keys() and all(np.array_equal(x[k], y[k]) for k in x) for x, y in zip(a, b, strict=True)
+    )
+
+
+def _joined(hosts: list[Batches]) -> Batches:
+    return [{k: np.concatenate([p[k] for p in parts]) for k in parts[0]} for parts in zip(*hosts, strict=True)]
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_training_batch_holds_consecutive_frames_of_the_videos_it_names(index: VideoIndex) -> None:
+    for batch in _train(index, steps=4):
+        assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+            "video": ((4, 8, 24, 24, 3), np.uint8),
+            "label": ((4,), np.int32),
+            "mask": ((4,), np.float32),
+            "video_id": ((4,), np.int32),
+        }
+        videos, frames = videos_and_frames(batch["video"])
+        np.testing.assert_array_equal(videos, np.repeat(batch["video_id"][:, None], 8, 1))
+        np.testing.assert_array_equal(batch["label"], batch["video_id"] % 3)
+        assert np.all(batch["mask"] == 1)
+        for video, row in zip(batch["video_id"], frames, strict=True):
+            np.testing.assert_array_equal(row, (row[0] + np.arange(8)) % COUNTS[video])
+            assert row[0] <= max(COUNTS[video] - 8, 0)
+
+
+def test_an_epoch_visits_every_video_once_and_batches_go_across_its_end(index: VideoIndex) -> None:
+    ids = np.concatenate([batch["video_id"] for batch in _train(index, steps=7)])  # 28 samples: 4 epochs of 7
+    epochs = ids.reshape(4, 7)
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs.tolist())
+    assert len({tuple(epoch) for epoch in epochs.tolist()}) == 4
+
+
+def test_clips_of_one_video_differ_between_epochs(index: VideoIndex) -> None:
+    starts, mirrored = set(), set()
+    for batch in _train(index, steps=14):  # 8 epochs
+        _, frames = videos_and_frames(batch["video"])
+        for row in np.flatnonzero(batch["video_id"] == 6):
+            starts.add(int(frames[row, 0]))
+            blue = batch["video"][row, 0, 12, :, 2].astype(int)
+            mirrored.add(bool(blue[0] > blue[-1]))
+    assert len(starts) > 4 and mirrored == {True, False}
+
+
+@pytest.mark.parametrize("cfg", [CFG, dataclasses.replace(CFG, crop="random_resized", color_jitter=0.4)])
+def test_a_batch_depends_on_seed_and_step_alone(index: VideoIndex, cfg: DataConfig) -> None:
+    all_steps = _train(index, cfg, steps=5)
+    assert _same(all_steps, _train(index, cfg, steps=5))
+    assert _same(all_steps[3:], _train(index, cfg, start=3, steps=2))
+    assert not _same(all_steps, _train(index, cfg, seed=1, steps=5))
+
+
+def test_hosts_read_their_own_rows_and_make_one_batch_together(index: VideoIndex) -> None:
+    one = _train(index, steps=4)
+    two = [_train(index, steps=4, host=host, num_hosts=2) for host in (0, 1)]
+    assert all(len(batch["label"]) == 2 for batch in two[0])
+    assert _same(one, _joined(two))
+    four = [_train(index, start=2, steps=2, host=host, num_hosts=4) for host in range(4)]
+    assert _same(one[2:], _joined(four))
+
+
+def test_packed_frames_give_the_same_batches(index: VideoIndex, tmp_path: Path) -> None:
+    packed = pack(index, tmp_path / "packed")
+    assert _same(_train(index, steps=4), _train(packed, steps=4))
+    views = make_views(index.num_frames, preprocessing(CFG), EvalConfig())
+    assert _same(_eval(index, views), _eval(packed, views))
+
+
+def test_png_frames(tmp_path: Path) -> None:
+    index = write_videos(tmp_path, [9, 10], suffix=".png")
+    (batch,) = _train(index, size=2)
+    videos, _ = videos_and_frames(batch["video"])
+    np.testing.assert_array_equal(videos[:, 0], batch["video_id"])
+
+
+@pytest.mark.parametrize("crops", [1, 3])
+def test_dct_scaling_shows_the_same_windows(tmp_path: Path, crops: int) -> None:
+    """Decoded at half their size, which the window is reduced to anyway: the same but for the filter."""
+    large = write_videos(tmp_path / "frames", [9, 12, 10], height=96, width=128)
+    exact = dataclasses.replace(CFG, crop="random", crop_size=40, short_side=48)
+    scaled = dataclasses.replace(exact, dct_scaling=1.0)
+    views = make_views(large.num_frames, preprocessing(exact), EvalConfig(crops=crops))
+    pairs = [(_train(large, exact), _train(large, scaled)), (_eval(large, views, exact), _eval(large, views, scaled))]
+    for batches, quicker in pairs:
+        for a, b in zip(batches, quicker, strict=True):
+            np.testing.assert_array_equal(a["video_id"], b["video_id"])
+            difference = np.abs(a["video"].astype(int) - b["video"])
+            assert 0 < difference.max() <= 6 and difference.mean() < 1
+
+
+def test_segments_stride_and_differences(index: VideoIndex) -> None:
+    segments = dataclasses.replace(CFG, sampling="segments", num_segments=4)
+    strided = dataclasses.replace(CFG, frame_stride=2)
+    difference = dataclasses.replace(CFG, input="rgb_diff")
+    seen = set()
+    for cfg, length in ((segments, 8), (strided, 8), (difference, 9)):
+        for batch in _train(index, cfg, steps=7):
+            assert batch["video"].shape == (4, length, 24, 24, 3)
+            _, frames = videos_and_frames(batch["video"])
+            for row in frames[batch["video_id"] == 6].tolist():  # 30 frames: nothing goes round
+                seen.add(cfg.sampling + cfg.input + str(cfg.frame_stride))
+                if cfg is segments:
+                    assert all(row[k + 1] == row[k] + 1 for k in (0, 2, 4, 6))
+                    assert all(30 * k // 4 <= row[2 * k] and row[2 * k + 1] < 30 * (k + 1) // 4 for k in range(4))
+                else:
+                    assert np.all(np.diff(row) == cfg.frame_stride)
+    assert len(seen) == 3
+
+
+def test_the_published_recipe(tmp_path: Path) -> None:
+    """Short side 136, a square of one of five scales, flip, 112 x 112, pixels left as bytes for the device."""
+    index = write_videos(tmp_path, [8, 8], height=60, width=80)
+    cfg = DataConfig(num_frames=8, mean=(0.5,) * 3, std=(0.5,) * 3, byte_range=True, num_workers=2)
+    shares = []
+    for batch in _train(index, cfg, size=2, steps=16):
+        assert batch["video"].shape == (2, 8, 112, 112, 3) and batch["video"].dtype == np.uint8
+        # Blue rises by 210 over 79 pixels of the frame: what a crop sees of that says how wide it is
+        blue = batch["video"][:, 0, 56, :, 2].astype(float)
+        shares += (np.abs(blue[:, 100] - blue[:, 11]) * 112 / 89 / (210 / 79)).tolist()
+    want = np.array([int(60 * s) for s in cfg.crop_scales], float)
+    nearest = want[np.abs(np.array(shares)[:, None] - want).argmin(1)]
+    assert np.abs(shares - nearest).max() < 2 and set(nearest) == set(want)
+
+
+# -- evaluation --------------------------------------------------------------------------------------------------------
+
+
+def test_views_come_in_order_and_the_last_batch_is_padded(index: VideoIndex) -> None:
+    views = make_views(index.num_frames, preprocessing(CFG), EvalConfig())
+    assert len(views) == 1 + 2 + 1 + 1 + 1 + 1 + 3
+    batches = _eval(index, views)
+    assert [batch["mask"].tolist() for batch in batches] == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
+    assert {k: (v.shape, v.dtype) for k, v in batches[-1].items()} == {
+        "video": ((4, 8, 24, 24, 3), np.uint8),
+        "label": ((4,), np.int32),
+        "mask": ((4,), np.float32),
+        "video_id": ((4,), np.int32),
+        "view": ((4,), np.int32),
+    }
+    joined = _joined([[batch] for batch in batches])  # hosts' concatenation serves for batches
+    whole = {k: np.concatenate([batch[k] for batch in batches]) for k in batches[0]}
+    assert len(joined) == 1 and np.array_equal(joined[0]["video"], whole["video"])
+    assert whole["view"][:10].tolist() == list(range(10)) and not whole["view"][10:].any()
+    np.testing.assert_array_equal(whole["video_id"][:10], views.video)
+    np.testing.assert_array_equal(whole["label"][:10], views.video % 3)
+    videos, frames = videos_and_frames(whole["video"][:10])
+    np.testing.assert_array_equal(videos[:, 0], views.video)
+    want = (views.start[:, None] + np.arange(8)) % np.array(COUNTS)[views.video][:, None]
+    np.testing.assert_array_equal(frames, want)
+    assert not whole["video"][10:].any()
+
+
+def test_evaluation_hosts_have_as_many_batches_each_and_cover_all_views(index: VideoIndex) -> None:
+    views = make_views(index.num_frames, preprocessing(CFG), EvalConfig())
+    one = _eval(index, views)
+    for hosts in (2, 4):
+        parts = [_eval(index, views, host=host, num_hosts=hosts) for host in range(hosts)]
+        assert {len(part) for part in parts} == {3}
+        assert _same(one, _joined(parts))
+
+
+@pytest.mark.parametrize("crops", [3, 10])
+def test_crops_of_a_view(index: VideoIndex, crops: int) -> None:
+    cfg = dataclasses.replace(CFG, short_side=24, crop_size=12)
+    views = make_views(index.num_frames[:1], preprocessing(cfg), EvalConfig(crops=crops))
+    (batch,) = _eval(index, views, cfg, size=crops)
+    left = batch["video"][:, 0, 6, 0, 2].astype(int)  # blue of the left edge: where the window begins
+    right = batch["video"][:, 0, 6, -1, 2].astype(int)
+    if crops == 3:
+        assert left[0] < left[1] - 30 and left[1] < left[2] - 30 and np.all(left < right)
+    else:
+        np.testing.assert_array_equal(batch["video"][5:], batch["video"][:5, :, :, ::-1])
+        assert np.all(left[:5] < right[:5]) and left[0] < left[1] - 30
+    # Told which crops these are, single views give the pixels that come of decoding a clip once for all its crops
+    for crop, video in enumerate(batch["video"]):
+        one = slice(crop, crop + 1)
+        part = Views(views.video[one], views.start[one], views.crop[one])
+        (alone,) = _eval(index, part, cfg, size=1, crops=crops)
+        np.testing.assert_array_equal(alone["video"][0], video)
+
+
+def test_no_views_no_batches(index: VideoIndex) -> None:
+    none = np.zeros(0, np.int32)
+    assert _eval(index, Views(none, none, none)) == []
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+
+def test_settings_that_do_not_go_together_are_refused(index: VideoIndex) -> None:
+    with pytest.raises(
+        ConfigError, match=r"config\.train\.global_batch_size=4: must be a multiple of the number of hosts, 3"
+    ):
+        _train(index, num_hosts=3)
+    views = make_views(index.num_frames, preprocessing(CFG), EvalConfig())
+    with pytest.raises(ConfigError, match=r"config\.eval\.batch_size=4: must be a multiple of the number of hosts, 3"):
+        _eval(index, views, num_hosts=3)
+    with pytest.raises(ConfigError, match=r"config\.eval\.crops=2"):
+        _eval(index, views, crops=2)
+    with pytest.raises(ConfigError, match="must divide num_frames=8"):
+        _train(index, dataclasses.replace(CFG, sampling="segments", num_segments=3))
+
+
+def _threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux shows them")
+@pytest.mark.parametrize("how", ["closed", "dropped", "used up"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_iterator_takes_its_threads_with_it(index: VideoIndex, tmp_path: Path, how: str, packed: bool) -> None:
+    data = pack(index, tmp_path / "packed") if packed else index
+
+    def run() -> None:
+        steps = 2 if how == "used up" else 1000
+        batches = pipeline.train_batches(
+            data, CFG, seed=0, global_batch_size=4, start_step=0, num_steps=steps, broken=pipeline.BrokenLog(CFG)
+        )
+        next(batches)
+        if how == "closed":
+            batches.close()
+            assert list(batches) == []
+        elif how == "used up":
+            assert len(list(batches)) == 1
+
+    run()  # TensorFlow's own pools have started now
+    gc.collect()
+    before = _threads()
+    for _ in range(4):
+        run()
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while _threads() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _threads() <= before
+
+
+# -- opening -----------------------------------------------------------------------------------------------------------
+
+
+def test_open_index_writes_the_synthetic_set_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = functools.partial(synthetic.write_synthetic, num_groups=2, clips_per_group=1, test_groups=1)
+    monkeypatch.setattr(pipeline, "write_synthetic", small)
+    cfg = DataConfig(source="synthetic", root=str(tmp_path / "set"), lists="nowhere")
+    train, test = pipeline.open_index(cfg, "train"), pipeline.open_index(cfg, "test")
+    assert train.class_names == test.class_names == synthetic.CLASSES
+    assert len(train) == len(test) == 6 and not set(train.names) & set(test.names)
+    some = pipeline.open_index(dataclasses.replace(cfg, classes=("Right", "Left"), split=2), "test")
+    assert some.class_names == ("Left", "Right") and len(some) == 2
+
+
+def test_open_index_reads_frames_by_the_lists(tmp_path: Path) -> None:
+    write_videos(tmp_path / "frames", [3, 4])
+    (tmp_path / "train.csv").write_text("v_Class0_g00_c01.avi,Class0\n")
+    (tmp_path / "val.csv").write_text("v_Class1_g01_c01.avi,Class1\n")
+    cfg = DataConfig(root=str(tmp_path / "frames"), lists=str(tmp_path))
+    index = pipeline.open_index(cfg, "test")
+    assert index.names.tolist() == ["v_Class1_g01_c01"] and index.num_frames.tolist() == [4]
+
+
+def test_open_index_of_packed_data_takes_lists_where_there_are_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(pipeline, "index_packed", lambda *args: calls.append(args))
+    cfg = DataConfig(source="packed", root=str(tmp_path / "shards"), lists=str(tmp_path / "lists"))
+    pipeline.open_index(cfg, "train")
+    assert calls.pop() == (tmp_path / "shards", None, "train")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "train.csv").write_text("a.avi,Class0\n")
+    pipeline.open_index(cfg, "train")
+    root, videos, subset = calls.pop()
+    assert (root, subset, videos.entries[0].name) == (tmp_path / "shards", "train", "a")
+    assert callable(index_packed)

@@ -1,0 +1,86 @@
+"""A whole training among garbage, as a user starts it: what is skipped is named, what cannot go on says why."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.garbage.corpus import PICTURES, picture
+
+ROOT = Path(__file__).resolve().parents[3]
+LATIN = os.fsdecode(b"latin-\xe9")  # a name that is no text in UTF-8
+BAD = ("text", "zero_byte", "png_bomb", "truncated")
+
+
+def write_data(root: Path, sound: int) -> None:
+    """Videos of two classes, some with a second frame that is none, and their lists."""
+    rows: dict[str, list[str]] = {"train.csv": [], "val.csv": []}
+    videos = [(f"{side}{k}", picture(), side) for side in ("train", "val") for k in range(sound)]
+    videos += [(f"{name} {LATIN}", PICTURES[name].make(), "train") for name in BAD]
+    videos += [(f"val {LATIN}", b"", "val")]
+    for number, (name, second, side) in enumerate(videos):
+        class_name = ("A", f"class {LATIN}")[number % 2]
+        folder = root / "frames" / class_name / name
+        folder.mkdir(parents=True)
+        for frame in (1, 2, 3):
+            (folder / f"{frame}.jpg").write_bytes(second if frame == 2 else picture())
+        rows[f"{side}.csv"].append(f"{class_name}/{name}.avi,{class_name}\n")
+    (root / "lists").mkdir()
+    for name, lines in rows.items():
+        (root / "lists" / name).write_bytes(os.fsencode("".join(lines)))
+
+
+def launch(root: Path, *overrides: str) -> tuple[int, str, str, int]:
+    """Exit status, both outputs, and the peak of memory in MiB."""
+    settings = ["data.source=frames", f"data.root={root}/frames", f"data.lists={root}/lists", "data.num_frames=2"]
+    settings += ["data.crop_size=16", "data.short_side=20", "train.global_batch_size=8", "train.epochs=2"]
+    settings += ["model.depth=10", "model.widths=(8,8,8,8)", *overrides]
+    args = [sys.executable, "launch.py", "--config=configs/quickstart.py:f_r2d,avgpool", f"--workdir={root}/run"]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    with open(root / "out", "w+") as out, open(root / "err", "w+") as err:
+        process = subprocess.Popen(
+            [*args, *(f"--config.{setting}" for setting in settings)],
+            stdout=out,
+            stderr=err,
+            cwd=ROOT,
+            env=environment | {"PYTHONIOENCODING": "utf-8:strict"},  # as in most languages
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    outputs = [(root / name).read_text(errors="replace") for name in ("out", "err")]
+    return process.returncode, *outputs, usage.ru_maxrss // 1024
+
+
+@pytest.mark.slow
+def test_a_run_among_garbage_ends_and_names_it(tmp_path: Path) -> None:
+    write_data(tmp_path, sound=8)
+    status, out, err, peak = launch(tmp_path, "data.max_broken_fraction=0.5")
+    assert status == 0, err
+    assert "Traceback" not in out + err
+    for name in BAD:
+        line = next(line for line in out.splitlines() if line.startswith("broken: ") and f"/{name} latin-" in line)
+        assert "its clips are replaced by those of other videos" in line
+    assert "val latin-\\udce9; its views are left out" in out
+    assert "left out: 2 views that could not be read" in out and "report: " in out
+    assert "val latin-" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    assert peak < 2000  # the PNG alone has 1,200 MB, and a clip of it twice as much
+
+
+@pytest.mark.slow
+def test_too_much_garbage_is_one_message(tmp_path: Path) -> None:
+    write_data(tmp_path, sound=1)
+    status, out, err, _ = launch(tmp_path)
+    assert status == 2 and "Traceback" not in out + err
+    message = err[err.index("error: ") :]
+    assert "videos tried so far cannot be read, more than" in message or "videos in turn could not be read" in message
+    assert "2.jpg: " in message
+
+
+def test_any_name_can_be_printed() -> None:
+    code = "from r23d_jax import backend; backend.prepare_process(); print('latin-\\udce9')"
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    args = [sys.executable, "-c", code]
+    done = subprocess.run(args, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "latin-\\udce9\n"), done.stderr

@@ -1,0 +1,145 @@
+"""Videos that are none, and odd ones that are: decoded, prepared, and in odd places under odd names."""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from r23d_jax.commands import prepare
+from r23d_jax.data.make.video import VideoError, iter_frames, probe
+from tests.hostile.garbage.corpus import VIDEOS, flip_bits, forbidden, pipe, video
+
+ROOT = Path(__file__).resolve().parents[3]
+COUNTS = {"one_frame": 1}  # of the sound ones; the others have 8
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_a_video_is_decoded_or_refused_in_words(name: str, tmp_path: Path) -> None:
+    path = VIDEOS[name].write(tmp_path, name)
+    if not VIDEOS[name].reason:
+        assert sum(1 for _ in iter_frames(path)) == COUNTS.get(name, 8)
+        assert probe(path).width > 0
+        return
+    with pytest.raises(VideoError, match=VIDEOS[name].reason) as caught:
+        list(iter_frames(path))
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_flipped_bits_never_crash(tmp_path: Path) -> None:
+    for form, codec in (("avi", "mpeg4"), ("mp4", "libx264"), ("matroska", "libx264")):
+        sound = video(form, codec, 20)
+        for seed in range(8):
+            path = tmp_path / f"{seed}.{form}"
+            path.write_bytes(flip_bits(sound, 40, seed))
+            try:
+                frames = list(iter_frames(path))
+            except VideoError as error:
+                assert str(error).startswith(f"{path}: ")
+            else:
+                assert all(frame.ndim == 3 for frame in frames)
+
+
+def test_bombs_do_not_take_memory(tmp_path: Path) -> None:
+    """Neither does probing, which decodes frames by itself, nor decoding."""
+    sound = tmp_path / "sound.mp4"
+    sound.write_bytes(video())
+    bombs = [VIDEOS[name].write(tmp_path, name) for name in ("png_bomb", "jpeg_bomb", "claims_huge")]
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from r23d_jax.data.make.video import VideoError, iter_frames, probe\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "def read(path):\n"
+        "    for function in (probe, lambda p: list(iter_frames(p))):\n"
+        "        try: function(Path(path))\n"
+        "        except VideoError: pass\n"
+        "read(sys.argv[1])\n"
+        "before = peak()\n"
+        "for bomb in sys.argv[2:]: read(bomb)\n"
+        "print(peak() - before)\n"
+    )
+    args = [sys.executable, "-c", code, str(sound), *map(str, bombs)]
+    done = subprocess.run(args, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 48_000  # KiB; one frame of the PNG has 144 MB
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def call(*args: str | Path) -> int:
+    parser = argparse.ArgumentParser()
+    prepare.add_arguments(parser)
+    return prepare.run(parser.parse_args([*map(str, args), "--workers", "2"]))
+
+
+def broken_of(out: Path) -> dict[str, str]:
+    return dict(line.split("\t") for line in (out / "broken.txt").read_text(encoding="utf-8").splitlines())
+
+
+@pytest.mark.parametrize("form", ["frames", "packed"])
+def test_prepare_skips_and_lists_them_all(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, garbage in VIDEOS.items():
+        garbage.write(tmp_path / "videos" / "A", name)
+    assert call("--videos", tmp_path / "videos", "--out", tmp_path / "out", "--format", form) == 3
+    printed = capsys.readouterr()
+    bad = {name: garbage for name, garbage in VIDEOS.items() if garbage.reason}
+    assert f"{len(VIDEOS) - len(bad)} videos are ready" in printed.out
+    assert f"skipped {len(bad)} videos that could not be used; they are listed in" in printed.out
+    assert "Traceback" not in printed.err
+    broken = broken_of(tmp_path / "out")
+    assert {Path(file).stem for file in broken} == set(bad)
+    for file, reason in broken.items():
+        assert re.search(bad[Path(file).stem].reason, reason) and reason.startswith(f"{file}: ")
+
+
+def test_prepare_among_odd_names_and_places(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, sound = tmp_path / "videos" / "A", video(num_frames=2)
+    folder.mkdir(parents=True)
+    usable = ["two words", "line\nend", "quote'\"", "-rf", "$(reboot)", "%s{0}", "x" * 251]
+    for name in usable:
+        (folder / f"{name}.mp4").write_bytes(sound)
+    (folder / os.fsdecode(b"latin-\xe9.mp4")).write_bytes(sound)
+    (folder / "folder.mp4").mkdir()
+    (folder / "folder.mp4" / "inside.mp4").write_bytes(sound)
+    (folder / "link.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    (folder / "itself.mp4").symlink_to("itself.mp4")
+    (folder / "itself").symlink_to("itself")
+    (folder / "up").symlink_to(tmp_path / "videos")
+    with pipe(folder / "pipe.mp4"):
+        assert call("--videos", tmp_path / "videos", "--out", tmp_path / "out") == 3
+    reasons = {Path(file).name: reason for file, reason in broken_of(tmp_path / "out").items()}
+    wanted = {
+        "latin-\\udce9.mp4": "its name is not valid UTF-8; rename it",
+        "link.mp4": "cannot be read (No such file or directory)",
+        "itself.mp4": "cannot be read (Too many levels of symbolic links)",
+        "pipe.mp4": "is no file, but a pipe or a device",
+    }
+    assert reasons.keys() == wanted.keys() and all(text in reasons[name] for name, text in wanted.items())
+    made = {folder.name for folder in (tmp_path / "out/frames/A").iterdir()}
+    assert made == set(usable) and (tmp_path / "out/frames/folder.mp4/inside").is_dir()
+    assert f"{len(usable) + 1} videos are ready" in capsys.readouterr().out
+
+
+def test_a_name_too_long_for_what_is_made_of_it(tmp_path: Path) -> None:
+    """The staged file of a video has a longer ending than the video."""
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / ("x" * 251 + ".mp4")).write_bytes(video(num_frames=2))
+    assert call("--videos", tmp_path / "videos", "--out", tmp_path / "out", "--format", "packed") == 3
+    (reason,) = broken_of(tmp_path / "out").values()
+    assert "File name too long" in reason
+
+
+def test_what_may_not_be_read_is_listed(tmp_path: Path) -> None:
+    for name in ("open/a.mp4", "closed/b.mp4", "open/c.mp4"):
+        (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "videos" / name).write_bytes(video(num_frames=2))
+    with forbidden(tmp_path / "videos/closed", tmp_path / "videos/open/c.mp4"):
+        assert call("--videos", tmp_path / "videos", "--out", tmp_path / "out") == 3
+    reasons = {Path(file).name: reason for file, reason in broken_of(tmp_path / "out").items()}
+    assert reasons.keys() == {"closed", "c.mp4"}
+    assert all("Permission denied" in reason for reason in reasons.values())

@@ -1,0 +1,40 @@
+"""Meshes, and where things lie on them."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from r23d_jax.config import ConfigError
+from r23d_jax.runtime import parallel
+
+
+def test_mesh_has_two_axes_and_every_device() -> None:
+    mesh = parallel.make_mesh(fsdp=2)
+    assert mesh.axis_names == ("data", "fsdp") and mesh.shape == {"data": 4, "fsdp": 2}
+    with pytest.raises(ConfigError, match=r"config\.parallel\.fsdp=3: must divide the number of devices, which is 8"):
+        parallel.make_mesh(fsdp=3)
+
+
+def test_long_axes_are_split_and_small_leaves_stay_whole() -> None:
+    mesh = parallel.make_mesh(fsdp=4)
+    shapes = {"kernel": (3, 3, 3, 64, 128), "odd": (7, 7, 7, 7, 11), "bias": (128,), "step": ()}
+    tree = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    specs = {name: sharding.spec for name, sharding in parallel.state_shardings(tree, mesh).items()}
+    assert specs["kernel"] == PartitionSpec(None, None, None, None, "fsdp")
+    assert specs["odd"] == specs["bias"] == specs["step"] == PartitionSpec()
+
+
+def test_a_batch_keeps_its_order_over_the_devices() -> None:
+    mesh = parallel.make_mesh(fsdp=2)
+    rows = np.arange(16, dtype=np.int32)
+    label = parallel.global_batch({"label": rows}, mesh)["label"]
+    np.testing.assert_array_equal(label, rows)
+    assert {shard.data.shape for shard in label.addressable_shards} == {(2,)}
+    with pytest.raises(ConfigError, match="a batch of 12 does not divide by 8 devices: set .*global_batch_size"):
+        parallel.global_batch({"label": rows[:12]}, mesh)
+
+
+def test_one_line_about_the_devices() -> None:
+    line = parallel.describe_devices()
+    assert line.startswith("running on CPU (") and "8 virtual devices" in line and "\n" not in line
