@@ -62,7 +62,9 @@ def main(argv: list[str]) -> int:
 
         two_stream.evaluate_two_streams(cfg, workdir)
     elif MODE.value == "eval":
-        loop.evaluate_checkpoint(cfg, workdir)
+        from r23d_jax.evaluation.run import evaluate_checkpoint
+
+        evaluate_checkpoint(cfg, workdir)
     elif loop.train(cfg, workdir) is None:
         if distributed.is_first():
             print(f"continue with: {shlex.join([Path(sys.executable).name, *sys.argv])}")

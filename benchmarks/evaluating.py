@@ -28,6 +28,7 @@ def run(rounds: int, workers: int, tiny: bool, peer: bool) -> list[dict[str, Any
     Returns:
       Of each pipeline "name", "views_per_second", "ratio" against the first, and "spread".
     """
+    from r23d_jax.data import sources
     from r23d_jax.data.read import pipeline
     from r23d_jax.data.read.views import make_views
 
@@ -42,7 +43,7 @@ def run(rounds: int, workers: int, tiny: bool, peer: bool) -> list[dict[str, Any
             crop_size=_CROP,
             num_workers=workers,
         )
-        index = pipeline.open_index(cfg, "train")
+        index = sources.open_index(cfg, "train")
         views = make_views(
             index.num_frames, preprocessing(cfg), EvalConfig(views="uniform", num_clips=_CLIPS, crops=_CROPS)
         )

@@ -195,6 +195,7 @@ def _ours(
     root: Path, source: str, part: str, workers: int, num_steps: int, **options: Any
 ) -> Iterator[Callable[[int], None]]:
     """Gives the function that drains a number of batches from one iterator, which lives as long as the context."""
+    from r23d_jax.data import sources
     from r23d_jax.data.read import pipeline
 
     cfg = DataConfig(
@@ -212,7 +213,7 @@ def _ours(
     )
     broken = pipeline.BrokenLog(cfg)
     batches = pipeline.train_batches(
-        pipeline.open_index(cfg, "train"),
+        sources.open_index(cfg, "train"),
         cfg,
         seed=0,
         global_batch_size=_BATCH,

@@ -226,6 +226,10 @@ class Preprocessing:
         return self.num_frames + (1 if self.input == "rgb_diff" else 0)
 
 
+# Optical flow is kept as bytes: 128 is no motion, 1 and 255 are the bound.
+FLOW_ZERO, FLOW_SCALE = 128, 127
+
+
 def use_flow(cfg: Config) -> Config:
     """Makes a config read optical flow as `prepare --flow` writes it: 128 is no motion, 1 and 255 are the bound.
 
@@ -234,7 +238,7 @@ def use_flow(cfg: Config) -> Config:
     """
     cfg.model.in_channels = 2
     cfg.data.input = "flow"
-    cfg.data.mean, cfg.data.std = (128 / 255,) * 2, (127 / 255,) * 2  # so that values lie in [-1, 1]
+    cfg.data.mean, cfg.data.std = (FLOW_ZERO / 255,) * 2, (FLOW_SCALE / 255,) * 2  # so that values lie in [-1, 1]
     cfg.data.color_jitter = 0.0
     cfg.data.root = "data/ucf101_flow/frames"
     return cfg

@@ -19,17 +19,6 @@ from r23d_jax.checkpoint.store import BEST_METRIC, DAMAGED, CheckpointError, New
 from r23d_jax.config import Config, Preprocessing, UserError
 from r23d_jax.models.functional import split_model
 
-__all__ = [
-    "BEST_METRIC",
-    "CheckpointError",
-    "Checkpoints",
-    "LoadedModel",
-    "create_configured_model",
-    "load_checkpoint",
-    "load_model",
-    "save_model",
-]
-
 FOLDER = "checkpoints"
 
 

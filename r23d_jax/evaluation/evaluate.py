@@ -18,20 +18,11 @@ from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read import pipeline
 from r23d_jax.data.read.views import make_views
 from r23d_jax.evaluation import metrics as metric_functions
-from r23d_jax.evaluation.result import (
-    EvalResult,
-    Protocol,
-    environment,
-    format_table,
-    load_evaluation,
-    save_evaluation,
-)
+from r23d_jax.evaluation.result import EvalResult, Protocol, environment
 from r23d_jax.models.functional import Network
 from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.runtime import parallel
 from r23d_jax.runtime.progress import Progress
-
-__all__ = ["EvalResult", "EvalStep", "evaluate", "format_table", "load_evaluation", "make_eval_step", "save_evaluation"]
 
 # (params, batch_stats, batch) -> logits (B, C) float32, view (B,) int32, mask (B,) float32
 EvalStep = Callable[[Any, Any, dict[str, jax.Array]], tuple[jax.Array, jax.Array, jax.Array]]

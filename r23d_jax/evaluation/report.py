@@ -8,21 +8,19 @@ import numpy as np
 from r23d_jax import config
 from r23d_jax.config import Config, UserError
 from r23d_jax.data.find.frames import VideoIndex
+from r23d_jax.data.sources import open_index
 from r23d_jax.evaluation import film
 from r23d_jax.evaluation.figures import Row, accuracy_bars, confused_pairs, confusion_svg, curves, escape
 from r23d_jax.evaluation.result import (
     EvalResult,
     environment,
-    format_table,
     load_evaluation,
     percent,
     protocol_line,
-    read_metrics,
     remarks,
 )
 from r23d_jax.runtime.disk import write_atomically
-
-__all__ = ["format_table", "write_report"]
+from r23d_jax.runtime.journal import read_metrics
 
 REPORT = "report.html"
 NUM_ERRORS = 10  # film strips
@@ -226,10 +224,8 @@ def _find_videos(cfg: Config | None) -> tuple[VideoIndex | None, str]:
     """The test videos that a config names; where they cannot be had, None and a sentence that says why."""
     if cfg is None:
         return None, "No film strips: there is no config.json that names the videos."
-    from r23d_jax.data.read import pipeline  # only here, because it loads TensorFlow
-
     try:
-        return pipeline.open_index(cfg.data, "test"), ""
+        return open_index(cfg.data, "test"), ""
     except (UserError, OSError) as error:
         return None, f"No film strips: {error}"
 

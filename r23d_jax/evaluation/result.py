@@ -289,17 +289,3 @@ def _count(number: int, noun: str) -> str:
 def _listed(names: tuple[str, ...], noun: str, most: int = 5) -> str:
     shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
     return f"{_count(len(names), noun)} ({shown})"
-
-
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, oldest first; lines that are not JSON objects with a step are left out."""
-    path = workdir / "metrics.jsonl"
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows

@@ -10,14 +10,15 @@ import jax
 from r23d_jax import config
 from r23d_jax.checkpoint.checkpoint import LoadedModel, load_checkpoint
 from r23d_jax.config import Config
-from r23d_jax.evaluation import evaluate as evaluation
 from r23d_jax.evaluation import fusion
+from r23d_jax.evaluation.evaluate import evaluate, make_eval_step
+from r23d_jax.evaluation.result import EvalResult
+from r23d_jax.evaluation.run import open_videos
 from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import parallel
-from r23d_jax.training.loop import open_videos
 
 
-def evaluate_two_streams(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> evaluation.EvalResult:
+def evaluate_two_streams(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> EvalResult:
     """Evaluates two trained streams on the same videos and views, adds their scores, and writes a report of all three.
 
     Each stream reads its own kind of frames, from where it was trained unless `cfg.fusion` says otherwise; split,
@@ -75,16 +76,14 @@ class _Stream:
         data = loaded.config.data
         return cls(loaded, dataclasses.replace(data, root=root or data.root))
 
-    def evaluate(
-        self, cfg: Config, subset: Literal["test", "held_out"], log: Callable[[str], None]
-    ) -> evaluation.EvalResult:
+    def evaluate(self, cfg: Config, subset: Literal["test", "held_out"], log: Callable[[str], None]) -> EvalResult:
         own = dataclasses.replace(self.loaded.config, data=self.data, eval=cfg.eval)
         index = open_videos(own, subset, log)
         if index.class_names != self.loaded.class_names:
             raise config.UserError(f"{self.loaded.path}: was trained on other classes than its lists have now")
         mesh = parallel.make_mesh(own.parallel.fsdp)
         network, params, batch_stats = split_model(self.loaded.model)
-        step = evaluation.make_eval_step(network, self.loaded.preprocessing, mesh)
-        result = evaluation.evaluate(step, params, batch_stats, index, own, mesh, log=log)
+        step = make_eval_step(network, self.loaded.preprocessing, mesh)
+        result = evaluate(step, params, batch_stats, index, own, mesh, log=log)
         assert result is not None, "nothing asked this evaluation to stop"
         return result

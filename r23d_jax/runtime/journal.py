@@ -8,12 +8,12 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.record_writer import RecordWriter
 
-from r23d_jax.evaluation.result import read_metrics
 from r23d_jax.runtime.disk import write_atomically, writing
 
 BOARD_SECONDS = 30.0  # after which TensorBoard sees new values
@@ -100,6 +100,20 @@ class Journal:
         with writing(self._folder):
             self._board.flush()
         self._flushed = time.monotonic()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`, oldest first; lines that are not JSON objects with a step are left out."""
+    path = workdir / "metrics.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
 
 
 def _is_evaluation(row: Mapping[str, object]) -> bool:

@@ -1,17 +1,13 @@
 """Devices: one mesh with the axes ("data", "fsdp"), and where every array of a run lies on it."""
 
 import functools
-import hmac
 import math
 import os
-import secrets
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from r23d_jax.config import ConfigError
@@ -19,8 +15,6 @@ from r23d_jax.config import ConfigError
 AXES = ("data", "fsdp")
 # Smaller leaves (biases, BN) stay whole on every device: splitting them saves nothing and costs a gather each.
 MIN_SHARDED_SIZE = 2**14
-
-_SECRET_SIZE = 32  # bytes
 
 # XLA:CPU hands single convolutions to a library that uses about half the cores; this keeps them in XLA.
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
@@ -135,37 +129,6 @@ def compiler_options() -> dict[str, str]:
     return _CPU_OPTIONS
 
 
-def keep_compiled(folder: Path) -> None:
-    """Keeps compiled programs below a folder, where the next process finds them; JAX_COMPILATION_CACHE_DIR goes first.
-
-    They are machine code, which jax runs without a question, and a workdir may come from somebody else. So they lie in
-    a subfolder whose name nobody else can know. Without a home folder to keep a secret in, none are kept.
-    """
-    mark = _secret_name(folder)
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or mark is None:
-        return
-    _remove_torn(folder / mark)
-    compilation_cache.reset_cache()  # another folder's, if this process has used one
-    jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / mark))
-
-
-def _secret_name(folder: Path) -> str | None:
-    """A name that follows from the folder's path and a secret of this user, made at the first call."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    path = Path(home, "r23d_jax", "secret")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists() or path.stat().st_size != _SECRET_SIZE:
-            partial = path.with_name(f".secret.{secrets.token_hex(8)}")
-            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(secrets.token_bytes(_SECRET_SIZE))
-            os.replace(partial, path)
-        secret = path.read_bytes()
-    except OSError:
-        return None
-    return hmac.new(secret, os.fsencode(folder.absolute()), "sha256").hexdigest()[:32]
-
-
 def loggers(log: Callable[[str], None]) -> tuple[Callable[[str], None], Callable[[str], None]]:
     """Of a run on several processes: what is true of all is said by the first, what is true of one by that one.
 
@@ -179,23 +142,6 @@ def loggers(log: Callable[[str], None]) -> tuple[Callable[[str], None], Callable
         return log, log
     own = f"process {jax.process_index()}: "
     return log if jax.process_index() == 0 else lambda line: None, lambda line: log(own + line)
-
-
-def _remove_torn(folder: Path) -> None:
-    """Removes what cannot be read back.
-
-    jax writes these files in place, and never again one that is there: one that a kill or a full disk has torn would
-    cost a compilation, and a warning, at every start.
-    """
-    try:
-        from jax._src.compilation_cache import decompress_executable
-    except ImportError:  # a jax that has it elsewhere
-        return
-    for file in folder.glob("*-cache"):
-        try:
-            decompress_executable(file.read_bytes())
-        except Exception:  # noqa: BLE001  each way of compressing has an exception of its own
-            file.unlink(missing_ok=True)
 
 
 def describe_devices() -> str:

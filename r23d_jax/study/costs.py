@@ -55,7 +55,7 @@ def _count(model: str, num_frames: int, size: int) -> tuple[int, int]:
 @functools.cache
 def _videos_at(source: str, root: str, lists: str, split: int, classes: tuple[str, ...]) -> int | None:
     from r23d_jax.data.find.splits import read_list
-    from r23d_jax.data.read.pipeline import open_index
+    from r23d_jax.data.sources import open_index
 
     if source == "synthetic" and not (Path(root) / "lists").is_dir():
         return None  # written when it is first trained on

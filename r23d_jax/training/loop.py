@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from flax import nnx
@@ -15,15 +15,19 @@ from jax.sharding import Mesh
 
 import r23d_jax
 from r23d_jax import config, models
-from r23d_jax.checkpoint.checkpoint import BEST_METRIC, Checkpoints, create_configured_model, load_checkpoint
+from r23d_jax.checkpoint.checkpoint import Checkpoints, create_configured_model
 from r23d_jax.checkpoint.state import TrainState, create_state
+from r23d_jax.checkpoint.store import BEST_METRIC
 from r23d_jax.config import Config, Preprocessing
 from r23d_jax.data.find.frames import VideoIndex
-from r23d_jax.data.read import pipeline
-from r23d_jax.evaluation import evaluate as evaluation
+from r23d_jax.data.read.broken import BrokenLog
+from r23d_jax.data.read.pipeline import train_batches
 from r23d_jax.evaluation import report
+from r23d_jax.evaluation.evaluate import EvalStep, evaluate, make_eval_step
+from r23d_jax.evaluation.result import EvalResult, format_table, load_evaluation, save_evaluation
+from r23d_jax.evaluation.run import open_videos
 from r23d_jax.models.functional import Network, split_model
-from r23d_jax.runtime import disk, distributed, parallel
+from r23d_jax.runtime import compilation_cache, disk, distributed, parallel
 from r23d_jax.runtime.journal import Journal
 from r23d_jax.runtime.progress import Progress
 from r23d_jax.training.interrupt import StopRequest
@@ -45,10 +49,10 @@ class Run:
     train_index: VideoIndex
     test_index: VideoIndex
     train_step: Callable[[TrainState, dict], tuple[TrainState, dict]]
-    eval_step: evaluation.EvalStep
+    eval_step: EvalStep
     num_steps: int
     steps_per_epoch: float
-    broken: pipeline.BrokenLog
+    broken: BrokenLog
     log: Callable[[str], None]
 
     def epoch(self, step: int) -> float:
@@ -62,7 +66,7 @@ class Run:
         return passed or step == self.num_steps
 
 
-def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> evaluation.EvalResult | None:
+def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> EvalResult | None:
     """Trains from the newest checkpoint in `workdir`, or from the start, to the last step.
 
     Args:
@@ -78,7 +82,7 @@ def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> eva
     """
     config.validate(cfg)
     if cfg.compilation_cache:
-        parallel.keep_compiled(workdir / "compilation_cache")
+        compilation_cache.keep_compiled(workdir / "compilation_cache")
     log, log_own = parallel.loggers(log)
     with StopRequest(log_own) as stop, contextlib.ExitStack() as held:
         run, state, checkpoints, evaluated = _set_up(cfg, workdir, log, log_own, held)
@@ -148,29 +152,16 @@ def _set_up(
             train_index=train_index,
             test_index=test_index,
             train_step=make_train_step(network, tx, cfg, num_classes, mesh, shardings, schedule),
-            eval_step=evaluation.make_eval_step(network, pre, mesh),
+            eval_step=make_eval_step(network, pre, mesh),
             num_steps=num_steps,
             steps_per_epoch=steps_per_epoch,
-            broken=pipeline.BrokenLog(cfg.data, log=log_own),
+            broken=BrokenLog(cfg.data, log=log_own),
             log=log,
         ),
         state,
         checkpoints,
         evaluated,
     )
-
-
-def open_videos(cfg: Config, subset: Literal["train", "test", "held_out"], log: Callable[[str], None]) -> VideoIndex:
-    """Finds the videos of a subset, and says how many there are and what is to be known of them."""
-    index = pipeline.open_index(cfg.data, subset)
-    classes = len(index.class_names)
-    log(f"{subset}: {len(index.names):,} videos of {classes} classes, split {cfg.data.split} ({index.layout})")
-    for note in index.notes:
-        log(f"{subset}: {note}")
-    if index.missing:
-        shown = _short(index.missing)
-        log(f"{subset}: {len(index.missing):,} listed videos have no frames under {cfg.data.root}: {shown}")
-    return index
 
 
 def _log_changes(old: dict[str, Any], cfg: Config, log: Callable[[str], None]) -> None:
@@ -194,7 +185,7 @@ def _log_changes(old: dict[str, Any], cfg: Config, log: Callable[[str], None]) -
 
 def _train(
     run: Run, state: TrainState, checkpoints: Checkpoints, journal: Journal, stop: StopRequest
-) -> evaluation.EvalResult | None:
+) -> EvalResult | None:
     step = int(state.step)
     result = None
     saved = step  # the newest step on disk
@@ -250,26 +241,24 @@ def _finish(
     run: Run,
     state: TrainState,
     step: int,
-    result: evaluation.EvalResult | None,
+    result: EvalResult | None,
     checkpoints: Checkpoints,
     journal: Journal,
     stop: StopRequest,
-) -> evaluation.EvalResult | None:
+) -> EvalResult | None:
     checkpoints.wait()
     if result is None:  # this command found the run already complete
-        result = evaluation.load_evaluation(run.workdir) or _evaluate(run, state, step, journal, stop)
+        result = load_evaluation(run.workdir) or _evaluate(run, state, step, journal, stop)
     if result is not None and jax.process_index() == 0:
         path = report.write_report(run.workdir, run.test_index, run.cfg)
-        run.log(evaluation.format_table(result))
+        run.log(format_table(result))
         run.log(f"report: {path}")
     return result
 
 
-def _evaluate(
-    run: Run, state: TrainState, step: int, journal: Journal, stop: StopRequest
-) -> evaluation.EvalResult | None:
+def _evaluate(run: Run, state: TrainState, step: int, journal: Journal, stop: StopRequest) -> EvalResult | None:
     """One evaluation, written to the journal and to disk; None when a stop was asked for before it was done."""
-    result = evaluation.evaluate(
+    result = evaluate(
         run.eval_step,
         state.eval_params,
         state.batch_stats,
@@ -282,11 +271,11 @@ def _evaluate(
     if result is not None:
         journal.write(step, run.epoch(step), result.metrics)
         if jax.process_index() == 0:
-            evaluation.save_evaluation(result, run.workdir)
+            save_evaluation(result, run.workdir)
     return result
 
 
-def _save(run: Run, checkpoints: Checkpoints, state: TrainState, result: evaluation.EvalResult | None) -> None:
+def _save(run: Run, checkpoints: Checkpoints, state: TrainState, result: EvalResult | None) -> None:
     meta = {
         "config": dataclasses.asdict(run.cfg),
         "class_names": list(run.train_index.class_names),
@@ -298,7 +287,7 @@ def _save(run: Run, checkpoints: Checkpoints, state: TrainState, result: evaluat
 
 def _device_batches(run: Run, start_step: int) -> Generator[dict[str, jax.Array]]:
     """Batches on the device, the next one on its way while the current one is used."""
-    host_batches = pipeline.train_batches(
+    host_batches = train_batches(
         run.train_index,
         run.cfg.data,
         seed=run.cfg.seed,
@@ -315,55 +304,3 @@ def _device_batches(run: Run, start_step: int) -> Generator[dict[str, jax.Array]
         if len(ahead) > 1:
             yield ahead.popleft()
     yield from ahead
-
-
-def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> evaluation.EvalResult:
-    """Evaluates the best checkpoint of `workdir` on the videos and views that `cfg` asks for.
-
-    The network and its preprocessing are the checkpoint's own, whatever `cfg` says of them.
-
-    Raises:
-      config.UserError: if there is no checkpoint, or its classes are not those of the videos.
-    """
-    config.validate(cfg)
-    log, log_own = parallel.loggers(log)
-    if cfg.compilation_cache:
-        parallel.keep_compiled(workdir / "compilation_cache")
-    log(parallel.describe_devices())
-    loaded = load_checkpoint(workdir)
-    log(f"checkpoint: {loaded.path}, {loaded.config.model.name}, {loaded.config.model.head.kind} head")
-    own = dataclasses.asdict(loaded.preprocessing)
-    for name, value in own.items():
-        if getattr(cfg.data, name) != value:
-            log(f"config.data.{name} is {value!r}, as in training")
-    cfg = dataclasses.replace(
-        cfg, model=loaded.config.model, parallel=loaded.config.parallel, data=dataclasses.replace(cfg.data, **own)
-    )
-    index = open_videos(cfg, "test", log)
-    if index.class_names != loaded.class_names:
-        raise config.UserError(
-            f"the checkpoint was trained on {len(loaded.class_names)} classes ({_short(loaded.class_names)}) and the "
-            f"lists have {len(index.class_names)} ({_short(index.class_names)}): set config.data.lists and "
-            "config.data.classes as in training"
-        )
-    mesh = parallel.make_mesh(cfg.parallel.fsdp)
-    network, params, batch_stats = split_model(loaded.model)
-    eval_step = evaluation.make_eval_step(network, loaded.preprocessing, mesh)
-    broken = pipeline.BrokenLog(cfg.data, log=log_own)
-    result = evaluation.evaluate(eval_step, params, batch_stats, index, cfg, mesh, broken=broken, log=log)
-    assert result is not None, "nothing asked this evaluation to stop"
-    if jax.process_index() == 0:
-        log(evaluation.format_table(result))
-        try:
-            with disk.hold(workdir, log=log):
-                evaluation.save_evaluation(result, workdir)
-                log(f"report: {report.write_report(workdir, index, cfg)}")
-        except disk.InUse as error:
-            log(f"this evaluation is not kept, because the training would mix it with its own: {error}")
-        except disk.WriteError as error:
-            log(f"this evaluation is not kept: {error}")
-    return result
-
-
-def _short(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

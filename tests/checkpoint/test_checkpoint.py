@@ -14,8 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import r23d_jax
 from r23d_jax import config
-from r23d_jax.checkpoint.checkpoint import BEST_METRIC, CheckpointError, Checkpoints, load_checkpoint
+from r23d_jax.checkpoint.checkpoint import Checkpoints, load_checkpoint
 from r23d_jax.checkpoint.state import TrainState
+from r23d_jax.checkpoint.store import BEST_METRIC, CheckpointError
 from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import parallel
 from tests.training.tiny import NUM_CLASSES, start, tiny_config

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from r23d_jax import config
+from r23d_jax.checkpoint.checkpoint import load_checkpoint
 from r23d_jax.config import Config, UserError
 from r23d_jax.data.find.splits import DataError, Entry, VideoList, hold_out
 from r23d_jax.data.make.synthetic import write_synthetic
-from r23d_jax.data.read.pipeline import open_index
+from r23d_jax.data.sources import open_index
 from r23d_jax.evaluation.two_stream import evaluate_two_streams
 from r23d_jax.training import loop
 from tests.training.tiny import tiny_config
@@ -60,7 +61,7 @@ def test_mistakes(runs: Path, tmp_path: Path) -> None:
 
 
 def test_held_out_groups_are_not_trained_on(runs: Path) -> None:
-    data = loop.load_checkpoint(runs / "rgb").config.data
+    data = load_checkpoint(runs / "rgb").config.data
     sides = {side: set(open_index(data, side).names) for side in ("train", "held_out", "test")}
     assert [len(names) for names in sides.values()] == [12, 6, 6]
     assert not sides["train"] & sides["held_out"] and not (sides["train"] | sides["held_out"]) & sides["test"]

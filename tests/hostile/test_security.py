@@ -37,7 +37,7 @@ from r23d_jax.data.find.splits import DataError, Entry, VideoList, read_list
 from r23d_jax.data.make.packed_builder import PackSource, write_packed
 from r23d_jax.evaluation import fusion, report
 from r23d_jax.evaluation.result import EvalResult, Protocol, save_evaluation
-from r23d_jax.runtime import disk, parallel
+from r23d_jax.runtime import compilation_cache, disk
 from r23d_jax.runtime.progress import PrintableStream, Progress, printable
 from r23d_jax.study.grid import Study, cells
 from r23d_jax.study.results import write_results
@@ -334,7 +334,7 @@ def test_a_foreign_workdirs_compiled_programs_are_not_used(
 
     def folder_after(home: str, workdir: Path) -> Path:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / home))
-        parallel.keep_compiled(workdir / "compilation_cache")
+        compilation_cache.keep_compiled(workdir / "compilation_cache")
         return Path(str(jax.config.jax_compilation_cache_dir))  # type: ignore[attr-defined]
 
     try:

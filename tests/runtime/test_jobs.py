@@ -18,8 +18,8 @@ from r23d_jax.checkpoint.checkpoint import load_checkpoint
 from r23d_jax.checkpoint.checksums import leaf_table
 from r23d_jax.config import ConfigError, UserError
 from r23d_jax.data.make.synthetic import write_synthetic
-from r23d_jax.evaluation.result import read_metrics
 from r23d_jax.runtime import distributed
+from r23d_jax.runtime.journal import read_metrics
 from tests.hostile.reliability import harness
 
 PATIENCE = 600  # seconds; no test waits so long unless something hangs

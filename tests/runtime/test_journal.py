@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-from r23d_jax.evaluation.result import read_metrics
-from r23d_jax.runtime.journal import Journal
+from r23d_jax.runtime.journal import Journal, read_metrics
 
 
 def test_rows_are_json_objects_and_not_finite_values_are_null(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ def main(coordinator: str, num_processes: int, process_id: int, data: Path, work
 
     from r23d_jax.checkpoint.checkpoint import load_checkpoint
     from r23d_jax.data.read import pipeline
-    from r23d_jax.evaluation.result import read_metrics
+    from r23d_jax.evaluation.run import evaluate_checkpoint
+    from r23d_jax.runtime.journal import read_metrics
     from r23d_jax.training import loop
     from tests.training.test_loop import config_for
 
@@ -44,7 +45,7 @@ def main(coordinator: str, num_processes: int, process_id: int, data: Path, work
     lines: list[str] = []
     result = loop.train(cfg, workdir, log=lines.append)
     assert result is not None
-    again = loop.evaluate_checkpoint(cfg, workdir)
+    again = evaluate_checkpoint(cfg, workdir)
     found = {
         "saved": load_checkpoint(workdir).metrics,
         "evaluated_again": again.metrics,

@@ -13,8 +13,9 @@ from r23d_jax.checkpoint.checkpoint import load_checkpoint
 from r23d_jax.config import Config, UserError
 from r23d_jax.data.find.splits import read_list
 from r23d_jax.data.make.synthetic import write_synthetic
-from r23d_jax.evaluation.evaluate import EvalResult
-from r23d_jax.evaluation.result import read_metrics
+from r23d_jax.evaluation.result import EvalResult
+from r23d_jax.evaluation.run import evaluate_checkpoint
+from r23d_jax.runtime.journal import read_metrics
 from r23d_jax.training import loop, meter
 from r23d_jax.training.meter import TrainingDiverged
 from tests.training.tiny import tiny_config
@@ -150,14 +151,14 @@ def test_a_changed_field_is_named_on_resume(dataset: Path, finished: tuple[Path,
 
 def test_evaluating_a_checkpoint_gives_the_same_numbers(dataset: Path, finished: tuple[Path, EvalResult]) -> None:
     lines: list[str] = []
-    result = loop.evaluate_checkpoint(config_for(dataset), finished[0], log=lines.append)
+    result = evaluate_checkpoint(config_for(dataset), finished[0], log=lines.append)
     best = load_checkpoint(finished[0])
     assert result.metrics["val/top1_video"] == best.metrics["val/top1_video"]
     assert any(str(best.path) in line for line in lines)
     cfg = config_for(dataset)
     cfg.data.classes = ("Left", "Right")
     with pytest.raises(UserError, match=r"was trained on 6 classes .* the lists have 2 .*config\.data\.classes"):
-        loop.evaluate_checkpoint(cfg, finished[0], log=lines.append)
+        evaluate_checkpoint(cfg, finished[0], log=lines.append)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(dataset: Path, tmp_path: Path) -> None:

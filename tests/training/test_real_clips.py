@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from r23d_jax.__main__ import main
-from r23d_jax.evaluation.result import read_metrics
+from r23d_jax.runtime.journal import read_metrics
 from r23d_jax.training import loop
 from tests.training.tiny import tiny_config
 

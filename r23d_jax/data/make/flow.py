@@ -10,7 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-ZERO, SCALE = 128, 127  # config.use_flow undoes them
+from r23d_jax.config import FLOW_SCALE, FLOW_ZERO
+
 DEFAULT_BOUND = 20.0  # pixels
 
 
@@ -51,5 +52,5 @@ def make_method(method: str) -> Any:
 
 def quantise(flow: np.ndarray, bound: float) -> np.ndarray:
     """(H, W, 2) displacements in pixels -> (2 H, W) uint8, x above y."""
-    values = np.rint(ZERO + SCALE * np.clip(flow / bound, -1, 1)).astype(np.uint8)
+    values = np.rint(FLOW_ZERO + FLOW_SCALE * np.clip(flow / bound, -1, 1)).astype(np.uint8)
     return np.concatenate([values[..., 0], values[..., 1]], axis=0)

@@ -12,8 +12,7 @@ import math
 
 import tensorflow as tf
 
-from r23d_jax.config import SPATIAL_CROPS, ConfigError, DataConfig
-from r23d_jax.data.make.flow import ZERO
+from r23d_jax.config import FLOW_ZERO, SPATIAL_CROPS, ConfigError, DataConfig
 from r23d_jax.data.read.sampling import pick
 
 _ASPECT = (3 / 4, 4 / 3)  # random_resized: least and greatest width / height
@@ -129,7 +128,7 @@ def mirror(video: tf.Tensor, yes: tf.Tensor) -> tf.Tensor:
         turned = tf.ensure_shape(tf.reshape(tf.reverse(high, [1]), tf.shape(video)), video.shape)
         if video.shape[-1] != 2:
             return turned
-        opposite = tf.cast(tf.minimum(2 * ZERO - tf.cast(turned[..., :1], tf.int32), 255), tf.uint8)
+        opposite = tf.cast(tf.minimum(2 * FLOW_ZERO - tf.cast(turned[..., :1], tf.int32), 255), tf.uint8)
         return tf.concat([opposite, turned[..., 1:]], -1)
 
     return tf.cond(yes, mirrored, lambda: video)

@@ -9,100 +9,21 @@ was, and `BrokenLog` looks for the fault from Python, once per video. Both ways 
 is broken.
 """
 
-import dataclasses
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Literal, Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from r23d_jax.config import SPATIAL_CROPS, ConfigError, DataConfig, preprocessing
-from r23d_jax.data.find.frames import VideoIndex, index_frames
-from r23d_jax.data.find.packed import index_packed
-from r23d_jax.data.find.splits import VideoList, hold_out, read_list
-from r23d_jax.data.make.synthetic import write_synthetic
+from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read import augment, sampling
 from r23d_jax.data.read.batches import BatchIterator, Sample, dataset_maker, first_readable
-from r23d_jax.data.read.broken import BrokenLog, BrokenVideoError
+from r23d_jax.data.read.broken import BrokenLog
 from r23d_jax.data.read.decode import Plan, decode_clip, decode_windows, frame_reader, read_clip, resize
-
-__all__ = ["BrokenLog", "BrokenVideoError", "eval_batches", "open_index", "train_batches"]
+from r23d_jax.data.read.views import Views
 
 ALTERNATIVES = 4  # other videos tried in place of one that cannot be read
-
-
-class ViewTable(Protocol):
-    """What is used of `evaluation.views.Views`: (V,) int32 arrays."""
-
-    @property
-    def video(self) -> np.ndarray: ...
-    @property
-    def start(self) -> np.ndarray: ...
-    @property
-    def crop(self) -> np.ndarray: ...
-
-
-def open_index(cfg: DataConfig, subset: Literal["train", "test", "held_out"]) -> VideoIndex:
-    """Finds the videos of one side of the split.
-
-    `source="frames"` reads frame folders, "packed" TFRecord shards, and "synthetic" writes the synthetic motion dataset
-    to `root` first, unless it is there. With `hold_out`, "train" lacks some of the training groups, and "held_out" is
-    these.
-
-    Raises:
-      UserError: there is no data; the message says what to do.
-    """
-    root, lists = Path(cfg.root).expanduser(), Path(cfg.lists).expanduser()
-    if cfg.source == "synthetic":
-        write_synthetic(root)
-        lists = root / "lists"
-        return index_frames(root / "frames", _wanted(cfg, lists, subset), num_workers=cfg.num_workers)
-    notes = _check_kind(cfg, root)
-    if cfg.source == "packed":
-        # A packed dataset may bring its own split and labels.
-        bare = not lists.exists() and not cfg.classes and not cfg.hold_out
-        index = index_packed(root, None if bare else _wanted(cfg, lists, subset), _side(subset))
-    else:
-        index = index_frames(root, _wanted(cfg, lists, subset), num_workers=cfg.num_workers)
-    return dataclasses.replace(index, notes=(*index.notes, *notes)) if notes else index
-
-
-def _side(subset: str) -> Literal["train", "test"]:
-    return "test" if subset == "test" else "train"
-
-
-def _wanted(cfg: DataConfig, lists: Path, subset: str) -> VideoList:
-    """The listed videos of a subset."""
-    if subset == "held_out" and not cfg.hold_out:
-        raise ConfigError("config.data.hold_out=0: nothing was held out of this training")
-    videos = read_list(lists, _side(subset), cfg.split, cfg.classes)
-    if subset == "test" or not cfg.hold_out:
-        return videos
-    kept, held = hold_out(videos, cfg.hold_out)
-    return held if subset == "held_out" else kept
-
-
-def _check_kind(cfg: DataConfig, root: Path) -> tuple[str, ...]:
-    """Flow looks like pictures: the record that `prepare` leaves beside them tells which of the two they are."""
-    try:
-        record = json.loads((root.absolute().parent / "prepare.json").read_text(encoding="utf-8"))
-        method, bound = record.get("flow", ""), record.get("flow_bound", 0)
-    except (OSError, ValueError, AttributeError):
-        method, bound = "", 0
-    if bool(method) == (cfg.input == "flow") or not root.is_dir():
-        return (f"optical flow by {method}, bound {bound:g} pixels",) if method else ()
-    if method:
-        raise ConfigError(
-            f"config.data.root={cfg.root}: holds optical flow ({method}), and config.data.input is {cfg.input!r}; set "
-            "config.data.input='flow', or give the folder of the frames"
-        )
-    raise ConfigError(
-        f"config.data.root={cfg.root}: holds no optical flow (no prepare.json beside it says so); make it "
-        "with python -m r23d_jax prepare --flow tvl1 --videos VIDEOS --out FLOW, and set config.data.root=FLOW/frames"
-    )
 
 
 def train_batches(
@@ -199,7 +120,7 @@ def train_batches(
 
 def eval_batches(
     index: VideoIndex,
-    views: ViewTable,
+    views: Views,
     cfg: DataConfig,
     *,
     batch_size: int,

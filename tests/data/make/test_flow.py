@@ -15,8 +15,9 @@ from r23d_jax.config import FLOW_METHODS, Config, ConfigError, DataConfig, UserE
 from r23d_jax.data.make import flow
 from r23d_jax.data.read.augment import mirror
 from r23d_jax.data.read.decode import decode_clip
-from r23d_jax.data.read.pipeline import BrokenLog, eval_batches, open_index, train_batches
+from r23d_jax.data.read.pipeline import BrokenLog, eval_batches, train_batches
 from r23d_jax.data.read.views import make_views
+from r23d_jax.data.sources import open_index
 
 
 def write_video(path: Path, frames: list[np.ndarray]) -> None:

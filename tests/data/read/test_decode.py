@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from frame_sets import encode, pack, picture, write_videos
 from PIL import Image
 
 from r23d_jax.data.find.frames import FrameFiles, PackedFrames
 from r23d_jax.data.read import decode
 from r23d_jax.data.read.decode import MAX_PIXELS, decode_clip, decode_windows, frame_reader, read_clip
+from tests.data.find.frame_sets import encode, pack, picture, write_videos
 from tests.hostile.garbage.corpus import HUGE, png_bomb, with_jpeg_size
 
 

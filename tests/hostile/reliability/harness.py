@@ -17,7 +17,8 @@ import av
 import numpy as np
 
 from r23d_jax.data.find import tfrecord
-from r23d_jax.evaluation.result import load_evaluation, read_metrics
+from r23d_jax.evaluation.result import load_evaluation
+from r23d_jax.runtime.journal import read_metrics
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY_RUN = ROOT / "tests" / "reliability" / "tiny_run.py"

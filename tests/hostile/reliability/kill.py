@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from r23d_jax.data.make.synthetic import write_synthetic
-from r23d_jax.evaluation.result import read_metrics
+from r23d_jax.runtime.journal import read_metrics
 from tests.hostile.reliability import harness
 
 MOMENTS = ("start", "step", "save", "evaluation", "end")

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from r23d_jax.data.make.synthetic import write_synthetic
-from r23d_jax.evaluation.result import read_metrics
 from r23d_jax.runtime import disk
+from r23d_jax.runtime.journal import read_metrics
 from tests.hostile.reliability import harness
 
 SECONDS = 5.0  # between samples

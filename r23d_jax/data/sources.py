@@ -1,0 +1,72 @@
+"""Where the videos of a config come from: frame folders, packed shards, or a synthetic set that is written first."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal
+
+from r23d_jax.config import ConfigError, DataConfig
+from r23d_jax.data.find.frames import VideoIndex, index_frames
+from r23d_jax.data.find.packed import index_packed
+from r23d_jax.data.find.splits import VideoList, hold_out, read_list
+from r23d_jax.data.make.synthetic import write_synthetic
+
+
+def open_index(cfg: DataConfig, subset: Literal["train", "test", "held_out"]) -> VideoIndex:
+    """Finds the videos of one side of the split.
+
+    `source="frames"` reads frame folders, "packed" TFRecord shards, and "synthetic" writes the synthetic motion dataset
+    to `root` first, unless it is there. With `hold_out`, "train" lacks some of the training groups, and "held_out" is
+    these.
+
+    Raises:
+      UserError: there is no data; the message says what to do.
+    """
+    root, lists = Path(cfg.root).expanduser(), Path(cfg.lists).expanduser()
+    if cfg.source == "synthetic":
+        write_synthetic(root)
+        lists = root / "lists"
+        return index_frames(root / "frames", _wanted(cfg, lists, subset), num_workers=cfg.num_workers)
+    notes = _check_kind(cfg, root)
+    if cfg.source == "packed":
+        # A packed dataset may bring its own split and labels.
+        bare = not lists.exists() and not cfg.classes and not cfg.hold_out
+        index = index_packed(root, None if bare else _wanted(cfg, lists, subset), _side(subset))
+    else:
+        index = index_frames(root, _wanted(cfg, lists, subset), num_workers=cfg.num_workers)
+    return dataclasses.replace(index, notes=(*index.notes, *notes)) if notes else index
+
+
+def _side(subset: str) -> Literal["train", "test"]:
+    return "test" if subset == "test" else "train"
+
+
+def _wanted(cfg: DataConfig, lists: Path, subset: str) -> VideoList:
+    """The listed videos of a subset."""
+    if subset == "held_out" and not cfg.hold_out:
+        raise ConfigError("config.data.hold_out=0: nothing was held out of this training")
+    videos = read_list(lists, _side(subset), cfg.split, cfg.classes)
+    if subset == "test" or not cfg.hold_out:
+        return videos
+    kept, held = hold_out(videos, cfg.hold_out)
+    return held if subset == "held_out" else kept
+
+
+def _check_kind(cfg: DataConfig, root: Path) -> tuple[str, ...]:
+    """Flow looks like pictures: the record that `prepare` leaves beside them tells which of the two they are."""
+    try:
+        record = json.loads((root.absolute().parent / "prepare.json").read_text(encoding="utf-8"))
+        method, bound = record.get("flow", ""), record.get("flow_bound", 0)
+    except (OSError, ValueError, AttributeError):
+        method, bound = "", 0
+    if bool(method) == (cfg.input == "flow") or not root.is_dir():
+        return (f"optical flow by {method}, bound {bound:g} pixels",) if method else ()
+    if method:
+        raise ConfigError(
+            f"config.data.root={cfg.root}: holds optical flow ({method}), and config.data.input is {cfg.input!r}; set "
+            "config.data.input='flow', or give the folder of the frames"
+        )
+    raise ConfigError(
+        f"config.data.root={cfg.root}: holds no optical flow (no prepare.json beside it says so); make it "
+        "with python -m r23d_jax prepare --flow tvl1 --videos VIDEOS --out FLOW, and set config.data.root=FLOW/frames"
+    )

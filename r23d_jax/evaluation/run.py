@@ -1,0 +1,85 @@
+"""An evaluation as a command: a trained network, the videos that a config names, a report."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+from r23d_jax import config
+from r23d_jax.checkpoint.checkpoint import load_checkpoint
+from r23d_jax.config import Config
+from r23d_jax.data.find.frames import VideoIndex
+from r23d_jax.data.read.broken import BrokenLog
+from r23d_jax.data.sources import open_index
+from r23d_jax.evaluation import report
+from r23d_jax.evaluation.evaluate import evaluate, make_eval_step
+from r23d_jax.evaluation.result import EvalResult, format_table, save_evaluation
+from r23d_jax.models.functional import split_model
+from r23d_jax.runtime import compilation_cache, disk, parallel
+
+
+def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> EvalResult:
+    """Evaluates the best checkpoint of `workdir` on the videos and views that `cfg` asks for.
+
+    The network and its preprocessing are the checkpoint's own, whatever `cfg` says of them.
+
+    Raises:
+      config.UserError: if there is no checkpoint, or its classes are not those of the videos.
+    """
+    config.validate(cfg)
+    log, log_own = parallel.loggers(log)
+    if cfg.compilation_cache:
+        compilation_cache.keep_compiled(workdir / "compilation_cache")
+    log(parallel.describe_devices())
+    loaded = load_checkpoint(workdir)
+    log(f"checkpoint: {loaded.path}, {loaded.config.model.name}, {loaded.config.model.head.kind} head")
+    own = dataclasses.asdict(loaded.preprocessing)
+    for name, value in own.items():
+        if getattr(cfg.data, name) != value:
+            log(f"config.data.{name} is {value!r}, as in training")
+    cfg = dataclasses.replace(
+        cfg, model=loaded.config.model, parallel=loaded.config.parallel, data=dataclasses.replace(cfg.data, **own)
+    )
+    index = open_videos(cfg, "test", log)
+    if index.class_names != loaded.class_names:
+        raise config.UserError(
+            f"the checkpoint was trained on {len(loaded.class_names)} classes ({_short(loaded.class_names)}) and the "
+            f"lists have {len(index.class_names)} ({_short(index.class_names)}): set config.data.lists and "
+            "config.data.classes as in training"
+        )
+    mesh = parallel.make_mesh(cfg.parallel.fsdp)
+    network, params, batch_stats = split_model(loaded.model)
+    eval_step = make_eval_step(network, loaded.preprocessing, mesh)
+    broken = BrokenLog(cfg.data, log=log_own)
+    result = evaluate(eval_step, params, batch_stats, index, cfg, mesh, broken=broken, log=log)
+    assert result is not None, "nothing asked this evaluation to stop"
+    if jax.process_index() == 0:
+        log(format_table(result))
+        try:
+            with disk.hold(workdir, log=log):
+                save_evaluation(result, workdir)
+                log(f"report: {report.write_report(workdir, index, cfg)}")
+        except disk.InUse as error:
+            log(f"this evaluation is not kept, because the training would mix it with its own: {error}")
+        except disk.WriteError as error:
+            log(f"this evaluation is not kept: {error}")
+    return result
+
+
+def open_videos(cfg: Config, subset: Literal["train", "test", "held_out"], log: Callable[[str], None]) -> VideoIndex:
+    """Finds the videos of a subset, and says how many there are and what is to be known of them."""
+    index = open_index(cfg.data, subset)
+    classes = len(index.class_names)
+    log(f"{subset}: {len(index.names):,} videos of {classes} classes, split {cfg.data.split} ({index.layout})")
+    for note in index.notes:
+        log(f"{subset}: {note}")
+    if index.missing:
+        shown = _short(index.missing)
+        log(f"{subset}: {len(index.missing):,} listed videos have no frames under {cfg.data.root}: {shown}")
+    return index
+
+
+def _short(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

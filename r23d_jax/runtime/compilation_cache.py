@@ -1,0 +1,59 @@
+"""Compiled programs kept on disk, where nobody but their owner can have put them."""
+
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+_SECRET_SIZE = 32  # bytes
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keeps compiled programs below a folder, where the next process finds them; JAX_COMPILATION_CACHE_DIR goes first.
+
+    They are machine code, which jax runs without a question, and a workdir may come from somebody else. So they lie in
+    a subfolder whose name nobody else can know. Without a home folder to keep a secret in, none are kept.
+    """
+    mark = _secret_name(folder)
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or mark is None:
+        return
+    _remove_torn(folder / mark)
+    compilation_cache.reset_cache()  # another folder's, if this process has used one
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / mark))
+
+
+def _secret_name(folder: Path) -> str | None:
+    """A name that follows from the folder's path and a secret of this user, made at the first call."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    path = Path(home, "r23d_jax", "secret")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.stat().st_size != _SECRET_SIZE:
+            partial = path.with_name(f".secret.{secrets.token_hex(8)}")
+            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(_SECRET_SIZE))
+            os.replace(partial, path)
+        secret = path.read_bytes()
+    except OSError:
+        return None
+    return hmac.new(secret, os.fsencode(folder.absolute()), "sha256").hexdigest()[:32]
+
+
+def _remove_torn(folder: Path) -> None:
+    """Removes what cannot be read back.
+
+    jax writes these files in place, and never again one that is there: one that a kill or a full disk has torn would
+    cost a compilation, and a warning, at every start.
+    """
+    try:
+        from jax._src.compilation_cache import decompress_executable
+    except ImportError:  # a jax that has it elsewhere
+        return
+    for file in folder.glob("*-cache"):
+        try:
+            decompress_executable(file.read_bytes())
+        except Exception:  # noqa: BLE001  each way of compressing has an exception of its own
+            file.unlink(missing_ok=True)
