@@ -1,7 +1,6 @@
 """Batches: what is in them, in which order, on which host, and that they depend on nothing but seed and step."""
 
 import dataclasses
-import functools
 import gc
 import os
 import time
@@ -11,10 +10,7 @@ import numpy as np
 import pytest
 
 from r23d_jax.config import ConfigError, DataConfig, EvalConfig, preprocessing
-from r23d_jax.data import sources
 from r23d_jax.data.find.frames import VideoIndex
-from r23d_jax.data.find.packed import index_packed
-from r23d_jax.data.make import synthetic
 from r23d_jax.data.read import pipeline
 from r23d_jax.data.read.views import Views, make_views
 from tests.data.find.frame_sets import pack, videos_and_frames, write_videos
@@ -293,42 +289,3 @@ def test_an_iterator_takes_its_threads_with_it(index: VideoIndex, tmp_path: Path
     while _threads() > before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert _threads() <= before
-
-
-# -- opening -----------------------------------------------------------------------------------------------------------
-
-
-def test_open_index_writes_the_synthetic_set_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = functools.partial(synthetic.write_synthetic, num_groups=2, clips_per_group=1, test_groups=1)
-    monkeypatch.setattr(pipeline, "write_synthetic", small)
-    cfg = DataConfig(source="synthetic", root=str(tmp_path / "set"), lists="nowhere")
-    train, test = sources.open_index(cfg, "train"), sources.open_index(cfg, "test")
-    assert train.class_names == test.class_names == synthetic.CLASSES
-    assert len(train) == len(test) == 6 and not set(train.names) & set(test.names)
-    some = sources.open_index(dataclasses.replace(cfg, classes=("Right", "Left"), split=2), "test")
-    assert some.class_names == ("Left", "Right") and len(some) == 2
-
-
-def test_open_index_reads_frames_by_the_lists(tmp_path: Path) -> None:
-    write_videos(tmp_path / "frames", [3, 4])
-    (tmp_path / "train.csv").write_text("v_Class0_g00_c01.avi,Class0\n")
-    (tmp_path / "val.csv").write_text("v_Class1_g01_c01.avi,Class1\n")
-    cfg = DataConfig(root=str(tmp_path / "frames"), lists=str(tmp_path))
-    index = sources.open_index(cfg, "test")
-    assert index.names.tolist() == ["v_Class1_g01_c01"] and index.num_frames.tolist() == [4]
-
-
-def test_open_index_of_packed_data_takes_lists_where_there_are_any(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-    monkeypatch.setattr(pipeline, "index_packed", lambda *args: calls.append(args))
-    cfg = DataConfig(source="packed", root=str(tmp_path / "shards"), lists=str(tmp_path / "lists"))
-    sources.open_index(cfg, "train")
-    assert calls.pop() == (tmp_path / "shards", None, "train")
-    (tmp_path / "lists").mkdir()
-    (tmp_path / "lists" / "train.csv").write_text("a.avi,Class0\n")
-    sources.open_index(cfg, "train")
-    root, videos, subset = calls.pop()
-    assert (root, subset, videos.entries[0].name) == (tmp_path / "shards", "train", "a")
-    assert callable(index_packed)
