@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from r23d_jax.data.make.video import VideoError, VideoInfo, iter_frames, probe, read_frames, resize_short_side
-from tests.hostile.garbage.corpus import turned
+from tests.hostile.bad_files.corpus import turned
 
 
 def pattern(number: int, height: int = 64, width: int = 96) -> np.ndarray:
@@ -103,7 +103,7 @@ def test_metadata_that_is_not_utf_8(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
-    """Files that are no video are in tests/hostile/garbage."""
+    """Files that are no video are in tests/hostile/bad_files."""
     for path, message in [
         (tmp_path / "nothing.avi", r"nothing\.avi: cannot be read \(No such file or directory\)"),
         (tmp_path / "zero\0byte.avi", r"cannot be read \(.*embedded null (byte|character)"),
