@@ -207,7 +207,9 @@ def test_a_coordinator_that_is_not_there_and_a_port_that_is_taken() -> None:
 
 
 def test_those_who_do_not_come_are_not_waited_for_without_end() -> None:
-    code = f"from r23d_jax import distributed; distributed.join('127.0.0.1:{free_port()}', 2, 0, join_seconds=1)"
+    code = (
+        f"from r23d_jax.runtime import distributed; distributed.join('127.0.0.1:{free_port()}', 2, 0, join_seconds=1)"
+    )
     ((status, output),) = finish([start([sys.executable, "-c", code], devices=1)])
     assert status == 2
     assert output.startswith("error: the 2 processes of the job have not come together in 1 s; see whether all of them")
@@ -230,6 +232,6 @@ def test_two_processes_agree() -> None:
 
 
 def test_no_cluster_is_recognized() -> None:
-    code = "from r23d_jax import distributed; distributed.join()"
+    code = "from r23d_jax.runtime import distributed; distributed.join()"
     found = subprocess.run([sys.executable, "-c", code], cwd=harness.ROOT, capture_output=True, text=True, check=False)
     assert "--distributed: no cluster is recognized here; looked for SLURM" in found.stderr

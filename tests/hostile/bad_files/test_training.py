@@ -79,7 +79,7 @@ def test_too_many_bad_files_give_one_message(tmp_path: Path) -> None:
 
 
 def test_any_name_can_be_printed() -> None:
-    code = "from r23d_jax import backend; backend.prepare_process(); print('latin-\\udce9')"
+    code = "from r23d_jax.runtime import backend; backend.prepare_process(); print('latin-\\udce9')"
     environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
     args = [sys.executable, "-c", code]
     done = subprocess.run(args, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
