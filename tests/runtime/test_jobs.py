@@ -95,7 +95,7 @@ def train(data: Path, folder: Path, num_processes: int) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{number}.json").read_text()) for number in range(num_processes)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("num_processes", [2, 4])
 def test_a_job_computes_what_one_process_computes(data: Path, tmp_path: Path, num_processes: int) -> None:
     """Over the same four devices. Sums over devices may be taken in another order, which rounds differently."""
@@ -121,7 +121,7 @@ def test_a_job_computes_what_one_process_computes(data: Path, tmp_path: Path, nu
     assert mine.step == theirs.step and len(list((tmp_path / "job/run/checkpoints").iterdir())) >= 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_stops_all_at_the_same_step_and_the_job_goes_on(
     data: Path, tmp_path: Path, number: signal.Signals
@@ -140,7 +140,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step_and_the_job_goes_on(
     assert not harness.differences(harness.trained(tmp_path / "whole"), harness.trained(tmp_path / "run"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)])
 def test_the_loss_of_one_ends_the_others_and_the_job_goes_on(
     data: Path, tmp_path: Path, victim: int, number: signal.Signals
@@ -162,7 +162,7 @@ def test_the_loss_of_one_ends_the_others_and_the_job_goes_on(
     assert steps == list(range(1, len(steps) + 1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_error_of_one_ends_the_others(data: Path, tmp_path: Path) -> None:
     """Not after minutes in which each waits for the other."""
     place = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--heartbeat_seconds=10"]
