@@ -1,34 +1,64 @@
-"""Eight virtual CPU devices, strict numerics, and the marks that need something this machine may lack."""
+"""Eight virtual CPU devices, strict numerics, and the marks of tests that need what this machine may lack."""
 
+import importlib.metadata
 import os
 from pathlib import Path
 
+# Tests compile hundreds of programs and run each a few times, so compiling must be quick, not what it makes. Without
+# optimization a program takes a third as long, and a quarter of that without fusion emitters. jaxlib 0.12 has no choice
+# of emitters, and ends the process for a flag that it does not know.
 os.environ["JAX_PLATFORMS"] = os.environ.get("R23D_TEST_PLATFORM", "cpu")
-# Tests compile hundreds of programs and run each a few times: compiled without optimization they take a third as long.
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    + ("--xla_cpu_use_fusion_emitters=false " if importlib.metadata.version("jaxlib").startswith("0.10.") else "")
+    + os.environ.get("XLA_FLAGS", "")
 )
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
+import hypothesis
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+# A loaded machine is no fault of a test, so no example has a deadline.
+hypothesis.settings.register_profile("quick", max_examples=25, deadline=None)
+hypothesis.settings.register_profile("full", max_examples=300, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+REAL_FOLDERS = ("ucf5", "ucf101_splits", "odd_videos")
 
 
 @pytest.fixture
-def shared_data() -> Path:
-    """Folder of real UCF101 clips; tests that use it are marked `shared`."""
-    return SHARED
+def real_data() -> Path:
+    """Folder of real UCF101 clips and lists; tests that use it are marked `real_clips`."""
+    return Path(os.environ["R23D_TEST_DATA"]).resolve()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests that compile the same program take it from a folder of this process."""
+    folder = str(tmp_path_factory.mktemp("programs"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # keeps trainings from choosing a folder in their workdir
+    jax.config.update("jax_compilation_cache_dir", folder)
+    compilation_cache.reset_cache()  # what was compiled while tests were collected has decided that there is none
+
+
+def pytest_configure() -> None:
+    data = os.environ.get("R23D_TEST_DATA")
+    missing = [name for name in REAL_FOLDERS if data and not Path(data, name).is_dir()]
+    if missing:
+        raise pytest.UsageError(f"R23D_TEST_DATA={data}: has no folder {', '.join(missing)}; correct it or unset it")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("shared") and not SHARED.is_dir():
-            item.add_marker(pytest.mark.skip(reason="needs the real clips, which lie in ../shared/data"))
+        if item.get_closest_marker("real_clips") and not os.environ.get("R23D_TEST_DATA"):
+            reason = f"set R23D_TEST_DATA to a folder with {', '.join(REAL_FOLDERS)} (see the head of .ci/run)"
+            item.add_marker(pytest.mark.skip(reason=reason))
         if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from r23d_jax import config
@@ -147,7 +147,6 @@ def overridden(name: str, value: object) -> config.Config:
     return cfg
 
 
-@settings(max_examples=300, deadline=None)
 @given(name=st.sampled_from(FIELDS), value=values)
 @example(name="config.data.crop_size", value=200)  # these go against another field
 @example(name="config.data.input", value="flow")

@@ -48,7 +48,7 @@ def test_a_network_blind_to_order_gives_all_classes_the_same_scores(variant: str
     assert (among_classes < 1e-5) if blind else (among_classes > 3e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_a_blind_network_stays_near_chance(tmp_path: Path) -> None:
     cfg = get_config("quickstart:f_r2d,avgpool")
     cfg.data.root = str(tmp_path / "set")

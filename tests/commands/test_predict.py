@@ -28,7 +28,7 @@ from r23d_jax.evaluation import single
 from r23d_jax.evaluation.single import Predictor, VideoFile
 from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import parallel
-from tests.hostile.garbage.corpus import PICTURES, VIDEOS, picture, pipe
+from tests.hostile.bad_files.corpus import PICTURES, VIDEOS, picture, pipe
 
 CLASSES = ("left", "right", "up")
 
@@ -249,27 +249,27 @@ def test_broken_videos_do_not_stop_the_others(workdir, videos, tmp_path, capsys)
     assert "not a readable video" in json.loads(capsys.readouterr().out)["error"]
 
 
-def test_every_kind_of_garbage(workdir, tmp_path, capsys):
-    files = {name: garbage.write(tmp_path, name) for name, garbage in VIDEOS.items()}
+def test_every_kind_of_bad_file(workdir, tmp_path, capsys):
+    files = {name: file.write(tmp_path, name) for name, file in VIDEOS.items()}
     frames = {}
-    for name, garbage in PICTURES.items():
-        frames[name] = garbage.write(tmp_path / name, "2").parent
+    for name, file in PICTURES.items():
+        frames[name] = file.write(tmp_path / name, "2").parent
         for number in (1, 3):
-            (tmp_path / name / f"{number}{garbage.suffix}").write_bytes(picture())
+            (tmp_path / name / f"{number}{file.suffix}").write_bytes(picture())
     kinds = [(path, VIDEOS[name]) for name, path in files.items()]
     kinds += [(path, PICTURES[name]) for name, path in frames.items()]
     with pipe(tmp_path / "pipe.mp4") as waiting, pipe(frames["grayscale"] / "4.jpg"):
         assert call("--workdir", workdir, *(path for path, _ in kinds), waiting, "--top", 1, "--json") == 3
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert "pipe.mp4: is no file, but a pipe or a device" in rows.pop()["error"]
-    for row, (path, garbage) in zip(rows, kinds, strict=True):
+    for row, (path, file) in zip(rows, kinds, strict=True):
         assert row["video"] == str(path)
         if path == frames["grayscale"]:
             assert "4.jpg: is no file" in row["error"]
-        elif not garbage.reason:
+        elif not file.reason:
             assert len(row["predictions"]) == 1
         else:
-            reason = "is .*, unlike 1.jpg" if "where the video began" in garbage.reason else garbage.reason
+            reason = "is .*, unlike 1.jpg" if "where the video began" in file.reason else file.reason
             assert re.search(reason, row["error"]) and row["error"].startswith(str(path))
 
 

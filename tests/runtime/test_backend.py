@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 # Minor page faults of ten arrays of 40 MiB, each written and freed: more than glibc keeps by itself.
 FAULTS = """
 import ctypes, resource, sys
-from r23d_jax import backend
+from r23d_jax.runtime import backend
 backend.prepare_process()
 libc = ctypes.CDLL(None)
 assert libc.prctl(41, 1, 0, 0, 0) == 0  # PR_SET_THP_DISABLE: a huge page would be one fault where there are 512

@@ -91,7 +91,7 @@ def test_a_folder_that_may_not_be_written_to() -> None:
 
 
 def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> None:
-    hold = "import sys; from r23d_jax import disk; from pathlib import Path\nwith disk.hold(Path(sys.argv[1])):"
+    hold = "import sys; from r23d_jax.runtime import disk; from pathlib import Path\nwith disk.hold(Path(sys.argv[1])):"
     command = [sys.executable, "-c", f"{hold}\n  print('held', flush=True); sys.stdin.read()", str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None and first.stdout.readline() == "held\n"

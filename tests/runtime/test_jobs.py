@@ -95,7 +95,7 @@ def train(data: Path, folder: Path, num_processes: int) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{number}.json").read_text()) for number in range(num_processes)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("num_processes", [2, 4])
 def test_a_job_computes_what_one_process_computes(data: Path, tmp_path: Path, num_processes: int) -> None:
     """Over the same four devices. Sums over devices may be taken in another order, which rounds differently."""
@@ -121,7 +121,7 @@ def test_a_job_computes_what_one_process_computes(data: Path, tmp_path: Path, nu
     assert mine.step == theirs.step and len(list((tmp_path / "job/run/checkpoints").iterdir())) >= 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_stops_all_at_the_same_step_and_the_job_goes_on(
     data: Path, tmp_path: Path, number: signal.Signals
@@ -140,7 +140,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step_and_the_job_goes_on(
     assert not harness.differences(harness.trained(tmp_path / "whole"), harness.trained(tmp_path / "run"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)])
 def test_the_loss_of_one_ends_the_others_and_the_job_goes_on(
     data: Path, tmp_path: Path, victim: int, number: signal.Signals
@@ -162,7 +162,7 @@ def test_the_loss_of_one_ends_the_others_and_the_job_goes_on(
     assert steps == list(range(1, len(steps) + 1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_error_of_one_ends_the_others(data: Path, tmp_path: Path) -> None:
     """Not after minutes in which each waits for the other."""
     place = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--heartbeat_seconds=10"]
@@ -207,7 +207,9 @@ def test_a_coordinator_that_is_not_there_and_a_port_that_is_taken() -> None:
 
 
 def test_those_who_do_not_come_are_not_waited_for_without_end() -> None:
-    code = f"from r23d_jax import distributed; distributed.join('127.0.0.1:{free_port()}', 2, 0, join_seconds=1)"
+    code = (
+        f"from r23d_jax.runtime import distributed; distributed.join('127.0.0.1:{free_port()}', 2, 0, join_seconds=1)"
+    )
     ((status, output),) = finish([start([sys.executable, "-c", code], devices=1)])
     assert status == 2
     assert output.startswith("error: the 2 processes of the job have not come together in 1 s; see whether all of them")
@@ -230,6 +232,6 @@ def test_two_processes_agree() -> None:
 
 
 def test_no_cluster_is_recognized() -> None:
-    code = "from r23d_jax import distributed; distributed.join()"
+    code = "from r23d_jax.runtime import distributed; distributed.join()"
     found = subprocess.run([sys.executable, "-c", code], cwd=harness.ROOT, capture_output=True, text=True, check=False)
     assert "--distributed: no cluster is recognized here; looked for SLURM" in found.stderr

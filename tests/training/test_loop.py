@@ -115,13 +115,14 @@ def test_a_profile_and_the_wait_for_input(
 
 def test_compiled_programs_are_kept(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     cfg = config_for(dataset)
     cfg.train.epochs = 1 / 3
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    before = jax.config.values["jax_compilation_cache_dir"]
     try:
         run(cfg, tmp_path)
     finally:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+        jax.config.update("jax_compilation_cache_dir", before)
     kept = sorted(file.name for file in (tmp_path / "compilation_cache").glob("*/*"))
     assert any(name.startswith("jit_step-") for name in kept)
     cfg.compilation_cache = False

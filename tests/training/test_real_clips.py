@@ -13,12 +13,10 @@ from tests.training.tiny import tiny_config
 CLASSES = ("HandstandPushups", "JumpingJack", "PullUps", "PushUps", "WallPushups")
 
 
-@pytest.mark.shared
-def test_from_video_files_to_a_prediction(
-    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.real_clips
+def test_from_video_files_to_a_prediction(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two videos a class: of a test group of split 1 and of a training group; the others of the lists are missing."""
-    source, chosen = shared_data / "ucf5" / "UCF-101", tmp_path / "videos"
+    source, chosen = real_data / "ucf5" / "UCF-101", tmp_path / "videos"
     for folder in sorted(source.iterdir()):
         (chosen / folder.name).mkdir(parents=True)
         for group in ("g01", "g10"):
@@ -27,7 +25,7 @@ def test_from_video_files_to_a_prediction(
     assert main(["prepare", "--videos", str(chosen), "--out", str(tmp_path / "out"), "--short-side", "40"]) == 0
 
     cfg = tiny_config()
-    cfg.data.root, cfg.data.lists = str(tmp_path / "out" / "frames"), str(shared_data / "ucf5" / "ucfTrainTestlist")
+    cfg.data.root, cfg.data.lists = str(tmp_path / "out" / "frames"), str(real_data / "ucf5" / "ucfTrainTestlist")
     cfg.data.classes, cfg.data.short_side, cfg.data.crop_size = CLASSES, 36, 32
     cfg.train.epochs, cfg.train.eval_every = 4.0, 4.0
     lines: list[str] = []

@@ -81,14 +81,14 @@ def test_torch_files_that_are_refused(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"a": torch.zeros(1000)}, tmp_path / "whole.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:600])
-    (tmp_path / "garbage.pth").write_bytes(b"hello")
+    (tmp_path / "text.pth").write_bytes(b"hello")
     for name, message in (
         ("module.pth", r"module\.pth: refused, because reading it could run code .*torch\.save\(model\.state_dict"),
         ("namespace.pth", r"namespace\.pth: refused, because reading it could run code"),
         ("empty.pth", r"empty\.pth: holds no state dict: looked for tensors .* it has epoch, best"),
         ("list.pth", r"list\.pth: holds a list, not a state dict"),
         ("cut.pth", r"cut\.pth: damaged, or not a torch file"),
-        ("garbage.pth", r"garbage\.pth: (damaged, or not a torch file|refused)"),
+        ("text.pth", r"text\.pth: (damaged, or not a torch file|refused)"),
     ):
         with pytest.raises(ConversionError, match=f"(?s){message}"):
             files.read(tmp_path / name)

@@ -10,7 +10,7 @@ import pytest
 from r23d_jax.data.find import frames as frames_module
 from r23d_jax.data.find.frames import FrameFiles, VideoIndex, index_frames
 from r23d_jax.data.find.splits import DataError, Entry, VideoList
-from tests.hostile.garbage.corpus import pipe
+from tests.hostile.bad_files.corpus import pipe
 
 CLASS, VIDEO = "HandstandPushups", "v_HandStandPushups_g01_c01"
 

@@ -5,7 +5,7 @@ import string
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r23d_jax.data.find.splits import DataError, Entry, available_splits, read_list
@@ -28,10 +28,10 @@ def ucf101(folder: Path, class_ind: str = CLASS_IND, train: str = TRAIN, test: s
     return write(folder, classInd__txt=class_ind, trainlist01__txt=train, testlist01__txt=test)
 
 
-@pytest.mark.shared
+@pytest.mark.real_clips
 @pytest.mark.parametrize(("split", "train", "test"), [(1, 9537, 3783), (2, 9586, 3734), (3, 9624, 3696)])
-def test_official_lists(shared_data: Path, split: int, train: int, test: int) -> None:
-    lists = shared_data / "ucf101_splits"
+def test_official_lists(real_data: Path, split: int, train: int, test: int) -> None:
+    lists = real_data / "ucf101_splits"
     sides = [read_list(lists, side, split) for side in ("train", "test")]
     assert [len(side.entries) for side in sides] == [train, test]
     assert all(len(side.class_names) == 101 for side in sides)
@@ -218,7 +218,6 @@ names = st.text(string.ascii_letters + string.digits + "_-. é語", min_size=1, 
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     classes=st.lists(names, min_size=1, max_size=5, unique_by=str.casefold),
     videos=st.lists(st.tuples(st.integers(0, 4), names), min_size=1, max_size=8, unique_by=lambda v: v[1].casefold()),
@@ -249,7 +248,6 @@ texts = st.one_of(
 FILES = ("classInd.txt", "trainlist01.txt", "testlist01.txt", "train.csv", "val.csv", "classes.txt")
 
 
-@settings(max_examples=150, deadline=None)
 @given(text=texts, name=st.sampled_from(FILES))
 def test_any_text_gives_a_list_or_an_error_that_names_the_file(
     tmp_path_factory: pytest.TempPathFactory, text: str, name: str

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r23d_jax.data.find.tfrecord import crc32c, parse_example, records
-from tests.hostile.garbage.corpus import framed
+from tests.hostile.bad_files.corpus import framed
 
 
 def as_array(data: bytes) -> np.ndarray:

@@ -429,15 +429,15 @@ def test_a_stop_that_strikes_in_the_garbage_collector_is_not_lost(tmp_path: Path
     assert capsys.readouterr().err.startswith("prepare: stopped. ")
 
 
-@pytest.mark.shared
-def test_real_clips(shared_data: Path, tmp_path: Path) -> None:
-    for clip in sorted((shared_data / "ucf5/UCF-101").glob("H*/*_g01_c01.avi")) + sorted(
-        (shared_data / "ucf5/UCF-101").glob("P*/*_g08_c01.avi")
+@pytest.mark.real_clips
+def test_real_clips(real_data: Path, tmp_path: Path) -> None:
+    for clip in sorted((real_data / "ucf5/UCF-101").glob("H*/*_g01_c01.avi")) + sorted(
+        (real_data / "ucf5/UCF-101").glob("P*/*_g08_c01.avi")
     ):
         link = tmp_path / "UCF-101" / clip.parent.name / clip.name
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(clip)
-    lists = shared_data / "ucf5/ucfTrainTestlist"
+    lists = real_data / "ucf5/ucfTrainTestlist"
     out = tmp_path / "out"
     assert prepare("--videos", tmp_path, "--out", out, "--lists", lists, "--short-side", "64") == 0
     train, test = (index_frames(out / "frames", read_list(lists, side)) for side in ("train", "test"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from r23d_jax.data.make.video import VideoError, VideoInfo, iter_frames, probe, read_frames, resize_short_side
-from tests.hostile.garbage.corpus import turned
+from tests.hostile.bad_files.corpus import turned
 
 
 def pattern(number: int, height: int = 64, width: int = 96) -> np.ndarray:
@@ -103,7 +103,7 @@ def test_metadata_that_is_not_utf_8(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
-    """Files that are no video are in tests/hostile/garbage."""
+    """Files that are no video are in tests/hostile/bad_files."""
     for path, message in [
         (tmp_path / "nothing.avi", r"nothing\.avi: cannot be read \(No such file or directory\)"),
         (tmp_path / "zero\0byte.avi", r"cannot be read \(.*embedded null (byte|character)"),
@@ -121,14 +121,14 @@ def test_a_header_that_claims_too_many_pixels(tmp_path: Path, monkeypatch: pytes
             read(path)
 
 
-@pytest.mark.shared
-def test_real_clips(shared_data: Path) -> None:
-    odd = shared_data / "odd_videos"
+@pytest.mark.real_clips
+def test_real_clips(real_data: Path) -> None:
+    odd = real_data / "odd_videos"
     avi, mp4 = read_frames(odd / "v_Diving_g01_c01.avi"), read_frames(odd / "v_Diving_g01_c01.mp4")
     assert avi.shape == mp4.shape == (259, 240, 320, 3)
     assert np.abs(avi[::20].astype(int) - mp4[::20]).mean() < 6  # the same clip, encoded twice
     bare = probe(odd / "v_CliffDiving_g03_c01.mp4")  # a bare MPEG-4 stream, whatever its name says
     assert (bare.width, bare.height, bare.num_frames) == (340, 256, 0)
     assert len(read_frames(odd / "v_CliffDiving_g03_c01.mp4", 64)) == 92
-    clip = sorted((shared_data / "ucf5/UCF-101/HandstandPushups").iterdir())[0]
+    clip = sorted((real_data / "ucf5/UCF-101/HandstandPushups").iterdir())[0]
     assert read_frames(clip, 128).shape[1:] == (128, 171, 3)

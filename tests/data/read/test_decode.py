@@ -16,7 +16,7 @@ from r23d_jax.data.find.frames import FrameFiles, PackedFrames
 from r23d_jax.data.read import decode
 from r23d_jax.data.read.decode import MAX_PIXELS, decode_clip, decode_windows, frame_reader, read_clip
 from tests.data.find.frame_sets import encode, pack, picture, write_videos
-from tests.hostile.garbage.corpus import HUGE, png_bomb, with_jpeg_size
+from tests.hostile.bad_files.corpus import HUGE, png_bomb, with_jpeg_size
 
 
 def _photo(height: int = 60, width: int = 80) -> np.ndarray:

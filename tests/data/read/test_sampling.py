@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r23d_jax.config import ConfigError, DataConfig
@@ -128,7 +128,6 @@ def _compiled(sampling_kind: str, num_frames: int, stride: int, difference: bool
     return tf.function(lambda key, count: sampling.training_frames(cfg, key, count))
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from(["random", "segments"]),
     num_frames=st.sampled_from([1, 2, 7, 16]),
@@ -151,7 +150,6 @@ def test_any_video_gives_a_clip_of_its_own_frames(
     assert np.all((runs[:, :1] + stride * np.arange(runs.shape[1]).astype(object) - runs) % max(count, 1) == 0)
 
 
-@settings(max_examples=100, deadline=None)
 @given(draw=st.floats(0, 1, exclude_max=True, width=32), count=st.integers(1, most))
 def test_any_draw_picks_something_there_is(draw: float, count: int) -> None:
     assert 0 <= int(sampling.pick(tf.constant(draw), tf.constant(count))) < count

@@ -36,7 +36,7 @@ def main() -> int:
     corpus.mkdir(parents=True, exist_ok=True)
     with atheris.instrument_imports(include=["r23d_jax"], enable_loader_override=False):
         for name in PARSERS:
-            importlib.import_module(f"r23d_jax.data.{name}")
+            importlib.import_module(f"r23d_jax.data.find.{name}")
         if args.target == "weights":
             importlib.import_module("r23d_jax.weights.state_dicts")
     from tests.hostile.fuzz.targets import TARGETS, starting_inputs

@@ -22,7 +22,7 @@ from r23d_jax.config import UserError
 from r23d_jax.data.find import frames, index_cache, packed, splits, tfrecord
 from r23d_jax.data.find.picture_header import claimed_size
 from r23d_jax.weights import state_dicts
-from tests.hostile.garbage.corpus import example, framed, picture, pixels, safetensors, tensor, torch_file
+from tests.hostile.bad_files.corpus import example, framed, picture, pixels, safetensors, tensor, torch_file
 
 _MEMORY = Path("/dev/shm")
 _FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-", dir=_MEMORY if _MEMORY.is_dir() else None))

@@ -31,7 +31,7 @@ def test_without_atheris_it_says_so() -> None:
     assert done.stderr == "fuzzing needs atheris, which is not installed: pip install atheris\n"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not HAS_ATHERIS, reason="atheris is not installed: pip install atheris")
 @pytest.mark.parametrize("target", TARGETS)
 def test_fuzzing_runs(target: str, tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def main() -> int:
 # An evaluation of before, the disk filled up, and a new one that finds no room: exit status as launch.py's.
 _REPORT = """
 import sys; from pathlib import Path
-from r23d_jax import config, disk
+from r23d_jax import config
+from r23d_jax.runtime import disk
 folder = Path(sys.argv[1])
 path, ballast = folder / "evaluation.npz", folder / "ballast"
 try:

@@ -21,7 +21,7 @@ from r23d_jax.evaluation.result import load_evaluation
 from r23d_jax.runtime.journal import read_metrics
 
 ROOT = Path(__file__).resolve().parents[3]
-TINY_RUN = ROOT / "tests" / "reliability" / "tiny_run.py"
+TINY_RUN = ROOT / "tests" / "hostile" / "reliability" / "tiny_run.py"
 PATIENCE = 600.0  # seconds until something that should have happened is taken to hang
 SPEED = ("train/clips_per_second", "train/input_wait")  # columns of metrics.jsonl that no two runs share
 POLL = 0.002  # seconds
@@ -41,7 +41,7 @@ class Lost(AssertionError):
 def environment() -> dict[str, str]:
     """For the processes: this machine's CPU as one device, and every compiled program kept, so that restarts are
     quick and torn entries of that cache would be met."""
-    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    kept = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
     return kept | {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(ROOT)}
 
 

@@ -39,7 +39,7 @@ def test_a_file_that_finds_no_room_leaves_the_old_one(tmp_path: Path) -> None:
     assert "evaluation.npz: cannot be written (No space left on device): make room and run" in result["full"]["stderr"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_prepare_goes_on_once_there_is_room(tmp_path: Path) -> None:
     harness.write_videos(tmp_path / "videos", 4)
     decoding, packing = fill(tmp_path / "small", "prepare")
@@ -55,7 +55,7 @@ def test_prepare_goes_on_once_there_is_room(tmp_path: Path) -> None:
     assert decoding["contents"] == packing["contents"] == harness.contents(tmp_path / "alone")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_goes_on_once_there_is_room(tmp_path: Path) -> None:
     """The disk fills up in the first checkpoint, and in a later one: that goes on from the one before."""
     write_synthetic(tmp_path / "data", num_groups=3, clips_per_group=2, height=48, width=56, test_groups=1)

@@ -7,14 +7,14 @@ import pytest
 from tests.hostile.reliability import kill, soak
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_killed_again_and_again_ends_as_if_left_alone(tmp_path: Path) -> None:
     report = kill.kill_trainings(tmp_path, times=3, seed=0)
     assert not report["wrong"], kill.table("train", report)
     assert len(report["kills"]) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_prepare_killed_again_and_again_writes_the_same_bytes(tmp_path: Path) -> None:
     report = kill.kill_prepare(tmp_path, times=3, seed=0)
     assert not report["wrong"], kill.table("prepare", report)

@@ -1,4 +1,4 @@
-"""Videos that are none, and odd ones that are: decoded, prepared, and in odd places under odd names."""
+"""Bad videos, and odd but usable ones: decoded, prepared, and in odd places under odd names."""
 
 import argparse
 import os
@@ -11,10 +11,10 @@ import pytest
 
 from r23d_jax.commands import prepare
 from r23d_jax.data.make.video import VideoError, iter_frames, probe
-from tests.hostile.garbage.corpus import VIDEOS, flip_bits, forbidden, pipe, video
+from tests.hostile.bad_files.corpus import VIDEOS, flip_bits, forbidden, pipe, video
 
 ROOT = Path(__file__).resolve().parents[3]
-COUNTS = {"one_frame": 1}  # of the sound ones; the others have 8
+COUNTS = {"one_frame": 1}  # of the intact ones; the others have 8
 
 
 @pytest.mark.parametrize("name", VIDEOS)
@@ -31,10 +31,10 @@ def test_a_video_is_decoded_or_refused_in_words(name: str, tmp_path: Path) -> No
 
 def test_flipped_bits_never_crash(tmp_path: Path) -> None:
     for form, codec in (("avi", "mpeg4"), ("mp4", "libx264"), ("matroska", "libx264")):
-        sound = video(form, codec, 20)
+        intact = video(form, codec, 20)
         for seed in range(8):
             path = tmp_path / f"{seed}.{form}"
-            path.write_bytes(flip_bits(sound, 40, seed))
+            path.write_bytes(flip_bits(intact, 40, seed))
             try:
                 frames = list(iter_frames(path))
             except VideoError as error:
@@ -44,9 +44,9 @@ def test_flipped_bits_never_crash(tmp_path: Path) -> None:
 
 
 def test_bombs_do_not_take_memory(tmp_path: Path) -> None:
-    """Neither does probing, which decodes frames by itself, nor decoding."""
-    sound = tmp_path / "sound.mp4"
-    sound.write_bytes(video())
+    """Neither probing, which decodes some frames, nor decoding."""
+    intact = tmp_path / "intact.mp4"
+    intact.write_bytes(video())
     bombs = [VIDEOS[name].write(tmp_path, name) for name in ("png_bomb", "jpeg_bomb", "claims_huge")]
     code = (
         "import resource, sys\n"
@@ -62,7 +62,7 @@ def test_bombs_do_not_take_memory(tmp_path: Path) -> None:
         "for bomb in sys.argv[2:]: read(bomb)\n"
         "print(peak() - before)\n"
     )
-    args = [sys.executable, "-c", code, str(sound), *map(str, bombs)]
+    args = [sys.executable, "-c", code, str(intact), *map(str, bombs)]
     done = subprocess.run(args, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 48_000  # KiB; one frame of the PNG has 144 MB
@@ -83,11 +83,11 @@ def broken_of(out: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("form", ["frames", "packed"])
 def test_prepare_skips_and_lists_them_all(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, garbage in VIDEOS.items():
-        garbage.write(tmp_path / "videos" / "A", name)
+    for name, file in VIDEOS.items():
+        file.write(tmp_path / "videos" / "A", name)
     assert call("--videos", tmp_path / "videos", "--out", tmp_path / "out", "--format", form) == 3
     printed = capsys.readouterr()
-    bad = {name: garbage for name, garbage in VIDEOS.items() if garbage.reason}
+    bad = {name: file for name, file in VIDEOS.items() if file.reason}
     assert f"{len(VIDEOS) - len(bad)} videos are ready" in printed.out
     assert f"skipped {len(bad)} videos that could not be used; they are listed in" in printed.out
     assert "Traceback" not in printed.err
@@ -98,14 +98,14 @@ def test_prepare_skips_and_lists_them_all(form: str, tmp_path: Path, capsys: pyt
 
 
 def test_prepare_among_odd_names_and_places(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, sound = tmp_path / "videos" / "A", video(num_frames=2)
+    folder, intact = tmp_path / "videos" / "A", video(num_frames=2)
     folder.mkdir(parents=True)
     usable = ["two words", "line\nend", "quote'\"", "-rf", "$(reboot)", "%s{0}", "x" * 251]
     for name in usable:
-        (folder / f"{name}.mp4").write_bytes(sound)
-    (folder / os.fsdecode(b"latin-\xe9.mp4")).write_bytes(sound)
+        (folder / f"{name}.mp4").write_bytes(intact)
+    (folder / os.fsdecode(b"latin-\xe9.mp4")).write_bytes(intact)
     (folder / "folder.mp4").mkdir()
-    (folder / "folder.mp4" / "inside.mp4").write_bytes(sound)
+    (folder / "folder.mp4" / "inside.mp4").write_bytes(intact)
     (folder / "link.mp4").symlink_to(tmp_path / "nowhere.mp4")
     (folder / "itself.mp4").symlink_to("itself.mp4")
     (folder / "itself").symlink_to("itself")
@@ -126,7 +126,7 @@ def test_prepare_among_odd_names_and_places(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_name_too_long_for_what_is_made_of_it(tmp_path: Path) -> None:
-    """The staged file of a video has a longer ending than the video."""
+    """The staged file's suffix is longer than the video's."""
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / ("x" * 251 + ".mp4")).write_bytes(video(num_frames=2))
     assert call("--videos", tmp_path / "videos", "--out", tmp_path / "out", "--format", "packed") == 3

@@ -1,4 +1,4 @@
-"""A whole training among garbage, as a user starts it: what is skipped is named, what cannot go on says why."""
+"""A whole training with bad files in its data, as a user starts it: it names what it skips and why it stops."""
 
 import os
 import subprocess
@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.garbage.corpus import PICTURES, picture
+from tests.hostile.bad_files.corpus import PICTURES, picture
 
 ROOT = Path(__file__).resolve().parents[3]
-LATIN = os.fsdecode(b"latin-\xe9")  # a name that is no text in UTF-8
+LATIN = os.fsdecode(b"latin-\xe9")  # not valid UTF-8
 BAD = ("text", "zero_byte", "png_bomb", "truncated")
 
 
-def write_data(root: Path, sound: int) -> None:
-    """Videos of two classes, some with a second frame that is none, and their lists."""
+def write_data(root: Path, intact: int) -> None:
+    """Writes videos of two classes, some with a bad second frame, and their lists."""
     rows: dict[str, list[str]] = {"train.csv": [], "val.csv": []}
-    videos = [(f"{side}{k}", picture(), side) for side in ("train", "val") for k in range(sound)]
+    videos = [(f"{side}{k}", picture(), side) for side in ("train", "val") for k in range(intact)]
     videos += [(f"{name} {LATIN}", PICTURES[name].make(), "train") for name in BAD]
     videos += [(f"val {LATIN}", b"", "val")]
     for number, (name, second, side) in enumerate(videos):
@@ -33,7 +33,7 @@ def write_data(root: Path, sound: int) -> None:
 
 
 def launch(root: Path, *overrides: str) -> tuple[int, str, str, int]:
-    """Exit status, both outputs, and the peak of memory in MiB."""
+    """Returns the exit status, both outputs and the peak memory in MiB."""
     settings = ["data.source=frames", f"data.root={root}/frames", f"data.lists={root}/lists", "data.num_frames=2"]
     settings += ["data.crop_size=16", "data.short_side=20", "train.global_batch_size=8", "train.epochs=2"]
     settings += ["model.depth=10", "model.widths=(8,8,8,8)", *overrides]
@@ -54,8 +54,8 @@ def launch(root: Path, *overrides: str) -> tuple[int, str, str, int]:
 
 
 @pytest.mark.slow
-def test_a_run_among_garbage_ends_and_names_it(tmp_path: Path) -> None:
-    write_data(tmp_path, sound=8)
+def test_a_run_with_bad_files_finishes_and_names_them(tmp_path: Path) -> None:
+    write_data(tmp_path, intact=8)
     status, out, err, peak = launch(tmp_path, "data.max_broken_fraction=0.5")
     assert status == 0, err
     assert "Traceback" not in out + err
@@ -69,8 +69,8 @@ def test_a_run_among_garbage_ends_and_names_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_too_much_garbage_is_one_message(tmp_path: Path) -> None:
-    write_data(tmp_path, sound=1)
+def test_too_many_bad_files_give_one_message(tmp_path: Path) -> None:
+    write_data(tmp_path, intact=1)
     status, out, err, _ = launch(tmp_path)
     assert status == 2 and "Traceback" not in out + err
     message = err[err.index("error: ") :]
@@ -79,7 +79,7 @@ def test_too_much_garbage_is_one_message(tmp_path: Path) -> None:
 
 
 def test_any_name_can_be_printed() -> None:
-    code = "from r23d_jax import backend; backend.prepare_process(); print('latin-\\udce9')"
+    code = "from r23d_jax.runtime import backend; backend.prepare_process(); print('latin-\\udce9')"
     environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
     args = [sys.executable, "-c", code]
     done = subprocess.run(args, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""Files of weights that are none: one error that names the file, never a traceback, no memory for what they claim."""
+"""Bad weight files: one error that names the file, no traceback, and no memory spent on sizes they claim."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import r23d_jax
 from r23d_jax.__main__ import main
 from r23d_jax.weights import files
 from r23d_jax.weights.tables import ConversionError
-from tests.hostile.garbage.corpus import WEIGHTS, flip_bits, forbidden, pipe, safetensors, tensor, torch_file
+from tests.hostile.bad_files.corpus import WEIGHTS, flip_bits, forbidden, pipe, safetensors, tensor, torch_file
 
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = [pytest.param(name, marks=[pytest.mark.parity] if name.startswith("torch") else []) for name in WEIGHTS]
@@ -78,8 +78,8 @@ def test_flipped_bits(tmp_path: Path) -> None:
 @pytest.mark.parity
 def test_bombs_do_not_take_memory(tmp_path: Path) -> None:
     need_torch("torch")
-    sound = tmp_path / "sound.pth"
-    sound.write_bytes(torch_file())
+    intact = tmp_path / "intact.pth"
+    intact.write_bytes(torch_file())
     bombs = [WEIGHTS[name].write(tmp_path, name) for name in WEIGHTS if name.startswith("torch_") or "huge" in name]
     code = (
         "import resource, sys\n"
@@ -93,7 +93,7 @@ def test_bombs_do_not_take_memory(tmp_path: Path) -> None:
         "    sys.exit(f'{bomb}: was read')\n"
         "print(peak() - before)\n"
     )
-    args = [sys.executable, "-c", code, str(sound), *map(str, bombs)]
+    args = [sys.executable, "-c", code, str(intact), *map(str, bombs)]
     done = subprocess.run(args, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 64_000  # KiB; the bomb holds 512 MB

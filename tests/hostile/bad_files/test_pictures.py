@@ -1,4 +1,4 @@
-"""Pictures that are none, among the frames of videos: in folders and in shards, in training and in evaluation."""
+"""Bad pictures among the frames of videos: in folders and in shards, in training and in evaluation."""
 
 import io
 import os
@@ -21,12 +21,12 @@ from r23d_jax.data.find.splits import DataError, Entry, VideoList, read_list
 from r23d_jax.data.make.packed_builder import PackSource, write_packed
 from r23d_jax.data.read import pipeline
 from r23d_jax.data.read.views import make_views
-from tests.hostile.garbage.corpus import PICTURES, Garbage, forbidden, picture, pipe, pixels
+from tests.hostile.bad_files.corpus import PICTURES, BadFile, forbidden, picture, pipe, pixels
 
 ROOT = Path(__file__).resolve().parents[3]
 CFG = DataConfig(num_frames=3, short_side=24, crop_size=16, crop="center", max_broken_fraction=1.0, num_workers=2)
-SOUND = [f"sound{number}" for number in range(40)]  # so that training finds one in place of any other
-BAD = {name for name, garbage in PICTURES.items() if garbage.reason}
+INTACT = [f"intact{number}" for number in range(40)]  # enough for training to find a substitute for any bad one
+BAD = {name for name, bad in PICTURES.items() if bad.reason}
 
 
 def listed(*names: str) -> VideoList:
@@ -34,15 +34,15 @@ def listed(*names: str) -> VideoList:
 
 
 def write_frames(root: Path) -> None:
-    """A video of three frames for every kind of picture, which is the second of them; and sound ones."""
-    sound = Garbage("sound", ".jpg", picture)
-    for name in (*PICTURES, *SOUND):
+    """One video of three frames per kind of picture, whose second frame is that picture, and some intact videos."""
+    intact = BadFile("intact", ".jpg", picture)
+    for name in (*PICTURES, *INTACT):
         folder = root / "A" / name
         folder.mkdir(parents=True)
         for number in (1, 2, 3):
-            garbage = PICTURES.get(name, sound)
-            content = garbage.make() if number == 2 else picture()
-            (folder / f"{number}{garbage.suffix}").write_bytes(content)
+            made = PICTURES.get(name, intact)
+            content = made.make() if number == 2 else picture()
+            (folder / f"{number}{made.suffix}").write_bytes(content)
 
 
 @pytest.fixture(scope="module", params=["frames", "packed"])
@@ -50,24 +50,24 @@ def index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     root = tmp_path_factory.mktemp(request.param)
     if request.param == "frames":
         write_frames(root)
-        return index_frames(root, listed(*PICTURES, *SOUND), cache=False)
-    sound = picture()
+        return index_frames(root, listed(*PICTURES, *INTACT), cache=False)
+    intact = picture()
 
     def source(name: str) -> PackSource:
-        return PackSource(name, "A", lambda: [sound, PICTURES[name].make() if name in PICTURES else sound, sound])
+        return PackSource(name, "A", lambda: [intact, PICTURES[name].make() if name in PICTURES else intact, intact])
 
-    write_packed(root / "packed", [source(name) for name in (*PICTURES, *SOUND)], ["A"])
-    return index_packed(root / "packed", listed(*PICTURES, *SOUND), "train", cache=False)
+    write_packed(root / "packed", [source(name) for name in (*PICTURES, *INTACT)], ["A"])
+    return index_packed(root / "packed", listed(*PICTURES, *INTACT), "train", cache=False)
 
 
 def test_evaluation_leaves_out_what_cannot_be_read_and_says_why(index: VideoIndex) -> None:
-    assert len(index) == len(PICTURES) + len(SOUND)
+    assert len(index) == len(PICTURES) + len(INTACT)
     views = make_views(index.num_frames, preprocessing(CFG), EvalConfig())
     log = pipeline.BrokenLog(CFG, log=lambda line: None)
     batches = list(pipeline.eval_batches(index, views, CFG, batch_size=4, broken=log))
     mask, video = (np.concatenate([batch[name] for batch in batches]) for name in ("mask", "video_id"))
     read = {str(index.names[row]) for row in video[mask == 1]}
-    assert read == {*PICTURES, *SOUND} - BAD
+    assert read == {*PICTURES, *INTACT} - BAD
     assert set(log.faults) == BAD and log.count == len(BAD)
     for name, fault in log.faults.items():
         assert re.search(PICTURES[name].reason, fault.reason), f"{name}: {fault.reason}"
@@ -75,13 +75,13 @@ def test_evaluation_leaves_out_what_cannot_be_read_and_says_why(index: VideoInde
         assert fault.file.endswith(where)
 
 
-def test_training_puts_sound_videos_in_their_place(index: VideoIndex) -> None:
+def test_training_puts_intact_videos_in_their_place(index: VideoIndex) -> None:
     log = pipeline.BrokenLog(CFG, log=lambda line: None)
     batches = pipeline.train_batches(
         index, CFG, seed=0, global_batch_size=5, start_step=0, num_steps=26, broken=log
     )  # two epochs
     given = {str(index.names[row]) for batch in batches for row in batch["video_id"]}
-    assert given == {*PICTURES, *SOUND} - BAD
+    assert given == {*PICTURES, *INTACT} - BAD
     assert set(log.faults) == BAD
 
 
@@ -109,10 +109,10 @@ def test_any_bytes_have_a_size_or_none(start: bytes, content: bytes) -> None:
 
 
 def test_bombs_do_not_take_memory(tmp_path: Path) -> None:
-    """A process of its own decodes them beside a sound picture, and grows by less than one bomb would fill."""
-    bombs = [garbage.write(tmp_path, name) for name, garbage in PICTURES.items() if "bomb" in name]
-    sound = tmp_path / "sound.jpg"
-    sound.write_bytes(picture())
+    """A process of its own decodes them beside an intact picture, and grows by less than one bomb would fill."""
+    bombs = [bad.write(tmp_path, name) for name, bad in PICTURES.items() if "bomb" in name]
+    intact = tmp_path / "intact.jpg"
+    intact.write_bytes(picture())
     code = (
         "import resource, sys, tensorflow as tf\n"
         "from r23d_jax.data.read.broken import examine_picture\n"
@@ -120,18 +120,18 @@ def test_bombs_do_not_take_memory(tmp_path: Path) -> None:
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "window = lambda height, width: tf.constant([0, 0, 8, 8])\n"
         "run = tf.function(lambda both: decode_clip(tf.unstack(both, num=2), window, 8, False))\n"
-        "sound = open(sys.argv[1], 'rb').read()\n"
-        "run(tf.constant([sound, sound])), examine_picture(sound)\n"
+        "intact = open(sys.argv[1], 'rb').read()\n"
+        "run(tf.constant([intact, intact])), examine_picture(intact)\n"
         "before = peak()\n"
         "for bomb in sys.argv[2:]:\n"
         "    content = open(bomb, 'rb').read()\n"
         "    assert examine_picture(content)[1] is None\n"
-        "    try: run(tf.constant([sound, content]))\n"
+        "    try: run(tf.constant([intact, content]))\n"
         "    except tf.errors.InvalidArgumentError: continue\n"
         "    sys.exit(f'{bomb}: decoded')\n"
         "print(peak() - before)\n"
     )
-    args = [sys.executable, "-c", code, str(sound), *map(str, bombs)]
+    args = [sys.executable, "-c", code, str(intact), *map(str, bombs)]
     done = subprocess.run(args, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert len(bombs) >= 5 and int(done.stdout) < 64_000  # KiB; the smallest of them is 90 MB
@@ -142,29 +142,29 @@ def test_bombs_do_not_take_memory(tmp_path: Path) -> None:
 
 def test_a_pipe_among_frames_is_named_and_never_opened(tmp_path: Path) -> None:
     for number in (1, 2, 3):
-        for video in ("own", "sound"):
+        for video in ("own", "intact"):
             (tmp_path / "A" / video).mkdir(parents=True, exist_ok=True)
             (tmp_path / "A" / video / f"{number}.jpg").write_bytes(picture())
         (tmp_path / "A" / f"flat-{number}.jpg").write_bytes(picture())
     (tmp_path / "A/own/2.jpg").unlink()
     (tmp_path / "A/flat-3.jpg").unlink()
     with pipe(tmp_path / "A/own/2.jpg"), pipe(tmp_path / "A/flat-3.jpg"):
-        index = index_frames(tmp_path, listed("own", "flat", "sound"), cache=False)
-    assert index.names.tolist() == ["sound"] and index.missing == ("own", "flat")
+        index = index_frames(tmp_path, listed("own", "flat", "intact"), cache=False)
+    assert index.names.tolist() == ["intact"] and index.missing == ("own", "flat")
     assert "A/own: 2.jpg is no file, but a pipe or a device; remove it" in index.notes[0]
     assert "A: flat-3.jpg is no file" in index.notes[0]
 
 
 def test_a_folder_and_a_dangling_link_in_place_of_frames(tmp_path: Path) -> None:
-    for video in ("folder", "link", "loop", "sound"):
+    for video in ("folder", "link", "loop", "intact"):
         for number in (1, 3):
             (tmp_path / "A" / video).mkdir(parents=True, exist_ok=True)
             (tmp_path / "A" / video / f"{number}.jpg").write_bytes(picture())
     (tmp_path / "A/folder/2.jpg").mkdir()
     (tmp_path / "A/link/2.jpg").symlink_to("nowhere")
     (tmp_path / "A/loop/2.jpg").symlink_to("2.jpg")
-    (tmp_path / "A/sound/2.jpg").symlink_to("1.jpg")
-    index = index_frames(tmp_path, listed("folder", "link", "loop", "sound"), cache=False)
+    (tmp_path / "A/intact/2.jpg").symlink_to("1.jpg")
+    index = index_frames(tmp_path, listed("folder", "link", "loop", "intact"), cache=False)
     assert index.num_frames.tolist() == [3, 3, 3, 3]
     log = pipeline.BrokenLog(CFG, log=lambda line: None)
     views = make_views(index.num_frames, preprocessing(CFG), EvalConfig())

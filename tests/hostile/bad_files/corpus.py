@@ -1,7 +1,7 @@
-"""Files as they must not be, made by code: pictures, videos, weights, and names and places on disk.
+"""Makes bad files: pictures, videos and weights with wrong content, and odd names and places on disk.
 
-Each entry of `PICTURES`, `VIDEOS` and `WEIGHTS` is a `Garbage`: how its content is made, and what a user must be told
-of it. Some are odd and yet sound; these have no reason and must simply work.
+Each entry of `PICTURES`, `VIDEOS` and `WEIGHTS` is a `BadFile`: how to make its content, and the message a user must
+see. A few are odd but valid; they have no reason and must work.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ HUGE = 20_000  # pixels, each side of a decompression bomb
 
 
 @dataclasses.dataclass(frozen=True)
-class Garbage:
-    """One file that a program may meet.
+class BadFile:
+    """One kind of file that a program may meet.
 
     Attributes:
-      what: in words.
-      suffix: of its name.
-      make: its content.
-      reason: regular expression of what is said about it; "" where it is odd, and yet usable.
+      what: description, as in docs/robustness.md.
+      suffix: suffix of the file name.
+      make: returns the content.
+      reason: regular expression that the message about it matches; "" for an odd file that must work.
     """
 
     what: str
@@ -45,7 +45,7 @@ class Garbage:
     make: Callable[[], bytes]
     reason: str = ""
 
-    def write(self, folder: Path, stem: str = "garbage") -> Path:
+    def write(self, folder: Path, stem: str = "bad") -> Path:
         """Writes it as `folder/stem.suffix`."""
         path = folder / f"{stem}{self.suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ class Garbage:
 
 
 def flip_bits(content: bytes, count: int, seed: int = 0, start: int = 0) -> bytes:
-    """The content with bits flipped at random behind `start`."""
+    """Returns the content with `count` random bits flipped from byte `start` on."""
     flipped = bytearray(content)
     random = np.random.default_rng(seed)
     for place in random.integers(start, len(content), count).tolist():
@@ -67,7 +67,7 @@ def flip_bits(content: bytes, count: int, seed: int = 0, start: int = 0) -> byte
 
 @contextlib.contextmanager
 def pipe(path: Path, patience: float = 20) -> Iterator[Path]:
-    """A pipe on disk; who waits for it is let go after `patience` seconds, so that a test fails and does not hang."""
+    """Makes a named pipe; readers are released after `patience` seconds, so that a test fails instead of hanging."""
     os.mkfifo(path)
     stop = threading.Event()
 
@@ -87,7 +87,7 @@ def pipe(path: Path, patience: float = 20) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def forbidden(*paths: Path) -> Iterator[None]:
-    """Files and folders that may not be read; the test is skipped where this user may read everything."""
+    """Makes files and folders unreadable for a while; skips the test if this user can read everything (root)."""
     modes = [path.stat().st_mode for path in paths]
     for path in reversed(paths):
         path.chmod(0)
@@ -123,7 +123,7 @@ def with_jpeg_size(content: bytes, height: int, width: int) -> bytes:
 
 
 def png(height: int, width: int, rows: bytes, bits: int = 1) -> bytes:
-    """A gray PNG of these rows (each a filter byte, then its pixels), which may lack some."""
+    """A gray PNG with the given rows (a filter byte, then pixels, each); rows may be missing."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -147,7 +147,7 @@ def large_png() -> bytes:
 
 @functools.cache
 def gif(frames: int = 3, height: int = 48, width: int = 64) -> bytes:
-    """An animation; in a large one all frames but the first are small in the file."""
+    """An animated GIF; all frames but the first take little space in the file."""
     first, *rest = [Image.new("P", (width, height), k % 2) for k in range(frames)]
     file = io.BytesIO()
     first.save(file, "GIF", save_all=True, append_images=rest, optimize=False)
@@ -171,65 +171,65 @@ def sixteen_bit_png() -> bytes:
 
 
 PICTURES = {
-    "zero_byte": Garbage("an empty file", ".jpg", lambda: b"", r"empty( file| frame)? \(0 bytes\)"),
-    "text": Garbage(
+    "zero_byte": BadFile("an empty file", ".jpg", lambda: b"", r"empty( file| frame)? \(0 bytes\)"),
+    "text": BadFile(
         "text called .jpg", ".jpg", lambda: b"hello, world\n" * 9, r"not a picture \(it begins with b'hello, "
     ),
-    "zeros": Garbage("zeros, as a full disk leaves", ".jpg", lambda: bytes(4096), r"not a picture \(it begins with b'"),
-    "truncated": Garbage("a JPEG cut short", ".jpg", lambda: picture()[:300], r"truncated JPEG"),
-    "truncated_png": Garbage("a PNG cut short", ".png", lambda: picture("PNG")[:150], r"damaged picture"),
-    "two_bytes": Garbage("the first two bytes of a JPEG", ".jpg", lambda: picture()[:2], r"truncated JPEG"),
-    "flipped_bits": Garbage(
+    "zeros": BadFile("zeros, as a full disk leaves", ".jpg", lambda: bytes(4096), r"not a picture \(it begins with b'"),
+    "truncated": BadFile("a JPEG cut short", ".jpg", lambda: picture()[:300], r"truncated JPEG"),
+    "truncated_png": BadFile("a PNG cut short", ".png", lambda: picture("PNG")[:150], r"damaged picture"),
+    "two_bytes": BadFile("the first two bytes of a JPEG", ".jpg", lambda: picture()[:2], r"truncated JPEG"),
+    "flipped_bits": BadFile(
         "a JPEG with flipped bits in its tables",
         ".jpg",
         lambda: picture().replace(b"\xff\xdb", b"\xff\1"),
         r"damaged JPEG",
     ),
-    "no_end": Garbage(
+    "no_end": BadFile(
         "a JPEG's beginning, then zeros", ".jpg", lambda: b"\xff\xd8\xff" + bytes(600), r"truncated JPEG"
     ),
-    "jpeg_bomb": Garbage(
+    "jpeg_bomb": BadFile(
         "a JPEG that claims 20,000 x 20,000 pixels",
         ".jpg",
         lambda: with_jpeg_size(picture(), HUGE, HUGE),
         r"20000x20000 pixels, more than the 67108864 that are decoded",
     ),
-    "png_bomb": Garbage(
+    "png_bomb": BadFile(
         "a PNG of 20,000 x 20,000 pixels in 50 kB", ".png", png_bomb, r"20000x20000 pixels, more than the 67108864"
     ),
-    "png_bomb_called_jpg": Garbage(
+    "png_bomb_called_jpg": BadFile(
         "the same called .jpg", ".jpg", png_bomb, r"20000x20000 pixels, more than the 67108864"
     ),
-    "gif_bomb": Garbage(
+    "gif_bomb": BadFile(
         "a GIF whose one frame is larger than its screen", ".jpg", gif_bomb, r"8x50000000 pixels, more"
     ),
-    "gif_frames_bomb": Garbage(
+    "gif_frames_bomb": BadFile(
         "a GIF of 90 megapixels over all its frames",
         ".jpg",
         lambda: gif(40, 1500, 1500),
         r"1500x60000 pixels, more than",
     ),
-    "webp_bomb": Garbage(
+    "webp_bomb": BadFile(
         "a WebP that claims 16,384 x 16,384 pixels", ".jpg", webp_bomb, r"16384x16384 pixels, more than"
     ),
-    "other_size": Garbage(
+    "other_size": BadFile(
         "a frame of another size",
         ".jpg",
         lambda: picture(image=pixels(40, 64)),
         r"64x40 pixels, where the video began with",
     ),
-    "one_pixel": Garbage(
+    "one_pixel": BadFile(
         "one frame of 1x1", ".jpg", lambda: picture(image=pixels(1, 1)), r"1x1 pixels, where the video began with 64x48"
     ),
-    "png_called_jpg": Garbage("a PNG called .jpg", ".jpg", lambda: picture("PNG")),
-    "jpeg_called_png": Garbage("a JPEG called .png", ".png", picture),
-    "grayscale": Garbage("a gray JPEG", ".jpg", lambda: picture(mode="L")),
-    "cmyk": Garbage("a CMYK JPEG", ".jpg", lambda: picture(mode="CMYK")),
-    "progressive": Garbage("a progressive JPEG", ".jpg", lambda: picture(progressive=True)),
-    "16_bit": Garbage("a 16-bit PNG", ".png", sixteen_bit_png),
-    "transparent": Garbage("a PNG with transparency", ".png", lambda: picture("PNG", "RGBA")),
-    "animated_gif": Garbage("an animated GIF called .jpg (its first frame counts)", ".jpg", gif),
-    "bytes_behind": Garbage("a JPEG with other bytes behind its end", ".jpg", lambda: picture() + bytes(1000)),
+    "png_called_jpg": BadFile("a PNG called .jpg", ".jpg", lambda: picture("PNG")),
+    "jpeg_called_png": BadFile("a JPEG called .png", ".png", picture),
+    "grayscale": BadFile("a gray JPEG", ".jpg", lambda: picture(mode="L")),
+    "cmyk": BadFile("a CMYK JPEG", ".jpg", lambda: picture(mode="CMYK")),
+    "progressive": BadFile("a progressive JPEG", ".jpg", lambda: picture(progressive=True)),
+    "16_bit": BadFile("a 16-bit PNG", ".png", sixteen_bit_png),
+    "transparent": BadFile("a PNG with transparency", ".png", lambda: picture("PNG", "RGBA")),
+    "animated_gif": BadFile("an animated GIF called .jpg (its first frame counts)", ".jpg", gif),
+    "bytes_behind": BadFile("a JPEG with other bytes behind its end", ".jpg", lambda: picture() + bytes(1000)),
 }
 
 
@@ -308,64 +308,64 @@ def avi_without_rate(content: bytes) -> bytes:
 
 
 VIDEOS = {
-    "zero_byte": Garbage("an empty file", ".avi", lambda: b"", r"is empty \(0 bytes\)"),
-    "text": Garbage("text called .avi", ".avi", lambda: b"This is no video.\n" * 99, r"not a readable video \(Invalid"),
-    "random": Garbage(
+    "zero_byte": BadFile("an empty file", ".avi", lambda: b"", r"is empty \(0 bytes\)"),
+    "text": BadFile("text called .avi", ".avi", lambda: b"This is no video.\n" * 99, r"not a readable video \(Invalid"),
+    "random": BadFile(
         "random bytes", ".mkv", lambda: np.random.default_rng(0).bytes(20_000), r"not a readable video \(Invalid data"
     ),
-    "truncated_mp4": Garbage("an MP4 cut short", ".mp4", lambda: video()[:1500], r"not a readable video \("),
-    "truncated_avi": Garbage(
+    "truncated_mp4": BadFile("an MP4 cut short", ".mp4", lambda: video()[:1500], r"not a readable video \("),
+    "truncated_avi": BadFile(
         "an AVI cut in half",
         ".avi",
         lambda: (whole := video("avi", "mpeg4", 200))[: len(whole) // 2],
         r"damaged \((\d+ frames can be decoded of about 200|Invalid)",
     ),
-    "header_only": Garbage(
+    "header_only": BadFile(
         "the first bytes of an AVI", ".avi", lambda: video("avi", "mpeg4")[:400], r"not a readable video \(Invalid data"
     ),
-    "no_frames": Garbage(
+    "no_frames": BadFile(
         "an AVI cut before its frames",
         ".avi",
         lambda: video("avi", "mpeg4")[:5700],
         r"not a readable video|damaged|no frame",
     ),
-    "playlist": Garbage(
+    "playlist": BadFile(
         "a playlist called .mp4",
         ".mp4",
         lambda: b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n",
         r"not a readable video \(Invalid data",
     ),
-    "sound": Garbage("a sound file called .avi", ".avi", lambda: sound("wav", "pcm_s16le"), r"has no video stream"),
-    "audio_only": Garbage("an MP4 with a sound track alone", ".mp4", sound, r"has no video stream"),
-    "picture": Garbage("a PNG called .avi", ".avi", lambda: picture("PNG"), r"not a readable video \(Invalid"),
-    "claims_huge": Garbage(
+    "sound": BadFile("a sound file called .avi", ".avi", lambda: sound("wav", "pcm_s16le"), r"has no video stream"),
+    "audio_only": BadFile("an MP4 with a sound track alone", ".mp4", sound, r"has no video stream"),
+    "picture": BadFile("a PNG called .avi", ".avi", lambda: picture("PNG"), r"not a readable video \(Invalid"),
+    "claims_huge": BadFile(
         "an AVI whose header claims 20,000 x 20,000 pixels",
         ".avi",
         lambda: avi_claims(video("avi", "rawvideo"), HUGE, HUGE),
         r"damaged \(Invalid data|claims frames of 20000x20000 pixels",
     ),
-    "jpeg_bomb": Garbage(
+    "jpeg_bomb": BadFile(
         "an AVI of JPEGs that claim 20,000 x 20,000 pixels",
         ".avi",
         lambda: video_bomb("avi", "mjpeg", with_jpeg_size(picture(), HUGE, HUGE)),
         r"damaged \(Invalid",
     ),
-    "png_bomb": Garbage(
+    "png_bomb": BadFile(
         "an AVI of PNGs of 12,000 x 12,000 pixels",
         ".avi",
         lambda: video_bomb("avi", "png", large_png()),
         r"perhaps frames of more than 67108864 pixels, the most that are decoded",
     ),
-    "no_rate": Garbage(
+    "no_rate": BadFile(
         "an AVI that names 0/0 frames a second", ".avi", lambda: avi_without_rate(video("avi", "mpeg4"))
     ),
-    "bare_stream": Garbage("a bare MPEG-4 stream called .mp4", ".mp4", lambda: video("m4v", "mpeg4")),
-    "variable_rate": Garbage(
+    "bare_stream": BadFile("a bare MPEG-4 stream called .mp4", ".mp4", lambda: video("m4v", "mpeg4")),
+    "variable_rate": BadFile(
         "a variable frame rate", ".mkv", lambda: video("matroska", times=[0, 40, 50, 400, 410, 2000, 2001, 9000])
     ),
-    "rotated": Garbage("a display matrix that turns the picture", ".mp4", lambda: turned(video(), (0, 1, -1, 0))),
-    "one_frame": Garbage("a video of one frame", ".avi", lambda: video("avi", "mpeg4", 1)),
-    "one_pixel": Garbage("a video of 1x1 pixels", ".avi", lambda: video("avi", "png", height=1, width=1)),
+    "rotated": BadFile("a display matrix that turns the picture", ".mp4", lambda: turned(video(), (0, 1, -1, 0))),
+    "one_frame": BadFile("a video of one frame", ".avi", lambda: video("avi", "mpeg4", 1)),
+    "one_pixel": BadFile("a video of 1x1 pixels", ".avi", lambda: video("avi", "png", height=1, width=1)),
 }
 
 
@@ -383,7 +383,7 @@ def framed(data: bytes) -> bytes:
 
 
 def message(*fields: tuple[int, bytes | int]) -> bytes:
-    """A protocol buffer of (number, bytes or integer) fields."""
+    """A protocol buffer with the given (number, bytes or integer) fields."""
 
     def varint(value: int) -> bytes:
         return bytes([value & 0x7F | 0x80]) + varint(value >> 7) if value > 0x7F else bytes([value])
@@ -410,7 +410,7 @@ def example(frames: list[bytes], label: int, name: str) -> bytes:
 
 
 def safetensors(header: object, data: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file of any header, true or not; `length` is what it claims of the header."""
+    """A safetensors file with any header, valid or not; `length` is the header length that it claims."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
@@ -428,7 +428,7 @@ def torch_file(
     name: str = "fc.weight",
     compression: int = zipfile.ZIP_STORED,
 ) -> bytes:
-    """A .pth of one vector as torch writes it, without torch; what it claims of the vector need not be true."""
+    """A .pth with one vector as torch writes it, made without torch; its claims about the vector may be false."""
 
     def text(value: str) -> bytes:
         return b"X" + struct.pack("<I", len(value)) + value.encode()
@@ -463,101 +463,101 @@ def _random() -> bytes:
 
 
 WEIGHTS = {
-    "zero_byte": Garbage("an empty .safetensors", ".safetensors", lambda: b"", r"is empty \(0 bytes\)"),
-    "text": Garbage("text called .safetensors", ".safetensors", _text, r"not a whole safetensors file"),
-    "random": Garbage("random bytes called .safetensors", ".safetensors", _random, r"not a whole safetensors file"),
-    "truncated": Garbage(
+    "zero_byte": BadFile("an empty .safetensors", ".safetensors", lambda: b"", r"is empty \(0 bytes\)"),
+    "text": BadFile("text called .safetensors", ".safetensors", _text, r"not a whole safetensors file"),
+    "random": BadFile("random bytes called .safetensors", ".safetensors", _random, r"not a whole safetensors file"),
+    "truncated": BadFile(
         "a .safetensors cut short",
         ".safetensors",
         lambda: safetensors({"a": tensor()}, bytes(7)),
         r"not a whole safetensors",
     ),
-    "huge_header": Garbage(
+    "huge_header": BadFile(
         "a header that claims 2^60 bytes",
         ".safetensors",
         lambda: safetensors({"a": tensor()}, bytes(16), 1 << 60),
         r"not a whole safetensors file.*header too large",
     ),
-    "long_header": Garbage(
+    "long_header": BadFile(
         "a header that is longer than the file",
         ".safetensors",
         lambda: safetensors({"a": tensor()}, bytes(16), 1 << 20),
         r"not a whole safetensors file.*invalid header length",
     ),
-    "overlapping": Garbage(
+    "overlapping": BadFile(
         "tensors that overlap",
         ".safetensors",
         lambda: safetensors({"a": tensor(), "b": tensor(8, 24)}, bytes(24)),
         r"not a whole safetensors file.*invalid offset",
     ),
-    "outside": Garbage(
+    "outside": BadFile(
         "a tensor that lies behind the end",
         ".safetensors",
         lambda: safetensors({"a": tensor(), "b": tensor(16, 1 << 50, (1 << 48,))}, bytes(16)),
         r"not a whole safetensors file",
     ),
-    "overflow": Garbage(
+    "overflow": BadFile(
         "a shape of 2^66 values",
         ".safetensors",
         lambda: safetensors({"a": tensor(0, 16, (1 << 33, 1 << 33))}, bytes(16)),
         r"not a whole safetensors file.*overflow",
     ),
-    "float8": Garbage(
+    "float8": BadFile(
         "a dtype that numpy lacks",
         ".safetensors",
         lambda: safetensors({"a": tensor(0, 4, (4,), "F8_E4M3")}, bytes(4)),
         r"not a whole safetensors file of float16, float32 or float64",
     ),
-    "unknown_dtype": Garbage(
+    "unknown_dtype": BadFile(
         "a dtype that does not exist",
         ".safetensors",
         lambda: safetensors({"a": tensor(0, 4, (4,), "X9")}, bytes(4)),
         r"not a whole safetensors file.*unknown variant `X9`",
     ),
-    "deep": Garbage(
+    "deep": BadFile(
         "JSON nested 5,000 deep",
         ".safetensors",
         lambda: safetensors(b'{"a":' * 5000),
         r"not a whole safetensors.*recursion",
     ),
-    "nan": Garbage(
+    "nan": BadFile(
         "values that are NaN",
         ".safetensors",
         lambda: safetensors({"a": tensor()}, np.full(4, np.nan, "<f4").tobytes()),
         r"1 of 1 tensors hold values that are not numbers \(NaN or infinite\), e\.g\. a: .*take an earlier file",
     ),
-    "integers": Garbage(
+    "integers": BadFile(
         "whole numbers in place of weights",
         ".safetensors",
         lambda: safetensors({"a": tensor(0, 16, (2,), "I64")}, bytes(16)),
         r"no known code base",
     ),
-    "lies_about_itself": Garbage(
+    "lies_about_itself": BadFile(
         "a config inside that is none",
         ".safetensors",
         lambda: safetensors({"a": tensor(), "__metadata__": {"config": "5"}}, bytes(16)),
         r"what the file says of its network cannot be used \(config=5: must be the group",
     ),
-    "torch_zero_byte": Garbage("an empty .pth", ".pth", lambda: b"", r"is empty \(0 bytes\)"),
-    "torch_text": Garbage("text called .pth", ".pth", _text, r"damaged, or not a torch file|refused"),
-    "torch_random": Garbage("random bytes called .pth", ".pth", _random, r"damaged, or not a torch file|refused"),
-    "torch_truncated": Garbage("a .pth cut short", ".pth", lambda: torch_file()[:300], r"damaged, or not a torch file"),
-    "torch_short_string": Garbage(
+    "torch_zero_byte": BadFile("an empty .pth", ".pth", lambda: b"", r"is empty \(0 bytes\)"),
+    "torch_text": BadFile("text called .pth", ".pth", _text, r"damaged, or not a torch file|refused"),
+    "torch_random": BadFile("random bytes called .pth", ".pth", _random, r"damaged, or not a torch file|refused"),
+    "torch_truncated": BadFile("a .pth cut short", ".pth", lambda: torch_file()[:300], r"damaged, or not a torch file"),
+    "torch_short_string": BadFile(
         "a pickle that ends inside a string",
         ".pth",
         lambda: b"\x80\2X\xff\xff\xff\xffabc",
         r"damaged, or not a torch file",
     ),
-    "torch_bomb": Garbage(
+    "torch_bomb": BadFile(
         "a .pth of half a megabyte that holds 512 MB",
         ".pth",
         torch_bomb,
         r"its members are compressed, which torch never",
     ),
-    "torch_storage": Garbage(
+    "torch_storage": BadFile(
         "a .pth that claims 2^60 values", ".pth", lambda: torch_file(1 << 60, 1 << 60), r"damaged, or not a torch file"
     ),
-    "torch_stretched": Garbage(
+    "torch_stretched": BadFile(
         "a .pth that repeats one value 2^40 times",
         ".pth",
         lambda: torch_file(4, 1 << 40, 0),
