@@ -104,7 +104,7 @@ def test_every_field_can_be_overridden() -> None:
 
 def test_json_of_another_version() -> None:
     """What an older version did not have takes its default; what this one does not know is refused by name."""
-    with pytest.raises(config.ConfigError, match=r"config\.seeed: unknown field; did you mean seed"):
+    with pytest.raises(config.ConfigError, match=r"config\.seeed: unknown; did you mean seed"):
         config.from_json('{"seeed": 1}')
     assert config.from_json('{"model": {"depth": 34}}') == config.Config(model=config.ModelConfig(depth=34))
     with pytest.raises(config.ConfigError, match=r"config\.input: missing"):  # has no default

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from r23d_jax.config import SPATIAL_CROPS, ConfigError, DataConfig, preprocessing
+from r23d_jax.config import SPATIAL_CROPS, ConfigError, DataConfig, preprocessing, validate
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read import augment, sampling
 from r23d_jax.data.read.batches import BatchIterator, Sample, dataset_maker, first_readable
@@ -61,11 +61,11 @@ def train_batches(
       read-only.
 
     Raises:
-      ConfigError: settings do not go together.
+      ConfigError: a setting is wrong, or some do not go together.
       BrokenVideoError: while iterating; see `BrokenLog`.
     """
     _hide_gpus()
-    sampling.check_sampling(cfg)
+    validate(cfg)
     rows = _rows_per_host(global_batch_size, host, num_hosts, "global_batch_size")
     num_videos = len(index.names)
     reader = frame_reader(index.frames)
@@ -151,10 +151,11 @@ def eval_batches(
       An iterator over batches as `train_batches` gives, and "view": (b,) int32, the row in `views`.
 
     Raises:
-      ConfigError: settings do not go together.
+      ConfigError: a setting is wrong, or some do not go together.
       BrokenVideoError: while iterating; see `BrokenLog`.
     """
     _hide_gpus()
+    validate(cfg)
     rows = _rows_per_host(batch_size, host, num_hosts, "eval.batch_size")
     num_views = len(views.video)
     crops = crops or int(views.crop.max(initial=0)) + 1

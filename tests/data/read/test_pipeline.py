@@ -300,7 +300,7 @@ def test_an_iterator_takes_its_threads_with_it(index: VideoIndex, tmp_path: Path
 
 def test_open_index_writes_the_synthetic_set_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = functools.partial(synthetic.write_synthetic, num_groups=2, clips_per_group=1, test_groups=1)
-    monkeypatch.setattr(pipeline, "write_synthetic", small)
+    monkeypatch.setattr(sources, "write_synthetic", small)
     cfg = DataConfig(source="synthetic", root=str(tmp_path / "set"), lists="nowhere")
     train, test = sources.open_index(cfg, "train"), sources.open_index(cfg, "test")
     assert train.class_names == test.class_names == synthetic.CLASSES
@@ -322,7 +322,7 @@ def test_open_index_of_packed_data_takes_lists_where_there_are_any(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    monkeypatch.setattr(pipeline, "index_packed", lambda *args: calls.append(args))
+    monkeypatch.setattr(sources, "index_packed", lambda *args: calls.append(args))
     cfg = DataConfig(source="packed", root=str(tmp_path / "shards"), lists=str(tmp_path / "lists"))
     sources.open_index(cfg, "train")
     assert calls.pop() == (tmp_path / "shards", None, "train")
