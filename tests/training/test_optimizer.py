@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from r23d_jax.config import OptimizerConfig
-from r23d_jax.training.optimizer import make_optimizer, make_schedule
+from r23d_jax.config import ConfigError, OptimizerConfig
+from r23d_jax.training.optimizer import check_names, make_optimizer, make_schedule
 
 PARAMS = {
     "stem": {"conv": {"kernel": jnp.asarray([[0.5, -1.0], [2.0, 0.3]])}, "norm": {"scale": jnp.ones(2)}},
@@ -106,3 +106,18 @@ def test_schedules(schedule: str, factors: dict[int, float]) -> None:
     np.testing.assert_allclose([rate(k) for k in range(10)], 0.4 * np.arange(1, 11) / 10, rtol=1e-5)
     for step, factor in factors.items():
         np.testing.assert_allclose(rate(step), 0.4 * factor, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "adam"}, r"config\.optimizer\.name='adam': unknown; did you mean adamw\?"),
+        ({"name": "lion"}, r"config\.optimizer\.name='lion': unknown; known: sgd, adamw, lars"),
+        ({"schedule": "cosin"}, r"config\.optimizer\.schedule='cosin': unknown; did you mean cosine"),
+    ],
+)
+def test_an_unknown_name_is_refused(fields: dict, message: str) -> None:
+    cfg = OptimizerConfig(**fields)
+    for refuse in (lambda: check_names(cfg), lambda: make_optimizer(cfg, PARAMS, steps_per_epoch=1, num_steps=1)):
+        with pytest.raises(ConfigError, match=message):
+            refuse()
