@@ -96,7 +96,7 @@ def test_eval_windows() -> None:
     mirrored = [bool(augment.is_mirrored(10, tf.constant(k))) for k in range(10)]
     assert mirrored == [False] * 5 + [True] * 5
     assert not any(bool(augment.is_mirrored(3, tf.constant(k))) for k in range(3))
-    with pytest.raises(ConfigError, match=r"config\.eval\.crops=2: must be one of 1, 3, 10"):
+    with pytest.raises(ConfigError, match=r"config\.eval\.crops=2: unknown; known: 1, 3, 10"):
         corners(2, 240, 320)
 
 
@@ -122,6 +122,36 @@ def test_color_jitter_is_its_definition_and_the_same_in_all_frames() -> None:
     np.testing.assert_allclose(_jitter(0.0, draws, video), video, atol=1e-3)
     strong = _jitter(3.0, [0.0, 0.5, 0.5], video)  # brightness 0, never negative
     assert strong.min() >= 0 and strong.max() == 0
+
+
+def test_draws_of_an_augmentation_do_not_depend_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switched off, switched on, or added before it: each gets the key that its name gives it."""
+    seen: dict[str, list[int]] = {}
+
+    def recorded(name: str):
+        def change(cfg: DataConfig, key: tf.Tensor, clip: tf.Tensor) -> tf.Tensor:
+            seen[name] = key.numpy().tolist()
+            return clip
+
+        return change
+
+    def keys(names: list[str], **fields) -> dict[str, list[int]]:
+        seen.clear()
+        monkeypatch.setattr(augment, "AUGMENTATIONS", {name: recorded(name) for name in names})
+        augment.augment_clip(DataConfig(**fields), tf.constant([3, 7], tf.int64), tf.zeros((1, 2, 2, 3), tf.uint8))
+        return dict(seen)
+
+    names = list(augment.AUGMENTATIONS)
+    both = keys(names, flip=True, color_jitter=0.4)
+    assert list(both) == names and len({tuple(key) for key in both.values()}) == len(names)
+    assert keys(names, flip=True, color_jitter=0.0) == {"flip": both["flip"]}
+    assert keys(names, flip=False, color_jitter=0.1) == {"color_jitter": both["color_jitter"]}
+    more = keys(["antialias", *names], antialias=True, flip=True, color_jitter=0.4)
+    assert {name: more[name] for name in names} == both and more["antialias"] not in both.values()
+    # and another clip has other keys
+    monkeypatch.setattr(augment, "AUGMENTATIONS", {"flip": recorded("flip")})
+    augment.augment_clip(DataConfig(), tf.constant([3, 8], tf.int64), tf.zeros((1, 2, 2, 3), tf.uint8))
+    assert seen["flip"] != both["flip"]
 
 
 def test_rounding_and_mirroring() -> None:
