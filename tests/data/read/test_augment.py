@@ -154,6 +154,22 @@ def test_draws_of_an_augmentation_do_not_depend_on_the_others(monkeypatch: pytes
     assert seen["flip"] != both["flip"]
 
 
+@pytest.mark.parametrize("name", augment.AUGMENTATIONS)
+def test_every_augmentation_keeps_the_shape_and_follows_its_key(name: str) -> None:
+    clip = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), np.uint8)
+    cfg = DataConfig(**({"flip": False} | {name: True if isinstance(getattr(DataConfig(), name), bool) else 0.5}))
+
+    def change(key: int) -> np.ndarray:
+        changed = augment.augment_clip(cfg, tf.constant([0, key], tf.int64), tf.constant(clip))
+        assert changed.dtype == tf.uint8 and changed.shape == clip.shape
+        return changed.numpy()
+
+    changed = [change(key) for key in range(12)]
+    np.testing.assert_array_equal(changed[0], change(0))
+    assert len({clip.tobytes() for clip in changed}) > 1
+    assert any(not np.array_equal(other, clip) for other in changed)
+
+
 def test_rounding_and_mirroring() -> None:
     video = tf.constant([[[[0.0, 0.4, 0.6], [254.4, 254.6, 255.0]]]])
     assert augment.to_uint8(video).numpy().tolist() == [[[[0, 0, 1], [254, 255, 255]]]]
