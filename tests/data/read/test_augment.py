@@ -124,6 +124,10 @@ def test_color_jitter_is_its_definition_and_the_same_in_all_frames() -> None:
     assert strong.min() >= 0 and strong.max() == 0
 
 
+def _on(name: str) -> bool | float:
+    return True if isinstance(getattr(DataConfig(), name), bool) else 0.5
+
+
 def test_draws_of_an_augmentation_do_not_depend_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Switched off, switched on, or added before it: each gets the key that its name gives it."""
     seen: dict[str, list[int]] = {}
@@ -135,29 +139,27 @@ def test_draws_of_an_augmentation_do_not_depend_on_the_others(monkeypatch: pytes
 
         return change
 
-    def keys(names: list[str], **fields) -> dict[str, list[int]]:
+    def keys(table: list[str], on: list[str], clip: int = 7) -> dict[str, list[int]]:
         seen.clear()
-        monkeypatch.setattr(augment, "AUGMENTATIONS", {name: recorded(name) for name in names})
-        augment.augment_clip(DataConfig(**fields), tf.constant([3, 7], tf.int64), tf.zeros((1, 2, 2, 3), tf.uint8))
+        monkeypatch.setattr(augment, "AUGMENTATIONS", {name: recorded(name) for name in table})
+        cfg = DataConfig(**({name: 0 for name in table} | {name: _on(name) for name in on}))
+        augment.augment_clip(cfg, tf.constant([3, clip], tf.int64), tf.zeros((1, 2, 2, 3), tf.uint8))
         return dict(seen)
 
     names = list(augment.AUGMENTATIONS)
-    both = keys(names, flip=True, color_jitter=0.4)
-    assert list(both) == names and len({tuple(key) for key in both.values()}) == len(names)
-    assert keys(names, flip=True, color_jitter=0.0) == {"flip": both["flip"]}
-    assert keys(names, flip=False, color_jitter=0.1) == {"color_jitter": both["color_jitter"]}
-    more = keys(["antialias", *names], antialias=True, flip=True, color_jitter=0.4)
-    assert {name: more[name] for name in names} == both and more["antialias"] not in both.values()
-    # and another clip has other keys
-    monkeypatch.setattr(augment, "AUGMENTATIONS", {"flip": recorded("flip")})
-    augment.augment_clip(DataConfig(), tf.constant([3, 8], tf.int64), tf.zeros((1, 2, 2, 3), tf.uint8))
-    assert seen["flip"] != both["flip"]
+    together = keys(names, names)
+    assert list(together) == names and len({tuple(key) for key in together.values()}) == len(names)
+    for name in names:
+        assert keys(names, [name]) == {name: together[name]}
+        assert keys(names, [name], clip=8) != {name: together[name]}
+    more = keys(["antialias", *names], ["antialias", *names])
+    assert {name: more[name] for name in names} == together and more["antialias"] not in together.values()
 
 
 @pytest.mark.parametrize("name", augment.AUGMENTATIONS)
 def test_every_augmentation_keeps_the_shape_and_follows_its_key(name: str) -> None:
     clip = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), np.uint8)
-    cfg = DataConfig(**({"flip": False} | {name: True if isinstance(getattr(DataConfig(), name), bool) else 0.5}))
+    cfg = DataConfig(**({"flip": False} | {name: _on(name)}))
 
     def change(key: int) -> np.ndarray:
         changed = augment.augment_clip(cfg, tf.constant([0, key], tf.int64), tf.constant(clip))
