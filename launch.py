@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from r23d_jax import config
+from r23d_jax.config.files import call_file
 from r23d_jax.runtime import backend, distributed
 from r23d_jax.runtime.progress import printable_output
 
@@ -83,20 +84,10 @@ def parse(argv: list[str]) -> list[str]:
         if arg.startswith("-") and name.startswith("config."):
             config.check_override(name)
         elif arg.startswith("-") and name == "config":
-            _check_file((arg.partition("=")[2] if "=" in arg else following).partition(":")[0])
-    try:
-        return flags.FLAGS(argv)
-    except flags.IllegalFlagValueError as error:  # absl makes a traceback of what get_config(arg) raised
-        cause: BaseException = error
-        while cause.__context__ is not None:
-            cause = cause.__context__
-        raise cause if isinstance(cause, config.UserError) else error from None
-
-
-def _check_file(name: str) -> None:
-    if not Path(name).is_file():
-        known = [str(path) for path in sorted(Path("configs").glob("*.py"))]
-        raise config.ConfigError(f"--config={name}: no such file; {config.nearest(name, known)}")
+            path, colon, variant = (arg.partition("=")[2] if "=" in arg else following).partition(":")
+            # ml_collections runs the file once more, and would show a traceback of what is wrong with it
+            call_file(path, "get_config", config.Config, *([variant] if colon else []))
+    return flags.FLAGS(argv)
 
 
 def run() -> None:

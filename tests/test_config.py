@@ -1,7 +1,9 @@
 """The checks on a configuration, by message."""
 
+import copy
 import dataclasses
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -58,6 +60,30 @@ def test_preprocessing_survives_json_and_counts_the_extra_frame() -> None:
         ("optimizer", {"learning_rate": 0.0}, r"config\.optimizer\.learning_rate=0\.0: must be above 0"),
         ("optimizer", {"schedule": "multistep"}, r"config\.optimizer\.milestones=\(\): must be rising epochs"),
         ("optimizer", {"freeze": ("stage9",)}, r"config\.optimizer\.freeze='stage9': unknown; did you mean stage"),
+        ("optimizer", {"decay_factor": -3.0}, r"config\.optimizer\.decay_factor=-3\.0: must be above 0"),
+        ("optimizer", {"decay_factor": 2.0}, r"config\.optimizer\.decay_factor=2\.0: must be at most 1"),
+        ("optimizer", {"milestones": (-5.0, 2.0)}, r"config\.optimizer\.milestones=-5\.0: must be above 0"),
+        (
+            "optimizer",
+            {"milestones": (5.0, 2.0)},
+            r"config\.optimizer\.milestones=\(5\.0, 2\.0\): must be rising epochs",
+        ),
+        (
+            "optimizer",
+            {"milestones": (2.0, 2.0)},
+            r"config\.optimizer\.milestones=\(2\.0, 2\.0\): must be rising epochs",
+        ),
+        ("optimizer", {"momentum": 1.0}, r"config\.optimizer\.momentum=1\.0: must be below 1"),
+        ("optimizer", {"b2": -0.1}, r"config\.optimizer\.b2=-0\.1: must be at least 0"),
+        ("optimizer", {"warmup_epochs": -1.0}, r"config\.optimizer\.warmup_epochs=-1\.0: must be at least 0"),
+        ("train", {"label_smoothing": 1.0}, r"config\.train\.label_smoothing=1\.0: must be below 1"),
+        ("train", {"ema_decay": 1.0}, r"config\.train\.ema_decay=1\.0: must be below 1"),
+        ("data", {"crop_scales": (1.0, 1.5)}, r"config\.data\.crop_scales=1\.5: must be at most 1"),
+        ("data", {"crop_scales": ()}, r"config\.data\.crop_scales=\(\): must be one scale or more"),
+        ("data", {"std": (0.2, 0.0, 0.2)}, r"config\.data\.std=0\.0: must be above 0"),
+        ("model.head", {"dropout": 1.0}, r"config\.model\.head\.dropout=1\.0: must be below 1"),
+        ("", {"optimizer": {"name": "sgd"}}, r"config\.optimizer=\{'name': 'sgd'\}: must be a OptimizerConfig"),
+        ("", {"profile": "5:5"}, r"config\.profile='5:5': must be START:STOP"),
         ("train", {"accumulate": 3}, r"config\.train\.accumulate=3: must divide train\.global_batch_size=64"),
         ("eval", {"crops": 5}, r"config\.eval\.crops=5: unknown; known: 1, 3, 10"),
         ("model", {"widths": (64, 128)}, r"config\.model\.widths=\(64, 128\): must be \(\) or four positive widths"),
@@ -69,10 +95,45 @@ def test_wrong_values_are_named_with_a_remedy(group: str, fields: dict, message:
 
 
 def test_all_problems_are_listed_at_once() -> None:
-    cfg = changed("data", source="x", crop="y")
+    cfg = changed("data", source="x", crop="y", short_side=100)
+    cfg.train.epochs = -1.0
     with pytest.raises(config.ConfigError) as error:
         config.validate(cfg)
-    assert "config.data.source" in str(error.value) and "config.data.crop" in str(error.value)
+    lines = str(error.value).splitlines()[1:]
+    assert [line.strip().partition("=")[0] for line in lines] == [
+        "config.data.source",
+        "config.data.crop",
+        "config.data.short_side",
+        "config.train.epochs",
+    ]
+
+
+def test_a_group_is_checked_on_its_own() -> None:
+    with pytest.raises(config.ConfigError, match=r"config\.data\.crop='y': unknown; known: multi_scale"):
+        config.validate(config.DataConfig(crop="y"))
+
+
+def test_a_group_refuses_names_it_does_not_have() -> None:
+    """Where they are set, where a group is made, and in JSON: always by the same words."""
+    cfg: Any = config.Config()
+    attempts = {
+        r"config\.optimizer\.lr: unknown; did you mean learning_rate\?": [
+            lambda: setattr(cfg.optimizer, "lr", 0.1),
+            lambda: config.OptimizerConfig(**{"lr": 0.1}),
+            lambda: dataclasses.replace(cfg.optimizer, **{"lr": 0.1}),
+            lambda: config.from_json('{"optimizer": {"lr": 0.1}}'),
+        ],
+        r"config\.train\.batch_size: unknown; did you mean global_batch_size\?": [
+            lambda: setattr(cfg.train, "batch_size", 8)
+        ],
+        r"config\.optimiser: unknown; did you mean optimizer\?": [lambda: setattr(cfg, "optimiser", 1)],
+        r"config\.model\.head\.zzz: unknown; known: kind, tokens": [lambda: setattr(cfg.model.head, "zzz", 1)],
+    }
+    for message, refused in attempts.items():
+        for attempt in refused:
+            with pytest.raises(config.ConfigError, match=message):
+                attempt()
+    assert cfg == config.Config() == copy.deepcopy(cfg) == pickle.loads(pickle.dumps(cfg))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +165,7 @@ def test_every_field_can_be_overridden() -> None:
 
 def test_json_of_another_version() -> None:
     """What an older version did not have takes its default; what this one does not know is refused by name."""
-    with pytest.raises(config.ConfigError, match=r"config\.seeed: unknown field; did you mean seed"):
+    with pytest.raises(config.ConfigError, match=r"config\.seeed: unknown; did you mean seed"):
         config.from_json('{"seeed": 1}')
     assert config.from_json('{"model": {"depth": 34}}') == config.Config(model=config.ModelConfig(depth=34))
     with pytest.raises(config.ConfigError, match=r"config\.input: missing"):  # has no default

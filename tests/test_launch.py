@@ -84,6 +84,8 @@ def launch(*args: str) -> subprocess.CompletedProcess[str]:
         (["--config=configs/r23d.py:19"], "configs/r23d.py:19: depth '19' is unknown; known: 18, 34, flow, finetune"),
         (["--config=configs/r32d.py"], "--config=configs/r32d.py: no such file; did you mean configs/r"),
         (["--config=configs/r3d.py:finetune"], "config.init_from=weights/r3d_18.pth: there is no such file or folder"),
+        (["--config=configs/study.py"], "has no get_config(arg); it describes a study: use python -m r23d_jax study"),
+        (["--config=configs/quickstart.py", "--config.optimizer.name=lyon"], "config.optimizer.name='lyon': unknown"),
         ([], "--config is missing: --config=configs/quickstart.py runs anywhere"),
     ],
 )
@@ -91,6 +93,33 @@ def test_a_mistake_gets_one_message_and_no_traceback(args: list[str], message: s
     done = launch(*args)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "from r23d_jax.config import Config\ndef get_config(arg=''):\n    cfg = Config()\n"
+            "    cfg.optimizer.lr = 0.1\n    cfg.train.batch_size = 8\n    return cfg\n",
+            "error: config.optimizer.lr: unknown; did you mean learning_rate?\n",
+        ),
+        (
+            "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({'lr': 0.1})\n",
+            "get_config() must return a r23d_jax.config.Config, not a ConfigDict\n",
+        ),
+        ("x = 1\n", "has no get_config(arg); it is no config file\n"),
+        ("x = 1\ny = (\n", ", line 2: SyntaxError: '(' was never closed"),
+        ("def get_config(arg=''):\n    return undefined\n", ", line 2: NameError: name 'undefined' is not defined\n"),
+        ("def get_config(arg):\n    return arg\n", ": TypeError: missing a required argument: 'arg'\n"),
+    ],
+    ids=["unknown field", "another config", "no config", "syntax", "name", "argument"],
+)
+def test_a_wrong_config_file_gets_one_sentence(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    done = launch(f"--config={file}", "--config.optimizer.learning_rate=0.1", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_help() -> None:

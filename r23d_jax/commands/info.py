@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from r23d_jax.config import HEADS, OPTIMIZERS, TOKENS, HeadConfig, OptimizerConfig
+from r23d_jax.config import HEADS, TOKENS, HeadConfig, OptimizerConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", type=int, default=101, help="classes (default 101)")
     parser.add_argument("--head", choices=HEADS, default="avgpool")
     parser.add_argument("--mesh", default="", help="DATAxFSDP, e.g. 4x2: what each of these devices holds")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default=OptimizerConfig.name, help="for --mesh")
+    parser.add_argument("--optimizer", default=OptimizerConfig.name, help="for --mesh")
     parser.add_argument("--tokens", choices=TOKENS, default="space_time", help="of the vit and attention_pool heads")
 
 

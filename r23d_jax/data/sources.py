@@ -2,38 +2,58 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from r23d_jax.config import ConfigError, DataConfig
+from r23d_jax.config import ConfigError, DataConfig, look_up
 from r23d_jax.data.find.frames import VideoIndex, index_frames
 from r23d_jax.data.find.packed import index_packed
 from r23d_jax.data.find.splits import VideoList, hold_out, read_list
 from r23d_jax.data.make.synthetic import write_synthetic
 
+Subset = Literal["train", "test", "held_out"]
 
-def open_index(cfg: DataConfig, subset: Literal["train", "test", "held_out"]) -> VideoIndex:
-    """Finds the videos of one side of the split.
 
-    `source="frames"` reads frame folders, "packed" TFRecord shards, and "synthetic" writes the synthetic motion dataset
-    to `root` first, unless it is there. With `hold_out`, "train" lacks some of the training groups, and "held_out" is
-    these.
+def open_index(cfg: DataConfig, subset: Subset) -> VideoIndex:
+    """Finds the videos of one side of the split, in one of `SOURCES`.
+
+    With `hold_out`, "train" lacks some of the training groups, and "held_out" is these.
 
     Raises:
-      UserError: there is no data; the message says what to do.
+      UserError: there is no data, or no such source; the message says what to do.
     """
     root, lists = Path(cfg.root).expanduser(), Path(cfg.lists).expanduser()
-    if cfg.source == "synthetic":
-        write_synthetic(root)
-        lists = root / "lists"
-        return index_frames(root / "frames", _wanted(cfg, lists, subset), num_workers=cfg.num_workers)
+    return look_up(SOURCES, cfg.source, "config.data.source")(cfg, root, lists, subset)
+
+
+def _frames(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIndex:
     notes = _check_kind(cfg, root)
-    if cfg.source == "packed":
-        # A packed dataset may bring its own split and labels.
-        bare = not lists.exists() and not cfg.classes and not cfg.hold_out
-        index = index_packed(root, None if bare else _wanted(cfg, lists, subset), _side(subset))
-    else:
-        index = index_frames(root, _wanted(cfg, lists, subset), num_workers=cfg.num_workers)
+    return _noted(index_frames(root, _wanted(cfg, lists, subset), num_workers=cfg.num_workers), notes)
+
+
+def _packed(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIndex:
+    notes = _check_kind(cfg, root)
+    # A packed dataset may bring its own split and labels.
+    bare = not lists.exists() and not cfg.classes and not cfg.hold_out
+    return _noted(index_packed(root, None if bare else _wanted(cfg, lists, subset), _side(subset)), notes)
+
+
+def _synthetic(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIndex:
+    del lists
+    write_synthetic(root)
+    return index_frames(root / "frames", _wanted(cfg, root / "lists", subset), num_workers=cfg.num_workers)
+
+
+# config.data.source -> (config, root, lists, subset) -> index
+SOURCES: dict[str, Callable[[DataConfig, Path, Path, Subset], VideoIndex]] = {
+    "frames": _frames,  # frame folders
+    "packed": _packed,  # TFRecord shards
+    "synthetic": _synthetic,  # the synthetic motion dataset, written to `root` first, unless it is there
+}
+
+
+def _noted(index: VideoIndex, notes: tuple[str, ...]) -> VideoIndex:
     return dataclasses.replace(index, notes=(*index.notes, *notes)) if notes else index
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from r23d_jax.config import UserError
+from r23d_jax.config import UserError, look_up
 from r23d_jax.evaluation import metrics as metric_functions
 from r23d_jax.evaluation.figures import escape
 from r23d_jax.evaluation.report import page_of, section, table
@@ -13,6 +13,7 @@ from r23d_jax.evaluation.result import EvalResult, percent, protocol_line, save_
 from r23d_jax.runtime.disk import write_atomically
 
 WEIGHTS = np.linspace(0.0, 1.0, 21)  # of the first stream, that `best_weight` tries
+SCORES = {"softmax": "_softmax", "logits": ""}  # config.fusion.scores -> how the names of what follows from them end
 PAGE = "report.html"
 METRICS = (("video top-1", "val/top1_video"), ("video top-5", "val/top5_video"), ("mean class", "val/mean_class"))
 
@@ -34,7 +35,7 @@ def fuse(first: EvalResult, second: EvalResult, weight: float, scores: str) -> E
     _refuse_different(first, second)
     seen = first.evaluated & second.evaluated
     fused = {name: weight * _mean(first, name) + (1 - weight) * _mean(second, name) for name in ("logits", "softmax")}
-    deciding = fused[scores]
+    deciding = look_up(fused, scores, "config.fusion.scores")
     metrics = metric_functions.video_metrics(deciding[seen], deciding[seen], first.labels[seen])
     metrics = {name: value for name, value in metrics.items() if not name.endswith("_softmax")}
     return EvalResult(
@@ -115,13 +116,11 @@ def _points(gain: float) -> str:
 
 def _value(result: EvalResult, name: str, scores: str) -> float | None:
     """A metric by the scores that are fused; the fused result has them without an ending."""
-    suffix = "_softmax" if scores == "softmax" else ""
-    return result.metrics.get(name + suffix, result.metrics.get(name))
+    return result.metrics.get(name + SCORES[scores], result.metrics.get(name))
 
 
 def _per_class(result: EvalResult, scores: str) -> np.ndarray:
-    confusion = result.confusion_softmax if scores == "softmax" else result.confusion
-    return metric_functions.per_class_accuracy(confusion)
+    return metric_functions.per_class_accuracy(getattr(result, f"confusion{SCORES[scores]}"))
 
 
 def _mean(result: EvalResult, name: str) -> np.ndarray:

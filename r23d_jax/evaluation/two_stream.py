@@ -9,7 +9,7 @@ import jax
 
 from r23d_jax import config
 from r23d_jax.checkpoint.checkpoint import LoadedModel, load_checkpoint
-from r23d_jax.config import Config
+from r23d_jax.config import Config, look_up
 from r23d_jax.evaluation import fusion
 from r23d_jax.evaluation.evaluate import evaluate, make_eval_step
 from r23d_jax.evaluation.result import EvalResult
@@ -37,19 +37,7 @@ def evaluate_two_streams(cfg: Config, workdir: Path, log: Callable[[str], None] 
             ("second", cfg.fusion.second, cfg.fusion.second_root),
         )
     ]
-    weight, how = cfg.fusion.weight, "fixed"
-    if cfg.fusion.choice == "sum":
-        weight, how = 0.5, "both alike"
-    elif cfg.fusion.choice == "held_out":
-        shares = [stream.loaded.config.data.hold_out for stream in streams]
-        if not all(shares) or shares[0] != shares[1]:
-            raise config.UserError(
-                f"config.fusion.choice='held_out': the streams were trained with config.data.hold_out="
-                f"{shares[0]:g} and {shares[1]:g}; train both with the same share, e.g. 0.1, or choose another weight"
-            )
-        held = [stream.evaluate(cfg, "held_out", log) for stream in streams]
-        weight = fusion.best_weight(held[0], held[1], cfg.fusion.scores)
-        how = f"the best on {len(held[0].names)} training videos that neither stream was trained on"
+    weight, how = look_up(CHOICES, cfg.fusion.choice, "config.fusion.choice")(cfg, streams, log)
     first, second = (stream.evaluate(cfg, "test", log) for stream in streams)
     fused = fusion.fuse(first, second, weight, cfg.fusion.scores)
     if jax.process_index() == 0:
@@ -87,3 +75,23 @@ class _Stream:
         result = evaluate(step, params, batch_stats, index, own, mesh, log=log)
         assert result is not None, "nothing asked this evaluation to stop"
         return result
+
+
+def _held_out(cfg: Config, streams: list[_Stream], log: Callable[[str], None]) -> tuple[float, str]:
+    shares = [stream.loaded.config.data.hold_out for stream in streams]
+    if not all(shares) or shares[0] != shares[1]:
+        raise config.UserError(
+            f"config.fusion.choice='held_out': the streams were trained with config.data.hold_out="
+            f"{shares[0]:g} and {shares[1]:g}; train both with the same share, e.g. 0.1, or choose another weight"
+        )
+    first, second = (stream.evaluate(cfg, "held_out", log) for stream in streams)
+    weight = fusion.best_weight(first, second, cfg.fusion.scores)
+    return weight, f"the best on {len(first.names)} training videos that neither stream was trained on"
+
+
+# config.fusion.choice -> (config, streams, log) -> weight of the first stream, and how it was chosen
+CHOICES: dict[str, Callable[[Config, list[_Stream], Callable[[str], None]], tuple[float, str]]] = {
+    "fixed": lambda cfg, streams, log: (cfg.fusion.weight, "fixed"),
+    "sum": lambda cfg, streams, log: (0.5, "both alike"),
+    "held_out": _held_out,
+}

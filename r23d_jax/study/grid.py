@@ -5,11 +5,11 @@ import copy
 import dataclasses
 import itertools
 import re
-import typing
 from collections.abc import Mapping
 from typing import Any
 
-from r23d_jax.config import Config, ConfigError, UserError, check_override, nearest, validate
+from r23d_jax.config import Config, ConfigError, UserError, check_override, validate
+from r23d_jax.config.files import call_file
 
 # A value of an axis: fields of the config, as on the command line but without "config.", to what they are set.
 Overrides = Mapping[str, Any]
@@ -62,6 +62,8 @@ def cells(study: Study) -> list[Cell]:
     Raises:
       UserError: naming the cell and the field, if an override names no field or gives no valid config.
     """
+    from r23d_jax.training.optimizer import check_names  # not at the top: a study's file need not wait for jax
+
     axes = sorted(study.axes, key=lambda axis: axis not in REPETITIONS)  # the first varies slowest
     made = []
     for values in itertools.product(*(study.axes[axis].items() for axis in axes)):
@@ -75,7 +77,7 @@ def cells(study: Study) -> list[Cell]:
                 _set(config, path, value, f"axis {axis}, value {label}")
         name = "_".join(_in_file_name(axis, label) for axis, label in labels.items())
         try:
-            validate(config)
+            check_names(validate(config).optimizer)
         except ConfigError as error:
             raise UserError(f"cell {name}: {error}") from None
         made.append(Cell(name, labels, config))
@@ -147,19 +149,6 @@ def load_study(path: str, arg: str) -> Study:
     """Runs a study's file and asks its `get_study(arg)`.
 
     Raises:
-      UserError: if there is no such file, or it has no `get_study`.
+      UserError: if there is no such file, or it gives no study.
     """
-    import importlib.util
-    from pathlib import Path
-
-    file = Path(path)
-    if not file.is_file():
-        known = [str(found) for found in sorted(Path("configs").glob("*.py"))]
-        raise UserError(f"--config={path}: no such file; {nearest(path, known)}")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_study"):
-        raise UserError(f"--config={path}: has no get_study(arg); it describes one training: use launch.py")
-    return typing.cast(Study, module.get_study(arg))
+    return call_file(path, "get_study", Study, arg)

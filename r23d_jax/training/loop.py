@@ -30,9 +30,9 @@ from r23d_jax.models.functional import Network, split_model
 from r23d_jax.runtime import compilation_cache, disk, distributed, parallel
 from r23d_jax.runtime.journal import Journal
 from r23d_jax.runtime.progress import Progress
+from r23d_jax.training import optimizer
 from r23d_jax.training.interrupt import StopRequest
 from r23d_jax.training.meter import Meter, Profile
-from r23d_jax.training.optimizer import make_optimizer
 from r23d_jax.training.step import make_train_step
 from r23d_jax.training.warm_start import check_source, warm_start
 
@@ -106,7 +106,8 @@ def _set_up(
 ) -> tuple[Run, TrainState, Checkpoints, bool]:
     """What a run needs, its state, and whether the checkpoint that this is from holds an evaluation."""
     log(parallel.describe_devices())
-    models.model_spec(cfg.model.name)  # an unknown name is refused before any data is touched
+    models.model_spec(cfg.model.name)  # unknown names are refused before any data is touched
+    optimizer.check_names(cfg.optimizer)
     check_source(cfg, workdir)
     train_index, test_index = open_videos(cfg, "train", log), open_videos(cfg, "test", log)
     mesh = parallel.make_mesh(cfg.parallel.fsdp)
@@ -121,7 +122,7 @@ def _set_up(
     network, abstract_params, _ = split_model(abstract_model, frozen=cfg.optimizer.freeze)
     steps_per_epoch = len(train_index.names) / cfg.train.global_batch_size
     num_steps = math.ceil(cfg.train.epochs * steps_per_epoch)
-    tx, schedule = make_optimizer(cfg.optimizer, abstract_params, steps_per_epoch, num_steps)
+    tx, schedule = optimizer.make_optimizer(cfg.optimizer, abstract_params, steps_per_epoch, num_steps)
     state, shardings = create_state(initialize, tx, cfg.train.ema_decay, mesh)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     log(f"model: {cfg.model.name}, {cfg.model.head.kind} head, {count:,} parameters, {cfg.parallel.compute_dtype}")

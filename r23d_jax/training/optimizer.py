@@ -1,7 +1,10 @@
-"""From an `OptimizerConfig` to an optax transformation: schedule, update rule, decay, groups, frozen parts."""
+"""From an `OptimizerConfig` to an optax transformation: schedule, update rule, decay, groups, frozen parts.
+
+To add a schedule or an optimizer, add a row to `SCHEDULES` or `OPTIMIZERS`: the keys are the names a config may have.
+"""
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -9,36 +12,77 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from r23d_jax.config import OptimizerConfig
+from r23d_jax.config import OptimizerConfig, look_up
+
+
+def _multistep(cfg: OptimizerConfig, steps_per_epoch: float, step: jax.Array, done: jax.Array) -> jax.Array:
+    del done
+    milestones = jnp.asarray([round(epoch * steps_per_epoch) for epoch in cfg.milestones], jnp.int32)
+    return cfg.decay_factor ** jnp.sum(step >= milestones)
+
+
+# (config, steps per epoch, step, share of the steps after warm-up that are done) -> factor of the learning rate
+SCHEDULES: dict[str, Callable[[OptimizerConfig, float, jax.Array, jax.Array], jax.Array]] = {
+    "cosine": lambda cfg, steps_per_epoch, step, done: 0.5 * (1 + jnp.cos(math.pi * done)),
+    # ends at 0.195 of the full rate (Sohn et al. 2020, FixMatch)
+    "cosine_7_16": lambda cfg, steps_per_epoch, step, done: jnp.cos(7 * math.pi * done / 16),
+    "multistep": _multistep,  # times `decay_factor` at each of `milestones`, in epochs from the start of the run
+    "constant": lambda cfg, steps_per_epoch, step, done: jnp.ones(()),
+}
 
 
 def make_schedule(cfg: OptimizerConfig, steps_per_epoch: float, num_steps: int) -> optax.Schedule:
     """Learning rate against the step (0 is the first).
 
-    A linear warm-up over `warmup_epochs` reaches the full rate with its last step; then, k of K steps after it:
-    "cosine" 0.5 * (1 + cos(pi k / K)); "cosine_7_16" cos(7 pi k / (16 K)), which ends at 0.195 of the full rate (Sohn
-    et al. 2020, FixMatch); "multistep" times `decay_factor` at each of `milestones` (epochs from the start of the
-    run); "constant".
+    A linear warm-up over `warmup_epochs` reaches the full rate with its last step; then follows one of `SCHEDULES`.
+
+    Raises:
+      ConfigError: if there is no such schedule.
     """
+    factor = look_up(SCHEDULES, cfg.schedule, "config.optimizer.schedule")
     warmup_steps = round(cfg.warmup_epochs * steps_per_epoch)
     rest = max(1, num_steps - warmup_steps)
-    milestones = jnp.asarray([round(epoch * steps_per_epoch) for epoch in cfg.milestones], jnp.int32)
 
     def schedule(step: ArrayLike) -> jax.Array:
         step = jnp.asarray(step)
         done = jnp.clip((step - warmup_steps) / rest, 0.0, 1.0)
-        if cfg.schedule == "cosine":
-            factor = 0.5 * (1 + jnp.cos(math.pi * done))
-        elif cfg.schedule == "cosine_7_16":
-            factor = jnp.cos(7 * math.pi * done / 16)
-        elif cfg.schedule == "multistep":
-            factor = cfg.decay_factor ** jnp.sum(step >= milestones)
-        else:
-            factor = jnp.ones(())
         warmup = jnp.minimum(1.0, (step + 1) / max(1, warmup_steps))
-        return cfg.learning_rate * warmup * factor
+        return cfg.learning_rate * warmup * factor(cfg, steps_per_epoch, step, done)
 
     return schedule
+
+
+def _sgd(cfg: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.chain(_decay(cfg), optax.trace(cfg.momentum, cfg.nesterov), optax.scale_by_learning_rate(rate))
+
+
+def _adamw(cfg: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    moments = optax.scale_by_adam(b1=cfg.momentum, b2=cfg.b2)
+    return optax.chain(moments, _decay(cfg), optax.scale_by_learning_rate(rate))
+
+
+def _lars(cfg: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.lars(
+        rate,
+        weight_decay=cfg.weight_decay,
+        weight_decay_mask=_kernels,
+        trust_ratio_mask=_kernels,
+        momentum=cfg.momentum,
+        nesterov=cfg.nesterov,
+    )
+
+
+# (config, learning rate of the group) -> update rule
+OPTIMIZERS: dict[str, Callable[[OptimizerConfig, optax.Schedule], optax.GradientTransformation]] = {
+    "sgd": _sgd,
+    "adamw": _adamw,
+    "lars": _lars,
+}
+
+
+def check_names(cfg: OptimizerConfig) -> None:
+    """Raises ConfigError if there is no such optimizer or schedule; needs no parameters, and so no data."""
+    make_optimizer(cfg, {}, steps_per_epoch=1, num_steps=1)
 
 
 def make_optimizer(
@@ -57,12 +101,20 @@ def make_optimizer(
 
     Returns:
       The transformation, and the schedule of the learning rate before any group's multiplier.
+
+    Raises:
+      ConfigError: if there is no such optimizer or schedule.
     """
+    rule = look_up(OPTIMIZERS, cfg.name, "config.optimizer.name")
     schedule = make_schedule(cfg, steps_per_epoch, num_steps)
+
+    def scaled(multiplier: float) -> optax.GradientTransformation:
+        return rule(cfg, lambda step: multiplier * jnp.asarray(schedule(step)))
+
     groups = jax.tree.map_with_path(lambda path, _: _group(_names(path), cfg.freeze), params)
     rules: dict[Hashable, optax.GradientTransformation] = {
-        "backbone": _rule(cfg, schedule, cfg.backbone_multiplier),
-        "head": _rule(cfg, schedule, cfg.head_multiplier),
+        "backbone": scaled(cfg.backbone_multiplier),
+        "head": scaled(cfg.head_multiplier),
         "frozen": optax.set_to_zero(),
     }
     frozen = jax.tree.map(lambda group: group == "frozen", groups)
@@ -76,25 +128,8 @@ def make_optimizer(
     )
 
 
-def _rule(cfg: OptimizerConfig, schedule: optax.Schedule, multiplier: float) -> optax.GradientTransformation:
-    def rate(step: ArrayLike) -> jax.Array:
-        return multiplier * jnp.asarray(schedule(step))
-
-    if cfg.name == "lars":
-        return optax.lars(
-            rate,
-            weight_decay=cfg.weight_decay,
-            weight_decay_mask=_kernels,
-            trust_ratio_mask=_kernels,
-            momentum=cfg.momentum,
-            nesterov=cfg.nesterov,
-        )
-    decay = optax.add_decayed_weights(cfg.weight_decay, mask=_kernels)
-    if cfg.name == "adamw":
-        parts = [optax.scale_by_adam(b1=cfg.momentum, b2=cfg.b2), decay]
-    else:
-        parts = [decay, optax.trace(cfg.momentum, cfg.nesterov)]
-    return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+def _decay(cfg: OptimizerConfig) -> optax.GradientTransformation:
+    return optax.add_decayed_weights(cfg.weight_decay, mask=_kernels)
 
 
 def _kernels(params: Any) -> Any:

@@ -48,6 +48,10 @@ def test_the_grid_is_complete_once_before_anything_is_repeated() -> None:
             "axis a, value x: config.model.famly: config.model has no field 'famly'",
         ),
         ({"a": {"x": {"train.epochs": -1.0}}}, r"(?s)cell x: wrong configuration.*config.train.epochs=-1.0"),
+        (
+            {"a": {"x": {"optimizer.name": "adam"}}},
+            r"cell x: config.optimizer.name='adam': unknown; did you mean adamw",
+        ),
         ({"a": {"x": {}, "(x)": {}}}, "two cells have one name"),
         ({"a": {}}, "has no cells"),
     ],

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from r23d_jax.config import OptimizerConfig
-from r23d_jax.training.optimizer import make_optimizer, make_schedule
+from r23d_jax.config import ConfigError, OptimizerConfig
+from r23d_jax.training.optimizer import OPTIMIZERS, SCHEDULES, check_names, make_optimizer, make_schedule
 
 PARAMS = {
     "stem": {"conv": {"kernel": jnp.asarray([[0.5, -1.0], [2.0, 0.3]])}, "norm": {"scale": jnp.ones(2)}},
@@ -88,6 +88,29 @@ def test_clipping_uses_the_norm_of_what_is_trained() -> None:
     np.testing.assert_allclose(optax.tree.norm(delta), 0.01, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_goes_downhill_by_groups(name: str) -> None:
+    """Decay does not move frozen parts, a multiplier of 0 stops a group, and the rest comes nearer to its minimum."""
+    cfg = constant(name=name, learning_rate=0.01, weight_decay=0.1, head_multiplier=0.0, freeze=("stem",))
+    tx, _ = make_optimizer(cfg, PARAMS, steps_per_epoch=1, num_steps=20)
+    params, state = PARAMS, tx.init(PARAMS)
+    for _ in range(20):
+        updates, state = tx.update(params, state, params)  # the gradient of half the squared distance to 0
+        params = optax.apply_updates(params, updates)
+    for part in ("stem", "head"):
+        jax.tree.map(np.testing.assert_array_equal, params[part], PARAMS[part])  # type: ignore[index]
+    for moved, start in zip(jax.tree.leaves(params["stages"]), jax.tree.leaves(PARAMS["stages"]), strict=True):  # type: ignore[index]
+        assert np.all(np.abs(moved) < np.abs(start))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_warms_up_to_the_full_rate_and_never_exceeds_it(schedule: str) -> None:
+    cfg = OptimizerConfig(learning_rate=0.4, schedule=schedule, warmup_epochs=1.0, milestones=(5.0,))
+    rates = np.array([make_schedule(cfg, steps_per_epoch=10, num_steps=100)(step) for step in range(101)])
+    np.testing.assert_allclose(rates[:10], 0.4 * np.arange(1, 11) / 10, rtol=1e-5)
+    assert np.all(rates >= -1e-7) and np.all(np.diff(rates[9:]) <= 1e-7)
+
+
 @pytest.mark.parametrize(
     ("schedule", "factors"),
     [
@@ -106,3 +129,18 @@ def test_schedules(schedule: str, factors: dict[int, float]) -> None:
     np.testing.assert_allclose([rate(k) for k in range(10)], 0.4 * np.arange(1, 11) / 10, rtol=1e-5)
     for step, factor in factors.items():
         np.testing.assert_allclose(rate(step), 0.4 * factor, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "adam"}, r"config\.optimizer\.name='adam': unknown; did you mean adamw\?"),
+        ({"name": "zzz"}, r"config\.optimizer\.name='zzz': unknown; known: sgd, adamw, lars"),
+        ({"schedule": "cosin"}, r"config\.optimizer\.schedule='cosin': unknown; did you mean cosine"),
+    ],
+)
+def test_an_unknown_name_is_refused(fields: dict, message: str) -> None:
+    cfg = OptimizerConfig(**fields)
+    for refuse in (lambda: check_names(cfg), lambda: make_optimizer(cfg, PARAMS, steps_per_epoch=1, num_steps=1)):
+        with pytest.raises(ConfigError, match=message):
+            refuse()

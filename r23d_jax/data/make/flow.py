@@ -4,15 +4,16 @@ A displacement v in pixels is stored as round(128 + 127 * clip(v / bound, -1, 1)
 symmetric, so that a mirrored clip has x' = 256 - x exactly. Bounds: 20 pixels in I3D (Carreira & Zisserman 2017).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import cv2
 import numpy as np
 
-from r23d_jax.config import FLOW_SCALE, FLOW_ZERO
+from r23d_jax.config import FLOW_SCALE, FLOW_ZERO, look_up
 
 DEFAULT_BOUND = 20.0  # pixels
+Method = Callable[[np.ndarray, np.ndarray], Any]  # two gray frames, (H, W) uint8 -> (H, W, 2) float32 pixels: x, then y
 
 
 def flow_pictures(frames: Iterable[np.ndarray], method: str, bound: float) -> Iterator[np.ndarray]:
@@ -26,7 +27,7 @@ def flow_pictures(frames: Iterable[np.ndarray], method: str, bound: float) -> It
     Yields:
       (2 H, W) uint8, x above y; one fewer than frames.
     """
-    compute = make_method(method)
+    compute = look_up(METHODS, method, "flow")()
     before = None
     for frame in frames:
         gray = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
@@ -35,19 +36,22 @@ def flow_pictures(frames: Iterable[np.ndarray], method: str, bound: float) -> It
         before = gray
 
 
-def make_method(method: str) -> Any:
-    """One of `config.FLOW_METHODS` as a function of two gray frames, (H, W) uint8.
+def _tvl1() -> Method:
+    tvl1 = cv2.optflow.DualTVL1OpticalFlow_create()  # pyright: ignore[reportAttributeAccessIssue]
+    return lambda a, b: tvl1.calc(a, b, None)
 
-    It gives displacements in pixels, (H, W, 2) float32: x, then y.
-    """
-    if method == "tvl1":
-        tvl1 = cv2.optflow.DualTVL1OpticalFlow_create()  # pyright: ignore[reportAttributeAccessIssue]
-        return lambda a, b: tvl1.calc(a, b, None)
-    if method == "dis":
-        dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # pyright: ignore[reportAttributeAccessIssue]
-        return lambda a, b: dis.calc(a, b, None)
-    # pyramid 0.5 of 3 levels, window 15, 3 iterations, neighbourhood 5 with sigma 1.2: OpenCV's own example
+
+def _farneback() -> Method:
+    # pyramid 0.5 of 3 levels, window 15, 3 iterations, neighborhood 5 with sigma 1.2: OpenCV's own example
     return lambda a, b: cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
+
+
+def _dis() -> Method:
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # pyright: ignore[reportAttributeAccessIssue]
+    return lambda a, b: dis.calc(a, b, None)
+
+
+METHODS: dict[str, Callable[[], Method]] = {"tvl1": _tvl1, "farneback": _farneback, "dis": _dis}
 
 
 def quantise(flow: np.ndarray, bound: float) -> np.ndarray:

@@ -6,87 +6,61 @@ first and cropping then, a window is rounded to whole source pixels, and the sec
 smaller than `short_side` work the same way: their window is enlarged.
 
 A window is (4,) int32: top, left, height, width.
+
+To add a crop, add a row to `WINDOWS` and its name to the config's CROPS. To add an augmentation, add a field to
+`DataConfig` and a row of the same name to `AUGMENTATIONS`.
 """
 
 import math
+import zlib
+from collections.abc import Callable
 
 import tensorflow as tf
 
-from r23d_jax.config import FLOW_ZERO, SPATIAL_CROPS, ConfigError, DataConfig
-from r23d_jax.data.read.sampling import pick
+from r23d_jax.config import FLOW_ZERO, DataConfig, look_up
+from r23d_jax.data.read.sampling import fold_in, pick, uniform
 
 _ASPECT = (3 / 4, 4 / 3)  # random_resized: least and greatest width / height
 _TRIES = 10
-WINDOW_DRAWS = 2 + 2 * _TRIES  # uniform numbers that a training window takes, whatever the kind
-COLOR_DRAWS = 3
+WINDOW_DRAWS = 2 + 2 * _TRIES  # uniform numbers that a training window may take, whatever the kind
 
 
 def training_window(cfg: DataConfig, draws: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
     """The window of a training clip.
 
-    * `multi_scale`: a square of one of `crop_scales` times the short side, anywhere. This is the published code's
-      MultiScaleRandomCrop; the scale to `short_side` before it cancels out.
-    * `random_resized`: `crop_area` of the frame, width / height log-uniform in [3/4, 4/3], anywhere; ten tries, then
-      the largest window of an allowed shape in the centre (Szegedy et al. 2015, arXiv:1409.4842, section 6).
-    * `random`: a square that is `crop_size` when the short side is `short_side`, anywhere.
-    * `center`: the same square, in the centre.
-
     Args:
-      cfg: says which.
+      cfg: its `crop` is a key of `WINDOWS`.
       draws: (WINDOW_DRAWS,) float32 in [0, 1).
       height: () int32, pixels.
       width: () int32, pixels.
 
     Returns:
       (4,) int32.
+
+    Raises:
+      ConfigError: if there is no such crop.
     """
-    if cfg.crop == "center":
-        return _center_window(_crop_side(cfg, height, width), height, width)
-    if cfg.crop == "random":
-        side = _crop_side(cfg, height, width)
-        return _random_window(draws, side, side, height, width)
-    if cfg.crop == "multi_scale":
-        scales = tf.constant(cfg.crop_scales, tf.float32)
-        scale = tf.gather(scales, pick(draws[2], tf.constant(len(cfg.crop_scales))))
-        side = tf.maximum(tf.cast(scale * tf.cast(tf.minimum(height, width), tf.float32), tf.int32), 1)
-        return _random_window(draws, side, side, height, width)
-    if cfg.crop == "random_resized":
-        return _random_resized_window(cfg, draws, height, width)
-    raise ConfigError(f"config.data.crop={cfg.crop!r}: unknown")
+    return look_up(WINDOWS, cfg.crop, "config.data.crop")(cfg, draws, height, width)
 
 
 def eval_window(cfg: DataConfig, crops: int, crop: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
     """The window of an evaluation view; all are squares that are `crop_size` when the short side is `short_side`.
 
-    * 1 crop: the centre.
-    * 3 crops: the two ends and the middle of the long side, in the middle of the short side.
-    * 10 crops: top left, top right, bottom left, bottom right, centre, and then the same five, to be mirrored.
-
     Args:
       cfg: scale and size.
-      crops: 1, 3 or 10.
+      crops: a key of `EVAL_CROPS`.
       crop: () int32, 0 .. crops - 1.
       height: () int32, pixels.
       width: () int32, pixels.
 
     Returns:
       (4,) int32.
+
+    Raises:
+      ConfigError: if there is no such number of crops.
     """
     side = _crop_side(cfg, height, width)
-    center = _center_window(side, height, width)
-    if crops == 1:
-        return center
-    down, right = height - side, width - side
-    if crops == 3:
-        along_width = tf.stack([center[0], crop * right // 2])
-        along_height = tf.stack([crop * down // 2, center[1]])
-        corner = tf.where(width >= height, along_width, along_height)
-    elif crops == 10:
-        top = tf.stack([0, 0, down, down, center[0]])
-        left = tf.stack([0, right, 0, right, center[1]])
-        corner = tf.stack([top[tf.math.floormod(crop, 5)], left[tf.math.floormod(crop, 5)]])
-    else:
-        raise ConfigError(f"config.eval.crops={crops}: must be one of {', '.join(map(str, SPATIAL_CROPS))}")
+    corner = look_up(EVAL_CROPS, crops, "config.eval.crops")(crop, height - side, width - side)
     return tf.concat([corner, [side, side]], 0)
 
 
@@ -95,12 +69,32 @@ def is_mirrored(crops: int, crop: tf.Tensor) -> tf.Tensor:
     return crop >= 5 if crops == 10 else tf.constant(False)
 
 
+def augment_clip(cfg: DataConfig, key: tf.Tensor, clip: tf.Tensor) -> tf.Tensor:
+    """Changes the pixels of a training clip by all augmentations that are on, in the order of `AUGMENTATIONS`.
+
+    Each draws from a key of its own, which follows from its name alone: its numbers stay the same when others are
+    switched on or added.
+
+    Args:
+      cfg: an augmentation is on where the field of its name is neither 0 nor False.
+      key: (2,) int64, of the clip.
+      clip: (t, s, s, c) uint8.
+
+    Returns:
+      (t, s, s, c) uint8.
+    """
+    for name, change in AUGMENTATIONS.items():
+        if getattr(cfg, name):
+            clip = change(cfg, fold_in(key, zlib.crc32(name.encode())), clip)
+    return clip
+
+
 def jitter_colors(strength: float, draws: tf.Tensor, video: tf.Tensor) -> tf.Tensor:
     """Changes brightness, contrast and saturation, in this order and by the same amounts in all frames of a clip.
 
     Args:
       strength: each factor is uniform in [max(0, 1 - strength), 1 + strength].
-      draws: (COLOR_DRAWS,) float32 in [0, 1).
+      draws: (3,) float32 in [0, 1).
       video: (t, h, w, 3) float32, 0..255.
 
     Returns:
@@ -143,10 +137,6 @@ def _crop_side(cfg: DataConfig, height: tf.Tensor, width: tf.Tensor) -> tf.Tenso
     return tf.clip_by_value(side, 1, short)
 
 
-def _center_window(side: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    return tf.stack([(height - side) // 2, (width - side) // 2, side, side])
-
-
 def _random_window(
     draws: tf.Tensor, window_height: tf.Tensor, window_width: tf.Tensor, height: tf.Tensor, width: tf.Tensor
 ) -> tf.Tensor:
@@ -155,7 +145,23 @@ def _random_window(
     return tf.stack([top, left, window_height, window_width])
 
 
-def _random_resized_window(cfg: DataConfig, draws: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+def _multi_scale(cfg: DataConfig, draws: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    scale = tf.gather(tf.constant(cfg.crop_scales, tf.float32), pick(draws[2], tf.constant(len(cfg.crop_scales))))
+    side = tf.maximum(tf.cast(scale * tf.cast(tf.minimum(height, width), tf.float32), tf.int32), 1)
+    return _random_window(draws, side, side, height, width)
+
+
+def _random(cfg: DataConfig, draws: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    side = _crop_side(cfg, height, width)
+    return _random_window(draws, side, side, height, width)
+
+
+def _center(cfg: DataConfig, draws: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    del draws
+    return eval_window(cfg, 1, tf.constant(0), height, width)
+
+
+def _random_resized(cfg: DataConfig, draws: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
     low, high = cfg.crop_area
     wide, tall = tf.cast(width, tf.float32), tf.cast(height, tf.float32)
     area = wide * tall * (low + draws[2 : 2 + _TRIES] * (high - low))
@@ -177,7 +183,63 @@ def _random_resized_window(cfg: DataConfig, draws: tf.Tensor, height: tf.Tensor,
     return tf.where(tf.reduce_any(fits), found, fallback)
 
 
-# -- colors ------------------------------------------------------------------------------------------------------------
+# config.data.crop -> (config, draws, height, width) -> window
+WINDOWS: dict[str, Callable[[DataConfig, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]] = {
+    # A square of one of `crop_scales` times the short side, anywhere. This is the published code's
+    # MultiScaleRandomCrop; the scale to `short_side` before it cancels out.
+    "multi_scale": _multi_scale,
+    # `crop_area` of the frame, width / height log-uniform in [3/4, 4/3], anywhere; ten tries, then the largest window
+    # of an allowed shape in the center (Szegedy et al. 2015, arXiv:1409.4842, section 6).
+    "random_resized": _random_resized,
+    # A square that is `crop_size` when the short side is `short_side`, anywhere.
+    "random": _random,
+    # The same square, in the center.
+    "center": _center,
+}
+
+
+def _one_crop(crop: tf.Tensor, down: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    del crop
+    return tf.stack([down // 2, right // 2])
+
+
+def _three_crops(crop: tf.Tensor, down: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    along_width = tf.stack([down // 2, crop * right // 2])
+    along_height = tf.stack([crop * down // 2, right // 2])
+    return tf.where(right >= down, along_width, along_height)
+
+
+def _ten_crops(crop: tf.Tensor, down: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    top = tf.stack([0, 0, down, down, down // 2])
+    left = tf.stack([0, right, 0, right, right // 2])
+    return tf.stack([top[tf.math.floormod(crop, 5)], left[tf.math.floormod(crop, 5)]])
+
+
+# config.eval.crops -> (crop, largest top, largest left) -> top, left
+EVAL_CROPS: dict[int, Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]] = {
+    1: _one_crop,  # the center
+    3: _three_crops,  # the two ends and the middle of the long side, in the middle of the short side
+    10: _ten_crops,  # top left, top right, bottom left, bottom right, center, and then the same five, to be mirrored
+}
+
+
+# -- pixels ------------------------------------------------------------------------------------------------------------
+
+
+def _color_jitter(cfg: DataConfig, key: tf.Tensor, clip: tf.Tensor) -> tf.Tensor:
+    return to_uint8(jitter_colors(cfg.color_jitter, uniform(key, 3), tf.cast(clip, tf.float32)))
+
+
+def _flip(cfg: DataConfig, key: tf.Tensor, clip: tf.Tensor) -> tf.Tensor:
+    del cfg
+    return mirror(clip, uniform(key, 1)[0] < 0.5)
+
+
+# Field of DataConfig -> (config, key of its own, (t, s, s, c) uint8) -> (t, s, s, c) uint8
+AUGMENTATIONS: dict[str, Callable[[DataConfig, tf.Tensor, tf.Tensor], tf.Tensor]] = {
+    "color_jitter": _color_jitter,
+    "flip": _flip,
+}
 
 
 def _gray(video: tf.Tensor) -> tf.Tensor:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from r23d_jax.config import SPATIAL_CROPS, ConfigError, DataConfig, preprocessing
+from r23d_jax.config import ConfigError, DataConfig, look_up, preprocessing, validate
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read import augment, sampling
 from r23d_jax.data.read.batches import BatchIterator, Sample, dataset_maker, first_readable
@@ -24,6 +24,7 @@ from r23d_jax.data.read.decode import Plan, decode_clip, decode_windows, frame_r
 from r23d_jax.data.read.views import Views
 
 ALTERNATIVES = 4  # other videos tried in place of one that cannot be read
+_FRAMES, _WINDOW = 0, 1  # folded into a clip's key; augmentations fold in their names
 
 
 def train_batches(
@@ -61,11 +62,11 @@ def train_batches(
       read-only.
 
     Raises:
-      ConfigError: settings do not go together.
+      ConfigError: a setting is wrong, or some do not go together.
       BrokenVideoError: while iterating; see `BrokenLog`.
     """
     _hide_gpus()
-    sampling.check_sampling(cfg)
+    validate(cfg)
     rows = _rows_per_host(global_batch_size, host, num_hosts, "global_batch_size")
     num_videos = len(index.names)
     reader = frame_reader(index.frames)
@@ -73,7 +74,7 @@ def train_batches(
     candidates = 1 + (ALTERNATIVES if cfg.on_broken == "skip" else 0)
 
     def frames_of(video: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        return sampling.training_frames(cfg, sampling.fold_in(key, 0), num_frames[video])
+        return sampling.training_frames(cfg, sampling.fold_in(key, _FRAMES), num_frames[video])
 
     def plan(counter: tf.Tensor) -> Plan:
         number = (counter // rows) * global_batch_size + host * rows + tf.math.floormod(counter, rows)
@@ -151,15 +152,15 @@ def eval_batches(
       An iterator over batches as `train_batches` gives, and "view": (b,) int32, the row in `views`.
 
     Raises:
-      ConfigError: settings do not go together.
+      ConfigError: a setting is wrong, or some do not go together.
       BrokenVideoError: while iterating; see `BrokenLog`.
     """
     _hide_gpus()
+    validate(cfg)
     rows = _rows_per_host(batch_size, host, num_hosts, "eval.batch_size")
     num_views = len(views.video)
     crops = crops or int(views.crop.max(initial=0)) + 1
-    if crops not in SPATIAL_CROPS:
-        raise ConfigError(f"config.eval.crops={crops}: must be one of {', '.join(map(str, SPATIAL_CROPS))}")
+    look_up(augment.EVAL_CROPS, crops, "config.eval.crops")
     whole_clips = num_views % crops == 0 and np.array_equal(views.crop, np.tile(np.arange(crops), num_views // crops))
     group = crops if whole_clips and rows % crops == 0 else 1  # views that are read together
     reader, clip_views = frame_reader(index.frames), _eval_loader(cfg, crops, together=group > 1)
@@ -214,19 +215,16 @@ def eval_batches(
 
 def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor) -> tf.Tensor:
     """(t, s, s, c) uint8, cut out and changed as the key says."""
-    draws = sampling.uniform(sampling.fold_in(key, 1), augment.WINDOW_DRAWS + 1 + augment.COLOR_DRAWS)
+    draws = sampling.uniform(sampling.fold_in(key, _WINDOW), augment.WINDOW_DRAWS)
     clip = decode_clip(
         contents,
-        lambda height, width: augment.training_window(cfg, draws[: augment.WINDOW_DRAWS], height, width),
+        lambda height, width: augment.training_window(cfg, draws, height, width),
         cfg.crop_size,
         cfg.antialias,
         cfg.input == "flow",
         cfg.dct_scaling * cfg.crop_size or math.inf,
     )
-    if cfg.color_jitter > 0:
-        colors = draws[-augment.COLOR_DRAWS :]
-        clip = augment.to_uint8(augment.jitter_colors(cfg.color_jitter, colors, tf.cast(clip, tf.float32)))
-    return augment.mirror(clip, draws[augment.WINDOW_DRAWS] < 0.5) if cfg.flip else clip
+    return augment.augment_clip(cfg, key, clip)
 
 
 def _eval_loader(cfg: DataConfig, crops: int, together: bool) -> Callable[[list[tf.Tensor], tf.Tensor], tf.Tensor]:

@@ -7,9 +7,11 @@ one per lap and no more, because a difference input of T frames reads T + 1 fram
 clip fits.
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
-from r23d_jax.config import ConfigError, DataConfig, preprocessing
+from r23d_jax.config import DataConfig, look_up, preprocessing
 
 _random = tf.random.experimental  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -47,45 +49,33 @@ def uniform(key: tf.Tensor, count: int) -> tf.Tensor:
     return tf.random.stateless_uniform([count], key, alg="philox")
 
 
-def check_sampling(cfg: DataConfig) -> None:
-    """Raises ConfigError for temporal settings that do not go together."""
-    if cfg.sampling != "segments":
-        return
-    if cfg.num_frames % cfg.num_segments:
-        raise ConfigError(
-            f"config.data.num_segments={cfg.num_segments}: must divide num_frames={cfg.num_frames} "
-            "when config.data.sampling='segments'"
-        )
-    if cfg.input == "rgb_diff":
-        raise ConfigError(
-            "config.data.input='rgb_diff' with sampling='segments': the difference from one segment to the next is a "
-            "jump, not motion; set --config.data.sampling=random"
-        )
-
-
 def training_frames(cfg: DataConfig, key: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
     """Frames of a training clip.
 
     Args:
-      cfg: says how to sample.
+      cfg: its `sampling` is a key of `SAMPLING`.
       key: (2,) int64.
       num_frames: () int32, frames in the video.
 
     Returns:
       (read_frames,) int32, each in 0 .. num_frames - 1.
+
+    Raises:
+      ConfigError: if there is no such sampling.
     """
-    length = preprocessing(cfg).read_frames
-    if cfg.sampling == "segments":
-        draws = uniform(key, cfg.num_segments)
-        return segment_frames(draws, num_frames, length=length, stride=cfg.frame_stride)
-    start = random_start(uniform(key, 1)[0], num_frames, length=length, stride=cfg.frame_stride)
-    return consecutive_frames(start, num_frames, length=length, stride=cfg.frame_stride)
+    return look_up(SAMPLING, cfg.sampling, "config.data.sampling")(cfg, key, num_frames)
 
 
 def consecutive_frames(start: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride: int) -> tf.Tensor:
     """(length,) int32: `start`, `start + stride`, ..., going round at the end of the video."""
     steps = tf.range(length, dtype=tf.int64) * stride
     return _go_round(tf.cast(start, tf.int64) + steps, num_frames)
+
+
+def _random_clip(cfg: DataConfig, key: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
+    length = preprocessing(cfg).read_frames
+    start = random_start(uniform(key, 1)[0], num_frames, length=length, stride=cfg.frame_stride)
+    return consecutive_frames(start, num_frames, length=length, stride=cfg.frame_stride)
 
 
 def random_start(draw: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride: int) -> tf.Tensor:
@@ -99,6 +89,11 @@ def random_start(draw: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride:
     """
     span = (length - 1) * stride + 1
     return pick(draw, tf.cast(tf.maximum(tf.cast(num_frames, tf.int64) - span, 0) + 1, tf.int32))
+
+
+def _segments(cfg: DataConfig, key: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
+    length = preprocessing(cfg).read_frames
+    return segment_frames(uniform(key, cfg.num_segments), num_frames, length=length, stride=cfg.frame_stride)
 
 
 def segment_frames(draws: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride: int) -> tf.Tensor:
@@ -125,6 +120,13 @@ def segment_frames(draws: tf.Tensor, num_frames: tf.Tensor, *, length: int, stri
     start = first + tf.cast(pick(draws, tf.cast(tf.maximum(end - first - span, 0) + 1, tf.int32)), tf.int64)
     steps = tf.range(run, dtype=tf.int64) * stride
     return _go_round(tf.reshape(start[:, None] + steps[None, :], [length]), num_frames)
+
+
+# How the frames of a training clip are chosen: config.data.sampling -> (config, key, frames in the video) -> frames
+SAMPLING: dict[str, Callable[[DataConfig, tf.Tensor, tf.Tensor], tf.Tensor]] = {
+    "random": _random_clip,
+    "segments": _segments,
+}
 
 
 def _go_round(frames: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:

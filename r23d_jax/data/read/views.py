@@ -1,10 +1,11 @@
 """Views: which clips and crops of every video are scored."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
-from r23d_jax.config import EvalConfig, Preprocessing
+from r23d_jax.config import EvalConfig, Preprocessing, look_up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,30 +46,43 @@ def make_views(num_frames: np.ndarray, pre: Preprocessing, cfg: EvalConfig) -> V
       pre: length and stride of a clip.
       cfg: which views.
 
+    Raises:
+      ConfigError: if there are no such views.
+
     Returns:
       At least one view of every video. Also a video of no frames gets one, so that its reader can name it as broken.
     """
     lengths = np.maximum(np.asarray(num_frames, np.int64), 1)
     span = (pre.read_frames - 1) * pre.frame_stride + 1  # frames from the first to the last one read
-    if cfg.views == "dense":
-        run = pre.num_frames * pre.frame_stride
-        counts = np.maximum((lengths - span) // run + 1, 1)
-        video, k = _ragged_range(counts)
-        start = k * run
-    elif cfg.views == "uniform":
-        counts = np.full(len(lengths), cfg.num_clips)
-        video, k = _ragged_range(counts)
-        last = np.maximum(lengths - span, 0)[video]
-        # round(k * last / gaps), halves up, in whole numbers; a single clip sits at round(1 * last / 2)
-        k, gaps = (k, cfg.num_clips - 1) if cfg.num_clips > 1 else (k + 1, 2)
-        start = (2 * k * last + gaps) // (2 * gaps)
-    else:
-        raise ValueError(f"config.eval.views={cfg.views!r}: unknown; known: dense, uniform")
+    video, start = look_up(VIEWS, cfg.views, "config.eval.views")(lengths, span, pre, cfg)
     return Views(
         video=np.repeat(video, cfg.crops).astype(np.int32),
         start=np.repeat(start, cfg.crops).astype(np.int32),
         crop=np.tile(np.arange(cfg.crops, dtype=np.int32), len(video)),
     )
+
+
+def _dense(lengths: np.ndarray, span: int, pre: Preprocessing, cfg: EvalConfig) -> tuple[np.ndarray, np.ndarray]:
+    del cfg
+    run = pre.num_frames * pre.frame_stride
+    video, k = _ragged_range(np.maximum((lengths - span) // run + 1, 1))
+    return video, k * run
+
+
+def _uniform(lengths: np.ndarray, span: int, pre: Preprocessing, cfg: EvalConfig) -> tuple[np.ndarray, np.ndarray]:
+    del pre
+    video, k = _ragged_range(np.full(len(lengths), cfg.num_clips))
+    last = np.maximum(lengths - span, 0)[video]
+    # round(k * last / gaps), halves up, in whole numbers; a single clip sits at round(1 * last / 2)
+    k, gaps = (k, cfg.num_clips - 1) if cfg.num_clips > 1 else (k + 1, 2)
+    return video, (2 * k * last + gaps) // (2 * gaps)
+
+
+# config.eval.views -> (frames per video, frames that a clip spans, ...) -> video and start of every clip
+VIEWS: dict[str, Callable[[np.ndarray, int, Preprocessing, EvalConfig], tuple[np.ndarray, np.ndarray]]] = {
+    "dense": _dense,
+    "uniform": _uniform,
+}
 
 
 def _ragged_range(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

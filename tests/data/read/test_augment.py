@@ -96,7 +96,7 @@ def test_eval_windows() -> None:
     mirrored = [bool(augment.is_mirrored(10, tf.constant(k))) for k in range(10)]
     assert mirrored == [False] * 5 + [True] * 5
     assert not any(bool(augment.is_mirrored(3, tf.constant(k))) for k in range(3))
-    with pytest.raises(ConfigError, match=r"config\.eval\.crops=2: must be one of 1, 3, 10"):
+    with pytest.raises(ConfigError, match=r"config\.eval\.crops=2: unknown; known: 1, 3, 10"):
         corners(2, 240, 320)
 
 
@@ -122,6 +122,54 @@ def test_color_jitter_is_its_definition_and_the_same_in_all_frames() -> None:
     np.testing.assert_allclose(_jitter(0.0, draws, video), video, atol=1e-3)
     strong = _jitter(3.0, [0.0, 0.5, 0.5], video)  # brightness 0, never negative
     assert strong.min() >= 0 and strong.max() == 0
+
+
+def _on(name: str) -> bool | float:
+    return True if isinstance(getattr(DataConfig(), name), bool) else 0.5
+
+
+def test_draws_of_an_augmentation_do_not_depend_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switched off, switched on, or added before it: each gets the key that its name gives it."""
+    seen: dict[str, list[int]] = {}
+
+    def recorded(name: str):
+        def change(cfg: DataConfig, key: tf.Tensor, clip: tf.Tensor) -> tf.Tensor:
+            seen[name] = key.numpy().tolist()
+            return clip
+
+        return change
+
+    def keys(table: list[str], on: list[str], clip: int = 7) -> dict[str, list[int]]:
+        seen.clear()
+        monkeypatch.setattr(augment, "AUGMENTATIONS", {name: recorded(name) for name in table})
+        cfg = DataConfig(**({name: 0 for name in table} | {name: _on(name) for name in on}))
+        augment.augment_clip(cfg, tf.constant([3, clip], tf.int64), tf.zeros((1, 2, 2, 3), tf.uint8))
+        return dict(seen)
+
+    names = list(augment.AUGMENTATIONS)
+    together = keys(names, names)
+    assert list(together) == names and len({tuple(key) for key in together.values()}) == len(names)
+    for name in names:
+        assert keys(names, [name]) == {name: together[name]}
+        assert keys(names, [name], clip=8) != {name: together[name]}
+    more = keys(["antialias", *names], ["antialias", *names])
+    assert {name: more[name] for name in names} == together and more["antialias"] not in together.values()
+
+
+@pytest.mark.parametrize("name", augment.AUGMENTATIONS)
+def test_every_augmentation_keeps_the_shape_and_follows_its_key(name: str) -> None:
+    clip = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), np.uint8)
+    cfg = DataConfig(**({"flip": False} | {name: _on(name)}))
+
+    def change(key: int) -> np.ndarray:
+        changed = augment.augment_clip(cfg, tf.constant([0, key], tf.int64), tf.constant(clip))
+        assert changed.dtype == tf.uint8 and changed.shape == clip.shape
+        return changed.numpy()
+
+    changed = [change(key) for key in range(12)]
+    np.testing.assert_array_equal(changed[0], change(0))
+    assert len({clip.tobytes() for clip in changed}) > 1
+    assert any(not np.array_equal(other, clip) for other in changed)
 
 
 def test_rounding_and_mirroring() -> None:

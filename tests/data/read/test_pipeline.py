@@ -98,6 +98,34 @@ def test_clips_of_one_video_differ_between_epochs(index: VideoIndex) -> None:
     assert len(starts) > 4 and mirrored == {True, False}
 
 
+def _blue_edges(index: VideoIndex, cfg: DataConfig) -> np.ndarray:
+    """(samples, 2): blue, which rises from left to right in the frame, at the left and right edge of each clip."""
+    one = dataclasses.replace(cfg, num_frames=1)
+    clips = np.concatenate([batch["video"][:, 0] for batch in _train(index, one, size=28, steps=12)])
+    return clips[:, 12, [0, -1], 2].astype(int)
+
+
+def test_mirroring_depends_on_neither_the_crop_nor_other_augmentations(index: VideoIndex) -> None:
+    left, right = _blue_edges(index, CFG).T
+    mirrored = left > right
+    assert 0.4 < mirrored.mean() < 0.6
+    # the smaller edge says where the window begins, and both halves of these are mirrored equally often
+    begins = np.minimum(left, right)
+    for half in (begins <= np.median(begins), begins > np.median(begins)):
+        assert 0.38 < mirrored[half].mean() < 0.62
+    for changes in ({"crop": "center"}, {"crop": "random_resized"}, {"color_jitter": 0.2}, {"sampling": "segments"}):
+        changed = dataclasses.replace(CFG, **changes, num_segments=1)
+        left, right = _blue_edges(index, changed).T
+        np.testing.assert_array_equal(left > right, mirrored)
+
+
+def test_windows_do_not_depend_on_augmentations(index: VideoIndex) -> None:
+    """Where a clip is not mirrored it shows the same window with and without mirroring."""
+    plain = _blue_edges(index, dataclasses.replace(CFG, flip=False))
+    flipped = _blue_edges(index, CFG)
+    np.testing.assert_array_equal(np.sort(flipped), np.sort(plain))
+
+
 @pytest.mark.parametrize("cfg", [CFG, dataclasses.replace(CFG, crop="random_resized", color_jitter=0.4)])
 def test_a_batch_depends_on_seed_and_step_alone(index: VideoIndex, cfg: DataConfig) -> None:
     all_steps = _train(index, cfg, steps=5)

@@ -8,7 +8,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r23d_jax.config import ConfigError, DataConfig
+from r23d_jax.config import ConfigError, DataConfig, validate
 from r23d_jax.data.read import sampling
 
 
@@ -105,10 +105,10 @@ def test_sample_keys_are_all_different() -> None:
 
 def test_settings_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"config\.data\.num_segments=5: must divide num_frames=16"):
-        sampling.check_sampling(DataConfig(sampling="segments", num_segments=5))
+        validate(DataConfig(sampling="segments", num_segments=5))
     with pytest.raises(ConfigError, match=r"rgb_diff.*jump, not motion; set --config\.data\.sampling=random"):
-        sampling.check_sampling(DataConfig(sampling="segments", input="rgb_diff"))
-    sampling.check_sampling(DataConfig(num_segments=5))  # not used
+        validate(DataConfig(sampling="segments", input="rgb_diff"))
+    validate(DataConfig(num_segments=5))  # not used
 
 
 # -- properties --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,262 @@
+"""Groups of typed fields whose constraints stand beside them, and the errors that name a wrong field and its remedy."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any, ClassVar, TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """Something the user can put right. Its message is all that is shown: what is wrong, where, and the remedy."""
+
+
+class ConfigError(UserError, ValueError):
+    """A value in a config is wrong; the message names the field, the value and the remedy."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A remedy for an unknown name: the nearest known ones, or all of them when nothing is near."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = near or [other for other in known if "".join(word[:1] for word in other.split("_")) == name]  # lr, wd
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+
+
+def look_up(table: Mapping[Any, T], name: Any, field: str) -> T:
+    """The entry of a table under the name that a user wrote.
+
+    Raises:
+      ConfigError: if there is none; names the field, and the nearest keys.
+    """
+    try:
+        return table[name]
+    except (KeyError, TypeError):  # TypeError: not hashable
+        raise ConfigError(f"{field}={name!r}: {one_of(*table)(name)}") from None
+
+
+# -- constraints -------------------------------------------------------------------------------------------------------
+
+# Says what a value must be instead; "" if it is right. The value has the field's type already.
+Constraint = Callable[[Any], str]
+
+
+def must(holds: Callable[[Any], bool], be: str) -> Constraint:
+    """A constraint from a condition and the words that follow "must be"."""
+    return lambda value: "" if holds(value) else f"must be {be}"
+
+
+def at_least(low: float) -> Constraint:
+    """A constraint: the value is `low` or more."""
+    return must(lambda value: value >= low, f"at least {low}")
+
+
+def above(low: float) -> Constraint:
+    """A constraint: the value is more than `low`."""
+    return must(lambda value: value > low, f"above {low}")
+
+
+def at_most(high: float) -> Constraint:
+    """A constraint: the value is `high` or less."""
+    return must(lambda value: value <= high, f"at most {high}")
+
+
+def below(high: float) -> Constraint:
+    """A constraint: the value is less than `high`."""
+    return must(lambda value: value < high, f"below {high}")
+
+
+def between(low: float, high: float) -> Constraint:
+    """A constraint: the value is in [low, high]."""
+    return must(lambda value: low <= value <= high, f"between {low} and {high}")
+
+
+def one_of(*known: Any) -> Constraint:
+    """A constraint to the keys of a table, or to a few numbers."""
+
+    def check(value: Any) -> str:
+        if value in known:
+            return ""
+        if isinstance(value, str):
+            return f"unknown; {nearest(value, filter(None, map(str, known)))}"
+        return f"unknown; known: {', '.join(map(str, known))}"
+
+    return check
+
+
+# -- groups ------------------------------------------------------------------------------------------------------------
+
+
+@typing.dataclass_transform()
+class Group:
+    """Base of the groups of a config: each is a dataclass that refuses names it does not have.
+
+    A field is `name: Annotated[type, constraint, ...] = default`; the elements of a tuple may have constraints too.
+    Constraints are checked by `validate`, not on assignment, so that a config file may set fields in any order.
+
+    Attributes:
+      place: the group's name in messages, e.g. `config.optimizer`.
+    """
+
+    place: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
+
+    def __init_subclass__(cls, place: str) -> None:
+        cls.place = place
+        dataclasses.dataclass(cls)
+        plain = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            field.type = plain[field.name]  # ml_collections parses overrides by it, and knows no Annotated
+
+    def __new__(cls, *args: Any, **values: Any) -> typing.Self:
+        for name in values:
+            cls.check_name(name)
+        return super().__new__(cls)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.check_name(name)
+        super().__setattr__(name, value)
+
+    @classmethod
+    def check_name(cls, name: str) -> None:
+        """Raises ConfigError, with the nearest names, if the group has no such field."""
+        if name not in cls.__dataclass_fields__:
+            raise ConfigError(f"{cls.place}.{name}: unknown; {nearest(name, cls.__dataclass_fields__)}")
+
+    def conflicts(self) -> Iterator[str]:
+        """Fields that are right by themselves and do not go together, each as a whole message."""
+        return iter(())
+
+
+G = TypeVar("G", bound=Group)
+
+
+def validate(group: G) -> G:
+    """Checks types and values of every field of a config or of one of its groups.
+
+    Returns:
+      The same group.
+
+    Raises:
+      ConfigError: listing every wrong field at once, each with its value and what it may be.
+    """
+    groups = list(_groups(group))
+    problems = [problem for part in groups for problem in _type_problems(part)]
+    if not problems:  # constraints assume right types
+        problems = [problem for part in groups for problem in (*_value_problems(part), *part.conflicts())]
+    if problems:
+        raise ConfigError("wrong configuration:\n" + "\n".join(f"  {problem}" for problem in problems))
+    return group
+
+
+def _groups(group: Group) -> Iterator[Group]:
+    yield group
+    for field in dataclasses.fields(group):
+        value = getattr(group, field.name)
+        if isinstance(value, Group):
+            yield from _groups(value)
+
+
+def _type_problems(group: Group) -> Iterator[str]:
+    for field in dataclasses.fields(group):
+        problem = type_problem(f"{group.place}.{field.name}", getattr(group, field.name), field.type)
+        if problem:
+            yield problem
+
+
+def _value_problems(group: Group) -> Iterator[str]:
+    hints = typing.get_type_hints(type(group), include_extras=True)
+    for field in dataclasses.fields(group):
+        yield from _broken(f"{group.place}.{field.name}", getattr(group, field.name), hints[field.name])
+
+
+def _broken(path: str, value: Any, hint: Any) -> Iterator[str]:
+    """The first constraint that a value breaks, or those that its elements break."""
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is Annotated:
+        wrong = next(filter(None, (constraint(value) for constraint in args[1:])), "")
+        if wrong:
+            yield f"{path}={value!r}: {wrong}"
+        else:
+            yield from _broken(path, value, args[0])
+    elif typing.get_origin(hint) is tuple:
+        for element, kind in zip(value, args[:1] * len(value) if args[-1] is Ellipsis else args, strict=True):
+            yield from _broken(path, element, kind)
+
+
+# -- types -------------------------------------------------------------------------------------------------------------
+
+# Numbers go into int32 and float32 arrays. NaN, which no comparison finds in order, is none of them either.
+_LARGEST_INT, _LARGEST_FLOAT = 2**31 - 1, 1e30
+
+
+def type_problem(path: str, value: Any, kind: Any) -> str:
+    """What is wrong with the type of a value; "" if nothing is."""
+    return "" if _is_a(value, kind) else f"{path}={value!r}: must be {_describe(kind)}"
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is tuple:
+        args = typing.get_args(kind)
+        if not isinstance(value, tuple):
+            return False
+        if args[-1] is Ellipsis:
+            return all(_is_a(v, args[0]) for v in value)
+        return len(value) == len(args) and all(_is_a(v, a) for v, a in zip(value, args, strict=True))
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST_FLOAT
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST_INT
+    return isinstance(value, kind)
+
+
+def _describe(kind: Any) -> str:
+    if typing.get_origin(kind) is not tuple:
+        return {
+            int: f"a whole number up to {_LARGEST_INT}",
+            float: "a finite number",
+            str: "a string",
+            bool: "True or False",
+        }.get(kind, f"a {kind.__name__}")
+    args = typing.get_args(kind)
+    if args[-1] is Ellipsis:
+        return f"a tuple of {args[0].__name__}s"
+    return f"a tuple ({', '.join(a.__name__ for a in args)})"
+
+
+# -- from JSON ---------------------------------------------------------------------------------------------------------
+
+
+def kinds_of(kind: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields, without constraints."""
+    return {field.name: field.type for field in dataclasses.fields(kind)}
+
+
+def build(values: Any, kind: Any, path: str) -> Any:
+    """A dataclass from what `dataclasses.asdict` gave; lists become tuples.
+
+    Raises:
+      ConfigError: naming a field that is unknown here, or missing there without a default here, or of another type.
+    """
+    kinds = kinds_of(kind)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}={values!r}: must be the group {', '.join(kinds)}")
+    for name in values:
+        if name not in kinds:
+            raise ConfigError(f"{path}.{name}: unknown; {nearest(str(name), kinds)}")
+    built = {}
+    for field in dataclasses.fields(kind):
+        place = f"{path}.{field.name}"
+        if field.name not in values:
+            if field.default is field.default_factory is dataclasses.MISSING:
+                raise ConfigError(f"{place}: missing")
+            continue
+        value = values[field.name]
+        if dataclasses.is_dataclass(field.type):
+            value = build(value, field.type, place)
+        built[field.name] = value = tuple(value) if isinstance(value, list) else value
+        if problem := type_problem(place, value, field.type):
+            raise ConfigError(problem)
+    return kind(**built)

@@ -1,0 +1,64 @@
+"""Config files: Python files with a function that returns a config or a study."""
+
+import importlib.util
+import inspect
+import traceback
+from pathlib import Path
+from typing import TypeVar
+
+from r23d_jax.config.fields import ConfigError, UserError, nearest
+
+T = TypeVar("T")
+
+# What a file without the function wanted is for, by the function that it has
+_OTHERS = {
+    "get_study": "it describes a study: use python -m r23d_jax study",
+    "get_config": "it describes one training: use launch.py",
+}
+
+
+def call_file(path: str, function: str, kind: type[T], *args: str) -> T:
+    """Runs a config file and calls its function.
+
+    Args:
+      path: of the file.
+      function: "get_config" or "get_study".
+      kind: what the function must return.
+      args: of the function.
+
+    Raises:
+      ConfigError: if there is no such file, or anything in it fails; one sentence that names the file and the line.
+      UserError: as raised by the file itself.
+    """
+    if not Path(path).is_file():
+        known = [str(found) for found in sorted(Path("configs").glob("*.py"))]
+        raise ConfigError(f"--config={path}: no such file; {nearest(path, known)}")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config={path}: is no Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        call = getattr(module, function, None)
+        if call is None:
+            purpose = next((text for name, text in _OTHERS.items() if hasattr(module, name)), "it is no config file")
+            raise ConfigError(f"--config={path}: has no {function}(arg); {purpose}")
+        inspect.signature(call).bind(*args)
+        value = call(*args)
+    except UserError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"--config={path}{_line(error, path)}: {type(error).__name__}: {error}") from error
+    if not isinstance(value, kind):
+        wanted = f"{kind.__module__}.{kind.__name__}"
+        raise ConfigError(f"--config={path}: {function}() must return a {wanted}, not a {type(value).__name__}")
+    return value
+
+
+def _line(error: Exception, path: str) -> str:
+    """Where in the file an error arose; "" if it was not in the file."""
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == Path(path).absolute()]
+    return f", line {lines[-1]}" if lines else ""
