@@ -4,12 +4,10 @@ What a header says is not trusted: frame counts differ from what is decoded by a
 files name no frame rate. Frames are counted by decoding them.
 """
 
-import dataclasses
 import errno
 import os
 import stat
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,44 +39,6 @@ _LIMITS = {"max_pixels": str(MAX_PIXELS)}
 
 class VideoError(UserError):
     """A video cannot be decoded; the message names the file and the reason."""
-
-
-@dataclasses.dataclass(frozen=True)
-class VideoInfo:
-    """What a video's header claims.
-
-    Attributes:
-      width: pixels, before any rotation.
-      height: pixels, before any rotation.
-      frame_rate: frames a second; None where the file does not say.
-      num_frames: 0 where the file does not say; often wrong by a few, so never to be relied on.
-      codec: e.g. `mpeg4`.
-    """
-
-    width: int
-    height: int
-    frame_rate: float | None
-    num_frames: int
-    codec: str
-
-
-def probe(path: Path) -> VideoInfo:
-    """Reads the header of a video.
-
-    Raises:
-      VideoError: the file is missing, damaged, or has no video stream.
-    """
-    with _open(path) as container:
-        stream = _video_stream(path, container)
-        rate: Fraction | None = stream.average_rate
-        context = stream.codec_context
-        return VideoInfo(
-            width=context.width,
-            height=context.height,
-            frame_rate=float(rate) if rate else None,
-            num_frames=stream.frames,
-            codec=context.name,
-        )
 
 
 def iter_frames(
@@ -126,11 +86,6 @@ def iter_frames(
         raise VideoError(f"{path}: holds no frame that can be decoded")
     if count < claimed * _LEAST_DECODED:  # the decoder passes over damage in silence
         raise VideoError(f"{path}: damaged ({count} frames can be decoded of about {claimed})")
-
-
-def read_frames(path: Path, short_side: int = 0) -> np.ndarray:
-    """All frames of a video, (T, H, W, 3) uint8; arguments and errors are those of `iter_frames`."""
-    return np.stack(list(iter_frames(path, short_side)))
 
 
 def resize_short_side(image: np.ndarray, short_side: int) -> np.ndarray:

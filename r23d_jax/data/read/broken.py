@@ -6,7 +6,6 @@ import math
 import os
 import stat
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -75,10 +74,6 @@ class BrokenLog:
     def files(self) -> list[tuple[str, str]]:
         """(file, reason) of every broken video."""
         return [(fault.file, fault.reason) for fault in self.faults.values()]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: `{"count": 3, "videos": {"v_Diving_g01_c01": ".../image_00003.jpg: empty file (0 bytes)"}}`."""
-        return {"count": self.count, "videos": self.videos}
 
     def observe(self, index: VideoIndex, tried: np.ndarray, delivered: np.ndarray, replaced: bool) -> None:
         """Takes note of how a batch came about.

@@ -24,7 +24,7 @@ from r23d_jax.data.find.packed import index_packed
 from r23d_jax.data.find.splits import read_list
 from r23d_jax.data.make import prepare as engine
 from r23d_jax.data.make.prepare import Job, PrepareError, Result, run_job, run_jobs
-from r23d_jax.data.make.video import read_frames
+from r23d_jax.data.make.video import iter_frames
 
 CLIPS = {"Diving/v_Diving_g01_c01.avi": 6, "Diving/v_Diving_g08_c01.mp4": 9, "Rowing/v_Rowing_g01_c01.avi": 4}
 
@@ -97,7 +97,7 @@ def test_frames_are_what_the_videos_show(videos: Path, lists: Path, tmp_path: Pa
     index = index_frames(out / "frames", read_list(lists, "test"))
     assert index.layout == "<Class>/<video>/image_00001.jpg (5 digits, from 1)"
     assert (index.names.tolist(), index.num_frames.tolist()) == (["v_Diving_g01_c01", "v_Rowing_g01_c01"], [6, 4])
-    decoded = read_frames(videos / "Diving/v_Diving_g01_c01.avi")
+    decoded = list(iter_frames(videos / "Diving/v_Diving_g01_c01.avi"))
     for i in range(6):
         image = cv2.imread(index.frames.path(0, i))[..., ::-1]  # pyright: ignore
         assert np.abs(image.astype(int) - decoded[i]).mean() < 2
@@ -446,5 +446,5 @@ def test_real_clips(shared_data: Path, tmp_path: Path) -> None:
     for index in (train, test):
         for v, name in enumerate(index.names):
             (clip,) = (tmp_path / "UCF-101").glob(f"*/{name}.avi")
-            assert index.num_frames[v] == len(read_frames(clip))
+            assert index.num_frames[v] == len(list(iter_frames(clip)))
             assert cv2.imread(index.frames.path(v, int(index.num_frames[v]) - 1)).shape == (64, 85, 3)  # pyright: ignore
