@@ -4,6 +4,7 @@ import _thread
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shlex
@@ -12,14 +13,14 @@ import signal
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from r23d_jax import __version__
 from r23d_jax.config import FLOW_METHODS, UserError
 from r23d_jax.data.find.splits import VIDEO_SUFFIXES, Entry, available_splits, group_of, read_list, without_suffix
-from r23d_jax.data.make.prepare import Job, PrepareError, read_folder, read_staged, remove_partial, run_jobs
+from r23d_jax.data.make.prepare import Job, PrepareError, read_folder, remove_partial, run_jobs
 from r23d_jax.runtime.disk import hold, write_atomically, writing
 from r23d_jax.runtime.progress import Progress, printable
 
@@ -118,7 +119,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.format != "frames" and good and {video.target for video in good} != packed:
             if not args.beam_runner:
                 _refuse_undecodable(packed - {video.target for video in good}, videos, broken)
-                _pack(out, good, class_names, args.shards)
+                _pack(out, good, class_names, args)
             record |= {"packed": sorted(video.target for video in good), "shards": args.shards}
             _save_record(out, record)
         shutil.rmtree(out / STAGING, ignore_errors=True)
@@ -243,15 +244,16 @@ def _class_in_name(name: str) -> str | None:
 # -- doing the work ----------------------------------------------------------------------------------------------------
 
 
-def _job(out: Path, video: _Video, args: argparse.Namespace) -> Job:
+def _folder(out: Path, video: _Video, kind: str) -> Path:
+    """Where a video's frames are, or are to be: for shards alone they are staged, unless the frames are there."""
     folder = out / FRAMES / video.target
-    staged = ""
-    if args.format == "packed" and not folder.is_dir():
-        staged = str(out / STAGING / f"{video.target}.jpegs")
+    return out / STAGING / video.target if kind == "packed" and not folder.is_dir() else folder
+
+
+def _job(out: Path, video: _Video, args: argparse.Namespace) -> Job:
     return Job(
         video=str(video.path),
-        folder="" if staged else str(folder),
-        staged=staged,
+        folder=str(_folder(out, video, args.format)),
         quality=args.quality,
         short_side=args.short_side,
         flow=args.flow,
@@ -280,8 +282,8 @@ def _decode_all(
 def _decode(work: list[tuple[_Video, Job]], args: argparse.Namespace, num_frames: dict[str, int]) -> dict[str, str]:
     """Decodes what is not done yet; adds frame counts; returns what is broken."""
     target = {job: video.target for video, job in work}
-    to_do = [job for job in target if not os.path.exists(job.staged or job.folder)]
-    num_frames.update({target[job]: 0 for job in target if os.path.exists(job.staged or job.folder)})
+    to_do = [job for job in target if not os.path.exists(job.folder)]
+    num_frames.update({target[job]: 0 for job in target if os.path.exists(job.folder)})
     broken: dict[str, str] = {}
     if not to_do:
         return broken
@@ -301,16 +303,15 @@ def _decode(work: list[tuple[_Video, Job]], args: argparse.Namespace, num_frames
     return broken
 
 
-def _pack(out: Path, videos: list[_Video], class_names: list[str], num_shards: int) -> None:
+def _pack(out: Path, videos: list[_Video], class_names: list[str], args: argparse.Namespace) -> None:
     from r23d_jax.data.make.packed_builder import PackSource, write_packed  # imports TensorFlow
 
-    def reader(video: _Video) -> Callable[[], list[bytes]]:
-        folder, staged = out / FRAMES / video.target, out / STAGING / f"{video.target}.jpegs"
-        return lambda: read_folder(folder) if folder.is_dir() else read_staged(staged)
-
-    sources = [PackSource(video.name, video.class_name, reader(video)) for video in videos]
+    sources = [
+        PackSource(video.name, video.class_name, functools.partial(read_folder, _folder(out, video, args.format)))
+        for video in videos
+    ]
     with Progress(len(sources), "videos", "pack") as progress:
-        write_packed(out / PACKED, sources, class_names, num_shards, progress)
+        write_packed(out / PACKED, sources, class_names, args.shards, progress)
 
 
 def _pack_with_beam(
@@ -347,7 +348,7 @@ def _pack_with_beam(
         BeamSource(
             video.name,
             video.class_name,
-            dataclasses.replace(_job(out, video, args), folder="", staged=""),
+            _job(out, video, args),
             needed=video.target in packed,
         )
         for video in videos

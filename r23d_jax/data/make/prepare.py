@@ -1,14 +1,13 @@
-"""Decoding many video files in parallel: into folders of JPEG frames, or into one file of JPEG frames per video.
+"""Decodes many video files in parallel, each into a folder of JPEG frames.
 
-Each video is written under a temporary name and renamed when complete, so what has its final name is whole, and a
-second run goes on where the first stopped.
+Each folder is written under a temporary name and renamed when it is complete, so a folder with its final name is whole,
+and a second run continues where the first one stopped.
 """
 
 import dataclasses
 import multiprocessing
 import os
 import shutil
-import struct
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -24,7 +23,7 @@ from r23d_jax.data.make.flow import DEFAULT_BOUND, flow_pictures
 from r23d_jax.data.make.video import VideoError, iter_frames
 from r23d_jax.runtime import disk
 
-PARTIAL = ".partial-"  # start of the names of unfinished work; indexes pass over names that start with a dot
+PARTIAL = ".partial-"  # starts the names of unfinished work; indexes ignore names that start with a dot
 FRAME_NAME = "image_{:05d}.jpg"
 
 _MOST_DEATHS = 8
@@ -34,27 +33,21 @@ class PrepareError(UserError):
     """Preparing cannot go on, e.g. because the disk is full."""
 
 
-class Stopped(Exception):
-    """The run was asked to stop."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Job:
     """One video to decode.
 
     Attributes:
       video: the file.
-      folder: frame folder to write; "" for none.
-      staged: file of all frames to write (read it with `read_staged`); "" for none.
-      quality: of the JPEGs, 1 to 100.
-      short_side: pixels, 0 for the video's own size.
+      folder: the folder to write.
+      quality: JPEG quality, 1 to 100.
+      short_side: length of the shorter side in pixels; 0 keeps the video's own size.
       flow: method of the optical flow to write instead of frames; "" for frames.
-      flow_bound: pixels that become the largest value.
+      flow_bound: displacement in pixels that becomes the largest stored value.
     """
 
     video: str
     folder: str
-    staged: str
     quality: int
     short_side: int
     flow: str = ""
@@ -73,7 +66,7 @@ def run_jobs(jobs: Iterable[Job], num_workers: int) -> Generator[tuple[Job, Resu
     """Decodes videos in processes.
 
     A process that dies (out of memory, a crash in the decoder) does not end the run: the videos it may have been
-    working on are tried again one at a time, and the one with which a process dies again is reported as broken.
+    working on are tried again one at a time, and a video that kills its process again is reported as broken.
 
     Args:
       jobs: what to do.
@@ -107,7 +100,7 @@ def _run_pool(waiting: deque[Job], num_workers: int) -> Generator[tuple[Job, Res
     finished = False
     try:
         while waiting or running:
-            while waiting and len(running) < 2 * num_workers:  # so that little is suspect when a process dies
+            while waiting and len(running) < 2 * num_workers:  # so that few jobs are suspect when a process dies
                 running[pool.submit(run_job, waiting[0])] = waiting[0]  # which raises if a process has just died
                 waiting.popleft()
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -145,72 +138,39 @@ def _start_worker(stop: Event) -> None:
 
 
 def run_job(job: Job) -> Result:
-    """Decodes one video; what is already there is not written again."""
-    folder = Path(job.folder) if job.folder and not os.path.exists(job.folder) else None
-    staged = Path(job.staged) if job.staged and not os.path.exists(job.staged) else None
-    if folder is None and staged is None:
-        return Result(_count_done(job))
-    partial = [path.with_name(f"{PARTIAL}{os.getpid()}{path.suffix}") if path else None for path in (folder, staged)]
-    partial_folder, partial_staged = partial
+    """Decodes one video, unless its folder exists already."""
+    folder = Path(job.folder)
+    if os.path.exists(folder):  # False also for a name that is too long, which mkdir then reports
+        return Result(sum(not name.startswith(".") for name in os.listdir(folder)))
+    partial = folder.with_name(f"{PARTIAL}{os.getpid()}")
     try:
-        if partial_folder is not None:
-            _remove(partial_folder)
-            partial_folder.mkdir(parents=True)
-        if partial_staged is not None:
-            partial_staged.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial_staged or os.devnull, "wb") as file:
-            number = 0
-            for number, jpeg in enumerate(encoded_frames(job), start=1):
-                if partial_folder is not None:
-                    (partial_folder / FRAME_NAME.format(number)).write_bytes(jpeg)
-                if partial_staged is not None:
-                    file.write(struct.pack("<Q", len(jpeg)) + jpeg)
-                if _stop is not None and _stop.is_set():
-                    raise Stopped
-        for path, target in zip(partial, (folder, staged), strict=True):
-            if path is not None and target is not None:
-                os.rename(path, target)
+        _remove(partial)
+        partial.mkdir(parents=True)
+        number = 0
+        for number, jpeg in enumerate(encoded_frames(job), start=1):
+            (partial / FRAME_NAME.format(number)).write_bytes(jpeg)
+            if _stop is not None and _stop.is_set():
+                return Result(error="stopped")
+        os.rename(partial, folder)
         return Result(number)
     except VideoError as error:
         return Result(error=str(error))
-    except Stopped:
-        return Result(error="stopped")
     except OSError as error:
         if error.errno in disk.REMEDIES:
-            where, remedy = job.folder or job.staged, disk.REMEDIES[error.errno]
-            raise PrepareError(f"cannot write {where}: {error.strerror}; {remedy}") from error
+            raise PrepareError(f"cannot write {folder}: {error.strerror}; {disk.REMEDIES[error.errno]}") from error
         return Result(error=f"{job.video}: {error}")
     finally:
-        for path in partial:
-            if path is not None:
-                _remove(path)
-
-
-def read_staged(path: Path) -> list[bytes]:
-    """The JPEG frames of a staged file.
-
-    Raises:
-      PrepareError: the file is damaged.
-    """
-    data = Path(path).read_bytes()
-    frames, position = [], 0
-    while position < len(data):
-        length = int.from_bytes(data[position : position + 8], "little")
-        frames.append(data[position + 8 : position + 8 + length])
-        position += 8 + length
-    if position != len(data) or not frames:
-        raise PrepareError(f"{path}: damaged; delete it and run the same command again")
-    return frames
+        _remove(partial)
 
 
 def read_folder(path: Path) -> list[bytes]:
-    """The JPEG frames of a folder that `run_job` wrote."""
+    """The JPEG frames of a folder that `run_job` wrote, in order."""
     names = sorted((name for name in os.listdir(path) if not name.startswith(".")), key=lambda name: (len(name), name))
     return [(Path(path) / name).read_bytes() for name in names]
 
 
 def remove_partial(root: Path) -> int:
-    """Removes unfinished work below a folder, left by a run that was killed; returns how many pieces there were."""
+    """Removes unfinished work that a killed run left below a folder; returns the number of pieces removed."""
     partial = []
     for folder, folders, files in os.walk(root):
         partial += [Path(folder) / name for name in [*folders, *files] if name.startswith(PARTIAL)]
@@ -221,7 +181,7 @@ def remove_partial(root: Path) -> int:
 
 
 def encoded_frames(job: Job) -> Iterator[bytes]:
-    """The JPEG frames of a job's video, whatever was done before.
+    """Decodes a job's video to JPEG frames.
 
     Raises:
       VideoError: it cannot be decoded.
@@ -239,12 +199,6 @@ def encoded_frames(job: Job) -> Iterator[bytes]:
         yield jpeg.tobytes()
     if not some:
         raise VideoError(f"{job.video}: one frame only, which has no optical flow")
-
-
-def _count_done(job: Job) -> int:
-    if job.folder:
-        return sum(not name.startswith(".") for name in os.listdir(job.folder))
-    return len(read_staged(Path(job.staged)))
 
 
 def _remove(path: Path) -> None:
