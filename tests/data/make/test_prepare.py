@@ -22,8 +22,8 @@ from r23d_jax.commands import prepare as command
 from r23d_jax.data.find.frames import PackedFrames, index_frames
 from r23d_jax.data.find.packed import index_packed
 from r23d_jax.data.find.splits import read_list
-from r23d_jax.data.make import prepare as engine
-from r23d_jax.data.make.prepare import Job, PrepareError, Result, run_job, run_jobs
+from r23d_jax.data.make import jobs as engine
+from r23d_jax.data.make.jobs import Job, PrepareError, Result, run_job, run_jobs
 from r23d_jax.data.make.video import iter_frames
 
 CLIPS = {"Diving/v_Diving_g01_c01.avi": 6, "Diving/v_Diving_g08_c01.mp4": 9, "Rowing/v_Rowing_g01_c01.avi": 4}
