@@ -95,6 +95,7 @@ def index_packed(root: Path, videos: VideoList | None, subset: Subset, cache: bo
             row=table.row[selection.rows],
             offset=table.offset,
             length=table.length,
+            names=np.array(selection.names),
         ),
         layout=f"packed: {len(table.shards)} TFRecord shard(s) in {folder}",
         missing=selection.missing,
