@@ -19,7 +19,8 @@ from typing import Any
 
 from r23d_jax import __version__
 from r23d_jax.config import FLOW_METHODS, UserError
-from r23d_jax.data.find.splits import VIDEO_SUFFIXES, Entry, available_splits, group_of, read_list, without_suffix
+from r23d_jax.data.find.splits import Entry, available_splits, read_list
+from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, group_of, without_suffix
 from r23d_jax.data.make.jobs import Job, PrepareError, read_folder, remove_partial, run_jobs
 from r23d_jax.runtime.disk import hold, write_atomically, writing
 from r23d_jax.runtime.progress import Progress, printable

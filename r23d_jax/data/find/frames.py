@@ -10,9 +10,10 @@ from typing import Protocol
 
 import numpy as np
 
+from r23d_jax.data.find.errors import DataError, remedy
 from r23d_jax.data.find.frame_scan import Scan, scan_frames
 from r23d_jax.data.find.index_cache import load, prepare_folder, save
-from r23d_jax.data.find.splits import DataError, VideoList, remedy
+from r23d_jax.data.find.splits import VideoList
 
 
 class Frames(Protocol):

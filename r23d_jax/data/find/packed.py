@@ -24,10 +24,13 @@ from typing import Any, cast
 
 import numpy as np
 
+from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.frames import PackedFrames, VideoIndex
 from r23d_jax.data.find.index_cache import load, prepare_folder, save
-from r23d_jax.data.find.splits import CONTROL, DataError, Entry, Subset, VideoList, group_of, without_suffix
+from r23d_jax.data.find.list_format import Subset
+from r23d_jax.data.find.splits import Entry, VideoList
 from r23d_jax.data.find.tfrecord import Record, parse_example, records
+from r23d_jax.data.find.video_names import CONTROL, group_of, without_suffix
 from r23d_jax.runtime.progress import Progress
 
 _CACHE = "packed"

@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from r23d_jax.config import DataConfig
+from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.frames import VideoIndex, os_reason
 from r23d_jax.data.find.picture_header import MAX_PIXELS, claimed_size
-from r23d_jax.data.find.splits import DataError
 
 # A fraction of fewer videos than this means little.
 LEAST_VIDEOS = 20
