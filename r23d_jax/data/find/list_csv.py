@@ -1,4 +1,8 @@
-"""Lists in CSV files."""
+"""Lists in CSV files: `train.csv` and `val.csv` (or `test.csv`).
+
+Each line is `path,label`, with or without a header. The label is a class name, or a number from 0. An optional
+`classes.txt` (one name a line) gives the order of the classes; otherwise they are sorted.
+"""
 
 import csv
 import io
@@ -9,6 +13,8 @@ from r23d_jax.config import nearest
 from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.list_format import (
     Listed,
+    ListFormat,
+    Sides,
     Subset,
     lines,
     read_text,
@@ -19,21 +25,21 @@ from r23d_jax.data.find.list_format import (
 )
 from r23d_jax.data.find.video_names import without_suffix
 
-TEST_CSV = ("val.csv", "test.csv")
+_TEST_FILES = ("val.csv", "test.csv")
 _PATH_HEADERS = ("path", "video", "video_path", "file", "filename", "name")
 _LABEL_HEADERS = ("label", "class", "class_name", "target")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
-def read_csv(lists: Path, subset: Subset, split: int) -> tuple[tuple[str, ...], dict[str, list[Listed]]]:
+def _read(lists: Path, subset: Subset, split: int) -> Sides:
     if split != 1:
         raise DataError(f"{lists}: holds train.csv and val.csv, which have no split {split}; use split 1")
-    names = {"train": ("train.csv",), "test": TEST_CSV}
+    names = {"train": ("train.csv",), "test": _TEST_FILES}
     rows: dict[str, list[tuple[str, str, str]]] = {}
     for side, candidates in names.items():
         path = next((lists / name for name in candidates if (lists / name).is_file()), None)
         if path is not None:
-            rows[side] = _read_csv_rows(path)
+            rows[side] = _read_rows(path)
         elif side == subset:
             raise DataError(f"{lists / candidates[0]}: no such file; it lists the {side} videos as lines 'path,label'")
     every = [row for side in rows.values() for row in side]
@@ -79,8 +85,8 @@ def read_csv(lists: Path, subset: Subset, split: int) -> tuple[tuple[str, ...], 
     return class_names, sides
 
 
-def _read_csv_rows(path: Path) -> list[tuple[str, str, str]]:
-    """(path, label, where) of every row."""
+def _read_rows(path: Path) -> list[tuple[str, str, str]]:
+    """Reads (path, label, where) from every row."""
     rows: list[tuple[str, str, str]] = []
     path_column, label_column, width = 0, 1, 2
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
@@ -108,3 +114,8 @@ def _read_csv_rows(path: Path) -> list[tuple[str, str, str]]:
     if not rows:
         raise DataError(f"{path}: lists no video")
     return rows
+
+
+CSV = ListFormat(
+    marks=("train.csv", *_TEST_FILES), files="train.csv and val.csv", splits=lambda lists: (1,), read=_read
+)

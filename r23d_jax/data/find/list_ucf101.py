@@ -1,34 +1,45 @@
-"""UCF101's own lists."""
+"""UCF101's own lists.
+
+`classInd.txt` holds lines such as `12 Diving`, `trainlist01.txt` `Diving/v_Diving_g08_c01.avi 12`, and `testlist01.txt`
+the same without the number. The numbers count from 1 and are checked against classInd.txt.
+"""
 
 import re
 from pathlib import Path
 
 from r23d_jax.config import nearest
 from r23d_jax.data.find.errors import UCF101_URL, DataError
-from r23d_jax.data.find.list_format import Listed, Subset, lines, refuse_escape, relative_parts, shown
+from r23d_jax.data.find.list_format import (
+    Listed,
+    ListFormat,
+    Sides,
+    Subset,
+    lines,
+    refuse_escape,
+    relative_parts,
+    shown,
+)
 from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, without_suffix
 
 _CLASS_LINE = re.compile(r"([0-9]{1,9})[ \t]+(\S.*)")
+_ARCHIVE = f"the archive 'ucfTrainTestlist' at {UCF101_URL}"
 _NUMBERED = re.compile(r"(.*\S)[ \t]+([0-9]{1,9})")
 
 
-def read_ucf101(lists: Path, subset: Subset, split: int) -> tuple[tuple[str, ...], dict[str, list[Listed]]]:
-    number_of = _read_class_ind(lists / "classInd.txt")
+def _read(lists: Path, subset: Subset, split: int) -> Sides:
+    number_of = _read_classes(lists / "classInd.txt")
     sides = {}
     for side in ("train", "test"):
         path = lists / f"{side}list{split:02d}.txt"
         if path.is_file():
-            sides[side] = _read_ucf101_list(path, number_of, numbered=side == "train")
+            sides[side] = _read_side(path, number_of, numbered=side == "train")
         elif side == subset:
-            have = ", ".join(map(str, ucf101_splits(lists))) or "none"
-            raise DataError(
-                f"{path}: no such file (splits found in {lists}: {have}). UCF101's lists are in the archive "
-                f"'ucfTrainTestlist' at {UCF101_URL}"
-            )
+            have = ", ".join(map(str, _splits(lists))) or "none"
+            raise DataError(f"{path}: no such file (splits found in {lists}: {have}). UCF101's lists are in {_ARCHIVE}")
     return tuple(number_of), sides
 
 
-def _read_class_ind(path: Path) -> dict[str, int]:
+def _read_classes(path: Path) -> dict[str, int]:
     number_of: dict[str, int] = {}
     folded: set[str] = set()
     last = -1
@@ -51,12 +62,12 @@ def _read_class_ind(path: Path) -> dict[str, int]:
     return number_of
 
 
-def _read_ucf101_list(path: Path, number_of: dict[str, int], numbered: bool) -> list[Listed]:
+def _read_side(path: Path, number_of: dict[str, int], numbered: bool) -> list[Listed]:
     by_fold = {name.casefold(): name for name in number_of}
     listed = []
     for where, line in lines(path):
         found = _NUMBERED.fullmatch(line)
-        # Test lists have no number; one that has is read too, but a file name may itself end in a number.
+        # A test list has no numbers, but one that has them is read too. A file name may itself end in a number.
         if found and not numbered and not found[1].lower().endswith(VIDEO_SUFFIXES):
             found = None
         if not found and numbered:
@@ -79,7 +90,15 @@ def _read_ucf101_list(path: Path, number_of: dict[str, int], numbered: bool) -> 
     return listed
 
 
-def ucf101_splits(lists: Path) -> tuple[int, ...]:
+def _splits(lists: Path) -> tuple[int, ...]:
     """Numbers of the splits whose lists are in the folder."""
     found = (re.fullmatch(r"(?:train|test)list([0-9]{2})\.txt", p.name) for p in sorted(lists.iterdir()))
     return tuple(sorted({int(m[1]) for m in found if m}))
+
+
+UCF101 = ListFormat(
+    marks=("classInd.txt",),
+    files=f"classInd.txt, trainlist01.txt and testlist01.txt (UCF101's lists are in {_ARCHIVE})",
+    splits=_splits,
+    read=_read,
+)

@@ -1,14 +1,9 @@
-"""Which videos there are, what they show, and which are for training: the official UCF101 lists, or CSV files.
+"""Which videos there are, what they show, and which are for training.
 
-Two forms are read, told apart by the files in the folder:
+The formats of lists are the rows of `FORMATS`; the files in a folder tell which one it has.
 
-* UCF101's: `classInd.txt` (`12 Diving`), `trainlist01.txt` (`Diving/v_Diving_g08_c01.avi 12`), `testlist01.txt` (the
-  same without the number), with LF or CRLF line ends. The numbers count from 1 and are checked against classInd.txt.
-* `train.csv` and `val.csv` (or `test.csv`): `path,label` with or without a header; the label is a class name or a
-  number from 0. An optional `classes.txt` (one name a line) gives the classes their order; otherwise they are sorted.
-
-Clips of UCF101 with one group id (`v_Diving_g08_c01`: group 8) are cut from one recording, so a split with a group on
-both sides measures memory of the recording: accuracy doubles or more. Such a split is refused.
+Clips of UCF101 with one group number (`v_Diving_g08_c01`: group 8) are cut from one recording. A split with a group on
+both sides would measure memory of the recording, and its accuracy would double or more. Such a split is refused.
 """
 
 import dataclasses
@@ -16,10 +11,13 @@ import os
 from pathlib import Path
 
 from r23d_jax.config import nearest
-from r23d_jax.data.find.errors import UCF101_URL, DataError, remedy
-from r23d_jax.data.find.list_csv import TEST_CSV, read_csv
-from r23d_jax.data.find.list_format import Listed, Subset
-from r23d_jax.data.find.list_ucf101 import read_ucf101, ucf101_splits
+from r23d_jax.data.find.errors import DataError, remedy
+from r23d_jax.data.find.list_csv import CSV
+from r23d_jax.data.find.list_format import Listed, ListFormat, Subset
+from r23d_jax.data.find.list_ucf101 import UCF101
+
+# Where a folder holds the marks of several formats, the first one here is read
+FORMATS: dict[str, ListFormat] = {"ucf101": UCF101, "csv": CSV}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +25,10 @@ class Entry:
     """One listed video.
 
     Attributes:
-      name: `v_Diving_g01_c01`: the file name without folder and suffix; from a CSV file, the path without suffix.
+      name: `v_Diving_g01_c01`, the file name without folder and suffix; from a CSV file, the path without suffix.
       label: class number, from 0.
       class_name: `Diving`.
-      group: what must not be on both sides of a split: `Diving_g01`, or the listed path where names hold no group.
+      group: unit that must not be on both sides of a split: `Diving_g01`, or the listed path if names hold no group.
     """
 
     name: str
@@ -48,16 +46,16 @@ class VideoList:
 
 
 def hold_out(videos: VideoList, fraction: float) -> tuple[VideoList, VideoList]:
-    """Divides a training list by groups: what is trained on, and what is held out to choose something by.
+    """Divides a training list by groups into videos to train on and videos to tune with.
 
-    Of every class the last groups in the order of their names are held out, at least one and never all.
+    The last groups of every class, in the order of their names, are held out: at least one, and never all.
 
     Args:
       videos: a training list.
-      fraction: of the groups of a class, above 0 and below 1.
+      fraction: share of each class's groups to hold out, above 0 and below 1.
 
     Raises:
-      DataError: if a class has one group only.
+      DataError: a class has only one group.
     """
     groups: dict[str, set[str]] = {}
     for entry in videos.entries:
@@ -73,33 +71,26 @@ def hold_out(videos: VideoList, fraction: float) -> tuple[VideoList, VideoList]:
 
 
 def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, ...] = ()) -> VideoList:
-    """Reads one side of a split, having checked that no group is on both sides.
+    """Reads one side of a split, after checking that no group is on both sides.
 
     Args:
-      lists: folder of classInd.txt, trainlist0N.txt and testlist0N.txt, or of train.csv and val.csv (or test.csv).
-        Where both forms are present, classInd.txt decides.
+      lists: folder of lists in one of `FORMATS`.
       subset: "train" or "test".
-      split: N; CSV files have split 1 only.
-      classes: names to keep; () keeps all. Labels are renumbered in the order that the whole list has, so the order
-        of `classes` does not matter, nor does upper or lower case.
+      split: number of the split; CSV files have split 1 only.
+      classes: names to keep; () keeps all. Labels are renumbered in the order of the whole list, so neither the order
+        of `classes` nor upper and lower case matter.
 
     Returns:
       The listed videos in file order.
 
     Raises:
-      DataError: a file is missing or a line malformed, a class unknown, a path leaves the folder, a video is listed
-        twice, a group is on both sides.
+      DataError: a file is missing, a line is malformed, a class is unknown, a path leaves the folder, a video is listed
+        twice, or a group is on both sides.
     """
     lists = Path(lists)
     if subset not in ("train", "test"):
         raise DataError(f"subset {subset!r}: must be 'train' or 'test'")
-    # os.path, because a Path raises an error where a folder may not be read
-    if os.path.isfile(lists / "classInd.txt"):
-        class_names, sides = read_ucf101(lists, subset, split)
-    elif any(os.path.isfile(lists / name) for name in ("train.csv", *TEST_CSV)):
-        class_names, sides = read_csv(lists, subset, split)
-    else:
-        raise DataError(_nothing_found(lists))
+    class_names, sides = _find_format(lists).read(lists, subset, split)
     for listed in sides.values():
         _refuse_duplicates(listed)
     if len(sides) == 2:
@@ -117,11 +108,12 @@ def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, .
 
 
 def available_splits(lists: Path) -> tuple[int, ...]:
-    """Numbers of the splits whose lists are in the folder; (1,) for CSV files, () if there are none."""
-    lists = Path(lists)
-    if (lists / "classInd.txt").is_file():
-        return ucf101_splits(lists)
-    return (1,) if any((lists / name).is_file() for name in ("train.csv", *TEST_CSV)) else ()
+    """Numbers of the splits whose lists are in the folder; () if there are none.
+
+    Raises:
+      DataError: the folder has no lists of a known format.
+    """
+    return _find_format(Path(lists)).splits(Path(lists))
 
 
 def _refuse_duplicates(listed: list[Listed]) -> None:
@@ -163,18 +155,20 @@ def _restrict(lists: Path, class_names: tuple[str, ...], classes: tuple[str, ...
     return tuple(name for name in class_names if name in wanted)
 
 
-def _nothing_found(lists: Path) -> str:
+def _find_format(lists: Path) -> ListFormat:
+    for form in FORMATS.values():
+        if any(os.path.isfile(lists / name) for name in form.marks):  # Path.is_file raises where nothing may be read
+            return form
     if not os.path.isdir(lists):
         problem = f"{lists}: no such folder"
     elif not os.access(lists, os.R_OK | os.X_OK):
-        return f"{lists}: cannot be read (Permission denied)"
+        raise DataError(f"{lists}: cannot be read (Permission denied)")
     else:
-        inside = sorted(p.name for p in lists.iterdir())
-        problem = f"{lists}: holds neither classInd.txt nor train.csv (it holds: {', '.join(inside[:5]) or 'nothing'})"
-        nested = next((p for p in sorted(lists.glob("*/classInd.txt"))), None)
-        if nested is not None:
-            return f"{problem}. Did you mean --config.data.lists={nested.parent}?"
-    return (
-        f"{problem}. config.data.lists is the folder of classInd.txt, trainlist01.txt and testlist01.txt (UCF101's "
-        f"archive 'ucfTrainTestlist' at {UCF101_URL}), or of train.csv and val.csv. {remedy()}"
-    )
+        inside = ", ".join(sorted(path.name for path in lists.iterdir())[:5]) or "nothing"
+        marks = " nor ".join(form.marks[0] for form in FORMATS.values())
+        problem = f"{lists}: holds neither {marks} (it holds: {inside})"
+        nested = [path for form in FORMATS.values() for path in sorted(lists.glob(f"*/{form.marks[0]}"))]
+        if nested:
+            raise DataError(f"{problem}. Did you mean --config.data.lists={nested[0].parent}?")
+    files = ", or of ".join(form.files for form in FORMATS.values())
+    raise DataError(f"{problem}. config.data.lists is the folder of {files}. {remedy()}")
