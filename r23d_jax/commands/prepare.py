@@ -36,7 +36,7 @@ class UsageError(UserError):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("--videos", required=True, help="folder searched for .avi, .mp4, .mkv, .mov and .webm files")
+    parser.add_argument("--videos", required=True, help=f"folder searched for videos ({' '.join(VIDEO_SUFFIXES)})")
     parser.add_argument(
         "--out", required=True, help=f"folder to write: {FRAMES}/<Class>/<video>/image_00001.jpg, {PACKED}/"
     )
@@ -161,7 +161,7 @@ def _find(root: Path, out: Path, lists: str) -> tuple[list[_Video], list[str], d
     broken: dict[str, str] = {}
     paths = list(_walk(root, out, broken))
     if not paths:
-        raise UsageError(f"--videos {root}: holds no {', '.join(VIDEO_SUFFIXES[:-1])} or {VIDEO_SUFFIXES[-1]} file")
+        raise UsageError(f"--videos {root}: holds no video ({' '.join(VIDEO_SUFFIXES)})")
     listed = _listed(Path(lists)) if lists else None
     videos: dict[str, _Video] = {}
     left_out = 0

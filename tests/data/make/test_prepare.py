@@ -22,6 +22,7 @@ from r23d_jax.commands import prepare as command
 from r23d_jax.data.find.frames import PackedFrames, index_frames
 from r23d_jax.data.find.packed import index_packed
 from r23d_jax.data.find.splits import read_list
+from r23d_jax.data.find.video_names import VIDEO_SUFFIXES
 from r23d_jax.data.make import jobs as engine
 from r23d_jax.data.make.jobs import Job, PrepareError, Result, run_job, run_jobs
 from r23d_jax.data.make.video import iter_frames
@@ -29,11 +30,11 @@ from r23d_jax.data.make.video import iter_frames
 CLIPS = {"Diving/v_Diving_g01_c01.avi": 6, "Diving/v_Diving_g08_c01.mp4": 9, "Rowing/v_Rowing_g01_c01.avi": 4}
 
 
-def write_video(path: Path, num_frames: int) -> None:
+def write_video(path: Path, num_frames: int, codec: str = "mpeg4", pixels: str = "yuv420p", form: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25, options={"qscale": "2"})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+    with av.open(str(path), "w", format=form or None) as container:
+        stream = container.add_stream(codec, rate=25, options={"qscale": "2"} if codec == "mpeg4" else {})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
         ramp = np.add.outer(np.arange(48), np.arange(64)).astype(np.uint8)
         for i in range(num_frames):
             frame = np.stack([ramp, ramp + np.uint8(3 * i), np.full_like(ramp, 40)], -1)
@@ -184,6 +185,21 @@ def test_lists_choose_and_name(videos: Path, lists: Path, tmp_path: Path, capsys
     assert "none of its 1 videos is named by the lists" in capsys.readouterr().err
 
 
+CODECS = {  # of those that do not hold MPEG-4
+    **dict.fromkeys((".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts"), ("mpeg2video", "yuv420p")),
+    **dict.fromkeys((".wmv", ".asf"), ("wmv2", "yuv420p")),
+    **{".flv": ("flv", "yuv420p"), ".gif": ("gif", "rgb8"), ".webm": ("libvpx", "yuv420p")},
+    ".ogv": ("libvpx", "yuv420p", "ogg"),
+}
+
+
+def test_every_suffix_is_found_and_decoded(tmp_path: Path) -> None:
+    for suffix in VIDEO_SUFFIXES:
+        write_video(tmp_path / f"videos/A/{suffix[1:]}{suffix.upper()}", 5, *CODECS.get(suffix, ()))
+    assert prepare("--videos", tmp_path / "videos", "--out", tmp_path / "out") == 0
+    assert frame_counts(tmp_path / "out") == {f"A/{suffix[1:]}": 5 for suffix in VIDEO_SUFFIXES}
+
+
 def test_videos_without_class_folders(made: Path, tmp_path: Path) -> None:
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -279,7 +295,7 @@ def test_packing_takes_up_frames_and_finished_decoding(videos: Path, lists: Path
     ("args", "message"),
     [
         (["--videos", "nowhere", "--out", "out"], "--videos nowhere: no such folder"),
-        (["--videos", "empty", "--out", "out"], "--videos empty: holds no .avi, .mp4, .mkv, .mov or .webm file"),
+        (["--videos", "empty", "--out", "out"], "--videos empty: holds no video (.avi .mp4 .m4v .mov .3gp"),
         (["--videos", "videos", "--out", "file"], "--out file: is a file; give a folder"),
         (["--videos", "videos", "--out", "out", "--quality", "0"], "--quality 0: must be between 1 and 100"),
         (["--videos", "videos", "--out", "out", "--short-side", "-1"], "--short-side -1: must be at least 0"),
