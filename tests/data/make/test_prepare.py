@@ -24,6 +24,7 @@ from r23d_jax.data.find.packed import index_packed
 from r23d_jax.data.find.splits import read_list
 from r23d_jax.data.find.video_names import VIDEO_SUFFIXES
 from r23d_jax.data.make import jobs as engine
+from r23d_jax.data.make import prepare as preparing
 from r23d_jax.data.make.jobs import Job, PrepareError, Result, run_job, run_jobs
 from r23d_jax.data.make.video import iter_frames
 
@@ -277,11 +278,11 @@ def test_a_packed_video_that_cannot_be_decoded_now_stays_packed(videos: Path, tm
 def test_packing_takes_up_frames_and_finished_decoding(videos: Path, lists: Path, tmp_path: Path, monkeypatch) -> None:
     out = tmp_path / "out"
     assert prepare("--videos", videos / "Diving", "--out", out) == 0
-    monkeypatch.setattr(command, "_pack", lambda *args: (_ for _ in ()).throw(PrepareError("disk full")))
+    monkeypatch.setattr(preparing, "_pack", lambda *args: (_ for _ in ()).throw(PrepareError("disk full")))
     assert prepare("--videos", videos, "--out", out, "--format", "packed") == 2
     assert [str(p.relative_to(out / ".staging")) for p in (out / ".staging").glob("*/*")] == ["Rowing/v_Rowing_g01_c01"]
     monkeypatch.undo()
-    monkeypatch.setattr(command, "run_jobs", lambda *args: pytest.fail("everything is decoded already"))
+    monkeypatch.setattr(preparing, "run_jobs", lambda *args: pytest.fail("everything is decoded already"))
     assert prepare("--videos", videos, "--out", out, "--format", "packed") == 0
     assert {name: len(frames) for name, frames in packed_bytes(out, lists).items()} == {
         name.split("/")[1]: num_frames for name, num_frames in WANT.items()
@@ -388,7 +389,7 @@ def test_a_full_disk_stops_the_run(videos: Path, tmp_path: Path, monkeypatch, ca
         run_job(one)
     assert not list((tmp_path / "out").rglob("*.jpg")) and not list((tmp_path / "out").rglob(".partial*"))
 
-    monkeypatch.setattr(command, "run_jobs", lambda jobs, workers: (run_job(j) and (j, Result()) for j in jobs))
+    monkeypatch.setattr(preparing, "run_jobs", lambda jobs, workers: (run_job(j) and (j, Result()) for j in jobs))
     assert prepare("--videos", videos, "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert "No space left on device; make room. What is done is kept; run the same command again" in error
