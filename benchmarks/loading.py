@@ -148,8 +148,8 @@ def write_videos(root: Path, count: int, num_frames: int) -> tuple[float, float]
     Returns:
       Mean bytes of a frame of `frames`, and of `small`.
     """
+    from r23d_jax.data.make.jobs import FRAME_NAME
     from r23d_jax.data.make.packed_builder import PackSource, write_packed
-    from r23d_jax.data.make.prepare import FRAME_NAME
 
     generator = np.random.default_rng(0)
     noise = _NOISE * generator.standard_normal((8, _HEIGHT, _WIDTH, 1), np.float32)

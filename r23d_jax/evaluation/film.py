@@ -1,21 +1,21 @@
-"""Film strips: a few frames of a video side by side, read from frame files or packed shards."""
+"""Film strips: a few frames of a video, side by side."""
 
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-from r23d_jax.data.find.frames import PackedFrames, VideoIndex
+from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.evaluation.figures import image
 
 
 def sample_frames(index: VideoIndex, video: int, count: int = 8) -> list[np.ndarray]:
-    """Frames spread evenly over a video, first and last included; those that cannot be read are left out.
+    """Frames spread evenly over a video, including the first and the last. Unreadable frames are left out.
 
     Args:
       index: the videos.
       video: row of the video.
-      count: frames wanted.
+      count: number of frames wanted.
 
     Returns:
       At most `count` frames in order, each (H, W, 3) uint8 RGB.
@@ -24,7 +24,7 @@ def sample_frames(index: VideoIndex, video: int, count: int = 8) -> list[np.ndar
     frames = []
     for number in wanted.tolist():
         try:
-            encoded = np.frombuffer(_frame_bytes(index, video, number), np.uint8)
+            encoded = np.frombuffer(index.frames.read(video, number), np.uint8)
             decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if len(encoded) else None
         except (OSError, cv2.error):
             continue
@@ -34,31 +34,20 @@ def sample_frames(index: VideoIndex, video: int, count: int = 8) -> list[np.ndar
 
 
 def film_strip(frames: Sequence[np.ndarray], height: int = 120, quality: int = 85) -> str:
-    """Frames side by side as one `<img>`.
+    """Joins frames into one `<img>`.
 
     Args:
       frames: at least one, each (H, W, 3) uint8 RGB.
-      height: of the strip, in pixels.
-      quality: of the JPEG, 1 to 100.
+      height: height of the strip in pixels.
+      quality: JPEG quality, 1 to 100.
     """
     gap = np.full((height, 3, 3), 255, np.uint8)
     pieces: list[np.ndarray] = []
     for frame in frames:
         width = max(1, round(frame.shape[1] * height / frame.shape[0]))
-        # averaging areas when shrinking; a small frame is enlarged smoothly
+        # INTER_AREA averages when a frame is reduced; a small frame is enlarged smoothly
         method = cv2.INTER_AREA if frame.shape[0] >= height else cv2.INTER_CUBIC
         pieces += [cv2.resize(frame, (width, height), interpolation=method), gap]
     strip = np.concatenate(pieces[:-1], axis=1)
     _, encoded = cv2.imencode(".jpg", np.ascontiguousarray(strip[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
     return image(encoded.tobytes(), "image/jpeg", f"{len(frames)} frames of the video, in order")
-
-
-def _frame_bytes(index: VideoIndex, video: int, frame: int) -> bytes:
-    frames = index.frames
-    if isinstance(frames, PackedFrames):
-        k = int(frames.row[video]) + frame
-        with open(frames.shards[int(frames.shard[video])], "rb") as file:
-            file.seek(int(frames.offset[k]))
-            return file.read(int(frames.length[k]))
-    with open(frames.path(video, frame), "rb") as file:
-        return file.read()

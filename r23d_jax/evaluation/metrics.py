@@ -3,8 +3,6 @@
 Ties go to the class with the smaller number, so that no result depends on chance.
 """
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 
 TOP_K = 5
@@ -71,20 +69,3 @@ def video_metrics(logits: np.ndarray, softmax: np.ndarray, labels: np.ndarray) -
         confusion = confusion_matrix(labels, scores.argmax(axis=1), scores.shape[1])
         out[f"val/mean_class{suffix}"] = mean_class_accuracy(per_class_accuracy(confusion))
     return out
-
-
-def mean_over_splits(results: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of every metric over splits, which is how UCF101 and HMDB51 results are published.
-
-    Args:
-      results: the metrics of each split.
-
-    Raises:
-      ValueError: if there are none, or if they do not hold the same metrics.
-    """
-    if not results:
-        raise ValueError("no splits to average: evaluate at least one")
-    for number, metrics in enumerate(results, start=1):
-        if different := set(metrics) ^ set(results[0]):
-            raise ValueError(f"result {number} and result 1 hold different metrics: {', '.join(sorted(different))}")
-    return {name: float(np.mean([metrics[name] for metrics in results])) for name in results[0]}

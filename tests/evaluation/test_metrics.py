@@ -1,4 +1,4 @@
-"""Accuracies against values worked out by hand, ties, classes without videos, and the mean over splits."""
+"""Accuracies against values worked out by hand, ties, and classes without videos."""
 
 import numpy as np
 import pytest
@@ -51,12 +51,3 @@ def test_logits_and_softmax_averaging_differ_where_they_should():
     assert (out["val/top1_video"], out["val/top1_video_softmax"]) == (1.0, 0.0)
     assert out["val/top5_video"] == out["val/top5_video_softmax"] == 1.0
     assert (out["val/mean_class"], out["val/mean_class_softmax"]) == (1.0, 0.0)
-
-
-def test_mean_over_splits():
-    splits = [{"val/top1_video": value} for value in (0.5, 0.6, 0.7)]
-    assert metrics.mean_over_splits(splits) == {"val/top1_video": pytest.approx(0.6)}
-    with pytest.raises(ValueError, match="no splits to average"):
-        metrics.mean_over_splits([])
-    with pytest.raises(ValueError, match="result 2 and result 1 hold different metrics: val/loss"):
-        metrics.mean_over_splits([{"val/top1_video": 1.0}, {"val/top1_video": 1.0, "val/loss": 2.0}])

@@ -213,9 +213,10 @@ def test_frames_of_packed_shards(tmp_path):
     lengths = np.array([len(content) for content in encoded])
     offsets = 4 + np.cumsum(lengths) - lengths
     # video 1 has frames 2, 3, 4 of the shard
-    packed = PackedFrames((str(tmp_path / "shard"),), np.zeros(2, np.int32), np.array([0, 2]), offsets, lengths)
+    shards, names = (str(tmp_path / "shard"),), np.array(["x", "y"])
+    packed = PackedFrames(shards, np.zeros(2, np.int32), np.array([0, 2]), offsets, lengths, names)
     counts = np.array([2, 3], np.int32)
-    index = VideoIndex(("a",), np.array(["x", "y"]), np.zeros(2, np.int32), counts, packed, "")
+    index = VideoIndex(("a",), names, np.zeros(2, np.int32), counts, packed, "")
     frames = film.sample_frames(index, 1)
     assert [int(frame[0, 0, 0]) for frame in frames] == [2, 4], "the broken one is left out"
     strip = film.film_strip(frames, height=8)

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from r23d_jax.data.find.splits import VIDEO_SUFFIXES, DataError, Entry, VideoList, group_of, remedy
+from r23d_jax.data.find.errors import DataError, remedy
+from r23d_jax.data.find.splits import Entry, VideoList
+from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, group_of
 from r23d_jax.runtime.progress import Progress
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")

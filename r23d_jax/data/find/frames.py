@@ -1,23 +1,46 @@
-"""Videos on disk as frame files, in whatever layout they lie."""
+"""Where the frames of videos are: numbered files in any layout, or parts of shards."""
 
 import dataclasses
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
+from r23d_jax.data.find.errors import DataError, remedy
 from r23d_jax.data.find.frame_scan import Scan, scan_frames
 from r23d_jax.data.find.index_cache import load, prepare_folder, save
-from r23d_jax.data.find.splits import DataError, VideoList, remedy
+from r23d_jax.data.find.splits import VideoList
+
+
+class Frames(Protocol):
+    """The encoded frames of N videos."""
+
+    def read(self, video: int, frame: int) -> bytes:
+        """Reads one encoded picture.
+
+        Raises:
+          OSError: the file cannot be read.
+        """
+        ...
+
+    def locate(self, video: int, frame: int) -> str:
+        """Names the place of one frame, for messages."""
+        ...
+
+    def problem(self, video: int, frame: int) -> str | None:
+        """Checks one frame without reading it: None, or why the file cannot hold it."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameFiles:
     """Frame i of video v is the file folder[v]/prefix[v]{first[v] + step[v] * i, zero-padded to digits[v]}suffix[v].
 
-    So 13,320 rows describe 2.5 million files, and a hole in the numbering is a frame that cannot be read.
+    This way 13,320 rows describe 2.5 million files. A hole in the numbering is a frame that cannot be read.
 
     Attributes:
       folder: (N,) str, absolute.
@@ -25,7 +48,7 @@ class FrameFiles:
       suffix: (N,) str, e.g. `.jpg`.
       first: (N,) int64, number of the first frame.
       step: (N,) int64, from one frame's number to the next.
-      digits: (N,) int32, least number of digits; 1: not padded.
+      digits: (N,) int32, minimum number of digits; 1: not padded.
     """
 
     folder: np.ndarray
@@ -36,9 +59,19 @@ class FrameFiles:
     digits: np.ndarray
 
     def path(self, video: int, frame: int) -> str:
-        """The file of one frame; it may not exist, where the numbering has a hole."""
+        """The file of one frame. In a hole of the numbering it does not exist."""
         number = int(self.first[video]) + int(self.step[video]) * int(frame)
         return f"{self.folder[video]}/{self.prefix[video]}{number:0{int(self.digits[video])}d}{self.suffix[video]}"
+
+    locate = path
+
+    def read(self, video: int, frame: int) -> bytes:
+        with open(self.path(video, frame), "rb") as file:
+            return file.read()
+
+    def problem(self, video: int, frame: int) -> str | None:
+        size, problem = _size(self.path(video, frame))
+        return problem or (None if size else "empty file (0 bytes)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +82,9 @@ class PackedFrames:
       shards: file names, absolute.
       shard: (N,) int32.
       row: (N,) int64.
-      offset: (K,) int64, K frames in all.
+      offset: (K,) int64, K frames in total.
       length: (K,) int64.
+      names: (N,) str, names of the videos, for messages.
     """
 
     shards: tuple[str, ...]
@@ -58,6 +92,47 @@ class PackedFrames:
     row: np.ndarray
     offset: np.ndarray
     length: np.ndarray
+    names: np.ndarray
+
+    def _place(self, video: int, frame: int) -> tuple[str, int, int]:
+        """Shard, offset and length."""
+        row = int(self.row[video]) + int(frame)
+        return self.shards[self.shard[video]], int(self.offset[row]), int(self.length[row])
+
+    def locate(self, video: int, frame: int) -> str:
+        return f"{self.shards[self.shard[video]]} (frame {frame} of {self.names[video]})"
+
+    def read(self, video: int, frame: int) -> bytes:
+        path, offset, length = self._place(video, frame)
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def problem(self, video: int, frame: int) -> str | None:
+        path, offset, length = self._place(video, frame)
+        size, problem = _size(path)
+        if problem is None and length == 0:
+            return "empty frame (0 bytes)"
+        if problem is None and size < offset + length:
+            return f"the shard ends at byte {size}, before the frame does ({offset + length})"
+        return problem
+
+
+def _size(path: str) -> tuple[int, str | None]:
+    """Bytes of a file, and why it cannot be read, as far as that is known without opening it."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return 0, os_reason(error)
+    if stat.S_ISREG(status.st_mode):
+        return status.st_size, None
+    return 0, "is a directory" if stat.S_ISDIR(status.st_mode) else "is no file, but a pipe or a device"
+
+
+def os_reason(error: OSError) -> str:
+    """The reason of an error, to follow the name of a file in a message."""
+    reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or type(error).__name__)
+    return reason[0].lower() + reason[1:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +145,16 @@ class VideoIndex:
       labels: (N,) int32.
       num_frames: (N,) int32, counted on disk.
       frames: where the frames are.
-      layout: the recognised layout, in words, for the log.
-      missing: names of listed videos of which no usable frames were found.
-      notes: further lines for the log: why a folder that was found is not used, and the like.
+      layout: the recognized layout, in words, for the log.
+      missing: names of listed videos without usable frames.
+      notes: further lines for the log, such as why a folder that was found is not used.
     """
 
     class_names: tuple[str, ...]
     names: np.ndarray
     labels: np.ndarray
     num_frames: np.ndarray
-    frames: FrameFiles | PackedFrames
+    frames: Frames
     layout: str
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -91,20 +166,20 @@ class VideoIndex:
 def index_frames(root: Path, videos: VideoList, cache: bool = True, num_workers: int = 0) -> VideoIndex:
     """Finds the frame files of listed videos.
 
-    Layouts, recognised video by video: a folder per video, `<video>/`, `<Class>/<video>/` or deeper
-    (`train/<Class>/<video>/`); or frames beside each other in a class folder, `<Class>/<video>-0001.jpg` or
-    `<video>_0001.jpg`. File names hold any prefix, a number (padded or not, from any first number, in any step) and
-    .jpg, .jpeg or .png. Names match without regard to upper and lower case: UCF101 itself spells HandstandPushups
-    in two ways. Numbers, not text, give the order.
+    The layout is recognized for each video: a folder per video, `<video>/`, `<Class>/<video>/` or deeper
+    (`train/<Class>/<video>/`); or frames side by side in a class folder, `<Class>/<video>-0001.jpg` or
+    `<video>_0001.jpg`. File names hold any prefix, a number (padded or not, with any first number and any step) and
+    .jpg, .jpeg or .png. Upper and lower case match, because UCF101 itself spells HandstandPushups in two ways. Frames
+    are ordered by number, not by text.
 
     Args:
-      root: the folder that holds all of it.
-      videos: what to look for.
-      cache: keep the result on disk, and use it while neither the list nor any folder has changed.
-      num_workers: threads that read folders; 0: as many as pay.
+      root: the folder that holds all frames.
+      videos: the videos to look for.
+      cache: whether to save the result, and to use a saved one while neither the list nor any folder has changed.
+      num_workers: threads that read folders; 0 chooses a number.
 
     Returns:
-      One row per video found, in list order. A hole in a numbering counts as a frame (one that cannot be read).
+      One row per video found, in list order. A hole in the numbering counts as a frame that cannot be read.
 
     Raises:
       DataError: nothing was found (the message says what was there instead), or a video was found in two places.
@@ -177,10 +252,10 @@ def _to_arrays(root: Path, index: VideoIndex, folders: list[str]) -> dict[str, n
     assert isinstance(index.frames, FrameFiles)
     try:
         times = _times(root, folders)
-    except OSError:  # a folder went away since it was read
+    except OSError:  # a folder has gone since it was read
         return None
     arrays = {name: getattr(index.frames, name) for name in _FILE_ARRAYS}
-    # Relative, so that a data folder may be moved or mounted elsewhere.
+    # Relative, so that a data folder can be moved or mounted elsewhere.
     start = len(_absolute(root, "")) + 1
     arrays["folder"] = np.array([folder[start:] for folder in index.frames.folder])
     arrays |= {"names": index.names, "labels": index.labels, "num_frames": index.num_frames}
@@ -197,7 +272,7 @@ def _from_cache(root: Path, arrays: dict[str, np.ndarray] | None) -> VideoIndex 
             return None
     except (OSError, ValueError):  # ValueError: a zero byte in a name
         return None
-    if not _is_sound(arrays):
+    if not _is_plausible(arrays):
         return None
     folder = np.array([_absolute(root, part) for part in arrays["folder"].tolist()])
     return VideoIndex(
@@ -212,8 +287,8 @@ def _from_cache(root: Path, arrays: dict[str, np.ndarray] | None) -> VideoIndex 
     )
 
 
-def _is_sound(arrays: dict[str, np.ndarray]) -> bool:
-    """Whether values are such as `scan_frames` finds: a cache comes with the data, which may come from anywhere."""
+def _is_plausible(arrays: dict[str, np.ndarray]) -> bool:
+    """Whether `scan_frames` could have found these values; a cache comes with the data, so it may be forged."""
     labels, first, step, digits = (arrays[name] for name in ("labels", "first", "step", "digits"))
     numbers = (labels >= 0, labels < len(arrays["class_names"]), arrays["num_frames"] > 0, first >= 0, step > 0)
     inside = not any(os.path.isabs(part) or ".." in part.split("/") for part in arrays["folder"].tolist())

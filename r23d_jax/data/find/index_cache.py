@@ -1,7 +1,7 @@
-"""Indexes of data folders kept on disk, so that a second start does not read the folders again.
+"""Saves the indexes of data folders, so that a second start does not read the folders again.
 
-A cache is an `.npz` of plain arrays in `<folder>/.r23d_jax/`, or in the user's cache folder where the data cannot be
-written to. It is only ever a shortcut: one that is damaged or out of date is built again.
+A cache is an `.npz` of plain arrays in `<folder>/.r23d_jax/`, or in the user's cache folder if the data folder is
+read-only. It is only a shortcut: a damaged or outdated cache is rebuilt.
 """
 
 import hashlib
@@ -20,47 +20,47 @@ FOLDER = ".r23d_jax"
 
 
 def prepare_folder(root: Path) -> None:
-    """Makes the cache folder inside `root`, if possible: before a scan, since it changes the folder's time."""
+    """Makes the cache folder inside `root`, if possible. Call it before a scan, as it changes the folder's time."""
     try:
         (root / FOLDER).mkdir(exist_ok=True)
     except OSError:
-        pass  # read-only data: the user's cache folder is used
+        pass  # read-only data; the user's cache folder is used
 
 
 def load(root: Path, name: str, layout: Mapping[str, str]) -> dict[str, np.ndarray] | None:
-    """The arrays saved under `name`, or None if there are none, or they cannot be read or do not fit the layout.
+    """The arrays saved under `name`; None if there are none, if they cannot be read, or if they do not fit the layout.
 
     Args:
       root: the data folder.
-      name: of the cache.
-      layout: a dtype and one letter per axis for each array, as "int32 N"; "str" for any length of text. Axes with the
-        same letter must be equally long.
+      name: name of the cache.
+      layout: for each array a dtype and one letter per axis, as in "int32 N"; "str" is text of any length. Axes with
+        the same letter must be equally long.
     """
     for path in _places(root, name):
-        if not path.is_file():  # opening a pipe would wait for ever
+        if not path.is_file():  # opening a pipe would wait forever
             continue
         try:
             with open(path, "rb") as file:
                 arrays = read(file)
             if int(arrays.pop("cache_version")) == VERSION and fits(arrays, layout):
                 return arrays
-        except Exception:  # noqa: S112  a damaged zip raises some ten kinds of exception; all mean: build it again
+        except Exception:  # noqa: S112  a damaged zip raises some ten kinds of exception, and each means that the index is rebuilt
             continue
     return None
 
 
 def read(file: IO[bytes]) -> dict[str, np.ndarray]:
-    """All arrays of a cache, in no more memory than the file is long. Damage may raise anything."""
+    """Reads all arrays of a cache, in no more memory than the file is long. A damaged file may raise any exception."""
     with zipfile.ZipFile(file) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise ValueError("`save` compresses nothing, and what is small on disk could be endless in memory")
+            raise ValueError("compressed, which `save` never does: a small file could fill the memory")
     file.seek(0)
     with np.load(file, allow_pickle=False) as archive:
         return {key: archive[key] for key in archive.files}
 
 
 def fits(arrays: Mapping[str, np.ndarray], layout: Mapping[str, str]) -> bool:
-    """Whether names, dtypes and shapes are those of a layout; see `load`."""
+    """Whether names, dtypes and shapes match a layout; see `load`."""
     lengths: dict[str, int] = {}
     for name, text in layout.items():
         dtype, *axes = text.split()
@@ -75,14 +75,14 @@ def fits(arrays: Mapping[str, np.ndarray], layout: Mapping[str, str]) -> bool:
 
 
 def save(root: Path, name: str, arrays: Mapping[str, np.ndarray]) -> Path | None:
-    """Saves arrays under `name`, all or nothing; returns where, or None if no place can be written to."""
+    """Saves arrays under `name`, all or nothing; returns the file, or None if no place can be written to."""
     for path in _places(root, name):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with disk.replacing(path) as partial:
                 np.savez(partial, cache_version=np.asarray(VERSION), **arrays)  # pyright: ignore[reportArgumentType]
             return path
-        except OSError:  # no room, or no permission
+        except OSError:  # the disk is full, or there is no permission
             continue
     return None
 

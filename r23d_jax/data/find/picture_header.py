@@ -1,16 +1,16 @@
-"""The size that an encoded picture claims to have, read from its header: before any memory is taken for its pixels."""
+"""Reads the size that an encoded picture claims in its header, before any memory is allocated for its pixels."""
 
 import struct
 
-MAX_PIXELS = 1 << 26  # 8192 x 8192, of a frame: one that claims more is an attack on memory, or damage
+MAX_PIXELS = 1 << 26  # of a frame, 8192 x 8192: a larger claim is damage, or an attack on memory
 
-_NO_SIZE = (0xC4, 0xC8, 0xCC)  # JPEG markers among those of frame headers that are none
+_NO_SIZE = (0xC4, 0xC8, 0xCC)  # JPEG markers in the range of the frame headers that are none
 
 
 def claimed_size(content: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG, PNG, GIF, WebP or BMP; None where the header does not say, or is none of these.
+    """(height, width) of a JPEG, PNG, GIF, WebP or BMP; None if the header gives no size, or is of another kind.
 
-    Of a GIF all frames are decoded together, so its height is that of a picture of its width with the pixels of all.
+    All frames of a GIF are decoded together, so its height is that of one picture that holds the pixels of all frames.
     """
     try:
         if content.startswith(b"\xff\xd8"):
@@ -31,13 +31,13 @@ def claimed_size(content: bytes) -> tuple[int, int] | None:
 
 
 def is_safe(content: bytes) -> bool:
-    """Whether the picture claims a size, and one that is decoded."""
+    """Whether the picture claims a size that is small enough to be decoded."""
     size = claimed_size(content)
     return size is not None and size[0] * size[1] <= MAX_PIXELS
 
 
 def _jpeg(content: bytes) -> tuple[int, int] | None:
-    """The largest of the frame headers before the first scan; a sound file has one."""
+    """The largest size among the frame headers before the first scan; an undamaged file has one header."""
     largest = None
     position = 2
     while position < len(content):
@@ -47,7 +47,7 @@ def _jpeg(content: bytes) -> tuple[int, int] | None:
         marker = content[position + 1]
         if marker == 0xDA:  # a scan: pixels follow
             break
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9:  # without a length
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9:  # these have no length field
             position += 1 if marker == 0xFF else 2
             continue
         if 0xC0 <= marker <= 0xCF and marker not in _NO_SIZE:
@@ -66,7 +66,7 @@ def _gif(content: bytes) -> tuple[int, int]:
             if content[position] == 0x2C:
                 frame_width, frame_height, flags = struct.unpack_from("<HHB", content, position + 5)
                 pixels += frame_width * frame_height
-                position += 11 + _color_table(flags)  # and the size of the codes
+                position += 11 + _color_table(flags)  # and one byte, the size of the codes
             else:
                 position += 2
             while content[position]:
@@ -79,7 +79,7 @@ def _gif(content: bytes) -> tuple[int, int]:
 
 
 def _color_table(flags: int) -> int:
-    """Bytes of the color table that the flags announce."""
+    """Size in bytes of the color table that the flags announce."""
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 

@@ -2,20 +2,17 @@
 
 A record is: length (8 bytes, little-endian), masked CRC-32C of those 8 bytes (4), data, masked CRC-32C of the data (4).
 The data of interest is a serialized `tf.train.Example`, a map from names to lists of bytes, floats or integers.
-Python's standard library has no CRC-32C; the one here works on many stretches of the data at once with NumPy.
 """
 
 import dataclasses
-import functools
 import struct
 from collections.abc import Iterator
 
+import google_crc32c
 import numpy as np
 
-_POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), reflected
 _MASK_DELTA = 0xA282EAD8
 _HEADER, _FOOTER = 12, 4
-_SMALL, _BLOCK = 1 << 11, 1 << 22  # bytes: below, plain Python is as fast; above, the work leaves the processor's cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +31,8 @@ def records(data: np.ndarray) -> Iterator[Record]:
       data: (size,) uint8, the file; may be a memory map.
 
     Yields:
-      Records in file order. One whose data is damaged has a `problem`, and the walk goes on behind it. Where a length
-      is damaged or the file ends early, nothing behind can be found: a last record without data says so.
+      Records in file order. A record whose data is damaged has a `problem`, and the walk continues after it. After a
+      damaged length, or where the file ends early, nothing more can be found: a last record without data reports it.
     """
     position, size = 0, len(data)
     while position < size:
@@ -44,7 +41,7 @@ def records(data: np.ndarray) -> Iterator[Record]:
             yield Record(position, position, f"the file ends inside the record at byte {position}")
             return
         length, length_crc = struct.unpack("<QI", header)
-        if masked(_crc32c_short(header[:8])) != length_crc:
+        if masked_crc32c(header[:8]) != length_crc:
             yield Record(position, position, f"the record length at byte {position} is damaged")
             return
         start, end = position + _HEADER, position + _HEADER + length
@@ -52,98 +49,15 @@ def records(data: np.ndarray) -> Iterator[Record]:
             yield Record(position, position, f"the file ends inside the record at byte {position}")
             return
         stored = struct.unpack("<I", data[end : end + _FOOTER].tobytes())[0]
-        ok = masked(crc32c(data[start:end])) == stored
+        ok = masked_crc32c(data[start:end].tobytes()) == stored
         yield Record(start, end, "" if ok else f"the checksum of the record at byte {position} is wrong")
         position = end + _FOOTER
 
 
-# -- checksum ----------------------------------------------------------------------------------------------------------
-
-
-def masked(crc: int) -> int:
-    """A CRC as TFRecord files store it."""
+def masked_crc32c(data: bytes) -> int:
+    """The checksum of some bytes, as TFRecord files store it."""
+    crc = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
-
-
-def crc32c(data: np.ndarray) -> int:
-    """CRC-32C of (n,) uint8 data.
-
-    The data is cut into equal stretches whose CRCs advance together, two bytes at a time; then neighbours are joined,
-    again all at once: crc(a + b) = shift(crc(a), len(b)) ^ crc(b), for CRCs without the usual initial value. Shifting
-    is linear in the bits of a CRC, so it is four table look-ups.
-    """
-    crc = 0xFFFFFFFF
-    position = 0
-    while len(data) - position >= _SMALL:
-        n = min(len(data) - position, _BLOCK)
-        each = 1 << (n.bit_length() // 2 - 2)  # bytes; a power of two, so that joining is one look-up a level
-        count = 1 << ((n // each).bit_length() - 1)
-        whole = each * count
-        words = np.ascontiguousarray(data[position : position + whole]).view("<u2").reshape(count, each // 2)
-        table = _table16()
-        state = np.zeros(count, np.uint32)
-        for column in np.ascontiguousarray(words.T):
-            state = table[(state ^ column) & 0xFFFF] ^ (state >> 16)
-        length = each
-        while len(state) > 1:
-            state = _shift(state[0::2], length) ^ state[1::2]
-            length *= 2
-        crc = int(_shift(np.array([crc], np.uint32), whole)[0] ^ state[0])
-        position += whole
-    return _crc32c_short(data[position:].tobytes(), crc)
-
-
-def _crc32c_short(data: bytes, crc: int = 0xFFFFFFFF) -> int:
-    table = _table8()
-    for byte in data:
-        crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    return crc ^ 0xFFFFFFFF
-
-
-@functools.cache
-def _table8() -> tuple[int, ...]:
-    def entry(crc: int) -> int:
-        for _ in range(8):
-            crc = (crc >> 1) ^ (_POLYNOMIAL if crc & 1 else 0)
-        return crc
-
-    return tuple(entry(i) for i in range(256))
-
-
-@functools.cache
-def _table16() -> np.ndarray:
-    table = np.array(_table8(), np.uint32)
-    state = np.arange(1 << 16, dtype=np.uint32)
-    for _ in range(2):
-        state = table[state & 0xFF] ^ (state >> 8)
-    return state
-
-
-def _shift(crc: np.ndarray, num_bytes: int) -> np.ndarray:
-    """CRCs (m,) uint32 after `num_bytes` further zero bytes."""
-    bit = 0
-    while num_bytes >> bit:
-        if num_bytes >> bit & 1:
-            crc = _apply(_shift_tables(bit), crc)
-        bit += 1
-    return crc
-
-
-def _apply(tables: np.ndarray, crc: np.ndarray) -> np.ndarray:
-    return (
-        tables[0][crc & 0xFF] ^ tables[1][crc >> 8 & 0xFF] ^ tables[2][crc >> 16 & 0xFF] ^ tables[3][crc >> 24 & 0xFF]
-    )
-
-
-@functools.cache
-def _shift_tables(power: int) -> np.ndarray:
-    """(4, 256) uint32: what each byte of a CRC becomes after 2**power zero bytes."""
-    every_byte = np.arange(256, dtype=np.uint32)[None] << (8 * np.arange(4, dtype=np.uint32))[:, None]
-    if power == 0:
-        table = np.array(_table8(), np.uint32)
-        return table[every_byte & 0xFF] ^ (every_byte >> 8)
-    half = _shift_tables(power - 1)
-    return _apply(half, _apply(half, every_byte))
 
 
 # -- Example -----------------------------------------------------------------------------------------------------------

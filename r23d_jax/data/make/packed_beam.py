@@ -18,8 +18,8 @@ from apache_beam.options.pipeline_options import PipelineOptions  # type: ignore
 from apache_beam.runners.runner import create_runner  # type: ignore[import-not-found]
 
 from r23d_jax.config import UserError
+from r23d_jax.data.make.jobs import Job, PrepareError, encoded_frames
 from r23d_jax.data.make.packed_builder import example, write_examples
-from r23d_jax.data.make.prepare import Job, PrepareError, encoded_frames
 from r23d_jax.data.make.video import VideoError
 from r23d_jax.runtime import disk
 

@@ -1,254 +1,295 @@
-"""Decoding many video files in parallel: into folders of JPEG frames, or into one file of JPEG frames per video.
+"""Turns a folder of videos into frame folders, packed shards, or both; a later run does only what is left."""
 
-Each video is written under a temporary name and renamed when complete, so what has its final name is whole, and a
-second run goes on where the first stopped.
-"""
-
+import contextlib
 import dataclasses
-import multiprocessing
+import functools
 import os
 import shutil
-import struct
-import threading
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.synchronize import Event
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import cv2
-
 from r23d_jax.config import UserError
-from r23d_jax.data.make.flow import DEFAULT_BOUND, flow_pictures
-from r23d_jax.data.make.video import VideoError, iter_frames
-from r23d_jax.runtime import disk
+from r23d_jax.data.make.jobs import Job, PrepareError, read_folder, remove_partial, run_jobs
+from r23d_jax.data.make.record import FRAMES, PACKED, STAGING, Record, open_record, write_broken
+from r23d_jax.data.make.search import VideoFile, find_videos
+from r23d_jax.runtime.disk import hold, writing
+from r23d_jax.runtime.progress import Progress, printable
 
-PARTIAL = ".partial-"  # start of the names of unfinished work; indexes pass over names that start with a dot
-FRAME_NAME = "image_{:05d}.jpg"
-
-_MOST_DEATHS = 8
-
-
-class PrepareError(UserError):
-    """Preparing cannot go on, e.g. because the disk is full."""
-
-
-class Stopped(Exception):
-    """The run was asked to stop."""
+LOCK = ".prepare.lock"
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """One video to decode.
+class Settings:
+    """What to prepare, and how.
 
     Attributes:
-      video: the file.
-      folder: frame folder to write; "" for none.
-      staged: file of all frames to write (read it with `read_staged`); "" for none.
-      quality: of the JPEGs, 1 to 100.
-      short_side: pixels, 0 for the video's own size.
+      videos: folder that is searched for videos.
+      out: folder of the results.
+      format: "frames", "packed" or "both".
+      quality: JPEG quality, 1 to 100.
+      short_side: length in pixels to which the shorter side is reduced; 0 keeps the size.
       flow: method of the optical flow to write instead of frames; "" for frames.
-      flow_bound: pixels that become the largest value.
+      flow_bound: displacement in pixels that becomes the largest stored value.
+      lists: folder of split lists; if given, only the videos that they name are prepared.
+      workers: processes; 0: one per core.
+      shards: number of shards; 0: as many as keep each below about 1 GiB.
+      beam_runner: name of the Apache Beam runner that decodes; "": this machine decodes.
+      beam_options: options of Beam or its runner, "option=value,...".
+      overwrite: whether to remove the results of earlier runs.
     """
 
-    video: str
-    folder: str
-    staged: str
+    videos: str
+    out: str
+    format: str
     quality: int
     short_side: int
-    flow: str = ""
-    flow_bound: float = DEFAULT_BOUND
+    flow: str
+    flow_bound: float
+    lists: str
+    workers: int
+    shards: int
+    beam_runner: str
+    beam_options: str
+    overwrite: bool
+
+    @property
+    def packs(self) -> bool:
+        return self.format != "frames"
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
-    """What became of a job: the number of frames written, or why there are none."""
+class Summary:
+    """What a run did.
 
-    num_frames: int = 0
-    error: str = ""
+    Attributes:
+      num_ready: videos that are ready, those of earlier runs included.
+      num_broken: files that cannot be used.
+      num_new: videos decoded by this run, and `num_frames` their frames; None where Apache Beam decoded.
+    """
+
+    num_ready: int
+    num_broken: int
+    num_new: int | None
+    num_frames: int | None
 
 
-def run_jobs(jobs: Iterable[Job], num_workers: int) -> Generator[tuple[Job, Result], None, None]:
-    """Decodes videos in processes.
-
-    A process that dies (out of memory, a crash in the decoder) does not end the run: the videos it may have been
-    working on are tried again one at a time, and the one with which a process dies again is reported as broken.
+def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
+    """Prepares videos.
 
     Args:
-      jobs: what to do.
-      num_workers: processes.
-
-    Yields:
-      (job, result) in order of completion.
+      settings: what to do.
+      log: receives lines of information.
 
     Raises:
-      PrepareError: results cannot be written.
+      UserError: the settings make no sense, or do not fit what is on disk.
+      PrepareError: the run cannot continue, e.g. because the disk is full. Finished work is kept.
     """
-    waiting = deque(jobs)
-    deaths = 0
-    while waiting:
-        for job in (yield from _run_pool(waiting, num_workers)):
-            if not (yield from _run_pool(deque([job]), 1)):
-                deaths = 0
+    _check(settings)
+    out = Path(settings.out)
+    found = find_videos(Path(settings.videos), out, settings.lists, log)
+    videos, broken = found.videos, found.broken
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with hold(out, LOCK, log=functools.partial(print, file=sys.stderr)):
+        wanted = Record(settings.quality, settings.short_side, settings.flow, settings.flow_bound, settings.shards)
+        record = open_record(out, wanted, packs=settings.packs, overwrite=settings.overwrite)
+        remove_partial(out)
+        packed = frozenset(record.packed if settings.packs and (out / PACKED).is_dir() else ())
+        _refuse_loss(settings, packed - {video.target for video in videos})
+        num_frames: dict[str, int] = {}
+        if settings.beam_runner:
+            good = _pack_with_beam(settings, videos, found.class_names, record, packed, broken, log)
+        else:
+            good = _decode_all(settings, videos, packed, broken, num_frames)
+        ready = good or [video for video in videos if video.target in packed]
+        write_broken(out, broken)
+        record.videos, record.broken = len(ready), len(broken)
+        record.save(out)
+        targets = {video.target for video in good}
+        if settings.packs and good and targets != packed:
+            if not settings.beam_runner:
+                _refuse_undecodable(packed - targets, videos, broken)
+                _pack(settings, good, found.class_names)
+            record.packed, record.shards = sorted(targets), settings.shards
+            record.save(out)
+        shutil.rmtree(out / STAGING, ignore_errors=True)
+    if settings.beam_runner:
+        return Summary(len(ready), len(broken), None, None)
+    return Summary(len(ready), len(broken), sum(n > 0 for n in num_frames.values()), sum(num_frames.values()))
+
+
+def _check(settings: Settings) -> None:
+    if not os.path.isdir(settings.videos):
+        raise UserError(f"--videos {settings.videos}: no such folder")
+    if Path(settings.out).exists() and not Path(settings.out).is_dir():
+        raise UserError(f"--out {settings.out}: is a file; give a folder")
+    if not 1 <= settings.quality <= 100:
+        raise UserError(f"--quality {settings.quality}: must be between 1 and 100")
+    if not settings.flow_bound > 0:
+        raise UserError(f"--flow-bound {settings.flow_bound:g}: must be above 0")
+    if settings.beam_runner and settings.format != "packed":
+        raise UserError(f"--beam-runner {settings.beam_runner}: makes packed shards only; add --format packed")
+    if settings.beam_options and not settings.beam_runner:
+        raise UserError("--beam-options: are for --beam-runner, which is not given")
+    for option in ("short_side", "workers", "shards"):
+        if getattr(settings, option) < 0:
+            raise UserError(f"--{option.replace('_', '-')} {getattr(settings, option)}: must be at least 0")
+
+
+def _refuse_loss(settings: Settings, lost: frozenset[str]) -> None:
+    """Shards are rewritten as a whole, so videos that are no longer given would vanish from them."""
+    if lost:
+        raise UserError(
+            f"--out {settings.out}: its shards hold {len(lost)} videos that are not in --videos {settings.videos}, "
+            f"e.g. {min(lost)}; give a folder that holds all videos, another --out, or --overwrite"
+        )
+
+
+def _refuse_undecodable(lost: frozenset[str], videos: list[VideoFile], broken: dict[str, str]) -> None:
+    """A video in the shards must not vanish because its file, or the disk, is broken today."""
+    for video in videos:
+        if video.target in lost:
+            raise PrepareError(
+                f"{broken.get(str(video.path), video.path)}, but it is in the shards that are there, which are left as "
+                "they are; bring it back, or make the shards without it by --overwrite"
+            )
+
+
+# -- on this machine ---------------------------------------------------------------------------------------------------
+
+
+def _folder(settings: Settings, video: VideoFile) -> Path:
+    """The folder of a video's frames. Frames that are wanted in shards only are staged."""
+    folder = Path(settings.out, FRAMES, video.target)
+    return Path(settings.out, STAGING, video.target) if settings.format == "packed" and not folder.is_dir() else folder
+
+
+def _job(settings: Settings, video: VideoFile) -> Job:
+    return Job(
+        video=str(video.path),
+        folder=str(_folder(settings, video)),
+        quality=settings.quality,
+        short_side=settings.short_side,
+        flow=settings.flow,
+        flow_bound=settings.flow_bound,
+    )
+
+
+def _decode_all(
+    settings: Settings,
+    videos: list[VideoFile],
+    packed: frozenset[str],
+    broken: dict[str, str],
+    num_frames: dict[str, int],
+) -> list[VideoFile]:
+    """Decodes what the run needs; adds to `broken`, and the number of new frames by target to `num_frames`.
+
+    Returns:
+      The videos whose frames are on disk; none if the existing shards need no change.
+    """
+    needed = [video for video in videos if settings.format != "packed" or video.target not in packed]
+    broken |= _decode(settings, needed, num_frames)
+    if len(needed) < len(videos) and num_frames:  # the shards are rewritten, with the old videos and the new ones
+        broken |= _decode(settings, [video for video in videos if video.target in packed], num_frames)
+    return [video for video in videos if video.target in num_frames]
+
+
+def _decode(settings: Settings, videos: list[VideoFile], num_frames: dict[str, int]) -> dict[str, str]:
+    """Decodes what is not done yet; adds frame counts; returns what is broken."""
+    target = {_job(settings, video): video.target for video in videos}
+    to_do = [job for job in target if not os.path.exists(job.folder)]
+    num_frames.update({target[job]: 0 for job in target.keys() - set(to_do)})
+    broken: dict[str, str] = {}
+    if not to_do:
+        return broken
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(settings.workers or cores, len(to_do))
+    with (
+        Progress(len(target), "videos", "prepare", initial=len(target) - len(to_do)) as progress,
+        contextlib.closing(run_jobs(to_do, workers)) as results,
+    ):
+        for job, result in results:
+            if result.error:
+                broken[job.video] = result.error
+                progress.message(f"skipped: {printable(result.error)}")
             else:
-                deaths += 1
-                if deaths >= _MOST_DEATHS:
-                    raise PrepareError(f"{deaths} worker processes died one after the other; is there enough memory?")
-                yield job, Result(error="a worker process died while reading it (out of memory, or a decoder crash)")
+                num_frames[target[job]] = result.num_frames
+            progress.update()
+    return broken
 
 
-def _run_pool(waiting: deque[Job], num_workers: int) -> Generator[tuple[Job, Result], None, list[Job]]:
-    """Takes jobs from `waiting` until it is empty or a process dies; returns the jobs that were then under way."""
-    context = multiprocessing.get_context("spawn")  # fork would copy the threads of TensorFlow and OpenCV
-    stop = context.Event()
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(stop,))
-    running: dict[Future[Result], Job] = {}
-    finished = False
-    try:
-        while waiting or running:
-            while waiting and len(running) < 2 * num_workers:  # so that little is suspect when a process dies
-                running[pool.submit(run_job, waiting[0])] = waiting[0]  # which raises if a process has just died
-                waiting.popleft()
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                result = future.result()  # BrokenProcessPool leaves the job in `running`
-                yield running.pop(future), result
-        finished = True
-    except BrokenProcessPool:
-        return list(running.values())
-    finally:
-        if not finished:
-            stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-    return []
+def _pack(settings: Settings, videos: list[VideoFile], class_names: list[str]) -> None:
+    from r23d_jax.data.make.packed_builder import PackSource, write_packed  # imports TensorFlow
+
+    sources = [
+        PackSource(video.name, video.class_name, functools.partial(read_folder, _folder(settings, video)))
+        for video in videos
+    ]
+    with Progress(len(sources), "videos", "pack") as progress:
+        write_packed(Path(settings.out, PACKED), sources, class_names, settings.shards, progress)
 
 
-_stop: Event | None = None
+# -- on workers of Apache Beam -----------------------------------------------------------------------------------------
 
 
-def _start_worker(stop: Event) -> None:
-    global _stop
-    import signal
+def _pack_with_beam(
+    settings: Settings,
+    videos: list[VideoFile],
+    class_names: list[str],
+    record: Record,
+    packed: frozenset[str],
+    broken: dict[str, str],
+    log: Callable[[str], None],
+) -> list[VideoFile]:
+    """Decodes and packs all videos if one is new; adds to `broken` and to the record.
 
-    _stop = stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent decides
-    cv2.setNumThreads(1)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
+    Videos that could not be decoded before are tried again when their files have changed.
 
-        def end_with_parent() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def run_job(job: Job) -> Result:
-    """Decodes one video; what is already there is not written again."""
-    folder = Path(job.folder) if job.folder and not os.path.exists(job.folder) else None
-    staged = Path(job.staged) if job.staged and not os.path.exists(job.staged) else None
-    if folder is None and staged is None:
-        return Result(_count_done(job))
-    partial = [path.with_name(f"{PARTIAL}{os.getpid()}{path.suffix}") if path else None for path in (folder, staged)]
-    partial_folder, partial_staged = partial
-    try:
-        if partial_folder is not None:
-            _remove(partial_folder)
-            partial_folder.mkdir(parents=True)
-        if partial_staged is not None:
-            partial_staged.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial_staged or os.devnull, "wb") as file:
-            number = 0
-            for number, jpeg in enumerate(encoded_frames(job), start=1):
-                if partial_folder is not None:
-                    (partial_folder / FRAME_NAME.format(number)).write_bytes(jpeg)
-                if partial_staged is not None:
-                    file.write(struct.pack("<Q", len(jpeg)) + jpeg)
-                if _stop is not None and _stop.is_set():
-                    raise Stopped
-        for path, target in zip(partial, (folder, staged), strict=True):
-            if path is not None and target is not None:
-                os.rename(path, target)
-        return Result(number)
-    except VideoError as error:
-        return Result(error=str(error))
-    except Stopped:
-        return Result(error="stopped")
-    except OSError as error:
-        if error.errno in disk.REMEDIES:
-            where, remedy = job.folder or job.staged, disk.REMEDIES[error.errno]
-            raise PrepareError(f"cannot write {where}: {error.strerror}; {remedy}") from error
-        return Result(error=f"{job.video}: {error}")
-    finally:
-        for path in partial:
-            if path is not None:
-                _remove(path)
-
-
-def read_staged(path: Path) -> list[bytes]:
-    """The JPEG frames of a staged file.
-
-    Raises:
-      PrepareError: the file is damaged.
+    Returns:
+      The videos packed now; none if there was nothing to do, or nothing can be decoded.
     """
-    data = Path(path).read_bytes()
-    frames, position = [], 0
-    while position < len(data):
-        length = int.from_bytes(data[position : position + 8], "little")
-        frames.append(data[position + 8 : position + 8 + length])
-        position += 8 + length
-    if position != len(data) or not frames:
-        raise PrepareError(f"{path}: damaged; delete it and run the same command again")
-    return frames
+    left_out = {target: (stamp, reason) for target, stamp, reason in record.left_out}
+    skipped = [video for video in videos if left_out.get(video.target, ("", ""))[0] == _stamp(video.path)]
+    broken |= {str(video.path): left_out[video.target][1] for video in skipped}
+    videos = [video for video in videos if video not in skipped]
+    if {video.target for video in videos} <= packed:
+        return []
+    try:
+        from r23d_jax.data.make.packed_beam import BeamSource, write_packed_with_beam
+    except ModuleNotFoundError as error:
+        if error.name != "apache_beam":
+            raise
+        raise UserError(
+            f"--beam-runner {settings.beam_runner}: Apache Beam is not installed: pip install -r requirements-beam.txt"
+        ) from error
+    sources = [
+        BeamSource(video.name, video.class_name, _job(settings, video), needed=video.target in packed)
+        for video in videos
+    ]
+    log(f"{len(sources)} videos go to Apache Beam's {settings.beam_runner}, which shows its own progress")
+    staging = Path(settings.out, STAGING, "beam")
+    shutil.rmtree(staging, ignore_errors=True)
+    found = write_packed_with_beam(
+        Path(settings.out, PACKED),
+        sources,
+        class_names,
+        settings.shards,
+        runner=settings.beam_runner,
+        options=[option for option in settings.beam_options.split(",") if option],
+        staging=staging,
+    )
+    broken |= found
+    record.left_out = [
+        (video.target, _stamp(video.path), broken[str(video.path)])
+        for video in [*skipped, *videos]
+        if str(video.path) in broken
+    ]
+    record.save(Path(settings.out))
+    return [video for video in videos if str(video.path) not in found]
 
 
-def read_folder(path: Path) -> list[bytes]:
-    """The JPEG frames of a folder that `run_job` wrote."""
-    names = sorted((name for name in os.listdir(path) if not name.startswith(".")), key=lambda name: (len(name), name))
-    return [(Path(path) / name).read_bytes() for name in names]
-
-
-def remove_partial(root: Path) -> int:
-    """Removes unfinished work below a folder, left by a run that was killed; returns how many pieces there were."""
-    partial = []
-    for folder, folders, files in os.walk(root):
-        partial += [Path(folder) / name for name in [*folders, *files] if name.startswith(PARTIAL)]
-        folders[:] = [name for name in folders if not name.startswith(PARTIAL)]
-    for path in partial:
-        _remove(path)
-    return len(partial)
-
-
-def encoded_frames(job: Job) -> Iterator[bytes]:
-    """The JPEG frames of a job's video, whatever was done before.
-
-    Raises:
-      VideoError: it cannot be decoded.
-    """
-    quality = [cv2.IMWRITE_JPEG_QUALITY, job.quality]
-    images = iter_frames(Path(job.video), job.short_side, channels="bgr")
-    if job.flow:
-        images = flow_pictures(images, job.flow, job.flow_bound)
-    some = False
-    for image in images:
-        some = True
-        ok, jpeg = cv2.imencode(".jpg", image, quality)
-        if not ok:
-            raise VideoError(f"{job.video}: a frame of {image.shape[1]}x{image.shape[0]} cannot be written as JPEG")
-        yield jpeg.tobytes()
-    if not some:
-        raise VideoError(f"{job.video}: one frame only, which has no optical flow")
-
-
-def _count_done(job: Job) -> int:
-    if job.folder:
-        return sum(not name.startswith(".") for name in os.listdir(job.folder))
-    return len(read_staged(Path(job.staged)))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _stamp(path: Path) -> list[int]:
+    """Changes when the file does."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]

@@ -1,15 +1,13 @@
-"""Decoding of one video file with PyAV.
+"""Decodes one video file with PyAV.
 
-What a header says is not trusted: frame counts differ from what is decoded by a few frames even in UCF101, and some
-files name no frame rate. Frames are counted by decoding them.
+Headers are not trusted: even in UCF101 their frame counts are off by a few frames, and some files name no frame rate.
+Frames are counted by decoding them.
 """
 
-import dataclasses
 import errno
 import os
 import stat
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,63 +20,20 @@ from av.video.reformatter import VideoReformatter
 
 from r23d_jax.config import UserError
 from r23d_jax.data.find.picture_header import MAX_PIXELS
+from r23d_jax.data.find.video_names import VIDEO_FORMATS
 
-_LEAST_DECODED = 0.5  # of the frames that the header claims; sound files are off by a few frames at most
+_LEAST_DECODED = 0.5  # of the frames that the header claims; undamaged files are off by a few frames at most
 
-# Containers and bare streams (some UCF101 copies hold bare MPEG-4 named .mp4). Not on the list: playlists and the like,
-# which would let a data file name other files or addresses to read.
-_FORMATS = (
-    "avi,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,m4v,h264,hevc,av1,ivf,obu,mpeg,mpegvideo,mpegts,mjpeg,flv,asf,ogg,dv,wav"
-)
-
-# Metadata that is not UTF-8 must not keep a video from being read. From PyAV 19 on that is so without asking.
+# Metadata that is not UTF-8 must not keep a video from being read. PyAV 19 and later need no option for it.
 _METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
-# Of the decoder, which would take the memory for a frame before it could be looked at: on opening, to learn about the
-# streams, and on decoding.
+# Options of the decoder, which would otherwise allocate a frame before its size can be checked: both when a file is
+# opened, to learn about its streams, and when it is decoded.
 _LIMITS = {"max_pixels": str(MAX_PIXELS)}
 
 
 class VideoError(UserError):
     """A video cannot be decoded; the message names the file and the reason."""
-
-
-@dataclasses.dataclass(frozen=True)
-class VideoInfo:
-    """What a video's header claims.
-
-    Attributes:
-      width: pixels, before any rotation.
-      height: pixels, before any rotation.
-      frame_rate: frames a second; None where the file does not say.
-      num_frames: 0 where the file does not say; often wrong by a few, so never to be relied on.
-      codec: e.g. `mpeg4`.
-    """
-
-    width: int
-    height: int
-    frame_rate: float | None
-    num_frames: int
-    codec: str
-
-
-def probe(path: Path) -> VideoInfo:
-    """Reads the header of a video.
-
-    Raises:
-      VideoError: the file is missing, damaged, or has no video stream.
-    """
-    with _open(path) as container:
-        stream = _video_stream(path, container)
-        rate: Fraction | None = stream.average_rate
-        context = stream.codec_context
-        return VideoInfo(
-            width=context.width,
-            height=context.height,
-            frame_rate=float(rate) if rate else None,
-            num_frames=stream.frames,
-            codec=context.name,
-        )
 
 
 def iter_frames(
@@ -87,18 +42,18 @@ def iter_frames(
     """Decodes a video frame by frame.
 
     Args:
-      path: an AVI, MP4 or Matroska file.
-      short_side: pixels to which the shorter side is reduced, by area averaging, the other side in proportion; 0, or
-        a number above what the video has, leaves the size alone.
-      channels: order of the colours; OpenCV writes "bgr".
-      num_threads: of the decoder; more than one pays for large frames only; 0: one per core.
+      path: a file in one of `VIDEO_FORMATS`.
+      short_side: length in pixels to which the shorter side is reduced, by area averaging, with the other side in
+        proportion; 0, or a number above the video's own, keeps the size.
+      channels: order of the color channels; OpenCV writes "bgr".
+      num_threads: threads of the decoder; more than one is faster for large frames only; 0: one per core.
 
     Yields:
-      (H, W, 3) uint8 frames as they are to be shown: a rotation that the file asks for is applied.
+      (H, W, 3) uint8 frames as a player shows them: a rotation that the file asks for is applied.
 
     Raises:
-      VideoError: the file is missing, damaged, has no video stream or no frame, or changes its size on the way. It may
-        come after the first frames.
+      VideoError: the file is missing or damaged, has no video stream or no frame, or changes its size midway. The error
+        may come after the first frames.
     """
     size, count = None, 0
     converter = VideoReformatter()
@@ -119,18 +74,13 @@ def iter_frames(
                 count += 1
         except av.error.FFmpegError as error:
             reason = _reason(error)
-            if error.errno == errno.EINVAL:  # what the decoder says of a size above the limit, too
+            if error.errno == errno.EINVAL:  # the decoder's error for a size above the limit, too
                 reason += f"; perhaps frames of more than {MAX_PIXELS} pixels, the most that are decoded"
             raise VideoError(f"{path}: damaged ({reason})") from error
     if size is None:
         raise VideoError(f"{path}: holds no frame that can be decoded")
-    if count < claimed * _LEAST_DECODED:  # the decoder passes over damage in silence
+    if count < claimed * _LEAST_DECODED:  # the decoder skips damage silently
         raise VideoError(f"{path}: damaged ({count} frames can be decoded of about {claimed})")
-
-
-def read_frames(path: Path, short_side: int = 0) -> np.ndarray:
-    """All frames of a video, (T, H, W, 3) uint8; arguments and errors are those of `iter_frames`."""
-    return np.stack(list(iter_frames(path, short_side)))
 
 
 def resize_short_side(image: np.ndarray, short_side: int) -> np.ndarray:
@@ -151,13 +101,13 @@ def _open(path: Path) -> Any:
         raise VideoError(f"{path}: cannot be read ({_reason(error)})") from error
     if stat.S_ISDIR(status.st_mode):
         raise VideoError(f"{path}: is a folder, not a video")
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
         raise VideoError(f"{path}: is no file, but a pipe or a device")
     if status.st_size == 0:
         raise VideoError(f"{path}: is empty (0 bytes)")
     try:
         # Absolute, so that no name can be taken for a protocol such as `concat:`.
-        options = {"format_whitelist": _FORMATS, **_LIMITS}
+        options = {"format_whitelist": ",".join(VIDEO_FORMATS), **_LIMITS}
         return av.open(os.path.abspath(path), options=options, **_METADATA)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path}: not a readable video ({_reason(error)})") from error
@@ -182,7 +132,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
 def _to_array(path: Path, frame: Any, converter: VideoReformatter, channels: str) -> np.ndarray:
     _check_size(path, frame.width, frame.height)
     # One converter for all frames, with one thread: `frame.to_ndarray` starts a pool of threads for every frame and
-    # takes ten times as long. The colours follow the file (BT.601 or BT.709).
+    # takes ten times as long. The colors follow the file (BT.601 or BT.709).
     image = converter.reformat(frame, format=f"{channels}24", threads=1).to_ndarray()
     turns = round(frame.rotation / 90) % 4  # counter-clockwise quarter turns
     return np.ascontiguousarray(np.rot90(image, turns))  # also drops padding at the ends of rows

@@ -1,4 +1,4 @@
-"""Rows of a batch, read in parallel; what cannot be read; and the end of all threads."""
+"""Reads the rows of batches in parallel, copes with unreadable rows, and ends all threads."""
 
 import atexit
 import os
@@ -15,9 +15,9 @@ from r23d_jax.data.read.decode import Plan
 Batch = dict[str, np.ndarray]
 Sample = dict[str, tf.Tensor]
 
-# Conditions here are TensorFlow operations. AutoGraph, which translates those of Python, warns on Python 3.13 about
-# each function that it cannot translate, and never frees what the function refers to.
-_as_it_is = tf.autograph.experimental.do_not_convert
+# Conditions here are TensorFlow operations. AutoGraph, which translates Python's conditions, warns on Python 3.13 about
+# each function that it cannot translate, and never frees the objects that the function refers to.
+_untranslated = tf.autograph.experimental.do_not_convert
 
 _PREFETCH = 2  # batches
 _TOGETHER = 8  # samples fetched at once
@@ -26,13 +26,13 @@ _TOGETHER = 8  # samples fetched at once
 class BatchIterator:
     """Iterates over batches; `close`, or dropping it, ends its threads.
 
-    Reads plainly until something fails, and carefully from that batch on (`first_readable`), because care costs up
-    to a third of the speed.
+    After the first read error it switches to the careful mode, which tries substitutes (`first_readable`). That mode is
+    up to a third slower.
 
     Args:
       make_dataset: (first batch, careful) -> the dataset from that batch on.
-      num_batches: in all.
-      observe: takes `tried` and `delivered` of every batch; see `BrokenLog.observe`.
+      num_batches: number of batches in total.
+      observe: receives `tried` and `delivered` of every batch; see `BrokenLog.observe`.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ _living: weakref.WeakSet[BatchIterator] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """Threads of TensorFlow that call Python, as reading shards does, must end before the interpreter does."""
+    """Ends all threads: those that call Python, to read shards, must end before the interpreter does."""
     for batches in list(_living):
         batches.close()
 
@@ -103,20 +103,20 @@ def dataset_maker(
     """(batch, careful) -> batches `first + batch` to `end`, of which row i of batch k is number k * rows + i.
 
     Args:
-      plan: number -> what decides about a sample.
+      plan: number -> the plan of a sample.
       fetch: see `decode.Reader`.
       sample: (plan, careful) -> the sample.
       rows: samples in a batch.
-      first: batch.
-      end: the batch after the last.
-      cfg: for the number of threads.
-      group: with it, a sample gives that many rows at once, stacked; rows are counted in samples.
+      first: number of the first batch.
+      end: number after that of the last batch.
+      cfg: gives the number of threads.
+      group: if not 0, each sample gives this many rows, stacked; `rows` still counts samples.
     """
     workers = cfg.num_workers or os.cpu_count() or 1
 
     def make(batch: int, careful: bool) -> tf.data.Dataset:
         def parallel(dataset: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:
-            return dataset.map(_as_it_is(function), num_parallel_calls=workers, deterministic=True)
+            return dataset.map(_untranslated(function), num_parallel_calls=workers, deterministic=True)
 
         numbers = tf.data.Dataset.range((first + batch) * rows, end * rows)
         if fetch is None:
@@ -127,7 +127,7 @@ def dataset_maker(
         batches = samples.batch(rows, drop_remainder=True)
         if group:
             batches = batches.map(
-                _as_it_is(
+                _untranslated(
                     lambda stacked: {
                         name: tf.reshape(value, (rows * group, *value.shape[2:])) for name, value in stacked.items()
                     }
@@ -141,7 +141,7 @@ def dataset_maker(
 def _options(workers: int) -> tf.data.Options:
     options = tf.data.Options()
     options.deterministic = True
-    # Sizes are given, and a tuner that grows buffers would let memory grow with them.
+    # Sizes are given; a tuner that grows buffers would grow memory use with them.
     options.autotune.enabled = False
     options.threading.private_threadpool_size = workers
     options.threading.max_intra_op_parallelism = 1
@@ -151,10 +151,11 @@ def _options(workers: int) -> tf.data.Options:
 def first_readable(
     load: Callable[[tf.Tensor], tf.Tensor], candidates: int | tf.Tensor, shape: tuple[int, ...]
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The first of load(0), load(1), ... that does not fail, and its number; zeros and `candidates` if all do.
+    """The first of load(0), load(1), ... that does not fail, and its number; zeros and `candidates` if all fail.
 
-    A TensorFlow graph cannot catch an error, but a dataset can leave out elements that fail. This one is made and used
-    up within the `map` of the outer dataset; it is lazy, so a second candidate is read only if the first fails.
+    A TensorFlow graph cannot catch an error, but a dataset can drop elements that fail. This one is created and
+    consumed within the `map` of the outer dataset. It is lazy, so a second candidate is read only if the first one
+    fails.
     """
     attempts = tf.data.Dataset.range(candidates)
     loaded = attempts.map(lambda attempt: (load(attempt), tf.cast(attempt, tf.int32))).ignore_errors()

@@ -1,28 +1,25 @@
-"""What happens to frames that cannot be read: they are counted, named once, and stop the run when they are too many."""
+"""Videos with frames that cannot be read: they are counted, logged once, and stop the run when there are too many."""
 
 import contextlib
 import dataclasses
 import math
-import os
-import stat
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from r23d_jax.config import DataConfig
-from r23d_jax.data.find.frames import PackedFrames, VideoIndex
+from r23d_jax.data.find.errors import DataError
+from r23d_jax.data.find.frames import VideoIndex, os_reason
 from r23d_jax.data.find.picture_header import MAX_PIXELS, claimed_size
-from r23d_jax.data.find.splits import DataError
 
-# Before this many videos were tried a fraction says little.
+# A fraction of fewer videos than this means little.
 LEAST_VIDEOS = 20
 _MOST_LISTED = 5
 
 
 class BrokenVideoError(DataError):
-    """Frames cannot be read, and the run may not go on without them; names files, reasons and the remedy."""
+    """Frames cannot be read, and the run may not continue without them; names files, reasons and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +41,15 @@ class Fault:
 
 
 class BrokenLog:
-    """Keeps account of broken videos over training and evaluation together.
+    """Counts broken videos over training and evaluation together.
 
-    Each is looked into and named in the log once. With `on_broken="error"` the first one stops the run; with "skip"
-    the run stops when more than `max_broken_fraction` of the distinct videos are broken, or so many of those tried so
-    far that it is no chance.
+    Each one is examined and logged once. With `on_broken="error"` the first one stops the run. With "skip" the run
+    stops when more than `max_broken_fraction` of all distinct videos are broken, or when the share among those tried so
+    far is too high to be chance.
 
     Args:
       cfg: the policy.
-      log: takes one line at a time.
+      log: receives one line at a time.
 
     Attributes:
       count: training clips that were replaced, and views that were left out.
@@ -76,18 +73,15 @@ class BrokenLog:
         """(file, reason) of every broken video."""
         return [(fault.file, fault.reason) for fault in self.faults.values()]
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: `{"count": 3, "videos": {"v_Diving_g01_c01": ".../image_00003.jpg: empty file (0 bytes)"}}`."""
-        return {"count": self.count, "videos": self.videos}
-
     def observe(self, index: VideoIndex, tried: np.ndarray, delivered: np.ndarray, replaced: bool) -> None:
-        """Takes note of how a batch came about.
+        """Records which videos of a batch could be read.
 
         Args:
           index: the videos.
-          tried: (b, k) int32, the videos that were to be tried for each row of the batch, in this order.
+          tried: (b, k) int32, the candidates for each row of the batch, in the order in which they are tried.
           delivered: (b,) int32, which of the k could be read; k where none could, -1 for padding.
-          replaced: whether a row must have something in it (training), or may be left out (evaluation).
+          replaced: whether another video replaces one that cannot be read (training), or its row is left out
+            (evaluation).
 
         Raises:
           BrokenVideoError: the policy says stop.
@@ -116,8 +110,8 @@ class BrokenLog:
         fault = self.faults[name] = diagnose(index, video)
         if self._cfg.on_broken == "error":
             raise BrokenVideoError(
-                f"{fault} (video {name}), and config.data.on_broken='error'. Make the frames anew, remove the video "
-                "from the lists, or go on without it: --config.data.on_broken=skip"
+                f"{fault} (video {name}), and config.data.on_broken='error'. Make the frames again, remove the "
+                "video from the lists, or continue without it: --config.data.on_broken=skip"
             )
         what = "its clips are replaced by those of other videos" if replaced else "its views are left out"
         self._log(f"broken: {fault} (video {name}; {what})")
@@ -128,15 +122,15 @@ class BrokenLog:
         broken, tried = len(self.faults), len(self._tried)
         in_all = self._cfg.max_broken_fraction * sum(len(known) for known in self._indexes)
         so_far = self._cfg.max_broken_fraction * tried
-        # The first that are tried may by chance hold more of the broken ones: four standard deviations are let pass.
-        no_chance = tried >= LEAST_VIDEOS and broken > so_far + 4 * math.sqrt(so_far)
-        if broken <= in_all and not no_chance:
+        # By chance the first videos may hold more than their share: four standard deviations are tolerated.
+        too_many = tried >= LEAST_VIDEOS and broken > so_far + 4 * math.sqrt(so_far)
+        if broken <= in_all and not too_many:
             return
         raise BrokenVideoError(
             f"{broken} of the {tried} videos tried so far cannot be read, more than "
             f"config.data.max_broken_fraction={self._cfg.max_broken_fraction} allows:\n"
             + self._list(list(self.faults.values()))
-            + "\nMake the frames anew, or raise --config.data.max_broken_fraction"
+            + "\nMake the frames again, or raise --config.data.max_broken_fraction"
         )
 
     @staticmethod
@@ -157,57 +151,26 @@ def diagnose(index: VideoIndex, video: int) -> Fault:
       index: the videos.
       video: row.
     """
-    name, count = str(index.names[video]), int(index.num_frames[video])
-    where = _place(index, video, 0) if count else name
+    frames, name, count = index.frames, str(index.names[video]), int(index.num_frames[video])
     if count == 0:
-        return Fault(name, where, "the video has no frames")
-    # What is missing or empty is told without decoding; most faults are of this kind.
-    for check in (_file_problem, _picture_problem):
-        size = None
-        for frame in range(count):
-            problem, found = check(index, video, frame)
-            if problem is None and found is not None:
-                size = size or found
-                if found != size:
-                    problem = f"{found[1]}x{found[0]} pixels, where the video began with {size[1]}x{size[0]}"
-            if problem is not None:
-                return Fault(name, _place(index, video, frame), problem)
-    return Fault(name, where, f"one of the {count} frames could not be read, but all can be now: a fault of the disk?")
-
-
-def _place(index: VideoIndex, video: int, frame: int) -> str:
-    frames = index.frames
-    if isinstance(frames, PackedFrames):
-        return f"{frames.shards[frames.shard[video]]} (frame {frame} of {index.names[video]})"
-    return frames.path(video, frame)
-
-
-def _file_problem(index: VideoIndex, video: int, frame: int) -> tuple[str | None, None]:
-    frames = index.frames
-    if isinstance(frames, PackedFrames):
-        path, row = frames.shards[frames.shard[video]], int(frames.row[video]) + frame
-        least = int(frames.offset[row] + frames.length[row])
-        empty = "empty frame (0 bytes)" if frames.length[row] == 0 else None
-    else:
-        path, least, empty = frames.path(video, frame), 1, "empty file (0 bytes)"
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        return _os_reason(error), None
-    if not stat.S_ISREG(status.st_mode):
-        return ("is a directory" if stat.S_ISDIR(status.st_mode) else "is no file, but a pipe or a device"), None
-    size = status.st_size
-    if size < least:
-        return empty or f"the shard ends at byte {size}, before the frame does ({least})", None
-    return (empty if isinstance(frames, PackedFrames) else None), None
-
-
-def _picture_problem(index: VideoIndex, video: int, frame: int) -> tuple[str | None, tuple[int, int] | None]:
-    try:
-        content = _content(index, video, frame)
-    except OSError as error:
-        return _os_reason(error), None
-    return examine_picture(content)
+        return Fault(name, name, "the video has no frames")
+    # Most frames that cannot be used are missing or empty, which shows without decoding.
+    for frame in range(count):
+        if problem := frames.problem(video, frame):
+            return Fault(name, frames.locate(video, frame), problem)
+    size = None
+    for frame in range(count):
+        try:
+            problem, found = examine_picture(frames.read(video, frame))
+        except OSError as error:
+            problem, found = os_reason(error), None
+        if size and found and found != size:
+            problem = f"{found[1]}x{found[0]} pixels, where the video began with {size[1]}x{size[0]}"
+        if problem:
+            return Fault(name, frames.locate(video, frame), problem)
+        size = size or found
+    reason = f"one of the {count} frames could not be read, but all can be read now; the disk may be faulty"
+    return Fault(name, frames.locate(video, 0), reason)
 
 
 def examine_picture(content: bytes) -> tuple[str | None, tuple[int, int] | None]:
@@ -223,19 +186,3 @@ def examine_picture(content: bytes) -> tuple[str | None, tuple[int, int] | None]
     if size is not None or content.startswith(b"\x89PNG"):
         return "damaged picture", None
     return f"not a picture (it begins with {content[:8]!r})", None
-
-
-def _content(index: VideoIndex, video: int, frame: int) -> bytes:
-    frames = index.frames
-    if isinstance(frames, PackedFrames):
-        row = int(frames.row[video]) + frame
-        with open(frames.shards[frames.shard[video]], "rb") as file:
-            file.seek(int(frames.offset[row]))
-            return file.read(int(frames.length[row]))
-    with open(frames.path(video, frame), "rb") as file:
-        return file.read()
-
-
-def _os_reason(error: OSError) -> str:
-    reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or type(error).__name__)
-    return reason[0].lower() + reason[1:]

@@ -1,7 +1,7 @@
 """Reads the frames of a clip and decodes a window of them, inside a TensorFlow graph.
 
-Whatever is wrong with a frame (not there, empty, damaged, of another size than its neighbours) makes an operation fail;
-`broken.diagnose` then finds out which frame and why.
+A frame that is missing, empty, damaged or of another size than its neighbors makes an operation fail; `broken.diagnose`
+then finds out which frame it was, and why.
 """
 
 import contextlib
@@ -12,24 +12,24 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from r23d_jax.data.find.frames import FrameFiles, PackedFrames
+from r23d_jax.data.find.frames import FrameFiles, Frames, PackedFrames
 from r23d_jax.data.find.picture_header import MAX_PIXELS, is_safe
 from r23d_jax.data.read.augment import to_uint8
 
-# What was found out about a sample before it is read
+# Tensors that describe a sample before its frames are read
 Plan = dict[str, tf.Tensor]
 # (height () int32, width () int32) -> window (4,) int32: top, left, height, width
 WindowOf = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
-_DCT_RATIOS = (1, 2, 4, 8)  # what libjpeg can decode a picture at, one over
+_DCT_RATIOS = (1, 2, 4, 8)  # libjpeg can decode a picture at 1/1, 1/2, 1/4 and 1/8 of its size
 _MAX_DIGITS = 20
 _JPEG_MAGIC = b"\xff\xd8\xff"
-# One read for the whole clip pays until it fetches this many times the bytes that are needed.
+# One read for the whole clip is faster until it fetches this many times the bytes that are needed.
 _MOST_WASTE = 3
 _MOST_OPEN = 64  # shards that a reader keeps open
 
@@ -37,33 +37,33 @@ _MOST_OPEN = 64  # shards that a reader keeps open
 class Reader(Protocol):
     """Finds the encoded frames of a clip and reads them.
 
-    In two steps, between which `fetch`, unless it is None, does what takes Python, for many clips at once: whoever
-    decodes would else wait for Python's lock again and again.
+    Reading has two steps, `find` and `open`. If `fetch` is set, it runs between them and reads the bytes of many clips
+    in one Python call, so that decoding threads do not contend for the GIL.
 
     Attributes:
-      fetch: the plans of n clips, stacked -> the same plans, with what was read. What cannot be read is left empty, so
-        that it fails when it is decoded, and alone.
+      fetch: the plans of n clips, stacked -> the same plans, with their content. The content of an unreadable clip is
+        empty, so that only this clip fails, when it is decoded.
     """
 
     @property
     def fetch(self) -> Callable[[Plan], Plan] | None: ...
 
     def find(self, video: tf.Tensor, frames: tf.Tensor) -> Plan:
-        """Where the frames lie. video: () int32, row of the index; frames: (t,) int32."""
+        """Plans where the frames are. video: () int32, row of the index; frames: (t,) int32."""
         ...
 
     def open(self, plan: Plan) -> list[tf.Tensor]:
-        """The t encoded pictures of a plan, () string each; other entries of the plan do not matter."""
+        """Gives the t encoded pictures of a plan, () string each; ignores other entries of the plan."""
         ...
 
 
-def frame_reader(frames: FrameFiles | PackedFrames) -> Reader:
-    """What reads the frames of an index."""
-    return _FileReader(frames) if isinstance(frames, FrameFiles) else _ShardReader(frames)
+def frame_reader(frames: Frames) -> Reader:
+    """Builds the reader for the frames of an index."""
+    return _READERS[type(frames)](frames)
 
 
 def read_clip(reader: Reader, video: tf.Tensor, frames: tf.Tensor) -> list[tf.Tensor]:
-    """Both steps for one clip: t encoded pictures, () string each."""
+    """Takes both steps for one clip; gives t encoded pictures, () string each."""
     plan = reader.find(video, frames)
     if reader.fetch is not None:
         fetched = reader.fetch({name: value[None] for name, value in plan.items()})
@@ -79,7 +79,7 @@ def decode_clip(
     flow: bool = False,
     fewest_pixels: float = math.inf,
 ) -> tf.Tensor:
-    """Decodes one window of every frame and resizes it; arguments as `decode_windows` and `resize` have them.
+    """Decodes one window of every frame and resizes it; the arguments are those of `decode_windows` and `resize`.
 
     Returns:
       (t, size, size, 3) uint8; (t, size, size, 2) for flow.
@@ -88,14 +88,14 @@ def decode_clip(
 
 
 def resize(windows: tf.Tensor, size: int, antialias: bool) -> tf.Tensor:
-    """(t, h, w, c) uint8 -> (t, size, size, c) uint8, bilinear with half-pixel centres.
+    """(t, h, w, c) uint8 -> (t, size, size, c) uint8, bilinear with half-pixel centers.
 
     Args:
       windows: pictures.
-      size: side of the square that comes out, pixels.
+      size: side of the result in pixels.
       antialias: whether to filter when a window is reduced.
     """
-    resized = tf.cond(  # a window that has the size already need not become floats and bytes again
+    resized = tf.cond(  # a window that already has this size need not be converted to floats and back
         tf.reduce_all(tf.shape(windows)[1:3] == size),
         lambda: windows,
         lambda: to_uint8(tf.image.resize(windows, [size, size], antialias=antialias)),
@@ -108,17 +108,17 @@ def decode_windows(
 ) -> tf.Tensor:
     """Decodes one window of every frame.
 
-    Of JPEG pictures only the window is decoded, so damage below it goes unnoticed; anything else (PNG, GIF, WebP and
-    BMP, whatever the file is called) is decoded whole and cut. Gray and CMYK become RGB. The inverse DCT is the exact
-    one, which gives what libjpeg gives everywhere else.
+    Only the window of a JPEG picture is decoded, so damage below it goes unnoticed. Any other kind (PNG, GIF, WebP and
+    BMP, whatever the file is called) is decoded whole and then cropped. Gray and CMYK become RGB. The inverse DCT is
+    the exact one, which gives the same pixels as libjpeg elsewhere.
 
     Args:
       contents: t encoded pictures of one size.
       window_of: gives the window for a size.
-      flow: whether each picture holds x above y of optical flow (see `flow.py`); the window is cut out of both.
-      fewest_pixels: JPEG pictures are decoded at a half, a quarter or an eighth of their size, by an inverse DCT of
-        fewer coefficients, which is quick and also a good filter, as long as the shorter side of the window keeps this
-        many pixels. Never for flow.
+      flow: whether each picture holds x above y of optical flow (see `flow.py`); the window is cropped from both.
+      fewest_pixels: JPEG pictures are decoded at a half, a quarter or an eighth of their size as long as the shorter
+        side of the window keeps this many pixels. Such an inverse DCT of fewer coefficients is fast, and also a good
+        filter. Flow is always decoded at full size.
 
     Returns:
       (t, height, width, 3) uint8; (t, height, width, 2) for flow.
@@ -139,7 +139,7 @@ def _decode_jpeg_windows(contents: list[tf.Tensor], window_of: WindowOf, flow: b
         window = window_of(height, shapes[0, 1])
 
     def decode(content: tf.Tensor, window: tf.Tensor, ratio: int = 1) -> tf.Tensor:
-        # The window is in pixels of the picture as it comes out
+        # The window is in pixels of the decoded picture
         return tf.raw_ops.DecodeAndCropJpeg(
             contents=content,
             crop_window=window // ratio,
@@ -193,7 +193,7 @@ class _FileReader:
     fetch = None
 
     def __init__(self, frames: FrameFiles):
-        # Bytes, because a file name need not be UTF-8
+        # Bytes, because a file name may not be UTF-8
         self._heads = _strings(
             [f"{folder}/{prefix}" for folder, prefix in zip(frames.folder, frames.prefix, strict=True)]
         )
@@ -221,8 +221,8 @@ def _strings(values: list[str]) -> tf.Tensor:
 class _ShardReader:
     """Reads through Python, because TensorFlow has no operation that reads part of a file.
 
-    A dataset of fixed-length records comes near, but reads through everything before the record (18 ms for one at
-    90 MB); a file mapped to memory is quicker still, but a fault of the disk would then end the process.
+    A dataset of fixed-length records would do, but it reads everything before the record (18 ms for one at 90 MB). A
+    memory-mapped file is faster still, but a disk error would then kill the process.
     """
 
     def __init__(self, frames: PackedFrames):
@@ -231,8 +231,8 @@ class _ShardReader:
         self._shards = _Shards(frames.shards)
 
     def find(self, video: tf.Tensor, frames: tf.Tensor) -> Plan:
-        """Gives "places" (2 + t, 2) int64: (shard, whether to read all at once), then (start, count) of the span that
-        holds all, then of each frame."""
+        """Plans "places" (2 + t, 2) int64: (shard, whether to read the whole span at once), then (start, count) of the
+        span that holds all frames, then of each frame."""
         rows = self._row[video] + tf.cast(frames, tf.int64)
         starts, counts = tf.gather(self._offset, rows), tf.gather(self._length, rows)
         begin, end = tf.reduce_min(starts), tf.reduce_max(starts + counts)
@@ -253,20 +253,20 @@ class _ShardReader:
 
 
 class _Shards:
-    """Parts of files. The first few stay open, because to open one is another wait for Python's lock."""
+    """Reads parts of files. The first few files stay open, because opening one means another wait for the GIL."""
 
     def __init__(self, paths: tuple[str, ...]):
         self._paths = paths
         self._open: dict[int, int] = {}
         self._lock = threading.Lock()
-        # Not at the end of the interpreter, where threads may still read; the system closes them then.
+        # Not at the exit of the interpreter, when threads may still read; the system closes the files then.
         weakref.finalize(self, _close_all, self._open).atexit = False
 
     def read(self, places: np.ndarray) -> np.ndarray:
-        """The bytes of n clips: (n,) object, b"" for what cannot be read.
+        """Reads the bytes of n clips: (n,) object, b"" for a clip that cannot be read.
 
-        places is (n, 2 + t, 2) as `_ShardReader.find` gives it; the parts of a clip lie one after the other. "S" would
-        drop zeros at the end, and what a () object holds is never freed by TensorFlow (2.21).
+        places is (n, 2 + t, 2), as planned by `_ShardReader.find`; the frames of a clip are joined. The dtype "S" would
+        drop zeros at the end, and TensorFlow 2.21 never frees the content of a () object.
         """
         contents = np.empty(len(places), object)
         for number, ((shard, one_read), span, *parts) in enumerate(places.tolist()):
@@ -303,11 +303,14 @@ def _close_all(files: dict[int, int]) -> None:
 
 
 def _read_exactly(file: int, start: int, count: int) -> bytes:
-    """Raises OSError also where the file ends too early."""
+    """Reads `count` bytes; raises OSError also if the file ends too early."""
     content = os.pread(file, count, start)
-    while len(content) < count:  # a signal, or a file system that gives less than was asked for
+    while len(content) < count:  # after a signal, or from a file system that gives less than was asked for
         more = os.pread(file, count - len(content), start + len(content))
         if not more:
             raise OSError(errno.ENODATA, "the file ends before the frame does")
         content += more
     return content
+
+
+_READERS: dict[type, Callable[[Any], Reader]] = {FrameFiles: _FileReader, PackedFrames: _ShardReader}

@@ -84,5 +84,6 @@ def pack(index: VideoIndex, folder: Path) -> VideoIndex:
         row=np.array(row, np.int64),
         offset=np.array(offset, np.int64),
         length=np.array(length, np.int64),
+        names=index.names,
     )
     return dataclasses.replace(index, frames=frames)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from r23d_jax.data.find import frames as frames_module
-from r23d_jax.data.find.frames import FrameFiles, VideoIndex, index_frames
+from r23d_jax.data.find.frames import FrameFiles, PackedFrames, VideoIndex, index_frames
 from r23d_jax.data.find.splits import DataError, Entry, VideoList
+from tests.data.find.frame_sets import encode, pack, picture, write_videos
 from tests.hostile.bad_files.corpus import pipe
 
 CLASS, VIDEO = "HandstandPushups", "v_HandStandPushups_g01_c01"
@@ -322,3 +323,41 @@ def test_many_folders_in_threads(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert same(one, many)
     assert one.names.tolist() == names
     assert "index frames: 1200/1200 folders" in capfd.readouterr().err
+
+
+# -- frames as objects -------------------------------------------------------------------------------------------------
+
+
+def test_files_and_shards_give_the_same_frames_and_name_their_places(tmp_path: Path) -> None:
+    files = write_videos(tmp_path / "files", [2, 3])
+    packed = pack(files, tmp_path / "packed")
+    for frame in range(3):
+        assert files.frames.read(1, frame) == packed.frames.read(1, frame) == encode(picture(1, frame))
+        assert files.frames.problem(1, frame) is packed.frames.problem(1, frame) is None
+    assert files.frames.locate(1, 2) == str(tmp_path / "files/v_Class1_g01_c01/image_00003.jpg")
+    assert packed.frames.locate(1, 2) == f"{tmp_path}/packed/b.tfrecord (frame 2 of v_Class1_g01_c01)"
+
+
+def test_problems_of_frames_that_show_without_reading(tmp_path: Path) -> None:
+    index = write_videos(tmp_path / "files", [4])
+    packed = pack(index, tmp_path / "packed").frames
+    assert isinstance(index.frames, FrameFiles) and isinstance(packed, PackedFrames)
+    missing, empty, folder, special = (Path(index.frames.path(0, frame)) for frame in range(4))
+    for path in (missing, empty, folder, special):
+        path.unlink()
+    empty.touch()
+    folder.mkdir()
+    with pipe(special):
+        problems = [index.frames.problem(0, frame) for frame in range(4)]
+    want = ["no such file", "empty file (0 bytes)", "is a directory", "is no file, but a pipe or a device"]
+    assert problems == want
+
+    packed.length[1] = 0
+    end = int(packed.offset[3]) + 1
+    with open(packed.shards[0], "r+b") as shard:
+        shard.truncate(end)
+    need = end - 1 + int(packed.length[3])
+    want = [None, "empty frame (0 bytes)", None, f"the shard ends at byte {end}, before the frame does ({need})"]
+    assert [packed.problem(0, frame) for frame in range(4)] == want
+    Path(packed.shards[0]).unlink()
+    assert packed.problem(0, 0) == "no such file"

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 
-from r23d_jax.data.find import packed as packed_module
+from r23d_jax.data.find import packed_scan
 from r23d_jax.data.find.frames import PackedFrames, VideoIndex
 from r23d_jax.data.find.packed import index_packed
 from r23d_jax.data.find.splits import DataError, Entry, VideoList
@@ -114,8 +114,8 @@ def test_named_videos_need_lists(dataset: Path) -> None:
 
 def test_cache(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scanned = []
-    real = packed_module._scan_shard
-    monkeypatch.setattr(packed_module, "_scan_shard", lambda *args: (scanned.append(args), real(*args)))
+    real = packed_scan._scan_shard
+    monkeypatch.setattr(packed_scan, "_scan_shard", lambda *args: (scanned.append(args), real(*args)))
 
     def index() -> VideoIndex:
         return index_packed(dataset, listed(0, 5), "train")

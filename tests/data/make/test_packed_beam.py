@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from r23d_jax.data.make import prepare as engine
+from r23d_jax.data.make import jobs as engine
 from r23d_jax.runtime import disk
 from tests.data.make.test_prepare import WANT, lists, made, packed_bytes, prepare, videos
 

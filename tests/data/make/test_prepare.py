@@ -22,18 +22,20 @@ from r23d_jax.commands import prepare as command
 from r23d_jax.data.find.frames import PackedFrames, index_frames
 from r23d_jax.data.find.packed import index_packed
 from r23d_jax.data.find.splits import read_list
-from r23d_jax.data.make import prepare as engine
-from r23d_jax.data.make.prepare import Job, PrepareError, Result, run_job, run_jobs
-from r23d_jax.data.make.video import read_frames
+from r23d_jax.data.find.video_names import VIDEO_SUFFIXES
+from r23d_jax.data.make import jobs as engine
+from r23d_jax.data.make import prepare as preparing
+from r23d_jax.data.make.jobs import Job, PrepareError, Result, run_job, run_jobs
+from r23d_jax.data.make.video import iter_frames
 
 CLIPS = {"Diving/v_Diving_g01_c01.avi": 6, "Diving/v_Diving_g08_c01.mp4": 9, "Rowing/v_Rowing_g01_c01.avi": 4}
 
 
-def write_video(path: Path, num_frames: int) -> None:
+def write_video(path: Path, num_frames: int, codec: str = "mpeg4", pixels: str = "yuv420p", form: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25, options={"qscale": "2"})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+    with av.open(str(path), "w", format=form or None) as container:
+        stream = container.add_stream(codec, rate=25, options={"qscale": "2"} if codec == "mpeg4" else {})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
         ramp = np.add.outer(np.arange(48), np.arange(64)).astype(np.uint8)
         for i in range(num_frames):
             frame = np.stack([ramp, ramp + np.uint8(3 * i), np.full_like(ramp, 40)], -1)
@@ -97,7 +99,7 @@ def test_frames_are_what_the_videos_show(videos: Path, lists: Path, tmp_path: Pa
     index = index_frames(out / "frames", read_list(lists, "test"))
     assert index.layout == "<Class>/<video>/image_00001.jpg (5 digits, from 1)"
     assert (index.names.tolist(), index.num_frames.tolist()) == (["v_Diving_g01_c01", "v_Rowing_g01_c01"], [6, 4])
-    decoded = read_frames(videos / "Diving/v_Diving_g01_c01.avi")
+    decoded = list(iter_frames(videos / "Diving/v_Diving_g01_c01.avi"))
     for i in range(6):
         image = cv2.imread(index.frames.path(0, i))[..., ::-1]  # pyright: ignore
         assert np.abs(image.astype(int) - decoded[i]).mean() < 2
@@ -123,7 +125,6 @@ def test_a_second_run_does_only_what_is_left(videos: Path, tmp_path: Path, capsy
     for stale in ("frames/Rowing/.partial-77", "frames/.partial-1", ".staging/Rowing/.partial-3"):
         (out / stale).mkdir(parents=True)
         (out / stale / "image_00001.jpg").touch()
-    (out / "frames/Rowing/.partial-78.jpegs").touch()
     capsys.readouterr()
     assert prepare("--videos", videos, "--out", out) == 0
     assert "(1 of them new, with 4 frames)" in capsys.readouterr().out
@@ -183,6 +184,21 @@ def test_lists_choose_and_name(videos: Path, lists: Path, tmp_path: Path, capsys
     assert printed.endswith(f"--config.data.lists={lists}\n")
     assert prepare("--videos", videos / "Juggling", "--out", tmp_path / "none", "--lists", lists) == 2
     assert "none of its 1 videos is named by the lists" in capsys.readouterr().err
+
+
+CODECS = {  # of those that do not hold MPEG-4
+    **dict.fromkeys((".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts"), ("mpeg2video", "yuv420p")),
+    **dict.fromkeys((".wmv", ".asf"), ("wmv2", "yuv420p")),
+    **{".flv": ("flv", "yuv420p"), ".gif": ("gif", "rgb8"), ".webm": ("libvpx", "yuv420p")},
+    ".ogv": ("libvpx", "yuv420p", "ogg"),
+}
+
+
+def test_every_suffix_is_found_and_decoded(tmp_path: Path) -> None:
+    for suffix in VIDEO_SUFFIXES:
+        write_video(tmp_path / f"videos/A/{suffix[1:]}{suffix.upper()}", 5, *CODECS.get(suffix, ()))
+    assert prepare("--videos", tmp_path / "videos", "--out", tmp_path / "out") == 0
+    assert frame_counts(tmp_path / "out") == {f"A/{suffix[1:]}": 5 for suffix in VIDEO_SUFFIXES}
 
 
 def test_videos_without_class_folders(made: Path, tmp_path: Path) -> None:
@@ -262,11 +278,11 @@ def test_a_packed_video_that_cannot_be_decoded_now_stays_packed(videos: Path, tm
 def test_packing_takes_up_frames_and_finished_decoding(videos: Path, lists: Path, tmp_path: Path, monkeypatch) -> None:
     out = tmp_path / "out"
     assert prepare("--videos", videos / "Diving", "--out", out) == 0
-    monkeypatch.setattr(command, "_pack", lambda *args: (_ for _ in ()).throw(PrepareError("disk full")))
+    monkeypatch.setattr(preparing, "_pack", lambda *args: (_ for _ in ()).throw(PrepareError("disk full")))
     assert prepare("--videos", videos, "--out", out, "--format", "packed") == 2
-    assert [p.name for p in (out / ".staging").rglob("*.jpegs")] == ["v_Rowing_g01_c01.jpegs"]
+    assert [str(p.relative_to(out / ".staging")) for p in (out / ".staging").glob("*/*")] == ["Rowing/v_Rowing_g01_c01"]
     monkeypatch.undo()
-    monkeypatch.setattr(command, "run_jobs", lambda *args: pytest.fail("everything is decoded already"))
+    monkeypatch.setattr(preparing, "run_jobs", lambda *args: pytest.fail("everything is decoded already"))
     assert prepare("--videos", videos, "--out", out, "--format", "packed") == 0
     assert {name: len(frames) for name, frames in packed_bytes(out, lists).items()} == {
         name.split("/")[1]: num_frames for name, num_frames in WANT.items()
@@ -280,7 +296,7 @@ def test_packing_takes_up_frames_and_finished_decoding(videos: Path, lists: Path
     ("args", "message"),
     [
         (["--videos", "nowhere", "--out", "out"], "--videos nowhere: no such folder"),
-        (["--videos", "empty", "--out", "out"], "--videos empty: holds no .avi, .mp4, .mkv, .mov or .webm file"),
+        (["--videos", "empty", "--out", "out"], "--videos empty: holds no video (.avi .mp4 .m4v .mov .3gp"),
         (["--videos", "videos", "--out", "file"], "--out file: is a file; give a folder"),
         (["--videos", "videos", "--out", "out", "--quality", "0"], "--quality 0: must be between 1 and 100"),
         (["--videos", "videos", "--out", "out", "--short-side", "-1"], "--short-side -1: must be at least 0"),
@@ -341,7 +357,7 @@ class Deadly(str):
 
 def job(video: str | Path, out: Path) -> Job:
     path = video if isinstance(video, Deadly) else str(video)
-    return Job(path, str(out / "Class" / Path(str(video)).stem), "", 90, 0)
+    return Job(path, str(out / "Class" / Path(str(video)).stem), 90, 0)
 
 
 def test_a_dying_worker_takes_only_its_own_video_with_it(videos: Path, tmp_path: Path) -> None:
@@ -373,7 +389,7 @@ def test_a_full_disk_stops_the_run(videos: Path, tmp_path: Path, monkeypatch, ca
         run_job(one)
     assert not list((tmp_path / "out").rglob("*.jpg")) and not list((tmp_path / "out").rglob(".partial*"))
 
-    monkeypatch.setattr(command, "run_jobs", lambda jobs, workers: (run_job(j) and (j, Result()) for j in jobs))
+    monkeypatch.setattr(preparing, "run_jobs", lambda jobs, workers: (run_job(j) and (j, Result()) for j in jobs))
     assert prepare("--videos", videos, "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert "No space left on device; make room. What is done is kept; run the same command again" in error
@@ -446,5 +462,5 @@ def test_real_clips(real_data: Path, tmp_path: Path) -> None:
     for index in (train, test):
         for v, name in enumerate(index.names):
             (clip,) = (tmp_path / "UCF-101").glob(f"*/{name}.avi")
-            assert index.num_frames[v] == len(read_frames(clip))
+            assert index.num_frames[v] == len(list(iter_frames(clip)))
             assert cv2.imread(index.frames.path(v, int(index.num_frames[v]) - 1)).shape == (64, 85, 3)  # pyright: ignore

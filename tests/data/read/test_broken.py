@@ -11,7 +11,7 @@ from r23d_jax.data.read.broken import BrokenLog, BrokenVideoError
 
 
 def index_of(count: int) -> VideoIndex:
-    """Videos without a frame, of which nothing needs to be read to see that they are broken."""
+    """Videos without frames, which are broken without anything being read."""
     names, zeros = np.array([f"v{i}" for i in range(count)]), np.zeros(count, np.int32)
     frames: Any = None
     return VideoIndex(("A",), names, zeros, zeros, frames, "made up")
@@ -70,5 +70,5 @@ def test_the_message() -> None:
     listed = "".join(f"  v{i}: the video has no frames\n" for i in range(5))
     assert str(caught.value) == (
         "7 of the 40 videos tried so far cannot be read, more than config.data.max_broken_fraction=0.05 allows:\n"
-        f"{listed}  and 2 more\nMake the frames anew, or raise --config.data.max_broken_fraction"
+        f"{listed}  and 2 more\nMake the frames again, or raise --config.data.max_broken_fraction"
     )

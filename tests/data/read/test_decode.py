@@ -220,7 +220,8 @@ def test_what_was_read_is_freed(tmp_path: Path) -> None:
     path, size = tmp_path / "shard", 1 << 20
     path.write_bytes(bytes(size))
     zero = np.zeros(1, np.int64)
-    reader = frame_reader(PackedFrames((str(path),), zero.astype(np.int32), zero, zero, np.array([size])))
+    frames = PackedFrames((str(path),), zero.astype(np.int32), zero, zero, np.array([size]), np.array(["v"]))
+    reader = frame_reader(frames)
 
     @tf.function
     def length(video: tf.Tensor) -> tf.Tensor:

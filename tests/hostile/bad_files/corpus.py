@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from r23d_jax.data.find.tfrecord import crc32c, masked
+from r23d_jax.data.find.tfrecord import masked_crc32c
 
 HUGE = 20_000  # pixels, each side of a decompression bomb
 
@@ -374,12 +374,8 @@ VIDEOS = {
 
 def framed(data: bytes) -> bytes:
     """One TFRecord."""
-
-    def checksum(content: bytes) -> bytes:
-        return struct.pack("<I", masked(crc32c(np.frombuffer(content, np.uint8))))
-
     length = struct.pack("<Q", len(data))
-    return length + checksum(length) + data + checksum(data)
+    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
 
 
 def message(*fields: tuple[int, bytes | int]) -> bytes:

@@ -19,7 +19,7 @@ import numpy as np
 
 from r23d_jax import config
 from r23d_jax.config import UserError
-from r23d_jax.data.find import frames, index_cache, packed, splits, tfrecord
+from r23d_jax.data.find import frames, index_cache, packed, packed_scan, splits, tfrecord
 from r23d_jax.data.find.picture_header import claimed_size
 from r23d_jax.weights import state_dicts
 from tests.hostile.bad_files.corpus import example, framed, picture, pixels, safetensors, tensor, torch_file
@@ -137,8 +137,8 @@ def records(data: bytes) -> None:
             position = record.end
     path = _FOLDER / "shard"
     path.write_bytes(framed(data))
-    shard = packed._Shard(path, "train", 1)
-    packed._scan_shard(shard, ("video", "label", "name"), 3)
+    shard = packed_scan._Shard(path, "train", 1)
+    packed_scan._scan_shard(shard, ("video", "label", "name"), 3)
     for _, name, label, offsets, lengths in shard.videos:
         assert isinstance(name, str) and 0 <= label < 3 and len(offsets) == len(lengths) > 0
         assert all(12 <= a <= a + n <= 12 + len(data) for a, n in zip(offsets, lengths, strict=True))

@@ -13,10 +13,11 @@ import pytest
 
 from r23d_jax.__main__ import main
 from r23d_jax.config import Config, UserError
-from r23d_jax.data.find import packed as packed_module
+from r23d_jax.data.find import packed_scan
 from r23d_jax.data.find.frames import FrameFiles, index_frames
 from r23d_jax.data.find.packed import index_packed
 from r23d_jax.data.find.splits import DataError, Entry, VideoList, read_list
+from r23d_jax.data.find.tfrecord import Record
 from r23d_jax.data.make.packed_builder import PackSource, write_packed
 from r23d_jax.study.grid import Study, cells
 from tests.hostile.security.pickles import Code
@@ -138,10 +139,10 @@ def test_a_packed_name_with_a_control_character_is_left_out() -> None:
         return {"video": [(0, 1)], "label": [0], "name": [(0, len(name))]}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packed_module, "parse_example", parsed)
-        record = packed_module.Record(0, len(name), "")
+        patch.setattr(packed_scan, "parse_example", parsed)
+        record = Record(0, len(name), "")
         with pytest.raises(ValueError, match=r"its name 'v_\\x1b\[2J' holds a control character"):
-            packed_module._parse_video(data, record, ("video", "label", "name"), 1)
+            packed_scan._parse_video(data, record, ("video", "label", "name"), 1)
 
 
 WAYS_OUT = [

@@ -1,0 +1,18 @@
+"""What is wrong with data on disk, and what to do about missing data."""
+
+from r23d_jax.config import UserError
+
+UCF101_URL = "https://www.crcv.ucf.edu/data/UCF101.php"
+
+
+class DataError(UserError, ValueError):
+    """Something about the data on disk is wrong; the message names the file and the remedy."""
+
+
+def remedy() -> str:
+    """What to do about missing data."""
+    return (
+        f"Download UCF101 from {UCF101_URL}, then make frames of it: python -m r23d_jax prepare --videos UCF-101 --out "
+        "data/ucf101, and set --config.data.root=data/ucf101/frames. To try without data: python launch.py "
+        "--config=configs/quickstart.py"
+    )

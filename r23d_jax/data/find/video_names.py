@@ -1,0 +1,38 @@
+"""What can be read as a video, and what the names of videos say."""
+
+import re
+
+# FFmpeg's readers of files that may be videos -> the suffixes of such files. No other reader is used: playlists and the
+# like would let a data file name other files, or addresses, to read.
+VIDEO_FORMATS: dict[str, tuple[str, ...]] = {
+    "avi": (".avi",),
+    "mov": (".mp4", ".m4v", ".mov", ".3gp", ".3g2"),
+    "matroska": (".mkv", ".webm"),
+    "mpeg": (".mpg", ".mpeg", ".vob"),
+    "mpegts": (".ts", ".mts", ".m2ts"),
+    "asf": (".wmv", ".asf"),
+    "flv": (".flv",),
+    "ogg": (".ogv",),
+    "gif": (".gif",),
+    # These have no suffix of their own, but other names hide them: some copies of UCF101 hold bare MPEG-4 named .mp4. A
+    # WAV file is opened so that the message can say that it has no video stream.
+    **dict.fromkeys(("m4v", "h264", "hevc", "av1", "ivf", "obu", "mpegvideo", "mjpeg", "dv", "wav"), ()),
+}
+VIDEO_SUFFIXES = tuple(suffix for suffixes in VIDEO_FORMATS.values() for suffix in suffixes)
+
+_GROUP = re.compile(r"_(g[0-9]+)_c[0-9]+$", re.IGNORECASE)
+CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")  # not in names: it could clear a terminal, or forge a line of the log
+
+
+def without_suffix(name: str) -> str:
+    """The name without a video suffix. Any other dot belongs to the name."""
+    for suffix in VIDEO_SUFFIXES:
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def group_of(name: str) -> str | None:
+    """`g08` for `v_Diving_g08_c01`; None if the name holds no group."""
+    found = _GROUP.search(name)
+    return found[1].lower() if found else None

@@ -1,0 +1,208 @@
+"""Decodes many video files in parallel, each into a folder of JPEG frames.
+
+Each folder is written under a temporary name and renamed when it is complete, so a folder with its final name is whole,
+and a second run continues where the first one stopped.
+"""
+
+import dataclasses
+import multiprocessing
+import os
+import shutil
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import cv2
+
+from r23d_jax.config import UserError
+from r23d_jax.data.make.flow import DEFAULT_BOUND, flow_pictures
+from r23d_jax.data.make.video import VideoError, iter_frames
+from r23d_jax.runtime import disk
+
+PARTIAL = ".partial-"  # starts the names of unfinished work; indexes ignore names that start with a dot
+FRAME_NAME = "image_{:05d}.jpg"
+
+_MOST_DEATHS = 8
+
+
+class PrepareError(UserError):
+    """Preparing cannot go on, e.g. because the disk is full."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One video to decode.
+
+    Attributes:
+      video: the file.
+      folder: the folder to write.
+      quality: JPEG quality, 1 to 100.
+      short_side: length of the shorter side in pixels; 0 keeps the video's own size.
+      flow: method of the optical flow to write instead of frames; "" for frames.
+      flow_bound: displacement in pixels that becomes the largest stored value.
+    """
+
+    video: str
+    folder: str
+    quality: int
+    short_side: int
+    flow: str = ""
+    flow_bound: float = DEFAULT_BOUND
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of a job: the number of frames written, or why there are none."""
+
+    num_frames: int = 0
+    error: str = ""
+
+
+def run_jobs(jobs: Iterable[Job], num_workers: int) -> Generator[tuple[Job, Result], None, None]:
+    """Decodes videos in processes.
+
+    A process that dies (out of memory, a crash in the decoder) does not end the run: the videos it may have been
+    working on are tried again one at a time, and a video that kills its process again is reported as broken.
+
+    Args:
+      jobs: what to do.
+      num_workers: processes.
+
+    Yields:
+      (job, result) in order of completion.
+
+    Raises:
+      PrepareError: results cannot be written.
+    """
+    waiting = deque(jobs)
+    deaths = 0
+    while waiting:
+        for job in (yield from _run_pool(waiting, num_workers)):
+            if not (yield from _run_pool(deque([job]), 1)):
+                deaths = 0
+            else:
+                deaths += 1
+                if deaths >= _MOST_DEATHS:
+                    raise PrepareError(f"{deaths} worker processes died one after the other; is there enough memory?")
+                yield job, Result(error="a worker process died while reading it (out of memory, or a decoder crash)")
+
+
+def _run_pool(waiting: deque[Job], num_workers: int) -> Generator[tuple[Job, Result], None, list[Job]]:
+    """Takes jobs from `waiting` until it is empty or a process dies; returns the jobs that were then under way."""
+    context = multiprocessing.get_context("spawn")  # fork would copy the threads of TensorFlow and OpenCV
+    stop = context.Event()
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(stop,))
+    running: dict[Future[Result], Job] = {}
+    finished = False
+    try:
+        while waiting or running:
+            while waiting and len(running) < 2 * num_workers:  # so that few jobs are suspect when a process dies
+                running[pool.submit(run_job, waiting[0])] = waiting[0]  # which raises if a process has just died
+                waiting.popleft()
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                result = future.result()  # BrokenProcessPool leaves the job in `running`
+                yield running.pop(future), result
+        finished = True
+    except BrokenProcessPool:
+        return list(running.values())
+    finally:
+        if not finished:
+            stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+    return []
+
+
+_stop: Event | None = None
+
+
+def _start_worker(stop: Event) -> None:
+    global _stop
+    import signal
+
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent decides
+    cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def end_with_parent() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def run_job(job: Job) -> Result:
+    """Decodes one video, unless its folder exists already."""
+    folder = Path(job.folder)
+    if os.path.exists(folder):  # False also for a name that is too long, which mkdir then reports
+        return Result(sum(not name.startswith(".") for name in os.listdir(folder)))
+    partial = folder.with_name(f"{PARTIAL}{os.getpid()}")
+    try:
+        _remove(partial)
+        partial.mkdir(parents=True)
+        number = 0
+        for number, jpeg in enumerate(encoded_frames(job), start=1):
+            (partial / FRAME_NAME.format(number)).write_bytes(jpeg)
+            if _stop is not None and _stop.is_set():
+                return Result(error="stopped")
+        os.rename(partial, folder)
+        return Result(number)
+    except VideoError as error:
+        return Result(error=str(error))
+    except OSError as error:
+        if error.errno in disk.REMEDIES:
+            raise PrepareError(f"cannot write {folder}: {error.strerror}; {disk.REMEDIES[error.errno]}") from error
+        return Result(error=f"{job.video}: {error}")
+    finally:
+        _remove(partial)
+
+
+def read_folder(path: Path) -> list[bytes]:
+    """The JPEG frames of a folder that `run_job` wrote, in order."""
+    names = sorted((name for name in os.listdir(path) if not name.startswith(".")), key=lambda name: (len(name), name))
+    return [(Path(path) / name).read_bytes() for name in names]
+
+
+def remove_partial(root: Path) -> int:
+    """Removes unfinished work that a killed run left below a folder; returns the number of pieces removed."""
+    partial = []
+    for folder, folders, files in os.walk(root):
+        partial += [Path(folder) / name for name in [*folders, *files] if name.startswith(PARTIAL)]
+        folders[:] = [name for name in folders if not name.startswith(PARTIAL)]
+    for path in partial:
+        _remove(path)
+    return len(partial)
+
+
+def encoded_frames(job: Job) -> Iterator[bytes]:
+    """Decodes a job's video to JPEG frames.
+
+    Raises:
+      VideoError: it cannot be decoded.
+    """
+    quality = [cv2.IMWRITE_JPEG_QUALITY, job.quality]
+    images = iter_frames(Path(job.video), job.short_side, channels="bgr")
+    if job.flow:
+        images = flow_pictures(images, job.flow, job.flow_bound)
+    some = False
+    for image in images:
+        some = True
+        ok, jpeg = cv2.imencode(".jpg", image, quality)
+        if not ok:
+            raise VideoError(f"{job.video}: a frame of {image.shape[1]}x{image.shape[0]} cannot be written as JPEG")
+        yield jpeg.tobytes()
+    if not some:
+        raise VideoError(f"{job.video}: one frame only, which has no optical flow")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

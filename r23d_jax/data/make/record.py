@@ -1,0 +1,100 @@
+"""What `prepare` keeps beside its results: a record of settings and finished work, and a list of broken videos."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+from r23d_jax import __version__
+from r23d_jax.config import UserError
+from r23d_jax.runtime.disk import write_atomically
+from r23d_jax.runtime.progress import printable
+
+RECORD, BROKEN = "prepare.json", "broken.txt"
+FRAMES, PACKED, STAGING = "frames", "packed", ".staging"
+# Settings that all results in a folder share
+_SETTINGS = ("quality", "short_side", "flow", "flow_bound")
+
+
+@dataclasses.dataclass
+class Record:
+    """The content of `prepare.json`.
+
+    Attributes:
+      quality, short_side, flow, flow_bound: as in `jobs.Job`.
+      shards: number of shards that was asked for.
+      version: version of this package.
+      videos: number of finished videos.
+      broken: number of videos that cannot be used.
+      packed: targets of the videos in the shards.
+      left_out: target, stamp of the file and reason for every video that Apache Beam's workers could not decode.
+    """
+
+    quality: int
+    short_side: int
+    flow: str
+    flow_bound: float
+    shards: int
+    version: str = __version__
+    videos: int = 0
+    broken: int = 0
+    packed: list[str] = dataclasses.field(default_factory=list)
+    left_out: list[tuple[str, list[int], str]] = dataclasses.field(default_factory=list)
+
+    def save(self, out: Path) -> None:
+        write_atomically(out / RECORD, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+
+def open_record(out: Path, wanted: Record, *, packs: bool, overwrite: bool) -> Record:
+    """Opens the record of earlier runs, or begins one.
+
+    Args:
+      out: the folder of the results.
+      wanted: a record without results, with the settings of this run.
+      packs: whether this run writes shards.
+      overwrite: whether to remove the results of earlier runs.
+
+    Raises:
+      UserError: the record is damaged or has other settings, or there are results without a record.
+    """
+    path = out / RECORD
+    made = [out / name for name in (FRAMES, PACKED, STAGING) if (out / name).exists()]
+    if made and not path.exists():
+        raise UserError(f"{made[0]}: exists, but not made by this command (there is no {path}); use another --out")
+    if overwrite or not path.exists():
+        for folder in made:
+            shutil.rmtree(folder)
+        wanted.save(out)
+        return wanted
+    record = _read(path, wanted)
+    old = {name: getattr(record, name) for name in _SETTINGS}
+    differ = [f"{name.replace('_', ' ')} {value}" for name, value in old.items() if value != getattr(wanted, name)]
+    if differ:
+        raise UserError(
+            f"--out {out}: was prepared with {', '.join(differ)}; use the same, another --out, or --overwrite to start "
+            "again"
+        )
+    if packs and record.packed and record.shards != wanted.shards:
+        raise UserError(f"--out {out}: was packed with --shards {record.shards}; use the same, or --overwrite")
+    return record
+
+
+def _read(path: Path, wanted: Record) -> Record:
+    try:
+        content = {"flow": "", "flow_bound": wanted.flow_bound} | json.loads(path.read_text())  # old records lack these
+        names = {field.name for field in dataclasses.fields(Record)}
+        record = Record(**{name: value for name, value in content.items() if name in names})
+        record.packed = list(record.packed)
+        record.left_out = [(str(target), list(stamp), str(why)) for target, stamp, why in record.left_out]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); delete it and run again with --overwrite") from error
+    return record
+
+
+def write_broken(out: Path, broken: dict[str, str]) -> None:
+    """Lists the files that cannot be used, with the reasons, in `broken.txt`; removes it if there are none."""
+    path = out / BROKEN
+    if broken:
+        write_atomically(path, "".join(f"{printable(video)}\t{printable(broken[video])}\n" for video in sorted(broken)))
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,138 @@
+"""Finds the video files below a folder, and what each is called in the dataset."""
+
+import dataclasses
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from r23d_jax.config import UserError
+from r23d_jax.data.find.splits import Entry, available_splits, read_list
+from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, group_of, without_suffix
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoFile:
+    """A video file and its names.
+
+    Attributes:
+      path: the file.
+      target: its frame folder, relative.
+      name: its name in the lists and in packed records.
+      class_name: its class.
+    """
+
+    path: Path
+    target: str
+    name: str
+    class_name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """The videos below a folder, the names of all classes, and files that cannot be used, each with the reason."""
+
+    videos: list[VideoFile]
+    class_names: list[str]
+    broken: dict[str, str]
+
+
+def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], None] = print) -> Search:
+    """Looks for videos, in subfolders and behind links too.
+
+    Args:
+      root: the folder to search.
+      out: a folder to leave out, because the results go there.
+      lists: folder of split lists; if given, only the videos that they name are used.
+      log: receives how many of the listed videos were found.
+
+    Raises:
+      UserError: there is no video, or none that is listed.
+    """
+    broken: dict[str, str] = {}
+    paths = list(_walk(root, out, broken))
+    if not paths:
+        raise UserError(f"--videos {root}: holds no video ({' '.join(VIDEO_SUFFIXES)})")
+    listed, class_names = _listed(Path(lists)) if lists else (None, [])
+    videos: dict[str, VideoFile] = {}
+    not_listed = 0
+    for path in paths:
+        video = _identify(root, path, listed)
+        if video is None:
+            not_listed += 1
+        elif reason := _problem(video):
+            broken[str(path)] = reason
+        else:
+            other = videos.setdefault(video.target.casefold(), video)
+            if other is not video:
+                broken[str(path)] = f"has the same class and name as {other.path}; rename one of them"
+    if listed is None:
+        class_names = sorted({video.class_name for video in videos.values()})
+    else:
+        log(f"{len(videos)} of the {sum(map(len, listed.values()))} listed videos found; {not_listed} not listed")
+        if not videos:
+            raise UserError(f"--videos {root}: none of its {len(paths)} videos is named by the lists in {lists}")
+    return Search(list(videos.values()), class_names, broken)
+
+
+def _walk(root: Path, out: Path, broken: dict[str, str]) -> Iterator[Path]:
+    def unreadable(error: OSError) -> None:
+        broken[str(error.filename)] = f"cannot be read ({error.strerror})"
+
+    seen = {os.path.realpath(out)}
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
+        real = os.path.realpath(folder)
+        if real in seen:  # a loop of links, or the output
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith("."):
+                yield Path(folder) / name
+
+
+def _problem(video: VideoFile) -> str | None:
+    try:
+        video.target.encode()
+    except UnicodeEncodeError:
+        return "its name is not valid UTF-8; rename it"
+    if ".." in video.target.split("/") or video.target.startswith("/"):
+        return f"would be written to {video.target}, outside of --out; rename it or its class"
+    return None
+
+
+def _listed(lists: Path) -> tuple[dict[str, list[Entry]], list[str]]:
+    """Entries of all splits by the video's own name in lower case, and the class names."""
+    entries: dict[tuple[str, str], Entry] = {}
+    class_names: list[str] = []
+    for split in available_splits(lists) or (1,):
+        sides = [read_list(lists, subset, split) for subset in ("train", "test")]
+        class_names = list(sides[0].class_names)
+        entries |= {(entry.class_name, entry.name.casefold()): entry for side in sides for entry in side.entries}
+    by_name: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries.values():
+        by_name[entry.name.rsplit("/", 1)[-1].casefold()].append(entry)
+    return by_name, class_names
+
+
+def _identify(root: Path, path: Path, listed: dict[str, list[Entry]] | None) -> VideoFile | None:
+    *above, file = path.relative_to(root).parts
+    stem = without_suffix(file)
+    if listed is None:
+        class_name = above[-1] if above else _class_in_name(stem) or root.resolve().name
+        return VideoFile(path, f"{class_name}/{stem}", stem, class_name)
+    here = "/".join(["", root.resolve().name, *above, stem]).casefold()
+    candidates = listed.get(stem.casefold(), [])
+    for entry in candidates:
+        if here.endswith((f"/{entry.class_name}/{entry.name}".casefold(), f"/{entry.name}".casefold())) and (
+            "/" in entry.name or f"/{entry.class_name}/".casefold() in here or len(candidates) == 1
+        ):
+            target = entry.name if "/" in entry.name else f"{entry.class_name}/{entry.name}"
+            return VideoFile(path, target, entry.name, entry.class_name)
+    return None
+
+
+def _class_in_name(name: str) -> str | None:
+    """`Diving` for `v_Diving_g01_c01`."""
+    return name.split("_", 1)[1].rsplit("_", 2)[0] if group_of(name) and name.lower().startswith("v_") else None
