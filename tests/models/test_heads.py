@@ -1,5 +1,7 @@
 """Heads: tokens kept and dropped, positions for another grid, refusals, and the transformer block against torch."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ def abstract(head: HeadConfig, **fields) -> models.VideoNetwork:
 @pytest.mark.parametrize("kind", ["vit", "attention_pool"])
 def test_positions_are_learned_per_token(kind: str, tokens: str) -> None:
     """Of 8 frames of 64 pixels, R(2+3)D leaves 2 x 2 x 2."""
-    head = abstract(HeadConfig(kind=kind, tokens=tokens, num_heads=2), crop_size=64).head
+    head: Any = abstract(HeadConfig(kind=kind, tokens=tokens, num_heads=2), crop_size=64).head
     grid = (2, 2, 2) if tokens == "space_time" else (2, 1, 1)
     assert head.tokenizer.positions.shape == (*grid, 8)
 
@@ -86,6 +88,20 @@ def test_heads_drop_tokens_while_training_only(kind: str) -> None:
     np.testing.assert_array_equal(read(head, x, jax.random.key(0)), read(head, x, jax.random.key(1)))
 
 
+def test_the_class_token_is_what_a_vit_head_classifies() -> None:
+    """Blocks that add nothing leave CLS as it was, whatever the clip shows; every other token shows the clip."""
+    cfg = HeadConfig(kind="vit", num_heads=2, num_layers=2)
+    head: Any = make_head(8, 5, (2, 2, 2), cfg, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    head.eval()
+    for block in head.blocks:
+        for layer in (block.attention.out, block.linear2):
+            layer.kernel[...], layer.bias[...] = jnp.zeros_like(layer.kernel[...]), jnp.zeros_like(layer.bias[...])
+    logits = head(jax.random.normal(jax.random.key(0), (2, 2, 2, 2, 8)))
+    wanted = head.classifier(head.norm(head.cls[...]))[0]
+    np.testing.assert_allclose(logits, np.broadcast_to(wanted, (2, 5)), rtol=1e-5, atol=1e-7)
+    assert np.abs(wanted).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("head", "message"),
     [
@@ -103,7 +119,7 @@ def test_refusals(head: HeadConfig, message: str) -> None:
 def test_transformer_block_equals_torch() -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed: pip install -r requirements-torch.txt")
     dim, heads = 8, 2
-    ours = TransformerBlock(dim, HeadConfig(num_heads=heads, mlp_ratio=4.0), dtype=jnp.float32, rngs=nnx.Rngs(0))
+    ours: Any = TransformerBlock(dim, HeadConfig(num_heads=heads, mlp_ratio=4.0), dtype=jnp.float32, rngs=nnx.Rngs(0))
     theirs = torch.nn.TransformerEncoderLayer(
         dim, heads, 4 * dim, dropout=0.0, activation="gelu", norm_first=True, batch_first=True, layer_norm_eps=1e-6
     ).eval()

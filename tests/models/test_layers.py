@@ -35,7 +35,7 @@ def test_convolution_equals_torch(kernel: tuple, strides: tuple, size: tuple) ->
     graph, state = nnx.split(layer)
     loss = lambda state, x: jnp.sum(jnp.sin(nnx.merge(graph, state)(x)))  # noqa: E731
     ours_w, ours_x = jax.grad(loss, argnums=(0, 1))(state, x)
-    np.testing.assert_allclose(layer(x), theirs.detach().numpy().transpose(0, 2, 3, 4, 1), atol=1e-5)
+    np.testing.assert_allclose(layer(jnp.asarray(x)), theirs.detach().numpy().transpose(0, 2, 3, 4, 1), atol=1e-5)
     np.testing.assert_allclose(ours_x, theirs_x.grad.numpy().transpose(0, 2, 3, 4, 1), atol=1e-5)
     kernel_grad = theirs_w.grad.numpy().transpose(2, 3, 4, 1, 0)
     np.testing.assert_allclose(ours_w.kernel[...], kernel_grad, atol=1e-5 * max(1.0, float(np.abs(kernel_grad).max())))

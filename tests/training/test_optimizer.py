@@ -81,6 +81,14 @@ def test_multipliers_and_frozen_parts() -> None:
     np.testing.assert_allclose(delta["head"]["kernel"], -0.3 * grads(0)["head"]["kernel"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_weight_decay_leaves_frozen_parts_alone(name: str) -> None:
+    params = steps(constant(name=name, weight_decay=0.5, freeze=("stem", "stage2")))
+    for part in (lambda tree: tree["stem"], lambda tree: tree["stages"]["1"]):
+        jax.tree.map(np.testing.assert_array_equal, part(params), part(PARAMS))
+    assert np.all(params["stages"]["0"]["kernel"] != PARAMS["stages"]["0"]["kernel"])
+
+
 def test_clipping_uses_the_norm_of_what_is_trained() -> None:
     fields = {"name": "sgd", "learning_rate": 1.0, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
     moved = steps(constant(**fields, clip_norm=0.01, freeze=("stem",)), count=1)
@@ -126,7 +134,7 @@ def test_schedules(schedule: str, factors: dict[int, float]) -> None:
         learning_rate=0.4, schedule=schedule, warmup_epochs=1.0, milestones=(2.0, 5.0), decay_factor=0.1
     )
     rate = make_schedule(cfg, steps_per_epoch=10, num_steps=100)
-    np.testing.assert_allclose([rate(k) for k in range(10)], 0.4 * np.arange(1, 11) / 10, rtol=1e-5)
+    np.testing.assert_allclose([float(np.asarray(rate(k))) for k in range(10)], 0.4 * np.arange(1, 11) / 10, rtol=1e-5)
     for step, factor in factors.items():
         np.testing.assert_allclose(rate(step), 0.4 * factor, rtol=1e-4, atol=1e-7)
 
