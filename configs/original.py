@@ -5,7 +5,7 @@
 What the published `train-test.py` runs (not what its README describes): r3d_18 with dropout 0.3 inside every block and
 no pretrained weights; 16 consecutive frames; short side 136, a crop of one of five scales, flip; pixels left in 0..255
 and then normalized by 0.5 and 0.5; SGD with Nesterov momentum and no weight decay; a cosine that ends at about 0.195 of
-the learning rate; batch 64, 300 epochs, one GPU. Tested on all non-overlapping clips, centre crop.
+the learning rate; batch 64, 300 epochs, one GPU. Tested on all non-overlapping clips, center crop.
 `original.py:r2plus3d` trains its other backbone, which the published trainer never builds, under the same recipe.
 The published 86.88 % cannot come from this recipe as it stands; from scratch, expect about 45 to 60 %.
 """

@@ -5,7 +5,7 @@
 Variants: `r23d.py:34` (depth), `r23d.py:18,vit_time`, `r23d.py:18,avgpool`, `r23d.py:18,attention_pool` (head);
 `r23d.py:flow` on optical flow (prepare --flow); and `r23d.py:finetune`, from DPC's self-supervised weights of the same
 backbone (--config.init_from=FILE): the backbone at a tenth of the rate, weight decay 1e-3, dropout 0.5, at 128 pixels
-(TengdaHan/DPC; its Adam has no decoupled decay, and a ConvGRU where we have the ViT head). Published: 68.2 % with
+(TengdaHan/DPC; its Adam has no decoupled decay, and a ConvGRU in place of the ViT head). Published: 68.2 % with
 Kinetics-400 videos (Han et al. 2019, R18).
 Hardware: written for one 80 GB GPU in bfloat16. Result: not yet measured at full size; docs/results.md has what was.
 """

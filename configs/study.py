@@ -10,10 +10,10 @@ alone, so the table shows what only temporal convolution can tell apart.
 and `--shard i/n` shares it out. Results: docs/results.md.
 """
 
-import importlib.util
 from pathlib import Path
 
 from r23d_jax.config import Config, UserError
+from r23d_jax.config.files import call_file
 from r23d_jax.study.grid import Study
 
 NETWORKS = {
@@ -64,8 +64,4 @@ def get_study(arg: str = "") -> Study:
 
 
 def _base(name: str, arg: str = "") -> Config:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(arg)
+    return call_file(str(Path(__file__).with_name(f"{name}.py")), "get_config", Config, arg)

@@ -7,11 +7,14 @@ import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from absl import flags
 from hypothesis import example, given
 from hypothesis import strategies as st
+from ml_collections import config_flags
 
 from r23d_jax import config
 
@@ -161,6 +164,31 @@ def test_every_field_can_be_overridden() -> None:
                 assert value is not None, "a None cannot be overridden on the command line"
 
     walk(config.Config, "config")
+
+
+@pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")  # ml_collections' own way to run a file
+def test_ml_collections_parses_an_override_of_every_field(tmp_path: Path) -> None:
+    """It reads a field's type from the dataclass, and refuses types with constraints."""
+    file = tmp_path / "mine.py"
+    file.write_text("from r23d_jax.config import Config\ndef get_config():\n    return Config()\n")
+    wanted = config.Config(seed=7)
+    wanted.data.crop_area, wanted.data.flip, wanted.model.widths = (0.5, 0.75), False, (8, 8, 8, 8)
+    wanted.optimizer.learning_rate, wanted.optimizer.milestones = 0.5, (1.5, 2.0)
+    wanted.optimizer.freeze, wanted.model.head.kind = ("stem",), "avgpool"
+
+    def overrides(group: config.Group, path: str) -> list[str]:
+        texts = []
+        for field in dataclasses.fields(group):
+            value = getattr(group, field.name)
+            below = f"{path}.{field.name}"
+            texts += overrides(value, below) if isinstance(value, config.Group) else [f"{below}={value}"]
+        return texts
+
+    argv = ["launch.py", f"--config={file}", *overrides(wanted, "--config")]
+    parsed = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=parsed, sys_argv=argv)
+    parsed(argv)
+    assert parsed["config"].value == wanted and len(argv) > 80
 
 
 def test_json_of_another_version() -> None:

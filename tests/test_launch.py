@@ -84,7 +84,7 @@ def launch(*args: str) -> subprocess.CompletedProcess[str]:
         (["--config=configs/r23d.py:19"], "configs/r23d.py:19: depth '19' is unknown; known: 18, 34, flow, finetune"),
         (["--config=configs/r32d.py"], "--config=configs/r32d.py: no such file; did you mean configs/r"),
         (["--config=configs/r3d.py:finetune"], "config.init_from=weights/r3d_18.pth: there is no such file or folder"),
-        (["--config=configs/study.py"], "has no get_config(arg); it describes a study: use python -m r23d_jax study"),
+        (["--config=configs/study.py"], "has no get_config(arg); it describes a study: use the command study"),
         (["--config=configs/quickstart.py", "--config.optimizer.name=lyon"], "config.optimizer.name='lyon': unknown"),
         ([], "--config is missing: --config=configs/quickstart.py runs anywhere"),
     ],

@@ -67,6 +67,13 @@ NotNegative = Annotated[float, at_least(0)]
 Fraction = Annotated[float, between(0, 1)]
 FractionBelowOne = Annotated[float, at_least(0), below(1)]
 FractionAboveZero = Annotated[float, above(0), at_most(1)]
+Part = Annotated[str, one_of(*PARTS)]
+Widths = Annotated[
+    tuple[int, ...], must(lambda w: len(w) in (0, 4) and all(n > 0 for n in w), "() or four positive widths")
+]
+Scales = Annotated[tuple[FractionAboveZero, ...], must(bool, "one scale or more")]
+Area = Annotated[tuple[float, float], must(lambda a: 0 < a[0] <= a[1] <= 1, "(low, high) with 0 < low <= high <= 1")]
+Rising = Annotated[tuple[Positive, ...], must(lambda m: list(m) == sorted(set(m)), "rising epochs, e.g. (20, 30, 40)")]
 
 
 class HeadConfig(Group, place="config.model.head"):
@@ -88,10 +95,7 @@ class ModelConfig(Group, place="config.model"):
 
     family: str = "r2plus3d"
     depth: Count = 18  # not read for the families that have none: i3d, i3d_gamma, s3d, s3d_g
-    # four stage widths; (): the registry's
-    widths: Annotated[
-        tuple[int, ...], must(lambda w: len(w) in (0, 4) and all(n > 0 for n in w), "() or four positive widths")
-    ] = ()
+    widths: Widths = ()  # of the four stages; (): the registry's
     # max-pool after the stem: none, 2d (over space), 3d (and time); "": the registry's
     stem_pool: Annotated[str, one_of(*STEM_POOLS)] = ""
     in_channels: Count = 3  # of the clips; 2 for optical flow
@@ -122,14 +126,8 @@ class DataConfig(Group, place="config.data"):
     short_side: Count = 136  # pixels; the scale at which crops are taken
     crop_size: Count = 112  # pixels
     crop: Annotated[str, one_of(*CROPS)] = "multi_scale"
-    # multi_scale: of the short side
-    crop_scales: Annotated[tuple[FractionAboveZero, ...], must(bool, "one scale or more")] = (
-        (1.0, 0.8409, 0.7071, 0.5946, 0.5)
-    )  # fmt: skip
-    # random_resized: fraction of the frame
-    crop_area: Annotated[
-        tuple[float, float], must(lambda a: 0 < a[0] <= a[1] <= 1, "(low, high) with 0 < low <= high <= 1")
-    ] = (0.25, 1.0)
+    crop_scales: Scales = (1.0, 0.8409, 0.7071, 0.5946, 0.5)  # multi_scale: of the short side
+    crop_area: Area = (0.25, 1.0)  # random_resized: fraction of the frame
     flip: bool = True
     color_jitter: NotNegative = 0.0  # strength; 0 is off
     antialias: bool = False
@@ -176,14 +174,11 @@ class OptimizerConfig(Group, place="config.optimizer"):
     clip_norm: NotNegative = 0.0  # global norm; 0: off
     schedule: str = "cosine"  # a key of training/optimizer.py's SCHEDULES
     warmup_epochs: NotNegative = 0.0
-    # epochs, for schedule="multistep"
-    milestones: Annotated[
-        tuple[Positive, ...], must(lambda m: list(m) == sorted(set(m)), "rising epochs, e.g. (20, 30, 40)")
-    ] = ()
+    milestones: Rising = ()  # epochs, for schedule="multistep"
     decay_factor: FractionAboveZero = 0.1
     backbone_multiplier: NotNegative = 1.0  # of the learning rate
     head_multiplier: NotNegative = 1.0
-    freeze: tuple[Annotated[str, one_of(*PARTS)], ...] = ()  # parts not trained
+    freeze: tuple[Part, ...] = ()  # parts not trained
 
     def conflicts(self) -> Iterator[str]:
         if self.schedule == "multistep" and not self.milestones:

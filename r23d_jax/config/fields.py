@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import operator
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -48,24 +49,12 @@ def must(holds: Callable[[Any], bool], be: str) -> Constraint:
     return lambda value: "" if holds(value) else f"must be {be}"
 
 
-def at_least(low: float) -> Constraint:
-    """A constraint: the value is `low` or more."""
-    return must(lambda value: value >= low, f"at least {low}")
+def _compared(holds: Callable[[Any, float], bool], words: str) -> Callable[[float], Constraint]:
+    return lambda limit: must(lambda value: holds(value, limit), f"{words} {limit}")
 
 
-def above(low: float) -> Constraint:
-    """A constraint: the value is more than `low`."""
-    return must(lambda value: value > low, f"above {low}")
-
-
-def at_most(high: float) -> Constraint:
-    """A constraint: the value is `high` or less."""
-    return must(lambda value: value <= high, f"at most {high}")
-
-
-def below(high: float) -> Constraint:
-    """A constraint: the value is less than `high`."""
-    return must(lambda value: value < high, f"below {high}")
+at_least, at_most = _compared(operator.ge, "at least"), _compared(operator.le, "at most")
+above, below = _compared(operator.gt, "above"), _compared(operator.lt, "below")
 
 
 def between(low: float, high: float) -> Constraint:
@@ -143,7 +132,9 @@ def validate(group: G) -> G:
       ConfigError: listing every wrong field at once, each with its value and what it may be.
     """
     groups = list(_groups(group))
-    problems = [problem for part in groups for problem in _type_problems(part)]
+    values = [(part, field.name, field.type) for part in groups for field in dataclasses.fields(part)]
+    checked = (type_problem(f"{part.place}.{name}", getattr(part, name), kind) for part, name, kind in values)
+    problems = list(filter(None, checked))
     if not problems:  # constraints assume right types
         problems = [problem for part in groups for problem in (*_value_problems(part), *part.conflicts())]
     if problems:
@@ -157,13 +148,6 @@ def _groups(group: Group) -> Iterator[Group]:
         value = getattr(group, field.name)
         if isinstance(value, Group):
             yield from _groups(value)
-
-
-def _type_problems(group: Group) -> Iterator[str]:
-    for field in dataclasses.fields(group):
-        problem = type_problem(f"{group.place}.{field.name}", getattr(group, field.name), field.type)
-        if problem:
-            yield problem
 
 
 def _value_problems(group: Group) -> Iterator[str]:
@@ -188,7 +172,7 @@ def _broken(path: str, value: Any, hint: Any) -> Iterator[str]:
 
 # -- types -------------------------------------------------------------------------------------------------------------
 
-# Numbers go into int32 and float32 arrays. NaN, which no comparison finds in order, is none of them either.
+# Numbers go into int32 and float32 arrays. NaN is refused too, because every comparison with it is false.
 _LARGEST_INT, _LARGEST_FLOAT = 2**31 - 1, 1e30
 
 

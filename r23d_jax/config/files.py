@@ -10,10 +10,10 @@ from r23d_jax.config.fields import ConfigError, UserError, nearest
 
 T = TypeVar("T")
 
-# What a file without the function wanted is for, by the function that it has
+# The purpose of a file that lacks the wanted function, by the function that it has
 _OTHERS = {
-    "get_study": "it describes a study: use python -m r23d_jax study",
-    "get_config": "it describes one training: use launch.py",
+    "get_study": "it describes a study: use the command study",
+    "get_config": "it describes one training: use launch.py or the command train",
 }
 
 

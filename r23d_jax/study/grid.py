@@ -146,9 +146,5 @@ def _set(config: Config, path: str, value: Any, where: str) -> None:
 
 
 def load_study(path: str, arg: str) -> Study:
-    """Runs a study's file and asks its `get_study(arg)`.
-
-    Raises:
-      UserError: if there is no such file, or it gives no study.
-    """
+    """The study that a file's `get_study(arg)` returns; raises UserError if it returns none."""
     return call_file(path, "get_study", Study, arg)

@@ -1,9 +1,9 @@
 """Where a clip is cut out of its frames, and what is then done to its pixels: TensorFlow operations without state.
 
 All windows are in pixels of the frame as it lies on disk: "scale the short side to 136, then crop 112 x 112" becomes
-one window of 112/136 of the short side, which is the only part that is decoded and is resized once. Against scaling
-first and cropping then, a window is rounded to whole source pixels, and the second resize is not there. Frames
-smaller than `short_side` work the same way: their window is enlarged.
+one window of 112/136 of the short side, which is the only part that is decoded and is resized once. Compared with
+scaling first and cropping then, a window is rounded to whole source pixels, and there is no second resize. The window
+of a frame smaller than `short_side` is enlarged.
 
 A window is (4,) int32: top, left, height, width.
 
@@ -156,11 +156,6 @@ def _random(cfg: DataConfig, draws: tf.Tensor, height: tf.Tensor, width: tf.Tens
     return _random_window(draws, side, side, height, width)
 
 
-def _center(cfg: DataConfig, draws: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    del draws
-    return eval_window(cfg, 1, tf.constant(0), height, width)
-
-
 def _random_resized(cfg: DataConfig, draws: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
     low, high = cfg.crop_area
     wide, tall = tf.cast(width, tf.float32), tf.cast(height, tf.float32)
@@ -173,13 +168,11 @@ def _random_resized(cfg: DataConfig, draws: tf.Tensor, height: tf.Tensor, width:
     first = tf.argmax(tf.cast(fits, tf.int32), output_type=tf.int32)
     found = _random_window(draws, heights[first], widths[first], height, width)
 
-    # The largest centred window whose shape is allowed
+    # The largest centered window whose shape is allowed
     least_width = tf.cast(tf.round(tall * _ASPECT[1]), tf.int32)
     least_height = tf.cast(tf.round(wide / _ASPECT[0]), tf.int32)
     window_width, window_height = tf.minimum(width, least_width), tf.minimum(height, least_height)
-    fallback = tf.stack(
-        [(height - window_height) // 2, (width - window_width) // 2, window_height, window_width],
-    )
+    fallback = tf.stack([(height - window_height) // 2, (width - window_width) // 2, window_height, window_width])
     return tf.where(tf.reduce_any(fits), found, fallback)
 
 
@@ -194,13 +187,8 @@ WINDOWS: dict[str, Callable[[DataConfig, tf.Tensor, tf.Tensor, tf.Tensor], tf.Te
     # A square that is `crop_size` when the short side is `short_side`, anywhere.
     "random": _random,
     # The same square, in the center.
-    "center": _center,
+    "center": lambda cfg, draws, height, width: eval_window(cfg, 1, tf.constant(0), height, width),
 }
-
-
-def _one_crop(crop: tf.Tensor, down: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-    del crop
-    return tf.stack([down // 2, right // 2])
 
 
 def _three_crops(crop: tf.Tensor, down: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
@@ -217,7 +205,7 @@ def _ten_crops(crop: tf.Tensor, down: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
 
 # config.eval.crops -> (crop, largest top, largest left) -> top, left
 EVAL_CROPS: dict[int, Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]] = {
-    1: _one_crop,  # the center
+    1: lambda crop, down, right: tf.stack([down // 2, right // 2]),  # the center
     3: _three_crops,  # the two ends and the middle of the long side, in the middle of the short side
     10: _ten_crops,  # top left, top right, bottom left, bottom right, center, and then the same five, to be mirrored
 }
@@ -230,15 +218,10 @@ def _color_jitter(cfg: DataConfig, key: tf.Tensor, clip: tf.Tensor) -> tf.Tensor
     return to_uint8(jitter_colors(cfg.color_jitter, uniform(key, 3), tf.cast(clip, tf.float32)))
 
 
-def _flip(cfg: DataConfig, key: tf.Tensor, clip: tf.Tensor) -> tf.Tensor:
-    del cfg
-    return mirror(clip, uniform(key, 1)[0] < 0.5)
-
-
 # Field of DataConfig -> (config, key of its own, (t, s, s, c) uint8) -> (t, s, s, c) uint8
 AUGMENTATIONS: dict[str, Callable[[DataConfig, tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "color_jitter": _color_jitter,
-    "flip": _flip,
+    "flip": lambda cfg, key, clip: mirror(clip, uniform(key, 1)[0] < 0.5),
 }
 
 

@@ -1,12 +1,12 @@
 """Videos on disk -> batches of numpy arrays, with tf.data.
 
-A training sample is a pure function of (seed, epoch, video), so a pipeline that starts at step k gives the batches that
-one started at step 0 gives from step k on, and hosts that each read their own rows give together what one would give.
+A training sample is a pure function of (seed, epoch, video). A pipeline that starts at step k therefore gives the same
+batches as one that started at step 0 gives from step k on, and hosts that each read their own rows give together what
+one host would give.
 
-Reading is plain until something cannot be read. From that batch on it is careful: each row is the first of a few
-candidates (the video wanted, then others drawn with its key) that can be read. The batch then says which one that
-was, and `BrokenLog` looks for the fault from Python, once per video. Both ways give the same batch wherever nothing
-is broken.
+After the first read error the pipeline switches to a slower, careful mode: each row is the first of a few candidates
+(the video wanted, then others drawn with its key) that can be read. The batch then holds which one that was, and
+`BrokenLog` looks for the fault from Python, once per video. Where nothing is broken both modes give the same batch.
 """
 
 import math
@@ -53,7 +53,7 @@ def train_batches(
       num_steps: how many.
       host: number of this host.
       num_hosts: hosts in all.
-      broken: takes note of what cannot be read.
+      broken: counts and names what cannot be read.
 
     Returns:
       An iterator over batches
@@ -145,7 +145,7 @@ def eval_batches(
       batch_size: views in a batch, over all hosts.
       host: number of this host.
       num_hosts: hosts in all.
-      broken: takes note of what cannot be read.
+      broken: counts and names what cannot be read.
       crops: crops of a clip, 1, 3 or 10, which gives `views.crop` its meaning; 0: as many as `views` has.
 
     Returns:
@@ -239,8 +239,8 @@ def _eval_loader(cfg: DataConfig, crops: int, together: bool) -> Callable[[list[
             fewest = cfg.dct_scaling * cfg.crop_size or math.inf
             windows = decode_windows(contents, lambda h, w: augment.eval_window(cfg, crops, crop, h, w), flow, fewest)
             return finish(windows, crop)[None]
-        # Whole also where one crop is wanted: at its edges a window has other colors when it is decoded alone, and a
-        # view must not depend on its batch.
+        # The whole frame is decoded even if one crop is wanted: a window that is decoded alone has other colors at its
+        # edges, and a view must not depend on its batch.
         fewest = cfg.dct_scaling * cfg.short_side or math.inf
         whole = decode_windows(contents, lambda h, w: tf.stack([0, 0, h, w]), flow, fewest)
         cut = []

@@ -1,10 +1,9 @@
 """Which video comes when, and which of its frames make a clip: TensorFlow operations without any state.
 
 Everything random is a pure function of (seed, epoch, video), so that a run resumes from its step alone, and a host
-reads only its own part. A clip that is longer than its video goes round: frame i is frame i modulo the number of
-frames. The step from the last frame to the first is then a jump in the picture (and in a frame difference); there is
-one per lap and no more, because a difference input of T frames reads T + 1 frames in one piece, and none where the
-clip fits.
+reads only its own part. A clip that is longer than its video wraps around: frame i is frame i modulo the number of
+frames. The step from the last frame to the first is then a jump in the picture (and in a frame difference). There is
+one jump per lap and none where the clip fits, because a difference input of T frames reads T + 1 frames in one piece.
 """
 
 from collections.abc import Callable
@@ -67,9 +66,9 @@ def training_frames(cfg: DataConfig, key: tf.Tensor, num_frames: tf.Tensor) -> t
 
 
 def consecutive_frames(start: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride: int) -> tf.Tensor:
-    """(length,) int32: `start`, `start + stride`, ..., going round at the end of the video."""
+    """(length,) int32: `start`, `start + stride`, ..., wrapping around at the end of the video."""
     steps = tf.range(length, dtype=tf.int64) * stride
-    return _go_round(tf.cast(start, tf.int64) + steps, num_frames)
+    return _wrap_around(tf.cast(start, tf.int64) + steps, num_frames)
 
 
 def _random_clip(cfg: DataConfig, key: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
@@ -100,7 +99,7 @@ def segment_frames(draws: tf.Tensor, num_frames: tf.Tensor, *, length: int, stri
     """Cuts the video into equal parts and takes a run of consecutive frames at random from each.
 
     Part k is frames [k * n // s, (k + 1) * n // s). A run that is longer than its part starts at the part's beginning
-    and goes on into the next one. With one frame per part this is the sampling of Wang et al. 2016, arXiv:1608.00859.
+    and continues into the next one. With one frame per part this is the sampling of Wang et al. 2016, arXiv:1608.00859.
 
     Args:
       draws: (s,) float32 in [0, 1), one per segment; s divides length.
@@ -119,7 +118,7 @@ def segment_frames(draws: tf.Tensor, num_frames: tf.Tensor, *, length: int, stri
     span = (run - 1) * stride + 1
     start = first + tf.cast(pick(draws, tf.cast(tf.maximum(end - first - span, 0) + 1, tf.int32)), tf.int64)
     steps = tf.range(run, dtype=tf.int64) * stride
-    return _go_round(tf.reshape(start[:, None] + steps[None, :], [length]), num_frames)
+    return _wrap_around(tf.reshape(start[:, None] + steps[None, :], [length]), num_frames)
 
 
 # How the frames of a training clip are chosen: config.data.sampling -> (config, key, frames in the video) -> frames
@@ -129,8 +128,8 @@ SAMPLING: dict[str, Callable[[DataConfig, tf.Tensor, tf.Tensor], tf.Tensor]] = {
 }
 
 
-def _go_round(frames: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
-    """Frames (t,) int64, which no stride takes past the largest number, as int32 of a video that begins again."""
+def _wrap_around(frames: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
+    """Frames (t,) int64, which cannot overflow at any stride -> int32, modulo the number of frames."""
     # An empty video has no frame 0 either; reading it fails, and that is reported as any other broken video.
     return tf.cast(tf.math.floormod(frames, tf.cast(tf.maximum(num_frames, 1), tf.int64)), tf.int32)
 
