@@ -1,4 +1,4 @@
-"""Where things lie inside TFRecord files, without copying them: framing, checksums and the Example message.
+"""Finds the places of records, and of the values in them, inside TFRecord files.
 
 A record is: length (8 bytes, little-endian), masked CRC-32C of those 8 bytes (4), data, masked CRC-32C of the data (4).
 The data of interest is a serialized `tf.train.Example`, a map from names to lists of bytes, floats or integers.
