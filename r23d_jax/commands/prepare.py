@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from r23d_jax.config import FLOW_METHODS, UserError
+from r23d_jax.config import UserError
 from r23d_jax.data.find.video_names import VIDEO_SUFFIXES
+from r23d_jax.data.make.flow import METHODS
 from r23d_jax.data.make.jobs import PrepareError
 from r23d_jax.data.make.prepare import Settings, prepare
 from r23d_jax.data.make.record import BROKEN, FRAMES, PACKED
@@ -28,19 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", required=True, help=f"folder to write: {FRAMES}/<Class>/<video>/image_00001.jpg, {PACKED}/"
     )
     parser.add_argument("--format", choices=("frames", "packed", "both"), default="frames")
-    parser.add_argument("--quality", type=int, default=95, help="of the JPEGs, 1 to 100 (default: 95)")
+    parser.add_argument("--quality", type=int, default=95, help="JPEG quality, 1 to 100 (default: 95)")
     parser.add_argument(
-        "--short-side", type=int, default=0, help="reduce the shorter side to this many pixels; 0: do not"
+        "--short-side", type=int, default=0, help="reduce the shorter side to this many pixels; 0 keeps the size"
     )
     parser.add_argument(
-        "--flow", choices=FLOW_METHODS, default="", help="write the optical flow between frames instead of the frames"
+        "--flow", choices=METHODS, default="", help="write the optical flow between frames instead of the frames"
     )
     parser.add_argument(
-        "--flow-bound", type=float, default=20.0, help="pixels that become the largest stored value (default: 20)"
+        "--flow-bound",
+        type=float,
+        default=20.0,
+        help="displacement in pixels that becomes the largest stored value (default: 20)",
     )
     parser.add_argument("--lists", default="", help="folder of split lists: prepare only the videos they name")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
-    parser.add_argument("--shards", type=int, default=0, help="files of the packed format; 0: of about 1 GiB at most")
+    parser.add_argument(
+        "--shards", type=int, default=0, help="number of shards; 0: as many as keep each below about 1 GiB"
+    )
     parser.add_argument(
         "--beam-runner",
         default="",
@@ -49,17 +55,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "SparkRunner, whose workers must see --videos and --out under the same paths",
     )
     parser.add_argument(
-        "--beam-options", default="", metavar="OPTION=VALUE,...", help="of Apache Beam or its runner, without dashes"
+        "--beam-options",
+        default="",
+        metavar="OPTION=VALUE,...",
+        help="options of Apache Beam or its runner, without dashes",
     )
-    parser.add_argument("--overwrite", action="store_true", help="throw away what an earlier run made in --out")
+    parser.add_argument("--overwrite", action="store_true", help="remove the results of earlier runs in --out")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command.
 
     Returns:
-      0: all videos are done; 3: some could not be decoded (they are in broken.txt); 2: wrong use, or it cannot go on,
-      e.g. because the disk is full; 130: stopped by Ctrl-C or SIGTERM. In all cases the same command goes on later.
+      0: all videos are done; 3: some could not be decoded (they are in broken.txt); 2: wrong use, or the run cannot
+      continue, e.g. because the disk is full; 130: stopped by Ctrl-C or SIGTERM. In all cases the same command resumes.
     """
     try:
         with _terminate_as_interrupt():
@@ -89,9 +98,9 @@ def _run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does, and neither is lost.
+    """Makes SIGTERM end the run as Ctrl-C does, and loses neither.
 
-    Where one strikes in a function that the garbage collector calls, Python drops the exception; it is raised again.
+    Python drops an exception raised in a function that the garbage collector calls; here it is raised again.
     """
 
     hook = sys.unraisablehook

@@ -1,4 +1,4 @@
-"""What is wrong with data on disk, and what to do about missing data."""
+"""Errors in data on disk, and the remedy for missing data."""
 
 from r23d_jax.config import UserError
 
@@ -10,7 +10,7 @@ class DataError(UserError, ValueError):
 
 
 def remedy() -> str:
-    """What to do about missing data."""
+    """The remedy for missing data, for messages."""
     return (
         f"Download UCF101 from {UCF101_URL}, then make frames of it: python -m r23d_jax prepare --videos UCF-101 --out "
         "data/ucf101, and set --config.data.root=data/ucf101/frames. To try without data: python launch.py "

@@ -1,4 +1,4 @@
-"""Recognises how the frames of listed videos lie on disk."""
+"""Recognizes how the frames of listed videos are laid out on disk."""
 
 import contextlib
 import dataclasses
@@ -27,11 +27,11 @@ _FLOW_PREFIXES = ("x_", "y_", "u_", "v_")
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where one video's frames may be: a folder of its own, or those files of a shared folder that start with a name.
+    """Where one video's frames may be: in a folder of its own, or among the files of a shared folder.
 
     Attributes:
-      parts: below root; the last one is the video's name as written on disk.
-      files: names of the frame files, where they share a folder; None: all files of the folder.
+      parts: path below root; the last part is the video's name as written on disk.
+      files: names of the frame files in a shared folder; None: all files of the video's own folder.
       special: one of `files` that is a pipe or a device.
     """
 
@@ -46,12 +46,12 @@ class _Place:
 
 @dataclasses.dataclass
 class _Listing:
-    """What the folders above the videos hold."""
+    """The content of the folders above the videos."""
 
     places: dict[str, list[_Place]]  # by the video's name in lower case
-    folders: list[str]  # that were read, relative
+    folders: list[str]  # relative paths of the folders read
     others: Counter  # suffixes of other files
-    frame_folders: list[str]  # examples of folders of frames that are not listed
+    frame_folders: list[str]  # examples of frame folders that are not listed
     unreadable: list[str]
 
 
@@ -78,7 +78,7 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What a scan found: the videos in list order, the layout in words, and every folder whose change matters."""
+    """Result of a scan: the videos in list order, the layout in words, and every folder whose change matters."""
 
     found: tuple[Found, ...]
     layout: str
@@ -87,7 +87,7 @@ class Scan:
 
 
 def scan_frames(root: Path, videos: VideoList, num_workers: int = 0) -> Scan:
-    """Looks for the frames of listed videos; see `frames.index_frames`, which is what to call."""
+    """Looks for the frames of listed videos. Call `frames.index_frames`, which caches the result."""
     wanted = {last_part(entry.name).casefold() for entry in videos.entries}
     with ThreadPoolExecutor(num_workers or _THREADS) as pool:
         listing = _list_folders(root, wanted, pool)
@@ -126,16 +126,16 @@ def _refuse_double_use(root: Path, found: list[tuple[Entry, _Place]]) -> None:
 def _number_all(
     root: Path, found: list[tuple[Entry, _Place]], pool: ThreadPoolExecutor, num_workers: int
 ) -> list[Numbering | str]:
-    """Reads the folders of all videos, in threads if that pays.
+    """Reads the folders of all videos, in threads if that is faster.
 
-    On a network or cold disk the time goes into waiting, and threads help. On a warm disk it goes into Python's work
-    on the names, and threads, which take turns at that, make it twice as slow (measured). The first folders tell.
+    On a network or cold disk most time is spent waiting, and threads help. On a warm disk most time is spent in Python
+    code, and threads contend for the GIL: they take twice as long (measured). The first folders show which case it is.
     """
 
     def number(part: list[tuple[Entry, _Place]]) -> list[Numbering | str]:
         return [_number(root, place) for _, place in part]
 
-    # In parts, because handing one folder at a time to a thread costs as much as reading it.
+    # In parts, because handing a single folder to a thread costs as much as reading it.
     parts = [found[i : i + _PART] for i in range(0, len(found), _PART)]
     show = Progress(len(found), "folders", "index frames") if len(found) >= 1000 else None
     with show or contextlib.nullcontext():
@@ -153,9 +153,9 @@ def _number_all(
 
 
 def _list_folders(root: Path, wanted: set[str], pool: ThreadPoolExecutor) -> _Listing:
-    """Reads folders level by level; a folder that is a listed video is noted, not read."""
+    """Reads folders level by level. The folder of a listed video is noted, but not read."""
     listing = _Listing(defaultdict(list), [], Counter(), [], [])
-    # With the folders above each, because a link that leads back up would have the same folders read without end.
+    # Each with the folders above it: a link that leads back up would otherwise be followed endlessly.
     level: list[tuple[tuple[str, ...], frozenset[tuple[int, int]]]] = [((), frozenset())]
     for depth in range(_MAX_DEPTH + 1):
         below = []
@@ -171,7 +171,7 @@ def _list_folders(root: Path, wanted: set[str], pool: ThreadPoolExecutor) -> _Li
             for folder in content.folders:
                 if folder.casefold() in wanted:
                     listing.places[folder.casefold()].append(_Place((*parts, folder), None))
-                elif group_of(folder) is None:  # a clip of UCF101 that is not listed holds no classes
+                elif group_of(folder) is None:  # the folder of a clip that is not listed holds no classes
                     below.append(((*parts, folder), above | {content.identity}))
                 elif len(listing.frame_folders) < 3:
                     listing.frame_folders.append("/".join((*parts, folder)))
@@ -192,13 +192,13 @@ def _list_folders(root: Path, wanted: set[str], pool: ThreadPoolExecutor) -> _Li
 
 @dataclasses.dataclass
 class _Content:
-    """What one folder holds."""
+    """The content of one folder."""
 
-    identity: tuple[int, int]  # device and number of the folder
+    identity: tuple[int, int]  # device and inode of the folder
     folders: list[str]
     images: list[str]
-    special: set[str]  # among the images
-    others: Counter  # of suffixes
+    special: set[str]  # images that are pipes or devices
+    others: Counter  # suffixes of other files
 
 
 def _read_folder(root: Path, parts: tuple[str, ...]) -> _Content | None:
@@ -225,7 +225,7 @@ def _read_folder(root: Path, parts: tuple[str, ...]) -> _Content | None:
 
 
 def _is_special(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a pipe, a socket or a device: reading it could wait for ever."""
+    """Whether it is a pipe, a socket or a device, which could block a reader forever."""
     if entry.is_file(follow_symlinks=False):  # known without asking the disk
         return False
     try:
@@ -236,7 +236,7 @@ def _is_special(entry: os.DirEntry[str]) -> bool:
 
 
 def _choose(root: Path, entry: Entry, listing: _Listing) -> _Place | None:
-    """The one place that is the listed video: by class and name; by name where it is unambiguous."""
+    """Finds the only place of a listed video: by class and name, or by an unambiguous name."""
     last = last_part(entry.name)
     full = {f"{entry.class_name}/{last}".casefold(), entry.name.casefold()} - {last.casefold()}
     ranked: dict[int, list[_Place]] = defaultdict(list)
@@ -246,12 +246,12 @@ def _choose(root: Path, entry: Entry, listing: _Listing) -> _Place | None:
             ranked[0].append(place)
         elif len(place.parts) == 1:
             ranked[1].append(place)
-        elif group_of(last) is not None:  # v_Diving_g01_c01 says what it is, wherever it lies
+        elif group_of(last) is not None:  # a name such as v_Diving_g01_c01 is unambiguous anywhere
             ranked[2].append(place)
     if not ranked:
         return None
     best = sorted(ranked[min(ranked)], key=lambda place: len(place.parts))
-    if len({os.path.realpath(root.joinpath(*place.parts)) for place in best}) > 1:  # links to one place are one place
+    if len({os.path.realpath(root.joinpath(*place.parts)) for place in best}) > 1:  # links to the same place count once
         raise DataError(
             f"{root}: video {entry.name} was found in more than one place: {'/'.join(best[0].parts)} and "
             f"{'/'.join(best[1].parts)}. Is config.data.root one level too high?"
@@ -260,7 +260,7 @@ def _choose(root: Path, entry: Entry, listing: _Listing) -> _Place | None:
 
 
 def _number(root: Path, place: _Place) -> Numbering | str:
-    """How the frames of a video are numbered, or why that cannot be told."""
+    """Works out how the frames of a video are numbered, or why that is unclear."""
     files, special = place.files, place.special
     if files is None:
         try:
@@ -303,7 +303,7 @@ def _number(root: Path, place: _Place) -> Numbering | str:
 
 
 def _same_kind(files: Sequence[str]) -> dict[tuple[str, str], list[str]] | None:
-    """`_kinds` of files that differ in their number alone, as they nearly always do: five times as fast."""
+    """Does what `_kinds` does, five times as fast, if the files differ only in their numbers, as nearly all do."""
     match = _FRAME.fullmatch(files[0]) if files else None
     if not match or match[3].lower() not in _SUFFIXES:
         return None
@@ -317,7 +317,7 @@ def _same_kind(files: Sequence[str]) -> dict[tuple[str, str], list[str]] | None:
 
 
 def _kinds(files: Sequence[str]) -> dict[tuple[str, str], list[str]]:
-    """Number texts of numbered image files, by (prefix, suffix)."""
+    """Groups the numbers of image files, as text, by (prefix, suffix)."""
     kinds: dict[tuple[str, str], list[str]] = defaultdict(list)
     for file in files:
         match = _FRAME.fullmatch(file)
@@ -377,7 +377,7 @@ def _nothing_found(root: Path, videos: VideoList, listing: _Listing) -> str:
 
 
 def last_part(name: str) -> str:
-    """The video's own name, where a name is a path."""
+    """The video's own name, if its name is a path."""
     return name.rsplit("/", 1)[-1]
 
 

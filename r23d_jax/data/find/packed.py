@@ -1,11 +1,11 @@
-"""Videos packed into TFRecord shards of encoded frames: finding every frame's bytes, to read them at random.
+"""Finds the videos in TFRecord shards of encoded frames, so that each frame can be read on its own.
 
-Reading 16 frames through `tensorflow_datasets` means reading and parsing the whole video. Here the shards are scanned
-once for where each frame lies; after that a clip costs the bytes of its own frames.
+To read 16 frames through `tensorflow_datasets`, the whole video must be read and parsed. Here the shards are scanned
+once for the place of every frame; after that a clip costs only the bytes of its own frames.
 
-What `prepare --format packed` writes is read, and so is any other tensorflow-datasets folder whose examples hold a
-`Video` feature of encoded images and a `label`. For tensorflow-datasets' own UCF101, of which each configuration is one
-official split:
+This reads the output of `prepare --format packed`, and any other tensorflow-datasets folder whose examples hold a
+`Video` feature of encoded images and a `label`. For tensorflow-datasets' own UCF101, whose configurations are the
+official splits:
 
     python -c "import tensorflow_datasets as tfds; tfds.builder('ucf101/ucf101_1').download_and_prepare()"
     python launch.py --config=configs/r23d.py --config.data.source=packed \\
@@ -28,7 +28,7 @@ from r23d_jax.data.find.splits import Entry, VideoList
 from r23d_jax.data.find.video_names import group_of
 
 _CACHE = "packed"
-_CACHE_LAYOUT = {  # of a Table
+_CACHE_LAYOUT = {  # see `Table`
     **{"class_names": "str C", "shards": "str S", "sizes": "int64 S", "times": "int64 S", "split": "str M"},
     **{"record": "int64 M", "names": "str M", "labels": "int32 M", "num_frames": "int32 M", "shard": "int32 M"},
     **{"row": "int64 M", "offset": "int64 K", "length": "int64 K", "notes": "str N"},
@@ -38,15 +38,15 @@ _CACHE_LAYOUT = {  # of a Table
 def index_packed(root: Path, videos: VideoList | None, subset: Subset, cache: bool = True) -> VideoIndex:
     """Finds every encoded frame of a packed dataset.
 
-    The first call reads all shards, checking each record's checksum, and saves what it found beside them; later calls
-    read that, as long as no shard has changed in size or time.
+    The first call reads all shards, checks each record's checksum, and saves the index beside the shards. Later calls
+    read the saved index, as long as no shard has changed in size or time.
 
     Args:
       root: the dataset's folder (`dataset_info.json`, `features.json`, shards), or one above it.
-      videos: where records have names: which of them, and their labels. Where they have none: which classes, and the
-        order of the labels; the videos are then called `<subset>/<row>`. None: all, with the dataset's own labels.
-      subset: where records have no names, or `videos` is None: the dataset's split to take, "train" or "test".
-      cache: save the result, and use it.
+      videos: the videos to take, and their labels. If records have no names, only the classes and the order of the
+        labels are used, and the videos are called `<subset>/<row>`. None takes all videos, with the dataset's labels.
+      subset: the dataset's own split to take, "train" or "test". Used if records have no names, or `videos` is None.
+      cache: whether to save the index, and to use a saved one.
 
     Returns:
       One row per video. Damaged records are left out and reported in `notes`.
@@ -96,7 +96,7 @@ def index_packed(root: Path, videos: VideoList | None, subset: Subset, cache: bo
 
 @dataclasses.dataclass(frozen=True)
 class _Selection:
-    rows: np.ndarray  # (N,) of the table
+    rows: np.ndarray  # (N,) int64, rows of the table
     names: list[str]
     labels: list[int]
     class_names: tuple[str, ...]
@@ -133,7 +133,7 @@ def _choose(folder: Path, table: Table, entry: Entry, candidates: list[int]) -> 
             ranked[0 if same_class else 2].append(row)
         elif same_class:
             ranked[1].append(row)
-        elif group_of(entry.name) is not None:  # v_Diving_g01_c01 says what it is
+        elif group_of(entry.name) is not None:  # a name such as v_Diving_g01_c01 is unambiguous
             ranked[3].append(row)
     if not ranked:
         return None
@@ -144,7 +144,7 @@ def _choose(folder: Path, table: Table, entry: Entry, candidates: list[int]) -> 
 
 
 def _select_split(folder: Path, table: Table, videos: VideoList | None, subset: str) -> _Selection:
-    """One of the dataset's own splits."""
+    """Takes one of the dataset's own splits."""
     splits = sorted(set(table.split.tolist()))
     if subset not in splits:
         remedy = "set config.data.lists to the lists that say which videos are for training" if table.named else ""
@@ -190,11 +190,11 @@ def _from_cache(folder: Path, arrays: dict[str, np.ndarray] | None) -> Table | N
         return None
     same = [stat.st_size for stat in stats] == table.sizes.tolist()
     same = same and [stat.st_mtime_ns for stat in stats] == table.times.tolist()
-    return table if same and _is_sound(table) else None
+    return table if same and _is_plausible(table) else None
 
 
-def _is_sound(table: Table) -> bool:
-    """Whether numbers point at what there is: a saved table comes with the data, which may come from anywhere."""
+def _is_plausible(table: Table) -> bool:
+    """Whether all numbers are in range; a saved table comes with the data, so it may be forged."""
     return bool(
         np.all((table.labels >= 0) & (table.labels < len(table.class_names)))
         and np.all((table.shard >= 0) & (table.shard < len(table.shards)))

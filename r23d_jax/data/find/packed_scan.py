@@ -1,4 +1,4 @@
-"""Reads the shards of a packed dataset once, for where every frame lies."""
+"""Reads the shards of a packed dataset once, to find the place of every frame."""
 
 import contextlib
 import dataclasses
@@ -27,11 +27,11 @@ _NAME_FEATURES = ("name", "video_name", "filename")
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """All videos of a packed dataset, M of them with K frames in S shards; saved as it is."""
+    """All M videos of a packed dataset, with K frames in S shards; saved as it is."""
 
     class_names: np.ndarray  # (C,) str
     shards: np.ndarray  # (S,) str, file names
-    sizes: np.ndarray  # (S,) int64, bytes; with the times, what makes a saved table valid
+    sizes: np.ndarray  # (S,) int64, bytes; a saved table is valid while these and the times match
     times: np.ndarray  # (S,) int64, ns
     split: np.ndarray  # (M,) str
     record: np.ndarray  # (M,) int64, place in the split
@@ -51,17 +51,17 @@ class Table:
 
 @dataclasses.dataclass
 class _Shard:
-    """What one shard holds: its videos as (record, name, label, frame offsets, frame lengths), and what is wrong."""
+    """One shard: its videos as (record, name, label, frame offsets, frame lengths), and its problems."""
 
     path: Path
     split: str
-    num_records: int  # that the dataset says it has
+    num_records: int  # according to the dataset
     videos: list[tuple[int, str, int, list[int], list[int]]] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
 
 
 def find_dataset(root: Path) -> Path:
-    """The folder of the one packed dataset at or below root."""
+    """Finds the folder of the only packed dataset at or below root."""
     if not os.path.isdir(root):
         raise DataError(f"config.data.root={root}: no such folder. {_REMEDY}")
     level, found = [root], []
@@ -87,6 +87,7 @@ def _folders_in(folder: Path) -> list[Path]:
 
 
 def read_table(folder: Path) -> Table:
+    """Reads all shards of a dataset; damaged records are left out and named in `notes`."""
     class_names, shards, keys = _describe_dataset(folder)
     show = Progress(len(shards), "shards", "index packed videos") if len(shards) >= 8 else None
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, show or contextlib.nullcontext():
@@ -128,7 +129,7 @@ def read_table(folder: Path) -> Table:
 
 
 def _describe_dataset(folder: Path) -> tuple[list[str], list[_Shard], tuple[str, str, str]]:
-    """Class names, shards, and the names of the features that hold the frames, the label and the video's name."""
+    """Gives class names, shards, and the features that hold the frames, the label and the video's name."""
     _refuse_foreign_features(folder / _FEATURES)
     import tensorflow_datasets as tfds  # takes seconds; not needed when the index is cached
 
@@ -163,7 +164,7 @@ def _describe_dataset(folder: Path) -> tuple[list[str], list[_Shard], tuple[str,
 
 
 def _refuse_foreign_features(path: Path) -> None:
-    """tensorflow-datasets imports whatever module the file names as the home of a feature: here only its own."""
+    """Allows only tensorflow-datasets' own features, because it imports any module that the file names."""
 
     def names(node: Any) -> Iterator[str]:
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):

@@ -1,7 +1,7 @@
-"""Optical flow between neighbouring frames, and how it is kept: gray pictures, x above y, quantised to a bound.
+"""Optical flow between neighboring frames, stored as gray pictures, x above y, quantized up to a bound.
 
-A displacement v in pixels is stored as round(128 + 127 * clip(v / bound, -1, 1)): 128 is no motion, and the values are
-symmetric, so that a mirrored clip has x' = 256 - x exactly. Bounds: 20 pixels in I3D (Carreira & Zisserman 2017).
+A displacement v in pixels is stored as round(128 + 127 * clip(v / bound, -1, 1)). 128 is no motion, and the values are
+symmetric, so a mirrored clip has exactly x' = 256 - x. I3D uses a bound of 20 pixels (Carreira & Zisserman 2017).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,12 +17,12 @@ Method = Callable[[np.ndarray, np.ndarray], Any]  # two gray frames, (H, W) uint
 
 
 def flow_pictures(frames: Iterable[np.ndarray], method: str, bound: float) -> Iterator[np.ndarray]:
-    """The flow from each frame to the next, as it is stored.
+    """Computes the flow from each frame to the next, in its stored form.
 
     Args:
       frames: (H, W, 3) uint8 BGR, at least two.
-      method: "tvl1" (slow, what I3D used), "farneback" (what the R(2+1)D paper used) or "dis" (fast).
-      bound: pixels that become the largest value; longer displacements are cut.
+      method: a key of `METHODS`: "tvl1" (slow, used by I3D), "farneback" (used by the R(2+1)D paper) or "dis" (fast).
+      bound: displacement in pixels that becomes the largest value; longer ones are clipped.
 
     Yields:
       (2 H, W) uint8, x above y; one fewer than frames.
@@ -32,7 +32,7 @@ def flow_pictures(frames: Iterable[np.ndarray], method: str, bound: float) -> It
     for frame in frames:
         gray = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
         if before is not None:
-            yield quantise(compute(before, gray), bound)
+            yield quantize(compute(before, gray), bound)
         before = gray
 
 
@@ -54,7 +54,7 @@ def _dis() -> Method:
 METHODS: dict[str, Callable[[], Method]] = {"tvl1": _tvl1, "farneback": _farneback, "dis": _dis}
 
 
-def quantise(flow: np.ndarray, bound: float) -> np.ndarray:
+def quantize(flow: np.ndarray, bound: float) -> np.ndarray:
     """(H, W, 2) displacements in pixels -> (2 H, W) uint8, x above y."""
     values = np.rint(FLOW_ZERO + FLOW_SCALE * np.clip(flow / bound, -1, 1)).astype(np.uint8)
     return np.concatenate([values[..., 0], values[..., 1]], axis=0)

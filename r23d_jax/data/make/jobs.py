@@ -30,7 +30,7 @@ _MOST_DEATHS = 8
 
 
 class PrepareError(UserError):
-    """Preparing cannot go on, e.g. because the disk is full."""
+    """The preparation cannot continue, e.g. because the disk is full."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of a job: the number of frames written, or why there are none."""
+    """The outcome of a job: the number of frames written, or why there are none."""
 
     num_frames: int = 0
     error: str = ""
@@ -69,8 +69,8 @@ def run_jobs(jobs: Iterable[Job], num_workers: int) -> Generator[tuple[Job, Resu
     working on are tried again one at a time, and a video that kills its process again is reported as broken.
 
     Args:
-      jobs: what to do.
-      num_workers: processes.
+      jobs: the videos to decode.
+      num_workers: number of processes.
 
     Yields:
       (job, result) in order of completion.
@@ -92,7 +92,7 @@ def run_jobs(jobs: Iterable[Job], num_workers: int) -> Generator[tuple[Job, Resu
 
 
 def _run_pool(waiting: deque[Job], num_workers: int) -> Generator[tuple[Job, Result], None, list[Job]]:
-    """Takes jobs from `waiting` until it is empty or a process dies; returns the jobs that were then under way."""
+    """Takes jobs from `waiting` until it is empty or a process dies; returns the jobs that were running then."""
     context = multiprocessing.get_context("spawn")  # fork would copy the threads of TensorFlow and OpenCV
     stop = context.Event()
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(stop,))
@@ -101,7 +101,7 @@ def _run_pool(waiting: deque[Job], num_workers: int) -> Generator[tuple[Job, Res
     try:
         while waiting or running:
             while waiting and len(running) < 2 * num_workers:  # so that few jobs are suspect when a process dies
-                running[pool.submit(run_job, waiting[0])] = waiting[0]  # which raises if a process has just died
+                running[pool.submit(run_job, waiting[0])] = waiting[0]  # submit raises if a process has just died
                 waiting.popleft()
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:

@@ -31,8 +31,8 @@ class BeamSource:
     Attributes:
       name: as in the lists.
       class_name: one of the dataset's classes.
-      job: the video, and how its frames are encoded; where it writes to is not read.
-      needed: it must not be left out, because it is in the shards that are to be replaced.
+      job: the video, and how its frames are encoded; its folder is not used.
+      needed: whether the video must not be left out, because it is in the shards that are to be replaced.
     """
 
     name: str
@@ -51,33 +51,33 @@ def write_packed_with_beam(
     options: Sequence[str],
     staging: Path,
 ) -> dict[str, str]:
-    """As `write_packed`, but workers of a Beam runner decode the videos; all must see the same files.
+    """Does what `write_packed` does, but workers of a Beam runner decode the videos; all must see the same files.
 
     Args:
-      out, class_names, num_shards: as there.
+      out, class_names, num_shards: as in `write_packed`.
       sources: the videos; (class, name) must be unique.
       runner: e.g. "DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner".
-      options: of Beam or the runner, e.g. "direct_num_workers=4".
-      staging: an empty folder, in which workers note what they cannot decode.
+      options: options of Beam or the runner, e.g. "direct_num_workers=4".
+      staging: an empty folder, in which workers record the videos that they cannot decode.
 
     Returns:
-      Why videos are left out, by file.
+      The reasons why videos are left out, by file.
 
     Raises:
-      UserError: there is no such runner, or a value is not of its option's kind. (Options that Apache Beam does not
-        know it leaves to the runner, with a warning.)
-      PrepareError: the pipeline failed, or a video cannot be decoded that must be.
-      WriteError: e.g. because the disk is full. In all cases what was at `out` is untouched.
+      UserError: there is no such runner, or a value is not of its option's kind. (Apache Beam leaves options that it
+        does not know to the runner, with a warning.)
+      PrepareError: the pipeline failed, or a needed video cannot be decoded.
+      WriteError: e.g. because the disk is full. In all cases `out` is untouched.
     """
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
         beam_runner, beam_options = create_runner(runner), PipelineOptions([f"--{option}" for option in options])
-        with contextlib.redirect_stderr(said):
-            beam_options.get_all_options()  # it would find out in the middle of its work, and exit
+        with contextlib.redirect_stderr(printed):
+            beam_options.get_all_options()  # checked now, because Beam would exit in the middle of its work
     except (ValueError, ImportError) as error:
         raise UserError(f"--beam-runner {runner}: {error}") from error
     except SystemExit as error:
-        why = (said.getvalue().strip().splitlines() or ["not understood"])[-1].rpartition("error: ")[2]
+        why = (printed.getvalue().strip().splitlines() or ["not understood"])[-1].rpartition("error: ")[2]
         raise UserError(f"--beam-options {','.join(options)}: {why}") from error
     staging.mkdir(parents=True, exist_ok=True)
     try:
@@ -91,7 +91,7 @@ def write_packed_with_beam(
         )
     except UserError:
         raise
-    except Exception as error:  # runners wrap what happens in a worker in errors of their own
+    except Exception as error:  # runners wrap the errors of workers in their own
         if len(broken := _noted(staging)) == len(sources):
             return broken
         raise PrepareError(f"Apache Beam's {runner} failed: {' '.join(str(error).split())[-600:]}") from error
@@ -104,7 +104,7 @@ class _Examples(beam.PTransform):
         self._sources, self._staging = list(sources), staging
 
     def expand(self, input_or_inputs: Any) -> Any:
-        # Without the shuffle one worker would get all that was created as one piece.
+        # Without the shuffle one worker would get all sources as one piece.
         return input_or_inputs | beam.Create(self._sources) | beam.Reshuffle() | beam.ParDo(_Decode(self._staging))
 
 

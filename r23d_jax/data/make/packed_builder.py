@@ -18,7 +18,7 @@ from absl import logging
 from r23d_jax.runtime import disk
 from r23d_jax.runtime.progress import Progress
 
-SPLIT = "videos"  # one split: which videos are for training is the lists' business
+SPLIT = "videos"  # one split; the lists say which videos are for training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +39,15 @@ class PackSource:
 class R23dVideos(tfds.core.GeneratorBasedBuilder):
     """Videos as sequences of encoded JPEG frames, one video per record.
 
-    Plain `tfds.builder_from_directory` reads what this writes. The frames' bytes are stored as they are: nothing is
-    decoded or encoded again.
+    `tfds.builder_from_directory` reads the result. The frames' bytes are stored as they are; nothing is decoded or
+    encoded again.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
 
     def __init__(self, *, data_dir: str, examples: Any, class_names: Sequence[str]):
-        """`data_dir` is where the dataset's folder is made; the examples are an iterator or a Beam transform."""
+        """Writes `examples`, an iterator or a Beam transform, to a folder inside `data_dir`."""
         self._examples, self._class_names = examples, list(class_names)
         super().__init__(data_dir=data_dir)
 
@@ -71,7 +71,7 @@ class R23dVideos(tfds.core.GeneratorBasedBuilder):
 
 
 def example(name: str, class_name: str, frames: Sequence[bytes]) -> tuple[str, dict[str, Any]]:
-    """A video as the builder takes it: its key, and the values of its features."""
+    """The form of a video that the builder takes: its key, and the values of its features."""
     return f"{class_name}/{name}", {"video": list(frames), "label": class_name, "name": name}
 
 
@@ -82,20 +82,20 @@ def write_packed(
     num_shards: int = 0,
     progress: Progress | None = None,
 ) -> Path:
-    """Writes a packed dataset, all or nothing; what was at `out` is replaced at the end.
+    """Writes a packed dataset, all or nothing; replaces `out` at the end.
 
     Args:
       out: folder to make.
       sources: the videos; (class, name) must be unique.
-      class_names: of all classes, in label order.
-      num_shards: files to spread the records over; 0: of about 1 GiB at most.
-      progress: advanced by one per video.
+      class_names: names of all classes, in label order.
+      num_shards: number of files; 0: as many as keep each below about 1 GiB.
+      progress: advanced by one for each video.
 
     Returns:
       The dataset's own folder, below `out`.
 
     Raises:
-      WriteError: e.g. because the disk is full; what was at `out` is untouched.
+      WriteError: e.g. because the disk is full; `out` is untouched.
     """
 
     def examples() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -110,31 +110,31 @@ def write_packed(
 def write_examples(
     out: Path, examples: Any, class_names: Sequence[str], *, num_shards: int = 0, **download_config: Any
 ) -> Path:
-    """As `write_packed`, of an iterator or a Beam transform of what `example` returns.
+    """Does what `write_packed` does, for an iterator or a Beam transform of the results of `example`.
 
     Args:
-      out, class_names, num_shards: as there.
+      out, class_names, num_shards: as in `write_packed`.
       examples: the content.
       **download_config: more fields of `tfds.download.DownloadConfig`.
 
     Raises:
-      WriteError: as there.
+      WriteError: as in `write_packed`.
     """
     tfds.disable_progress_bar()
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # tensorflow-datasets warns of its own deprecations
+    logging.set_verbosity(logging.ERROR)  # tensorflow-datasets warns about its own deprecations
     with disk.replacing(out) as partial:
         builder = R23dVideos(data_dir=str(partial), examples=examples, class_names=class_names)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it would say "Downloading", which nothing here does
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints "Downloading", though nothing is
                 config = tfds.download.DownloadConfig(num_shards=num_shards or None, **download_config)
                 builder.download_and_prepare(download_config=config)
-        except RuntimeError as error:  # what TensorFlow raises where it cannot write, wrapped; no errno is left
+        except RuntimeError as error:  # TensorFlow's error if it cannot write, wrapped, without an errno
             for number in disk.REMEDIES:
                 if os.strerror(number) in str(error):
                     raise OSError(number, os.strerror(number)) from error
             raise
         finally:
             logging.set_verbosity(verbosity)
-        shutil.rmtree(partial / "downloads", ignore_errors=True)  # an empty folder that tensorflow-datasets makes
+        shutil.rmtree(partial / "downloads", ignore_errors=True)  # an empty folder made by tensorflow-datasets
         return out / Path(os.fspath(builder.data_dir)).relative_to(partial)

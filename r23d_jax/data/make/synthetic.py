@@ -1,8 +1,8 @@
-"""A small motion dataset whose classes differ in nothing but the order of their frames.
+"""A small motion dataset whose classes differ only in the order of their frames.
 
-A frame shows a wallpaper: one bright shape on a dark ground, repeated with the same period to the right and downwards.
-Two factors, a and b in Z4, say by how many quarters of that period the wallpaper is shifted to the right and down. A
-video is periodic with period 16 and shows all 16 pictures (a, b) in each period; a class is an order of showing them:
+A frame shows a wallpaper: one bright shape on a dark background, repeated with the same period to the right and
+downward. Two factors, a and b in Z4, give the shift of the wallpaper to the right and down, in quarters of that period.
+A video has a period of 16 frames and shows all 16 pictures (a, b) in each. A class is an order of these pictures:
 
     Right   a + 1 with every frame (after 3 comes 0, a whole period); b moves after every fourth frame
     Left    a - 1
@@ -11,14 +11,14 @@ video is periodic with period 16 and shows all 16 pictures (a, b) in each period
     Up      b - 1
     Bounce  b runs 0 1 2 3 and then 3 2 1 0
 
-Any 16 consecutive frames of any video therefore hold each of the 16 pictures exactly once: a network that is blind to
-order has nothing to tell the classes apart by. The direction of the slow factor and the starting phase are random per
-video, independent of class. Shape, size, colors, texture and uneven light are random per group and brightness per clip,
-and shared by all classes: `v_Right_g03_c01` and `v_Left_g03_c01` hold the same 16 pictures, byte for byte. Held-out
-groups show unseen appearances.
+Any 16 consecutive frames of any video therefore hold each of the 16 pictures exactly once, and a network that ignores
+order cannot tell the classes apart. The direction of the slow factor and the starting phase are random per video,
+independent of the class. Shape, size, colors, texture and uneven light are random per group, and brightness per clip.
+All classes share them: `v_Right_g03_c01` and `v_Left_g03_c01` hold the same 16 pictures, byte for byte. The test groups
+show unseen appearances.
 
-The proof needs clips of 16 frames (or a multiple) at stride 1, cropped alike over the whole clip. `flip` must be off: a
-mirrored "Right" is a "Left".
+This argument needs clips of 16 frames (or a multiple) at stride 1 with one crop for the whole clip. `flip` must be off,
+because a mirrored "Right" is a "Left".
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ MARKER = "synthetic.json"
 
 _LEAST_FRAMES, _MOST_FRAMES = 24, 40  # per video
 _JPEG_QUALITY = 95
-_PERIODS = 4  # of the wallpaper, in a square of the frame's height
+_PERIODS = 4  # repetitions of the wallpaper along the frame's height
 _SUPERSAMPLE = 8
 _STALE_SECONDS = 3600.0
 
@@ -69,20 +69,20 @@ def write_synthetic(
     width: int = 56,
     test_groups: int = 10,
 ) -> None:
-    """Writes the dataset in UCF101's layout, or leaves it alone if it is there already.
+    """Writes the dataset in UCF101's layout, unless it exists already.
 
-    Frames are `<root>/frames/<Class>/v_<Class>_gXX_cXX/image_00001.jpg`, 24 to 40 a video; the lists of three splits,
-    which hold out different groups, are in `<root>/lists`. Everything is written beside `root` first and then renamed,
-    so a run that is killed leaves no half-written dataset. The same arguments give the same bytes.
+    Frames are `<root>/frames/<Class>/v_<Class>_gXX_cXX/image_00001.jpg`, 24 to 40 a video. The lists of three splits
+    with different test groups are in `<root>/lists`. Everything is written beside `root` first and then renamed, so a
+    killed run leaves no partial dataset. The same arguments give the same bytes.
 
     Args:
       root: folder to make. A folder of an earlier call with other arguments is replaced.
-      seed: of all randomness.
-      num_groups: appearances.
-      clips_per_group: videos of a class that share an appearance.
-      height: pixels, a multiple of 16; the wallpaper moves by a sixteenth of it.
-      width: pixels, at least `height`.
-      test_groups: groups that a split holds out.
+      seed: seed of all randomness.
+      num_groups: number of appearances.
+      clips_per_group: number of videos of a class that share an appearance.
+      height: height of a frame in pixels, a multiple of 16; the wallpaper moves in steps of a sixteenth of it.
+      width: width of a frame in pixels, at least `height`.
+      test_groups: number of groups in the test list of each split.
 
     Raises:
       UserError: `root` holds something else, or an argument is out of range.
@@ -112,7 +112,7 @@ def write_synthetic(
 
 
 def is_complete(root: Path, arguments: dict[str, int] | None = None) -> bool:
-    """Whether `root` holds a whole dataset of this version, written with these arguments (None: with any)."""
+    """Whether `root` holds a complete dataset of this version, written with these arguments (None: any)."""
     try:
         found = json.loads((root / MARKER).read_text())
     except (OSError, ValueError):
@@ -126,13 +126,13 @@ def is_complete(root: Path, arguments: dict[str, int] | None = None) -> bool:
 
 
 def visiting_order(class_name: str, slow_direction: int, phase: int, num_frames: int) -> np.ndarray:
-    """Which picture each frame of a video shows.
+    """Gives the picture that each frame of a video shows.
 
     Args:
       class_name: one of `CLASSES`.
-      slow_direction: +1 or -1, how the factor moves that changes after every fourth frame.
-      phase: 0..15, where in the period the video starts.
-      num_frames: frames in the video.
+      slow_direction: +1 or -1, the direction of the factor that changes after every fourth frame.
+      phase: 0..15, the video's starting point in the period.
+      num_frames: number of frames in the video.
 
     Returns:
       (num_frames, 2) int64, the factors a and b.
@@ -153,11 +153,11 @@ def visiting_order(class_name: str, slow_direction: int, phase: int, num_frames:
 
 @dataclasses.dataclass(frozen=True)
 class _Appearance:
-    """What all videos of a group have in common; RGB from 0 to 255."""
+    """The look that all videos of a group share; RGB from 0 to 255."""
 
     wallpaper: np.ndarray  # (height, whole periods >= width, 3) float32, unshifted
-    light: np.ndarray  # (height, width, 3) float32, uneven and unmoved; added
-    shift: int  # pixels by which a step of a or b moves the wallpaper: a quarter of its period
+    light: np.ndarray  # (height, width, 3) float32, uneven and fixed; added
+    shift: int  # pixels that a step of a or b moves the wallpaper: a quarter of its period
 
 
 def _appearance(rng: np.random.Generator, height: int, width: int) -> _Appearance:
@@ -189,7 +189,7 @@ def _appearance(rng: np.random.Generator, height: int, width: int) -> _Appearanc
 
 
 def _pictures(look: _Appearance, brightness: float) -> list[list[bytes]]:
-    """The 16 pictures of a clip as JPEG, [a][b]."""
+    """Draws the 16 pictures of a clip as JPEG, [a][b]."""
     height, width, _ = look.light.shape
     jpegs = []
     for a in range(4):
@@ -215,7 +215,7 @@ def _write_all(root: Path, arguments: dict[str, int]) -> None:
         for group in range(1, num_groups + 1):
             look = _appearance(np.random.default_rng([seed, group]), arguments["height"], arguments["width"])
             for clip in range(1, clips + 1):
-                # Drawn per (group, clip) and not per class: the classes share their pictures to the byte.
+                # Drawn per (group, clip), not per class, because the classes share their pictures byte for byte.
                 brightness = float(np.random.default_rng([seed, group, clip]).uniform(-12, 12))
                 jpegs = _pictures(look, brightness)
                 for number, class_name in enumerate(CLASSES):
@@ -282,7 +282,7 @@ def _check(arguments: dict[str, int]) -> None:
 
 
 def _refuse_foreign(root: Path) -> None:
-    """Only a missing or empty folder, or a dataset of this module and nothing else, is ever replaced."""
+    """Refuses to replace anything but a missing or empty folder, or a dataset of this module."""
     if not root.exists():
         return
     inside = sorted(path.name for path in root.iterdir()) if root.is_dir() else [root.name]
@@ -301,7 +301,7 @@ def _partial_prefix(root: Path) -> str:
 
 
 def _remove_stale(root: Path) -> None:
-    """Removes what a killed call left beside `root` long ago; a younger folder may belong to a living one."""
+    """Removes old leftovers of killed calls beside `root`; a newer folder may belong to a running call."""
     for path in root.parent.glob(_partial_prefix(root) + "*"):
         try:
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:
@@ -315,7 +315,7 @@ def _move_into_place(partial: Path, root: Path, arguments: dict[str, int]) -> No
         try:
             root.rmdir()  # empty
         except OSError:
-            if is_complete(root, arguments):  # another process wrote the same one meanwhile
+            if is_complete(root, arguments):  # another process has written it meanwhile
                 return
             _refuse_foreign(root)
             old = Path(tempfile.mkdtemp(prefix=_partial_prefix(root), dir=root.parent))

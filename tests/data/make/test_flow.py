@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from r23d_jax.__main__ import main
-from r23d_jax.config import FLOW_METHODS, Config, ConfigError, DataConfig, UserError, preprocessing, use_flow, validate
+from r23d_jax.config import Config, ConfigError, DataConfig, UserError, preprocessing, use_flow, validate
 from r23d_jax.data.make import flow
 from r23d_jax.data.read.augment import mirror
 from r23d_jax.data.read.decode import decode_clip
@@ -39,7 +39,7 @@ def moving(dx: int, dy: int, count: int = 4, size: int = 96) -> list[np.ndarray]
     return [cv2.cvtColor(np.roll(texture, (k * dy, k * dx), (0, 1)), cv2.COLOR_GRAY2BGR) for k in range(count)]
 
 
-@pytest.mark.parametrize("method", FLOW_METHODS)
+@pytest.mark.parametrize("method", flow.METHODS)
 def test_every_method_sees_the_motion(method: str) -> None:
     if method == "tvl1" and not hasattr(cv2, "optflow"):
         pytest.fail("OpenCV has no TV-L1: opencv-contrib-python-headless is needed, not opencv-python-headless")
@@ -52,7 +52,7 @@ def test_every_method_sees_the_motion(method: str) -> None:
 
 def test_quantisation_is_symmetric_and_cut_at_the_bound() -> None:
     values = np.array([[[0.0, -50.0], [20.0, 20.1], [-20.0, 5.0]]])
-    assert flow.quantise(values, 20.0).tolist() == [[128, 255, 1], [1, 255, 160]]
+    assert flow.quantize(values, 20.0).tolist() == [[128, 255, 1], [1, 255, 160]]
 
 
 def test_what_the_network_sees_lies_between_minus_one_and_one() -> None:
