@@ -21,6 +21,7 @@ from r23d_jax.config import FLOW_METHODS, UserError
 from r23d_jax.data.find.splits import VIDEO_SUFFIXES, Entry, available_splits, group_of, read_list, without_suffix
 from r23d_jax.data.make.prepare import Job, PrepareError, read_folder, read_staged, remove_partial, run_jobs
 from r23d_jax.runtime.disk import hold, write_atomically, writing
+from r23d_jax.runtime.program import command
 from r23d_jax.runtime.progress import Progress, printable
 
 RECORD, BROKEN, LOCK = "prepare.json", "broken.txt", ".prepare.lock"
@@ -491,6 +492,6 @@ def _next_command(args: argparse.Namespace, out: Path) -> str:
     lists = shlex.quote(args.lists) if args.lists else "data/ucfTrainTestlist"
     variant = ":flow" if args.flow else ""
     return (
-        f"python launch.py --config=configs/r23d.py{variant} {source}--config.data.root={shlex.quote(str(root))} "
+        f"{command('train')} --config=configs/r23d.py{variant} {source}--config.data.root={shlex.quote(str(root))} "
         f"--config.data.lists={lists}"
     )

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from r23d_jax.config import Config, ConfigError, UserError, check_override, nearest, validate
+from r23d_jax.runtime.program import command
 
 # A value of an axis: fields of the config, as on the command line but without "config.", to what they are set.
 Overrides = Mapping[str, Any]
@@ -161,5 +162,5 @@ def load_study(path: str, arg: str) -> Study:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_study"):
-        raise UserError(f"--config={path}: has no get_study(arg); it describes one training: use launch.py")
+        raise UserError(f"--config={path}: has no get_study(arg); it describes one training: use {command('train')}")
     return typing.cast(Study, module.get_study(arg))

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from r23d_jax.data.find.splits import VIDEO_SUFFIXES, DataError, Entry, VideoList, group_of, remedy
+from r23d_jax.runtime.program import command
 from r23d_jax.runtime.progress import Progress
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -364,7 +365,7 @@ def _nothing_found(root: Path, videos: VideoList, listing: _Listing) -> str:
         there = " and ".join(f"{n} {suffix} files" for suffix, n in movies.items())
         return (
             f"{looked}, but {there}. Make frames of them first: "
-            f"python -m r23d_jax prepare --videos {root} --out {root.with_name(root.name + '-frames')}"
+            f"{command('prepare')} --videos {root} --out {root.with_name(root.name + '-frames')}"
         )
     if listing.others.get(".tfrecord"):
         return f"{looked}, but {listing.others['.tfrecord']} TFRecord shards: set --config.data.source=packed"

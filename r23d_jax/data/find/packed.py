@@ -28,6 +28,7 @@ from r23d_jax.data.find.frames import PackedFrames, VideoIndex
 from r23d_jax.data.find.index_cache import load, prepare_folder, save
 from r23d_jax.data.find.splits import CONTROL, DataError, Entry, Subset, VideoList, group_of, without_suffix
 from r23d_jax.data.find.tfrecord import Record, parse_example, records
+from r23d_jax.runtime.program import command
 from r23d_jax.runtime.progress import Progress
 
 _CACHE = "packed"
@@ -38,7 +39,7 @@ _CACHE_LAYOUT = {  # of a _Table
 }
 _INFO, _FEATURES = "dataset_info.json", "features.json"
 _REMEDY = (
-    "Make one: python -m r23d_jax prepare --videos UCF-101 --out data/ucf101 --format packed, and set "
+    f"Make one: {command('prepare')} --videos UCF-101 --out data/ucf101 --format packed, and set "
     "--config.data.root=data/ucf101/packed; or --config.data.source=frames for folders of frames"
 )
 _NAME_FEATURES = ("name", "video_name", "filename")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from r23d_jax.config import UserError, nearest
+from r23d_jax.runtime.program import command
 
 Subset = Literal["train", "test"]
 
@@ -444,7 +445,7 @@ def _nothing_found(lists: Path) -> str:
 def remedy() -> str:
     """What to do about missing data."""
     return (
-        f"Download UCF101 from {UCF101_URL}, then make frames of it: python -m r23d_jax prepare --videos UCF-101 --out "
-        "data/ucf101, and set --config.data.root=data/ucf101/frames. To try without data: python launch.py "
+        f"Download UCF101 from {UCF101_URL}, then make frames of it: {command('prepare')} --videos UCF-101 --out "
+        f"data/ucf101, and set --config.data.root=data/ucf101/frames. To try without data: {command('train')} "
         "--config=configs/quickstart.py"
     )
