@@ -9,7 +9,18 @@ from r23d_jax.runtime import program
 
 # Packages that some commands can do without
 OPTIONAL = ("tensorflow", "tensorflow_datasets", "tensorboardX", "matplotlib", "torch", "apache_beam")
-BASE = ("jax", "flax", "optax", "orbax.checkpoint", "ml_collections", "jaxtyping", "numpy", "safetensors", "flatbuffers", "tqdm")
+BASE = (
+    "jax",
+    "flax",
+    "optax",
+    "orbax.checkpoint",
+    "ml_collections",
+    "jaxtyping",
+    "numpy",
+    "safetensors",
+    "flatbuffers",
+    "tqdm",
+)
 VIDEO = ("av", "cv2")
 _TRAINING = (*VIDEO, "tensorflow", "tensorboardX", "matplotlib")
 NEEDS = {
