@@ -342,7 +342,7 @@ def _pack_with_beam(
         if error.name != "apache_beam":
             raise
         raise UsageError(
-            f"--beam-runner {args.beam_runner}: Apache Beam is not installed: pip install -r requirements-beam.txt"
+            f"--beam-runner {args.beam_runner}: Apache Beam is not installed: pip install apache-beam"
         ) from error
     sources = [
         BeamSource(

@@ -54,7 +54,7 @@ def _remove_torn(folder: Path) -> None:
         try:
             data = file.read_bytes()
             if data.startswith(_ZSTANDARD):
-                import zstandard
+                import zstandard  # pyright: ignore[reportMissingImports]
 
                 zstandard.ZstdDecompressor().decompress(data)
             else:
