@@ -30,7 +30,7 @@ FORBIDDEN = {
     "config": {"jax", "flax", "tensorflow", "numpy"},
 }
 # Of runtime/, what is needed before jax is, or by data/
-LIGHT = {"disk", "progress", "backend"}
+LIGHT = {"disk", "progress", "backend", "program"}
 
 
 def imports(path: Path) -> set[str]:

@@ -6,17 +6,20 @@ meta, and what is kept is decided here. It never removes what a killed or failed
 replace a step: the old folder is renamed, and goes once the new one is whole.
 """
 
+import contextlib
 import errno
 import functools
+import gc
 import hashlib
 import json
 import logging
 import math
 import shutil
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,18 +87,18 @@ class Store:
 
     def __init__(self, root: Path, policy: NewestAndBest | None = None):
         self.root = root
-        logging.getLogger("absl").addFilter(_not_from_orbax)
-        logging.getLogger("asyncio").addFilter(_not_dropped)
         self._writes = policy is not None
-        _silence_what_is_dropped()
-        if policy is None:
-            options = ocp.CheckpointManagerOptions(read_only=True)
-        else:
-            self.tidy()
-            options = ocp.CheckpointManagerOptions(
-                preservation_policy=policy, enable_async_checkpointing=True, create=True
-            )
-        self._manager = ocp.CheckpointManager(root, options=options)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_SILENCE)
+            if policy is None:
+                options = ocp.CheckpointManagerOptions(read_only=True)
+            else:
+                self.tidy()
+                options = ocp.CheckpointManagerOptions(
+                    preservation_policy=policy, enable_async_checkpointing=True, create=True
+                )
+            self._manager = ocp.CheckpointManager(root, options=options)
+            self._until_closed = stack.pop_all()
 
     def steps(self) -> list[int]:
         """Newest first, whole or damaged; a folder that holds nothing is not a checkpoint."""
@@ -139,13 +142,14 @@ class Store:
 
     def close(self) -> None:
         """Lets go of Orbax's threads. Call `wait` before it: without it the newest checkpoint may be lost at exit."""
-        self._manager.close()
-        if self._writes:
-            self._tidy_here()  # after a failed write, Orbax's threads may have gone on for a while
+        with self._until_closed:
+            self._manager.close()
+            if self._writes:
+                self._tidy_here()  # after a failed write, Orbax's threads may have gone on for a while
 
     def read_meta(self, step: int) -> dict[str, Any]:
         """The meta of a checkpoint; any exception means damage (see `damage`)."""
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        meta = self._restore(step, {"meta": ocp.args.JsonRestore()})["meta"]
         seal = meta.pop("sha256")
         if _seal(meta)["sha256"] != seal:
             raise ValueError("wrong checksum: meta")
@@ -177,12 +181,19 @@ class Store:
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
         )
         trees = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**trees))
+        restored = self._restore(step, trees)
         items = {name: restored[name] for name in targets}
         wrong = [name for name, row in leaf_table(items).items() if row != meta["leaves"][name]]
         if wrong:
             raise ValueError(f"wrong checksum: {', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}")
         return items
+
+    def _restore(self, step: int, args: dict[str, Any]) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**args))
+        except Exception:
+            _SILENCE.failed = True
+            raise
 
     def rename(self, step: int, ending: str) -> None:
         """Takes a checkpoint out of the list of steps."""
@@ -212,6 +223,7 @@ class Store:
                     folder.rename(original)
 
     def _write_error(self, error: Exception) -> CheckpointError:
+        _SILENCE.failed = True
         self.tidy()  # gives back the room that the unfinished write takes, and what it was to replace
         self._manager.reload()
         full = "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error)
@@ -254,23 +266,61 @@ def damage(error: Exception, path: Path) -> str:
     return _first_line(error)
 
 
-@functools.cache
-def _silence_what_is_dropped() -> None:
-    """When one array of several cannot be read or written, Orbax drops the coroutines of the others.
+class _Silence:
+    """Keeps Orbax quiet while any store is open; when the last one closes, the process is as it was before.
 
-    Each of them would print a traceback or a warning, at any time after. The failure itself has been raised by then.
+    Orbax logs every save, and every failure at length; what matters reaches us as an exception. When it cannot read or
+    write one array of several, it drops the coroutines of the others, and each would print a traceback or a warning.
+
+    Attributes:
+      failed: whether a read or a write has failed since the first store was opened.
     """
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    show = sys.unraisablehook
 
-    def hook(unraisable: Any) -> None:
+    def __init__(self) -> None:
+        self._lock, self._depth, self._undo = threading.Lock(), 0, contextlib.ExitStack()
+        self.failed, self._dropped = False, 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._depth += 1
+            if self._depth > 1:
+                return
+            for name, keeps in (("absl", _not_from_orbax), ("asyncio", _not_dropped)):
+                logging.getLogger(name).addFilter(keeps)
+                self._undo.callback(logging.getLogger(name).removeFilter, keeps)
+            self._undo.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            self._undo.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
+            sys.unraisablehook = functools.partial(self._show, sys.unraisablehook)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._depth -= 1
+            if self._depth > 0:
+                return
+            if self.failed:
+                self._await_dropped()
+            self.failed = False
+            self._undo.close()
+
+    def _show(self, show: Callable[[Any], object], unraisable: Any) -> None:
         code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
         dropped = code is not None and "orbax" in code.co_filename
         too_late = unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"
+        self._dropped += dropped or too_late
         if not (dropped or too_late):
             show(unraisable)
 
-    sys.unraisablehook = hook
+    def _await_dropped(self) -> None:
+        """Waits until no more of the dropped work reports: reads that were under way end a moment after the failure."""
+        gc.collect()
+        seen = -1
+        while seen != self._dropped:
+            seen = self._dropped
+            time.sleep(0.1)
+
+
+_SILENCE = _Silence()
 
 
 def _remove_while_written(folder: Path) -> None:
@@ -292,7 +342,6 @@ def _seal(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
-    """Orbax narrates every save, and every failure at length; what matters of it reaches us as an exception."""
     return "orbax" not in record.pathname
 
 

@@ -18,6 +18,7 @@ from r23d_jax.data.make.flow import METHODS
 from r23d_jax.data.make.jobs import PrepareError
 from r23d_jax.data.make.prepare import Settings, prepare
 from r23d_jax.data.make.record import BROKEN, FRAMES, PACKED
+from r23d_jax.runtime.program import command
 
 EXIT_OK, EXIT_FAILED, EXIT_SKIPPED, EXIT_STOPPED = 0, 2, 3, 130
 
@@ -133,6 +134,6 @@ def _next_command(args: argparse.Namespace, out: Path) -> str:
     lists = shlex.quote(args.lists) if args.lists else "data/ucfTrainTestlist"
     variant = ":flow" if args.flow else ""
     return (
-        f"python launch.py --config=configs/r23d.py{variant} {source}--config.data.root={shlex.quote(str(root))} "
+        f"{command('train')} --config=configs/r23d.py{variant} {source}--config.data.root={shlex.quote(str(root))} "
         f"--config.data.lists={lists}"
     )

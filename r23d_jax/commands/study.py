@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from r23d_jax.config import UserError
+from r23d_jax.runtime import program
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from r23d_jax.study.grid import cells, load_study, shard, with_settings
     from r23d_jax.study.results import write_results
 
-    path, _, arg = args.config.partition(":")
+    path, _, arg = program.find_config(args.config).partition(":")
     study = with_settings(load_study(path, arg), args.set)
     grid = cells(study)
     chosen = [cell for cell in shard(grid, args.shard) if args.only in cell.name]

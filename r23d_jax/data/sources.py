@@ -11,6 +11,7 @@ from r23d_jax.data.find.frames import VideoIndex, index_frames
 from r23d_jax.data.find.packed import index_packed
 from r23d_jax.data.find.splits import VideoList, hold_out, read_list
 from r23d_jax.data.make.synthetic import write_synthetic
+from r23d_jax.runtime.program import command
 
 Subset = Literal["train", "test", "held_out"]
 
@@ -88,5 +89,5 @@ def _check_kind(cfg: DataConfig, root: Path) -> tuple[str, ...]:
         )
     raise ConfigError(
         f"config.data.root={cfg.root}: holds no optical flow (no prepare.json beside it says so); make it "
-        "with python -m r23d_jax prepare --flow tvl1 --videos VIDEOS --out FLOW, and set config.data.root=FLOW/frames"
+        f"with {command('prepare')} --flow tvl1 --videos VIDEOS --out FLOW, and set config.data.root=FLOW/frames"
     )

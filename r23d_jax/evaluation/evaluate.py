@@ -7,43 +7,23 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r23d_jax import config
-from r23d_jax.config import Config, Preprocessing, UserError
+from r23d_jax.config import Config, UserError
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read import pipeline
 from r23d_jax.data.read.views import make_views
 from r23d_jax.evaluation import metrics as metric_functions
 from r23d_jax.evaluation.result import EvalResult, Protocol, environment
-from r23d_jax.models.functional import Network
-from r23d_jax.models.preprocess import prepare_video
+from r23d_jax.evaluation.step import EvalStep
 from r23d_jax.runtime import parallel
 from r23d_jax.runtime.progress import Progress
 
-# (params, batch_stats, batch) -> logits (B, C) float32, view (B,) int32, mask (B,) float32
-EvalStep = Callable[[Any, Any, dict[str, jax.Array]], tuple[jax.Array, jax.Array, jax.Array]]
-
 # Batches dispatched before the oldest one's scores are read: the device always has its next batch.
 BATCHES_IN_FLIGHT = 2
-
-
-def make_eval_step(network: Network, pre: Preprocessing, mesh: Mesh) -> EvalStep:
-    """The compiled forward pass. Keep it: every evaluation of a run with the same one shares its compilation.
-
-    The scores come back whole on every device, together with the view that each row belongs to. Every host therefore
-    sees the scores of all of them, whichever rows it fed, and needs no second exchange.
-    """
-
-    def step(params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        logits = network.apply_eval(params, batch_stats, prepare_video(batch["video"], pre))
-        return logits.astype(jnp.float32), batch["view"], batch["mask"]
-
-    whole = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(step, out_shardings=whole, compiler_options=parallel.compiler_options())
 
 
 def evaluate(

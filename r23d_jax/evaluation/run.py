@@ -14,8 +14,9 @@ from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read.broken import BrokenLog
 from r23d_jax.data.sources import open_index
 from r23d_jax.evaluation import report
-from r23d_jax.evaluation.evaluate import evaluate, make_eval_step
+from r23d_jax.evaluation.evaluate import evaluate
 from r23d_jax.evaluation.result import EvalResult, format_table, save_evaluation
+from r23d_jax.evaluation.step import make_eval_step
 from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import compilation_cache, disk, parallel
 

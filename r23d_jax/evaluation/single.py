@@ -10,15 +10,12 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-import tensorflow as tf
 
-from r23d_jax.config import DataConfig, EvalConfig, Preprocessing
+from r23d_jax.config import EvalConfig, Preprocessing
 from r23d_jax.data.make.video import VideoError, iter_frames
-from r23d_jax.data.read import augment
-from r23d_jax.data.read.broken import examine_picture
-from r23d_jax.data.read.decode import decode_clip
+from r23d_jax.data.read import plain
 from r23d_jax.data.read.views import make_views
-from r23d_jax.evaluation.evaluate import make_eval_step
+from r23d_jax.evaluation.step import make_eval_step
 from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import parallel
 
@@ -107,7 +104,7 @@ def open_source(path: Path, pre: Preprocessing) -> Source:
 class FrameFolder:
     """A video as a folder of frames, in the order of the last number in their names.
 
-    Clips are decoded by the very function that evaluation uses.
+    Clips are decoded by the very function that evaluation uses, or by OpenCV where TensorFlow is not installed.
     """
 
     def __init__(self, path: Path, pre: Preprocessing):
@@ -136,13 +133,10 @@ class FrameFolder:
         for numbers in _clip_frames(starts, self.count(), pre).tolist():
             files = [self._files[number] for number in numbers]
             try:
-                contents = [tf.constant(file.read_bytes()) for file in files]
-                clip = decode_clip(
-                    contents, lambda height, width: _window(pre, height, width), pre.crop_size, pre.antialias
-                )
-            except (OSError, tf.errors.OpError) as error:
+                windows = _decode_windows([file.read_bytes() for file in files], pre)
+            except (OSError, plain.PictureError) as error:
                 raise VideoError(_frame_fault(files)) from error
-            yield clip.numpy()
+            yield plain.resize(windows, pre.crop_size, pre.antialias)
 
 
 class VideoFile:
@@ -183,20 +177,16 @@ class VideoFile:
                 return
             if number < self._count and needed[number]:
                 if window is None:
-                    window = _window(self._pre, tf.constant(frame.shape[0]), tf.constant(frame.shape[1])).numpy()
-                top, left, height, width = window.tolist()
+                    window = plain.center_window(self._pre, *frame.shape[:2])
+                top, left, height, width = window
                 held[number] = frame[top : top + height, left : left + width].copy()
             while row < len(starts) and complete[row] <= number:
-                yield self._resized([held[k] for k in wanted[row].tolist()])
+                clip = np.stack([held[k] for k in wanted[row].tolist()])
+                yield plain.resize(clip, self._pre.crop_size, self._pre.antialias)
                 row += 1
                 held = {k: kept for k, kept in held.items() if k >= earliest[row]}
         if row < len(starts):
             raise VideoError(f"{self._path}: changed while it was read; it had {self._count} frames")
-
-    def _resized(self, frames: list[np.ndarray]) -> np.ndarray:
-        size = self._pre.crop_size
-        clip = tf.image.resize(np.stack(frames), [size, size], antialias=self._pre.antialias)
-        return augment.to_uint8(clip).numpy()
 
 
 def _clip_frames(starts: np.ndarray, num_frames: int, pre: Preprocessing) -> np.ndarray:
@@ -204,14 +194,29 @@ def _clip_frames(starts: np.ndarray, num_frames: int, pre: Preprocessing) -> np.
     return (starts[:, None] + np.arange(pre.read_frames)[None, :] * pre.frame_stride) % num_frames
 
 
-def _window(pre: Preprocessing, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    """The center crop of an evaluation."""
-    cfg = DataConfig(short_side=pre.short_side, crop_size=pre.crop_size)
-    return augment.eval_window(cfg, 1, tf.constant(0), height, width)
+def _decode_windows(contents: list[bytes], pre: Preprocessing) -> np.ndarray:
+    def window_of(height: Any, width: Any) -> plain.Window:
+        return plain.center_window(pre, int(height), int(width))
+
+    try:
+        import tensorflow as tf
+    except ModuleNotFoundError:
+        return plain.decode_windows(contents, window_of)
+    from r23d_jax.data.read import decode
+
+    try:
+        tensors = [tf.constant(content) for content in contents]
+        return decode.decode_windows(tensors, lambda height, width: tf.constant(window_of(height, width))).numpy()
+    except tf.errors.OpError as error:
+        raise plain.PictureError(str(error)) from error
 
 
 def _frame_fault(files: list[Path]) -> str:
     """What is wrong with the frames of a clip."""
+    try:
+        from r23d_jax.data.read.broken import examine_picture
+    except ModuleNotFoundError:
+        from r23d_jax.data.read.plain import examine_picture
     sizes = {}
     for file in files:
         try:

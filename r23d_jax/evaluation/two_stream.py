@@ -11,9 +11,10 @@ from r23d_jax import config
 from r23d_jax.checkpoint.checkpoint import LoadedModel, load_checkpoint
 from r23d_jax.config import Config, look_up
 from r23d_jax.evaluation import fusion
-from r23d_jax.evaluation.evaluate import evaluate, make_eval_step
+from r23d_jax.evaluation.evaluate import evaluate
 from r23d_jax.evaluation.result import EvalResult
 from r23d_jax.evaluation.run import open_videos
+from r23d_jax.evaluation.step import make_eval_step
 from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import parallel
 

@@ -3,12 +3,14 @@
 import hmac
 import os
 import secrets
+import zlib
 from pathlib import Path
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 _SECRET_SIZE = 32  # bytes
+_ZSTANDARD = b"\x28\xb5\x2f\xfd"  # with which its files begin
 
 
 def keep_compiled(folder: Path) -> None:
@@ -46,14 +48,16 @@ def _remove_torn(folder: Path) -> None:
     """Removes what cannot be read back.
 
     jax writes these files in place, and never again one that is there: one that a kill or a full disk has torn would
-    cost a compilation, and a warning, at every start.
+    cost a compilation, and a warning, at every start. It compresses them with zstandard, or with zlib without it.
     """
-    try:
-        from jax._src.compilation_cache import decompress_executable
-    except ImportError:  # a jax that has it elsewhere
-        return
     for file in folder.glob("*-cache"):
         try:
-            decompress_executable(file.read_bytes())
-        except Exception:  # noqa: BLE001  each way of compressing has an exception of its own
+            data = file.read_bytes()
+            if data.startswith(_ZSTANDARD):
+                import zstandard  # pyright: ignore[reportMissingImports]
+
+                zstandard.ZstdDecompressor().decompress(data)
+            else:
+                zlib.decompress(data)
+        except Exception:  # noqa: BLE001  without zstandard, jax cannot read the file either
             file.unlink(missing_ok=True)

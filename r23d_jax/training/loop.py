@@ -23,9 +23,10 @@ from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read.broken import BrokenLog
 from r23d_jax.data.read.pipeline import train_batches
 from r23d_jax.evaluation import report
-from r23d_jax.evaluation.evaluate import EvalStep, evaluate, make_eval_step
+from r23d_jax.evaluation.evaluate import evaluate
 from r23d_jax.evaluation.result import EvalResult, format_table, load_evaluation, save_evaluation
 from r23d_jax.evaluation.run import open_videos
+from r23d_jax.evaluation.step import EvalStep, make_eval_step
 from r23d_jax.models.functional import Network, split_model
 from r23d_jax.runtime import compilation_cache, disk, distributed, parallel
 from r23d_jax.runtime.journal import Journal

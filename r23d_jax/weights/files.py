@@ -206,11 +206,11 @@ def import_torch(path: Path) -> Any:
         import torch
     except ImportError:
         raise ConversionError(
-            f"{path}: {path.suffix} files need torch (pip install -r requirements-torch.txt); .safetensors does not"
+            f"{path}: {path.suffix} files need torch (pip install torch); .safetensors does not"
         ) from None
     if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < LEAST_TORCH:
         raise ConversionError(
             f"{path}: torch {torch.__version__} can be made to run code by a .pth file even where it is told not to "
-            "(CVE-2025-32434); pip install -r requirements-torch.txt"
+            "(CVE-2025-32434); pip install --upgrade torch"
         )
     return torch

@@ -1,9 +1,13 @@
 """Checkpoints: identity, damage of every kind, what is kept, other topologies, and a network out of one."""
 
 import dataclasses
+import gc
 import json
+import logging
 import os
 import shutil
+import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -248,3 +252,31 @@ def test_the_meta_is_readable_without_this_package(run_folder: Path) -> None:
     (meta,) = (p for p in (run_folder / "checkpoints" / "1" / "meta").iterdir() if p.name == "metadata")
     content = json.loads(meta.read_text())
     assert content["class_names"] == ["a", "b", "c"] and "params/stem/conv/kernel" in "".join(content["leaves"])
+
+
+def process_state() -> list:
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    return [sys.unraisablehook, warnings.filters, *warnings.filters, *(tuple(logger.filters) for logger in loggers)]
+
+
+def test_the_process_is_left_as_it_was(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = process_state()
+    saved(tmp_path, 0.5, 0.6)
+    assert process_state() == before
+    largest_file(tmp_path / "checkpoints" / "2").write_bytes(b"")
+    first, second = Checkpoints(tmp_path / "a"), Checkpoints(tmp_path / "b")
+    assert sys.unraisablehook is not before[0]
+    first.close()
+    first.close()  # a second time changes nothing
+    assert sys.unraisablehook is not before[0], "the other one is open"
+    second.close()
+    assert process_state() == before
+    assert restore(tmp_path)[1]["note"] == "step 1"
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        load_checkpoint(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(Exception, match="file"):
+        Checkpoints(tmp_path / "file")
+    gc.collect()
+    assert process_state() == before
+    assert "Traceback" not in capfd.readouterr().err

@@ -26,6 +26,7 @@ from r23d_jax.data.make.video import iter_frames
 from r23d_jax.evaluation import evaluate as evaluation
 from r23d_jax.evaluation import single
 from r23d_jax.evaluation.single import Predictor, VideoFile
+from r23d_jax.evaluation.step import make_eval_step
 from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import parallel
 from tests.hostile.bad_files.corpus import PICTURES, VIDEOS, picture, pipe
@@ -100,7 +101,7 @@ def evaluate(model, frames: Path, cfg: Config) -> np.ndarray:
     index = index_frames(frames, VideoList(CLASSES, entries), cache=False)
     mesh = parallel.make_mesh()
     network, params, batch_stats = split_model(model)
-    step = evaluation.make_eval_step(network, preprocessing(cfg.data), mesh)
+    step = make_eval_step(network, preprocessing(cfg.data), mesh)
     result = evaluation.evaluate(step, params, batch_stats, index, cfg, mesh)
     assert result is not None
     return result.probabilities

@@ -15,6 +15,7 @@ from r23d_jax.data.find.frames import FrameFiles, VideoIndex, index_frames
 from r23d_jax.data.find.splits import Entry, VideoList
 from r23d_jax.data.read.views import make_views
 from r23d_jax.evaluation import evaluate as module
+from r23d_jax.evaluation.step import make_eval_step
 from r23d_jax.models import create_model
 from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import parallel
@@ -95,7 +96,7 @@ def weights():
 
 def run(index, cfg, num_devices=1, step=None, **kwargs):
     mesh = parallel.make_mesh(devices=jax.devices()[:num_devices])
-    step = step or module.make_eval_step(MeanColor(), preprocessing(cfg.data), mesh)
+    step = step or make_eval_step(MeanColor(), preprocessing(cfg.data), mesh)
     return module.evaluate(step, *weights(), index, cfg, mesh, broken=Broken(), log=lambda line: None, **kwargs)
 
 
@@ -164,7 +165,7 @@ def test_broken_views_are_left_out_and_videos_without_any_are_named(made_up_batc
     made_up_batches["broken"] = {0, 2, 3}  # one of video 0, both of video 1
     lines = []
     mesh = parallel.make_mesh()
-    step = module.make_eval_step(MeanColor(), preprocessing(cfg.data), mesh)
+    step = make_eval_step(MeanColor(), preprocessing(cfg.data), mesh)
     broken = Broken([("v1", "frame 0: the file is empty")])
     result = module.evaluate(step, *weights(), index, cfg, mesh, broken=broken, log=lines.append)
     assert result is not None
@@ -191,7 +192,7 @@ def test_nothing_readable_gives_no_accuracy_and_no_crash(made_up_batches):
 def test_one_compilation_for_all_batches_and_evaluations(made_up_batches):
     cfg = make_config(batch_size=8)
     mesh = parallel.make_mesh()
-    step = module.make_eval_step(MeanColor(), preprocessing(cfg.data), mesh)
+    step = make_eval_step(MeanColor(), preprocessing(cfg.data), mesh)
     for num_frames in ([2] * 21, [3, 5, 7], [2] * 8):
         module.evaluate(step, *weights(), make_index(num_frames), cfg, mesh, broken=Broken())
     # values on the mesh from a training run, instead of on the host, make no difference either
@@ -203,7 +204,7 @@ def test_one_compilation_for_all_batches_and_evaluations(made_up_batches):
 def test_the_next_batch_is_dispatched_before_the_last_is_read(made_up_batches, monkeypatch):
     cfg, events = make_config(batch_size=1), []
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
-    compiled = module.make_eval_step(MeanColor(), preprocessing(cfg.data), mesh)
+    compiled = make_eval_step(MeanColor(), preprocessing(cfg.data), mesh)
 
     def step(*args):
         events.append("dispatch")
@@ -232,7 +233,7 @@ def test_scores_that_are_not_finite_are_refused(made_up_batches):
             return super().apply_eval(params, batch_stats, video) * jnp.nan
 
     cfg = make_config(batch_size=8)
-    step = module.make_eval_step(Diverged(), preprocessing(cfg.data), parallel.make_mesh(devices=jax.devices()[:1]))
+    step = make_eval_step(Diverged(), preprocessing(cfg.data), parallel.make_mesh(devices=jax.devices()[:1]))
     with pytest.raises(UserError, match="the scores of video v0 are not finite: training has diverged"):
         run(make_index([2, 2]), cfg, step=step)
 
@@ -284,7 +285,7 @@ def test_real_frames_on_one_and_eight_devices(tmp_path):
     results = []
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = parallel.make_mesh(devices=devices)
-        step = module.make_eval_step(network, preprocessing(cfg.data), mesh)
+        step = make_eval_step(network, preprocessing(cfg.data), mesh)
         broken = module.pipeline.BrokenLog(cfg.data, log=lambda line: None)
         results.append(
             module.evaluate(step, params, batch_stats, index, cfg, mesh, broken=broken, log=lambda line: None)

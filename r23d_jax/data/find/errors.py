@@ -1,6 +1,7 @@
 """Errors in data on disk, and the remedy for missing data."""
 
 from r23d_jax.config import UserError
+from r23d_jax.runtime.program import command
 
 UCF101_URL = "https://www.crcv.ucf.edu/data/UCF101.php"
 
@@ -12,7 +13,7 @@ class DataError(UserError, ValueError):
 def remedy() -> str:
     """The remedy for missing data, for messages."""
     return (
-        f"Download UCF101 from {UCF101_URL}, then make frames of it: python -m r23d_jax prepare --videos UCF-101 --out "
-        "data/ucf101, and set --config.data.root=data/ucf101/frames. To try without data: python launch.py "
+        f"Download UCF101 from {UCF101_URL}, then make frames of it: {command('prepare')} --videos UCF-101 --out "
+        f"data/ucf101, and set --config.data.root=data/ucf101/frames. To try without data: {command('train')} "
         "--config=configs/quickstart.py"
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from r23d_jax.data.find.errors import DataError, remedy
 from r23d_jax.data.find.splits import Entry, VideoList
 from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, group_of
+from r23d_jax.runtime.program import command
 from r23d_jax.runtime.progress import Progress
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -366,7 +367,7 @@ def _nothing_found(root: Path, videos: VideoList, listing: _Listing) -> str:
         there = " and ".join(f"{n} {suffix} files" for suffix, n in movies.items())
         return (
             f"{looked}, but {there}. Make frames of them first: "
-            f"python -m r23d_jax prepare --videos {root} --out {root.with_name(root.name + '-frames')}"
+            f"{command('prepare')} --videos {root} --out {root.with_name(root.name + '-frames')}"
         )
     if listing.others.get(".tfrecord"):
         return f"{looked}, but {listing.others['.tfrecord']} TFRecord shards: set --config.data.source=packed"

@@ -15,11 +15,12 @@ import numpy as np
 from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.tfrecord import Record, parse_example, records
 from r23d_jax.data.find.video_names import CONTROL, without_suffix
+from r23d_jax.runtime.program import command
 from r23d_jax.runtime.progress import Progress
 
 _INFO, _FEATURES = "dataset_info.json", "features.json"
 _REMEDY = (
-    "Make one: python -m r23d_jax prepare --videos UCF-101 --out data/ucf101 --format packed, and set "
+    f"Make one: {command('prepare')} --videos UCF-101 --out data/ucf101 --format packed, and set "
     "--config.data.root=data/ucf101/packed; or --config.data.source=frames for folders of frames"
 )
 _NAME_FEATURES = ("name", "video_name", "filename")

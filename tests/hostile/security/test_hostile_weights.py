@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pickle
 import shutil
+import zlib
 from pathlib import Path
 
 import jax
@@ -173,7 +174,10 @@ def test_a_foreign_workdirs_compiled_programs_are_not_used(
         torn, foreign = mine / "jit_x-cache", trained / "compilation_cache" / "jit_x-cache"
         for path in (torn, foreign):
             path.write_bytes(b"torn")
-        assert folder_after("me", trained) == mine and not torn.exists()
+        whole, half = mine / "jit_y-cache", mine / "jit_z-cache"
+        whole.write_bytes(zlib.compress(b"program" * 99))  # as jax does
+        half.write_bytes(whole.read_bytes()[:-3])
+        assert folder_after("me", trained) == mine and not torn.exists() and not half.exists() and whole.exists()
         assert foreign.read_bytes() == b"torn", "what lies under a name that anybody knows is not looked at"
         secret.write_bytes(b"")  # torn as well
         assert folder_after("me", trained) != mine and len(secret.read_bytes()) == 32

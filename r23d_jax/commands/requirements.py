@@ -1,0 +1,98 @@
+"""`requirements`: which packages each command needs, which of them are missing here, and how to install those."""
+
+import argparse
+import importlib.util
+import platform
+from importlib import metadata
+
+from r23d_jax.runtime import program
+
+# Packages that some commands can do without
+OPTIONAL = ("tensorflow", "tensorflow_datasets", "tensorboardX", "matplotlib", "torch", "apache_beam")
+BASE = (
+    "jax",
+    "flax",
+    "optax",
+    "orbax.checkpoint",
+    "ml_collections",
+    "jaxtyping",
+    "numpy",
+    "safetensors",
+    "flatbuffers",
+    "tqdm",
+)
+VIDEO = ("av", "cv2")
+_TRAINING = (*VIDEO, "tensorflow", "tensorboardX", "matplotlib")
+NEEDS = {
+    "train": _TRAINING,
+    "evaluate": _TRAINING,
+    "prepare": VIDEO,
+    "prepare --format packed": (*VIDEO, "tensorflow", "tensorflow_datasets"),
+    "prepare --beam-runner": (*VIDEO, "tensorflow", "tensorflow_datasets", "apache_beam"),
+    "study": _TRAINING,
+    "predict": VIDEO,
+    "info": (),
+    "convert": (),
+    "convert a TensorFlow checkpoint": ("tensorflow",),
+    "convert a .pth or .pt file": ("torch",),
+    "export": (),
+    "export to .savedmodel": ("tensorflow",),
+    "export to .pth or .pt": ("torch",),
+}
+# What pip calls a package, where that is not the name to import
+_PIP_NAMES = {
+    "orbax.checkpoint": "orbax-checkpoint",
+    "ml_collections": "ml-collections",
+    "cv2": "opencv-contrib-python-headless",
+    "tensorflow": "tensorflow-cpu",  # plain tensorflow where there is no such wheel
+    "tensorflow_datasets": "tensorflow-datasets importlib-resources",
+    "apache_beam": "apache-beam",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares no arguments."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints a table; returns 0 whatever is missing, because no command needs everything."""
+    del args
+    print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    for name in (*BASE, *VIDEO, *OPTIONAL):
+        print(f"  {name:20} {_version(name) if _is_installed(name) else 'missing'}")
+    for what, needed in NEEDS.items():
+        missing = [name for name in (*BASE, *needed) if not _is_installed(name)]
+        print(f"{what:32} {'missing: ' + _remedy(missing) if missing else 'ready'}")
+    return 0
+
+
+def explain(command: str, error: Exception) -> str | None:
+    """One sentence and the pip command, if an error means that an optional package is missing; else None.
+
+    Args:
+      command: a key of `__main__.COMMANDS`.
+      error: what the command raised.
+    """
+    name = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else ""
+    if name not in OPTIONAL:
+        return None
+    return f"{program.command(command)} needs {name}, which is not installed: {_remedy([name])}"
+
+
+def _remedy(names: list[str]) -> str:
+    packages = " ".join(_PIP_NAMES.get(name, name) for name in names)
+    if platform.machine().lower() not in ("x86_64", "amd64") or platform.system() == "Darwin":
+        packages = packages.replace("tensorflow-cpu", "tensorflow")
+    return f"pip install {packages}"
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # a parent that is missing; None in sys.modules
+        return False
+
+
+def _version(name: str) -> str:
+    distributions = metadata.packages_distributions().get(name.partition(".")[0], [])
+    return ", ".join(metadata.version(distribution) for distribution in sorted(set(distributions)))

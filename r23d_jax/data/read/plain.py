@@ -1,0 +1,138 @@
+"""The center crop of an evaluation without TensorFlow, so that a network can be used where it is not installed.
+
+`center_window` and `resize` give the very numbers of `augment.eval_window` and `decode.resize`: tests compare them bit
+for bit. `decode_windows` reads what `decode.decode_windows` reads, with one difference: TensorFlow decodes only the
+window of a JPEG, so where its colors are stored at half the resolution, the last column of the window differs a little.
+"""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from r23d_jax.config import Preprocessing
+from r23d_jax.data.find.picture_header import MAX_PIXELS, claimed_size
+
+# (height, width) -> top, left, height, width
+Window = tuple[int, int, int, int]
+
+
+class PictureError(Exception):
+    """A picture cannot be decoded, or not together with its neighbors."""
+
+
+def center_window(pre: Preprocessing, height: int, width: int) -> Window:
+    """The square in the center that is `crop_size` when the short side is `short_side`; all in pixels of the frame."""
+    short = min(height, width)
+    side = int(np.round(np.float32(short) * np.float32(pre.crop_size / pre.short_side)))
+    side = min(max(side, 1), short)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def resize(windows: np.ndarray, size: int, antialias: bool) -> np.ndarray:
+    """(t, h, w, c) uint8 -> (t, size, size, c) uint8, bilinear with half-pixel centers, as TensorFlow computes it.
+
+    Args:
+      windows: pictures.
+      size: side of the square that comes out, pixels.
+      antialias: whether to filter when a window is reduced.
+    """
+    if windows.shape[1:3] == (size, size):
+        return windows
+    video = windows.astype(np.float32)
+    if antialias:
+        video = _filter(_filter(video, 1, size), 2, size)
+    else:
+        top, bottom, down = _neighbors(video.shape[1], size)
+        left, right, across = _neighbors(video.shape[2], size)
+        across = across[:, None]
+
+        def lerp_columns(rows: np.ndarray) -> np.ndarray:
+            start = rows[:, :, left]
+            return start + (rows[:, :, right] - start) * across
+
+        above, below = lerp_columns(video[:, top]), lerp_columns(video[:, bottom])
+        video = above + (below - above) * down[:, None, None]
+    return (video + np.float32(0.5)).astype(np.uint8)
+
+
+def decode_windows(contents: list[bytes], window_of: Callable[[int, int], Window]) -> np.ndarray:
+    """Decodes one window of every frame: (t, height, width, 3) uint8.
+
+    Args:
+      contents: t encoded pictures of one size.
+      window_of: gives the window for a height and a width.
+
+    Raises:
+      PictureError: if one cannot be decoded, or has another size than the first.
+    """
+    windows, first = [], None
+    for content in contents:
+        picture, problem = _read(content)
+        if picture is None:
+            raise PictureError(problem)
+        first = first or picture.shape
+        if picture.shape != first:
+            raise PictureError("the frames have different sizes")
+        top, left, height, width = window_of(*picture.shape[:2])
+        windows.append(picture[top : top + height, left : left + width, ::-1])
+    return np.stack(windows)
+
+
+def examine_picture(content: bytes) -> tuple[str | None, tuple[int, int] | None]:
+    """What is wrong with an encoded picture, or None and its (height, width)."""
+    picture, problem = _read(content)
+    return (problem, None) if picture is None else (None, picture.shape[:2])
+
+
+def _read(content: bytes) -> tuple[np.ndarray | None, str]:
+    """The decoded picture, or what is wrong with it."""
+    size = claimed_size(content)
+    if size is None:
+        return None, f"not a picture (it begins with {content[:8]!r})"
+    if size[0] * size[1] > MAX_PIXELS:
+        return None, f"{size[1]}x{size[0]} pixels, more than the {MAX_PIXELS} that are decoded"
+    # OpenCV fills the rest of a truncated JPEG with gray and reports no error.
+    if content.startswith(b"\xff\xd8") and not content.rstrip(b"\0").endswith(b"\xff\xd9"):
+        return None, "truncated JPEG"
+    return _decode(content), "damaged picture"
+
+
+def _decode(content: bytes) -> np.ndarray | None:
+    """(h, w, 3) uint8, BGR."""
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error:
+        return None
+
+
+def _neighbors(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For `size` places along an axis: the place before, the place after, and how far between them, (size,) each."""
+    step = np.float32(length) / np.float32(size)
+    place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * step - np.float32(0.5)
+    before = np.floor(place)
+    return (
+        np.maximum(before, 0).astype(np.int64),
+        np.minimum(np.ceil(place), length - 1).astype(np.int64),
+        place - before,
+    )
+
+
+def _filter(video: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """Resizes one axis of a float32 array with a triangle as wide as the reduction."""
+    video = np.moveaxis(video, axis, 0)
+    length, one, half = len(video), np.float32(1), np.float32(0.5)
+    step = np.float32(1.0 / float(np.float32(size) / np.float32(length)))
+    radius = max(step, one)
+    resized = np.zeros((size, *video.shape[1:]), np.float32)
+    for row in range(size):
+        center = np.float32((row + 0.5) * float(step))
+        first = max(int(np.ceil(center - radius - half)), 0)
+        last = min(int(np.floor(center + radius - half)), length - 1)
+        distances = (np.arange(first, last + 1, dtype=np.float32) + half - center) * (one / radius)
+        weights = np.maximum(one - np.abs(distances), 0)
+        total = np.cumsum(weights)[-1]  # in order, unlike np.sum
+        for place, weight in zip(range(first, last + 1), weights * (one / total), strict=True):
+            resized[row] += video[place] * weight
+    return np.moveaxis(resized, 0, axis)
