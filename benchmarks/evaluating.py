@@ -30,6 +30,7 @@ def run(rounds: int, workers: int, tiny: bool, peer: bool) -> list[dict[str, Any
     """
     from r23d_jax.data import sources
     from r23d_jax.data.read import pipeline
+    from r23d_jax.data.read.broken import BrokenLog
     from r23d_jax.data.read.views import make_views
 
     with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +52,7 @@ def run(rounds: int, workers: int, tiny: bool, peer: bool) -> list[dict[str, Any
 
         def ours(batch_size: int) -> Callable[[], None]:
             def drain() -> None:
-                broken = pipeline.BrokenLog(cfg)
+                broken = BrokenLog(cfg)
                 batches = pipeline.eval_batches(index, views, cfg, batch_size=batch_size, broken=broken, crops=_CROPS)
                 assert sum(int(batch["mask"].sum()) for batch in batches) == len(views)
 

@@ -197,6 +197,7 @@ def _ours(
     """Gives the function that drains a number of batches from one iterator, which lives as long as the context."""
     from r23d_jax.data import sources
     from r23d_jax.data.read import pipeline
+    from r23d_jax.data.read.broken import BrokenLog
 
     cfg = DataConfig(
         source=source,
@@ -211,7 +212,7 @@ def _ours(
         num_workers=workers,
         **options,
     )
-    broken = pipeline.BrokenLog(cfg)
+    broken = BrokenLog(cfg)
     batches = pipeline.train_batches(
         sources.open_index(cfg, "train"),
         cfg,

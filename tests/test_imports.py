@@ -73,7 +73,13 @@ def test_a_file_imports_only_what_lies_below_it(path: Path) -> None:
             assert lower or whole, f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+OTHERS = [
+    ROOT / "launch.py",
+    *(path for top in ("tests", "benchmarks", "configs", ".ci") for path in sorted((ROOT / top).rglob("*.py"))),
+]
+
+
+@pytest.mark.parametrize("path", [*FILES, *OTHERS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_name_has_one_home(path: Path) -> None:
     """Only `__init__` files hand on what another file defines."""
     for node in ast.walk(ast.parse(path.read_text())):

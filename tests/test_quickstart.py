@@ -23,7 +23,8 @@ def clips(root: Path) -> np.ndarray:
 
     def read(class_name: str, group: int) -> list[np.ndarray]:
         folder = root / "frames" / class_name / f"v_{class_name}_g{group:02d}_c01"
-        return [cv2.imread(str(folder / f"image_{k:05d}.jpg"))[:, :48, ::-1] for k in range(1, 17)]
+        frames = [cv2.imread(str(folder / f"image_{k:05d}.jpg")) for k in range(1, 17)]
+        return [frame[:, :48, ::-1] for frame in frames if frame is not None]
 
     return np.array([[read(name, group) for group in (1, 2)] for name in synthetic.CLASSES])
 

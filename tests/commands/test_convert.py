@@ -1,6 +1,7 @@
 """`python -m r23d_jax convert`: both directions, what it says, and what it refuses."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,8 @@ def test_and_back_under_any_code_bases_names(
 def test_another_number_of_classes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert convert("--from", folder, "--to", tmp_path / "five", "--num-classes", 5) == 0
     assert "the weights have 12 classes; the classifier of 5 is random" in lines_of(capsys)
-    old, new = load_checkpoint(folder).model, load_checkpoint(tmp_path / "five").model
+    models: list[Any] = [load_checkpoint(path).model for path in (folder, tmp_path / "five")]
+    old, new = models
     assert new.head.classifier.kernel[...].shape == (512, 5)
     np.testing.assert_array_equal(new.stem.conv.kernel[...], old.stem.conv.kernel[...])
     np.testing.assert_array_equal(
@@ -92,7 +94,7 @@ def test_a_source_that_only_the_user_knows(
 
 
 def test_an_image_network_is_inflated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    video = trained("f_r2d_18", num_classes=6)
+    video: Any = trained("f_r2d_18", num_classes=6)
     flat = as_image_network(r23d_jax.to_torch(video))
     path = tmp_path / "resnet18.safetensors"
     files.write(path, flat, {})
@@ -101,7 +103,7 @@ def test_an_image_network_is_inflated(tmp_path: Path, capsys: pytest.CaptureFixt
     args = ("--model", "r3d_18", "--inflate", "center", "--num-classes", 6)
     assert convert("--from", path, "--to", tmp_path / "out", *args) == 0
     assert "an image network, inflated (center) note it pools after its stem" in lines_of(capsys)
-    model = load_checkpoint(tmp_path / "out").model
+    model: Any = load_checkpoint(tmp_path / "out").model
     kernel = np.asarray(model.stages[0].blocks[0].conv1.kernel[...])
     np.testing.assert_array_equal(kernel[1], video.stages[0].blocks[0].conv1.kernel[...][0])
     assert not kernel[0].any() and not kernel[2].any()

@@ -44,8 +44,8 @@ def make_config() -> Config:
 
 def write_video(path: Path, num_frames: int, seed: int) -> Path:
     """Blurred noise that drifts: every frame, place and video is different."""
-    noise = np.random.default_rng(seed).integers(0, 256, (80, 160, 3), np.uint8)
-    noise = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), noise, 0, 255, cv2.NORM_MINMAX)
+    draws = np.random.default_rng(seed).integers(0, 256, (80, 160, 3), np.uint8)
+    noise = cv2.normalize(cv2.GaussianBlur(draws, (0, 0), 3), draws, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"

@@ -1,7 +1,7 @@
 """Every view is scored once, whatever the batch and the number of devices, and the sums are the right ones."""
 
-import dataclasses
 import math
+from typing import Any
 
 import cv2
 import jax
@@ -13,30 +13,39 @@ from flax import nnx
 from r23d_jax.config import Config, UserError, preprocessing
 from r23d_jax.data.find.frames import FrameFiles, VideoIndex, index_frames
 from r23d_jax.data.find.splits import Entry, VideoList
+from r23d_jax.data.read.broken import BrokenLog
 from r23d_jax.data.read.views import make_views
 from r23d_jax.evaluation import evaluate as module
+from r23d_jax.evaluation.result import EvalResult
 from r23d_jax.evaluation.step import make_eval_step
 from r23d_jax.models import create_model
-from r23d_jax.models.functional import split_model
+from r23d_jax.models.functional import Network, split_model
 from r23d_jax.runtime import parallel
 
 NUM_CLASSES = 6
 SIZE = 4
 
 
-class MeanColor:
+class MeanColor(Network):
     """A network whose logits are a linear function of the mean pixel: each row's scores depend on that row only."""
+
+    def __init__(self):
+        pass
 
     def apply_eval(self, params, batch_stats, video):
         features = video.reshape(video.shape[0], -1)
         return jnp.tanh(features @ params["kernel"]) * 5 + batch_stats["mean"][None, :]
 
 
-@dataclasses.dataclass
-class Broken:
+class Broken(BrokenLog):
     """Stands in for the log of broken samples."""
 
-    files: list = dataclasses.field(default_factory=list)
+    def __init__(self, files=()):
+        self._files = list(files)
+
+    @property
+    def files(self):
+        return self._files
 
 
 def make_config(**eval_fields):
@@ -94,10 +103,16 @@ def weights():
     return {"kernel": kernel}, {"mean": np.zeros(NUM_CLASSES, np.float32)}
 
 
-def run(index, cfg, num_devices=1, step=None, **kwargs):
+def run_or_stop(index, cfg, num_devices=1, step=None, **kwargs):
     mesh = parallel.make_mesh(devices=jax.devices()[:num_devices])
     step = step or make_eval_step(MeanColor(), preprocessing(cfg.data), mesh)
     return module.evaluate(step, *weights(), index, cfg, mesh, broken=Broken(), log=lambda line: None, **kwargs)
+
+
+def run(*args, **kwargs) -> EvalResult:
+    result = run_or_stop(*args, **kwargs)
+    assert result is not None
+    return result
 
 
 def expected(index, cfg, broken=()):
@@ -192,7 +207,7 @@ def test_nothing_readable_gives_no_accuracy_and_no_crash(made_up_batches):
 def test_one_compilation_for_all_batches_and_evaluations(made_up_batches):
     cfg = make_config(batch_size=8)
     mesh = parallel.make_mesh()
-    step = make_eval_step(MeanColor(), preprocessing(cfg.data), mesh)
+    step: Any = make_eval_step(MeanColor(), preprocessing(cfg.data), mesh)
     for num_frames in ([2] * 21, [3, 5, 7], [2] * 8):
         module.evaluate(step, *weights(), make_index(num_frames), cfg, mesh, broken=Broken())
     # values on the mesh from a training run, instead of on the host, make no difference either
@@ -223,8 +238,8 @@ def test_the_next_batch_is_dispatched_before_the_last_is_read(made_up_batches, m
 
 def test_stop_ends_without_a_result(made_up_batches):
     answers = iter([False, True])
-    assert run(make_index([2] * 9), make_config(batch_size=2), should_stop=lambda: next(answers)) is None
-    assert run(make_index([2] * 9), make_config(batch_size=2), should_stop=lambda: False) is not None
+    assert run_or_stop(make_index([2] * 9), make_config(batch_size=2), should_stop=lambda: next(answers)) is None
+    assert run_or_stop(make_index([2] * 9), make_config(batch_size=2), should_stop=lambda: False) is not None
 
 
 def test_scores_that_are_not_finite_are_refused(made_up_batches):
@@ -282,11 +297,11 @@ def test_real_frames_on_one_and_eight_devices(tmp_path):
         return rng.normal(0, 1 / np.sqrt(np.prod(leaf.shape[:-1])), leaf.shape).astype(leaf.dtype)
 
     params, batch_stats = jax.tree.map(value, (params, batch_stats))
-    results = []
+    results: list[Any] = []
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = parallel.make_mesh(devices=devices)
-        step = make_eval_step(network, preprocessing(cfg.data), mesh)
-        broken = module.pipeline.BrokenLog(cfg.data, log=lambda line: None)
+        step: Any = make_eval_step(network, preprocessing(cfg.data), mesh)
+        broken = BrokenLog(cfg.data, log=lambda line: None)
         results.append(
             module.evaluate(step, params, batch_stats, index, cfg, mesh, broken=broken, log=lambda line: None)
         )

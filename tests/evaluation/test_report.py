@@ -221,7 +221,7 @@ def test_frames_of_packed_shards(tmp_path):
     assert [int(frame[0, 0, 0]) for frame in frames] == [2, 4], "the broken one is left out"
     strip = film.film_strip(frames, height=8)
     picture = cv2.imdecode(np.frombuffer(base64.b64decode(strip.partition("base64,")[2].rstrip('">')), np.uint8), 1)
-    assert picture.shape == (8, 12 + 3 + 12, 3)
+    assert picture is not None and picture.shape == (8, 12 + 3 + 12, 3)
 
 
 def test_frames_are_rgb_and_spread_over_the_video(tmp_path):

@@ -113,7 +113,7 @@ def test_what_no_shape_shows_is_said(tmp_path: Path) -> None:
 
 def test_a_checkpoint_and_a_converted_network_are_sources_too(tmp_path: Path) -> None:
     cfg = tiny_config("r3d")
-    model = trained("r3d_10", widths=cfg.model.widths, num_classes=NUM_CLASSES)
+    model: Any = trained("r3d_10", widths=cfg.model.widths, num_classes=NUM_CLASSES)
     save_model(tmp_path / "run", model, cfg, ("a", "b", "c"))
     loaded = load_checkpoint(tmp_path / "run")
     assert loaded.class_names == ("a", "b", "c") and loaded.step == 0
@@ -131,7 +131,7 @@ def test_a_checkpoint_and_a_converted_network_are_sources_too(tmp_path: Path) ->
 def test_an_image_network_is_inflated(tmp_path: Path) -> None:
     cfg = tiny_config("f_r2d")
     cfg.model.stem_pool = "2d"
-    model = trained("f_r2d_10", widths=cfg.model.widths, num_classes=NUM_CLASSES)
+    model: Any = trained("f_r2d_10", widths=cfg.model.widths, num_classes=NUM_CLASSES)
     flat = as_image_network(r23d_jax.to_torch(model))
     files.write(tmp_path / "resnet.safetensors", flat, {})
     cfg.init_from, cfg.init_skip = str(tmp_path / "resnet.safetensors"), ("stage3",)

@@ -1,5 +1,7 @@
 """Networks with values as after training, without the training."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from r23d_jax import models
 from r23d_jax.models.functional import split_model
 
 
-def trained(name: str, **fields) -> models.VideoNetwork:
+def trained(name: str, **fields: Any) -> models.VideoNetwork:
     """A network with random weights and random BN values, as after training."""
     fields = {"num_classes": 7, "num_frames": 4, "crop_size": 32} | fields
     model = nnx.eval_shape(lambda: models.create_model(name, rngs=nnx.Rngs(0), **fields))

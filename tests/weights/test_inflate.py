@@ -22,7 +22,7 @@ pytestmark = pytest.mark.parity
 
 def blank(name: str, **fields: Any) -> models.VideoNetwork:
     """A network of zeros, whose values inflation replaces."""
-    model = nnx.eval_shape(lambda: models.create_model(name, rngs=nnx.Rngs(0), **({"num_classes": 5} | fields)))
+    model = nnx.eval_shape(lambda: models.create_model(name, rngs=nnx.Rngs(0), **{"num_classes": 5, **fields}))
     network, params, batch_stats = split_model(model)
     return network.build(*jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), (params, batch_stats)))
 
@@ -53,7 +53,7 @@ def test_a_still_clip_gives_the_features_of_the_image(
 ) -> None:
     from torchvision.models import resnet
 
-    image_network = peers.randomize(getattr(resnet, f"resnet{depth}")(weights=None, num_classes=5)).eval()
+    image_network: Any = peers.randomize(getattr(resnet, f"resnet{depth}")(weights=None, num_classes=5)).eval()
     skip = ("stage4",) if name == "r2plus3d_50" else ()  # 256 wide, where ResNets have 512
     model = blank(name, **({} if name == "r2plus3d_50" else {"stem_pool": "2d"}))
     model = r23d_jax.inflate(image_network.state_dict(), model, how, skip)
@@ -84,7 +84,7 @@ def test_repeat_reaches_the_logits_away_from_the_ends(torchvision_video: Any) ->
     from torchvision.models import resnet
 
     image_network = peers.randomize(resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=5)).eval()
-    model = r23d_jax.inflate(image_network.state_dict(), blank("r3d_10", stem_pool="2d"))
+    model: Any = r23d_jax.inflate(image_network.state_dict(), blank("r3d_10", stem_pool="2d"))
     frame, clip = still(32, 64)
     with torch.no_grad():
         image = torch.tensor(frame.transpose(2, 0, 1))[None]
@@ -101,7 +101,9 @@ def test_googlenet_becomes_i3d(torchvision_video: Any) -> None:
     """At 63 pixels the pools of both lie alike; at other sizes I3D pads as TensorFlow does."""
     from torchvision.models import googlenet
 
-    image_network = googlenet(weights=None, aux_logits=False, init_weights=False, transform_input=False, num_classes=5)
+    image_network: Any = googlenet(
+        weights=None, aux_logits=False, init_weights=False, transform_input=False, num_classes=5
+    )
     image_network = peers.randomize(image_network).eval()
     model = r23d_jax.inflate(image_network.state_dict(), blank("i3d_gamma"), "center")
     frame, clip = still(63, 16)
@@ -121,7 +123,7 @@ def test_other_channels_get_the_mean_over_colors(torchvision_video: Any) -> None
     from torchvision.models import resnet
 
     state = peers.randomize(resnet.resnet18(weights=None)).state_dict()
-    model = r23d_jax.inflate(state, blank("r3d_18", in_channels=2), "center")
+    model: Any = r23d_jax.inflate(state, blank("r3d_18", in_channels=2), "center")
     kernel = model.stem.conv.kernel[...]
     want = state["conv1.weight"].numpy().transpose(2, 3, 1, 0).mean(axis=2)
     np.testing.assert_allclose(kernel[1], np.stack([want, want], axis=2), atol=1e-7)

@@ -156,6 +156,7 @@ def test_one_training_step(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {name: value.clone() for name, value in theirs.state_dict().items()}
     counts: dict[str, int] = {}
     hooks = []
+    module: Any
     for name, module in theirs.named_modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -195,6 +196,7 @@ def test_one_training_step(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     norms = {name: float(p.grad.norm()) for name, p in theirs.named_parameters() if p.grad is not None}
     whole = max(norms.values())
     for name, parameter in theirs.named_parameters():
+        assert parameter.grad is not None, name
         error = np.linalg.norm(named[name.removeprefix(prefix)] - parameter.grad.numpy())
         assert error <= case.gradients * max(norms[name], 1e-3 * whole), f"{name}: {error / norms[name]:.1e}"
     named = rename(table, layout, new_stats)
@@ -271,7 +273,7 @@ def test_torchvision_itself(ours: str, theirs: str, torchvision_video: Any) -> N
 @pytest.mark.parametrize("name", ["s3d", "s3d_g"])
 def test_torchvision_s3d(name: str, torchvision_video: Any) -> None:
     """At 224, because its head needs 7 x 7 places; its last pool and the mean of windows count as they do there."""
-    peer = torchvision_video.s3d(weights=None, num_classes=7)
+    peer: Any = torchvision_video.s3d(weights=None, num_classes=7)
     peer = peers.randomize(peers.add_gates(peer) if name == "s3d_g" else peer).eval()
     model = r23d_jax.from_torch(peer.state_dict())
     assert model.spec == r23d_jax.models.model_spec(name)

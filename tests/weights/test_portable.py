@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -30,7 +31,7 @@ def video(batch: int) -> np.ndarray:
 
 def expected(model, batch: int) -> np.ndarray:
     network, params, batch_stats = split_model(model)
-    return np.asarray(jax.jit(network.apply_eval)(params, batch_stats, prepare_video(video(batch), PRE)))
+    return np.asarray(jax.jit(network.apply_eval)(params, batch_stats, prepare_video(jnp.asarray(video(batch)), PRE)))
 
 
 @pytest.mark.parametrize("batch", [1, 3])

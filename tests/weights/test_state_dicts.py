@@ -1,5 +1,7 @@
 """Weights to torch and back: the same logits as torchvision, the same bits after a round trip, clear refusals."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,5 +112,5 @@ def test_several_forms_of_a_classifier() -> None:
     """fc as a Sequential of dropout and linear, which fine-tuning scripts write."""
     state = r23d_jax.to_torch(shapes_of("r3d_18"))
     state["fc.1.weight"], state["fc.1.bias"] = state.pop("fc.weight") + 2, state.pop("fc.bias")
-    model = r23d_jax.from_torch(state)
+    model: Any = r23d_jax.from_torch(state)
     assert float(model.head.classifier.kernel[...][0, 0]) == 2.0

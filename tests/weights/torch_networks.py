@@ -6,6 +6,7 @@ stages. Widths can be narrowed; names and order of layers do not change with the
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,9 @@ DEPTHS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)
 WIDTHS = (64, 128, 256, 512)
 
 
-def conv(entering: int, leaving: int, kernel, stride=1, padding=0, groups: int = 1, bias: bool = False) -> nn.Conv3d:
+def conv(
+    entering: int, leaving: int, kernel: Any, stride: Any = 1, padding: Any = 0, groups: int = 1, bias: bool = False
+) -> nn.Conv3d:
     return nn.Conv3d(entering, leaving, kernel, stride, padding, groups=groups, bias=bias)
 
 
@@ -86,7 +89,7 @@ def torchvision_style(
         first = net.add("stem.0", conv(3, 45, (1, 7, 7), (1, 2, 2), (0, 3, 3)))
         norm = net.norm("stem.1", 45)
         second = net.add("stem.3", conv(45, widths[0], (3, 1, 1), 1, (1, 0, 0)))
-        steps = [first, norm, relu, second, net.norm("stem.4", widths[0]), relu]
+        steps: list[Callable] = [first, norm, relu, second, net.norm("stem.4", widths[0]), relu]
     else:
         steps = [net.add("stem.0", conv(3, widths[0], (3, 7, 7), (1, 2, 2), (1, 3, 3))), net.norm("stem.1", widths[0])]
         steps.append(relu)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,7 +241,7 @@ def test_a_change_on_disk_is_seen(tmp_path: Path, scans: list[Path], change: str
     assert same(index, index_frames(tmp_path, videos, cache=False))
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "other version"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "noise", "other version"])
 def test_a_damaged_cache_is_built_again(tmp_path: Path, scans: list[Path], damage: str) -> None:
     touch(tmp_path, ["A/x/1.jpg"])
     videos = listed("x", class_name="A")
@@ -249,9 +250,10 @@ def test_a_damaged_cache_is_built_again(tmp_path: Path, scans: list[Path], damag
     content = file.read_bytes()
     if damage == "other version":
         with np.load(file) as arrays:
-            np.savez(file, **(dict(arrays) | {"cache_version": np.asarray(-1)}))
+            changed: dict[str, Any] = dict(arrays) | {"cache_version": np.asarray(-1)}
+        np.savez(file, **changed)
     else:
-        file.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "garbage": b"PK\x03\x04" * 99}[damage])
+        file.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "noise": b"PK\x03\x04" * 99}[damage])
     assert same(index_frames(tmp_path, videos), first)
     assert len(scans) == 2
     index_frames(tmp_path, videos)

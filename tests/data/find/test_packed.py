@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -71,8 +72,9 @@ def test_tensorflow_datasets_reads_it(written: Path) -> None:
     assert builder.info.features["label"].names == list(CLASSES)  # pyright: ignore
     assert len(builder.info.splits["videos"].filepaths) == 2
     found = {}
-    for row in builder.as_dataset(split="videos"):
-        found[row["name"].numpy().decode(), int(row["label"])] = row["video"].numpy()  # pyright: ignore
+    read_all: Any = builder.as_dataset
+    for row in read_all(split="videos"):
+        found[row["name"].numpy().decode(), int(row["label"])] = row["video"].numpy()
     assert found.keys() == {(name, label) for name, label, _ in VIDEOS}
     for i, (name, label, _) in enumerate(VIDEOS):
         decoded = np.stack([tf.io.decode_jpeg(jpeg).numpy() for jpeg in jpegs(i)])
@@ -145,7 +147,8 @@ def test_a_cache_that_points_nowhere_is_built_again(dataset: Path, name: str, va
     (cached,) = (dataset / ".r23d_jax").iterdir()
     with np.load(cached) as arrays:
         wrong = np.full(arrays[name].shape, value, np.float64 if name == "names" else arrays[name].dtype)
-        np.savez(cached, **(dict(arrays) | {name: wrong}))
+        changed: dict[str, Any] = dict(arrays) | {name: wrong}
+    np.savez(cached, **changed)
     assert read(index_packed(dataset, listed(0, 5), "train"), 1) == wanted
 
 
@@ -170,7 +173,7 @@ def test_damaged_records_are_left_out_and_reported(dataset: Path) -> None:
     shard.write_bytes(b"")
     assert "the file is empty" in index_packed(dataset, listed(*range(6)), "train").notes[0]
     for other in dataset.glob("*.tfrecord-*"):
-        other.write_bytes(b"garbage" * 99)
+        other.write_bytes(b"no shard" * 99)
     with pytest.raises(DataError, match=r"no record of it can be read.*record length at byte 0 is damaged"):
         index_packed(dataset, listed(*range(6)), "train")
 
@@ -210,7 +213,7 @@ class Other(tfds.core.GeneratorBasedBuilder):
     with_label = True
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = {"video": tfds.features.Video(shape=(None, 8, 8, 3))}
+        features: dict[str, Any] = {"video": tfds.features.Video(shape=(None, 8, 8, 3))}
         if self.with_label:
             features["label"] = tfds.features.ClassLabel(names=["Archery", "Diving", "Rowing"])
         return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))

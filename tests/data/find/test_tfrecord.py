@@ -31,18 +31,18 @@ def test_checksums_against_tensorflow(size: int, tmp_path: Path) -> None:
 def test_records_and_damage() -> None:
     contents = [b"one", b"", bytes(5000), b"four"]
     data = bytearray(b"".join(map(framed, contents)))
-    found = list(records(as_array(data)))
+    found = list(records(as_array(bytes(data))))
     assert [bytes(data[r.start : r.end]) for r in found] == contents
     assert not any(r.problem for r in found)
 
     third = data.index(bytes(5000))
     data[third + 2500] ^= 1  # in the data of the third: it alone is lost
-    found = list(records(as_array(data)))
+    found = list(records(as_array(bytes(data))))
     assert [bool(r.problem) for r in found] == [False, False, True, False]
     assert found[2].problem == f"the checksum of the record at byte {third - 12} is wrong"
 
     data[third - 12] ^= 1  # in its length: nothing behind can be found
-    found = list(records(as_array(data)))
+    found = list(records(as_array(bytes(data))))
     assert [r.problem for r in found] == ["", "", f"the record length at byte {third - 12} is damaged"]
     for cut in (3, len(data) - third - 100, len(data) - third + 5):
         *_, last = records(as_array(bytes(data[: third - 12]) + framed(bytes(5000)) + framed(b"four"))[:-cut])

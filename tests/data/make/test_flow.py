@@ -14,8 +14,9 @@ from r23d_jax.__main__ import main
 from r23d_jax.config import Config, ConfigError, DataConfig, UserError, preprocessing, use_flow, validate
 from r23d_jax.data.make import flow
 from r23d_jax.data.read.augment import mirror
+from r23d_jax.data.read.broken import BrokenLog
 from r23d_jax.data.read.decode import decode_clip
-from r23d_jax.data.read.pipeline import BrokenLog, eval_batches, train_batches
+from r23d_jax.data.read.pipeline import eval_batches, train_batches
 from r23d_jax.data.read.views import make_views
 from r23d_jax.data.sources import open_index
 
@@ -68,7 +69,7 @@ def test_a_window_is_cut_out_of_x_and_y_alike(form: str) -> None:
     smooth = [cv2.resize(rng.integers(0, 256, (6, 8), np.uint8), (40, 30)) for _ in range(4)]
     pictures = [np.concatenate([smooth[0], smooth[1]]), np.concatenate([smooth[2], smooth[3]])]
     contents = [tf.constant(cv2.imencode(form, p, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()) for p in pictures]
-    clip = decode_clip(contents, lambda h, w: tf.constant([4, 7, 20, 20]), 20, False, flow=True)
+    clip = decode_clip(contents, lambda h, w: tf.constant([4, 7, 20, 20]), 20, False, flow=True).numpy()
     assert clip.shape == (2, 20, 20, 2)
     for frame, (x, y) in enumerate((smooth[:2], smooth[2:])):
         np.testing.assert_allclose(clip[frame, ..., 0], x[4:24, 7:27], atol=3)  # JPEG's loss

@@ -111,7 +111,8 @@ def test_quality_and_short_side(videos: Path, tmp_path: Path) -> None:
         out = tmp_path / quality
         assert prepare("--videos", videos / "Rowing", "--out", out, "--quality", quality, "--short-side", "24") == 0
         (file, *_) = sorted((out / "frames/Rowing/v_Rowing_g01_c01").iterdir())
-        assert cv2.imread(str(file)).shape == (24, 32, 3)
+        image = cv2.imread(str(file))
+        assert image is not None and image.shape == (24, 32, 3)
         sizes.append(file.stat().st_size)
     assert sizes[1] < sizes[0]
 

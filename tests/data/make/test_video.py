@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from r23d_jax.data.make.video import VideoError, iter_frames, resize_short_side
-from tests.hostile.bad_files.corpus import turned
+from tests.hostile.bad_files.corpus import add_video_stream, turned
 
 
 def pattern(number: int, height: int = 64, width: int = 96) -> np.ndarray:
@@ -21,8 +21,7 @@ def pattern(number: int, height: int = 64, width: int = 96) -> np.ndarray:
 
 def write_video(path: Path, num_frames: int = 10, codec: str = "libx264") -> Path:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options={"crf": "4"})
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream = add_video_stream(container, codec, height=64, width=96, options={"crf": "4"})
         for i in range(num_frames):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pattern(i), format="rgb24")))
         container.mux(stream.encode(None))

@@ -13,8 +13,9 @@ import tensorflow as tf
 from PIL import Image
 
 from r23d_jax.data.find.frames import FrameFiles, PackedFrames
+from r23d_jax.data.find.picture_header import MAX_PIXELS
 from r23d_jax.data.read import decode
-from r23d_jax.data.read.decode import MAX_PIXELS, decode_clip, decode_windows, frame_reader, read_clip
+from r23d_jax.data.read.decode import decode_clip, decode_windows, frame_reader, read_clip
 from tests.data.find.frame_sets import encode, pack, picture, write_videos
 from tests.hostile.bad_files.corpus import HUGE, png_bomb, with_jpeg_size
 

@@ -12,6 +12,7 @@ import pytest
 from r23d_jax.config import ConfigError, DataConfig, EvalConfig, preprocessing
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read import pipeline
+from r23d_jax.data.read.broken import BrokenLog
 from r23d_jax.data.read.views import Views, make_views
 from tests.data.find.frame_sets import pack, videos_and_frames, write_videos
 
@@ -37,7 +38,7 @@ def _train(
     steps: int = 1,
     **host: int,
 ) -> Batches:
-    broken = pipeline.BrokenLog(cfg)
+    broken = BrokenLog(cfg)
     batches = pipeline.train_batches(
         index, cfg, seed=seed, global_batch_size=size, start_step=start, num_steps=steps, broken=broken, **host
     )
@@ -47,7 +48,7 @@ def _train(
 
 
 def _eval(index: VideoIndex, views: Views, cfg: DataConfig = CFG, *, size: int = 4, **more: int) -> Batches:
-    return list(pipeline.eval_batches(index, views, cfg, batch_size=size, broken=pipeline.BrokenLog(cfg), **more))
+    return list(pipeline.eval_batches(index, views, cfg, batch_size=size, broken=BrokenLog(cfg), **more))
 
 
 def _same(a: Batches, b: Batches) -> bool:
@@ -298,7 +299,7 @@ def test_an_iterator_takes_its_threads_with_it(index: VideoIndex, tmp_path: Path
     def run() -> None:
         steps = 2 if how == "used up" else 1000
         batches = pipeline.train_batches(
-            data, CFG, seed=0, global_batch_size=4, start_step=0, num_steps=steps, broken=pipeline.BrokenLog(CFG)
+            data, CFG, seed=0, global_batch_size=4, start_step=0, num_steps=steps, broken=BrokenLog(CFG)
         )
         next(batches)
         if how == "closed":

@@ -43,9 +43,7 @@ def test_random_start_covers_exactly_the_starts_at_which_a_clip_fits(num_frames:
 
 @pytest.mark.parametrize(("num_frames", "stride"), [(40, 1), (41, 2), (16, 1), (7, 1), (3, 2), (1, 1)])
 def test_segment_frames(num_frames: int, stride: int) -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(5):
-        draws = rng.random(4, np.float32)
+    for draws in np.random.default_rng(0).random((5, 4), np.float32):
         got = sampling.segment_frames(tf.constant(draws), tf.constant(num_frames), length=16, stride=stride).numpy()
         want = []
         for part in range(4):
@@ -53,8 +51,8 @@ def test_segment_frames(num_frames: int, stride: int) -> None:
             starts = max(end - first - (3 * stride + 1), 0) + 1
             want.append(_consecutive(first + min(int(draws[part] * starts), starts - 1), num_frames, 4, stride))
         np.testing.assert_array_equal(got, np.concatenate(want))
-    if num_frames >= 16 and stride == 1:  # then every run stays in its own part
-        assert [set(got[4 * k : 4 * k + 4] * 4 // num_frames) for k in range(4)] == [{0}, {1}, {2}, {3}]
+        if num_frames >= 16 and stride == 1:  # then every run stays in its own part
+            assert [set(got[4 * k : 4 * k + 4] * 4 // num_frames) for k in range(4)] == [{0}, {1}, {2}, {3}]
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,15 @@ import zlib
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, cast
 
 import av
 import cv2
 import numpy as np
 import pytest
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from av.video.stream import VideoStream
 from PIL import Image
 
 from r23d_jax.data.find.tfrecord import masked_crc32c
@@ -109,7 +113,7 @@ def pixels(height: int = 48, width: int = 64, shift: int = 0) -> np.ndarray:
     return np.stack([xs * 3 + shift, ys * 4, 128 + 60 * np.sin((xs + shift) / 9)], -1).round().astype(np.uint8)
 
 
-def picture(kind: str = "JPEG", mode: str = "RGB", image: np.ndarray | None = None, **options: object) -> bytes:
+def picture(kind: str = "JPEG", mode: str = "RGB", image: np.ndarray | None = None, **options: Any) -> bytes:
     """A picture as Pillow writes it."""
     file = io.BytesIO()
     Image.fromarray(pixels() if image is None else image).convert(mode).save(file, kind, **options)
@@ -236,6 +240,16 @@ PICTURES = {
 # -- videos ------------------------------------------------------------------------------------------------------------
 
 
+def add_video_stream(
+    container: OutputContainer, codec: str, *, height: int, width: int, options: dict[str, str] | None = None
+) -> VideoStream:
+    """A new stream of 25 frames a second, in the pixel format that the codec takes."""
+    stream = cast(VideoStream, container.add_stream(codec, rate=25, options=options))
+    stream.width, stream.height = width, height
+    stream.pix_fmt = {"mjpeg": "yuvj420p", "png": "rgb24"}.get(codec, "yuv420p")
+    return stream
+
+
 def video(
     form: str = "mp4",
     codec: str = "libx264",
@@ -248,9 +262,7 @@ def video(
     """A video in memory; `times` are when its frames are shown, in milliseconds."""
     file = io.BytesIO()
     with av.open(file, "w", format=form) as container:
-        stream = container.add_stream(codec, rate=25)
-        stream.width, stream.height = width, height
-        stream.pix_fmt = {"mjpeg": "yuvj420p", "png": "rgb24"}.get(codec, "yuv420p")
+        stream = add_video_stream(container, codec, height=height, width=width)
         for number in range(num_frames):
             frame = av.VideoFrame.from_ndarray(pixels(height, width, 2 * number), format="rgb24")
             if times is not None:
@@ -264,7 +276,7 @@ def sound(form: str = "mp4", codec: str = "aac") -> bytes:
     """A file without a video stream."""
     file = io.BytesIO()
     with av.open(file, "w", format=form) as container:
-        stream = container.add_stream(codec, rate=16000)
+        stream = cast(AudioStream, container.add_stream(codec, rate=16000))
         kind = {"aac": ("fltp", np.float32), "pcm_s16le": ("s16", np.int16)}[codec]
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), kind[1]), format=kind[0], layout="mono")
         frame.sample_rate = 16000
@@ -284,9 +296,7 @@ def video_bomb(form: str, codec: str, bomb: bytes) -> bytes:
     """A video whose header names a small size, and whose frames are pictures of 20,000 x 20,000 pixels."""
     file = io.BytesIO()
     with av.open(file, "w", format=form) as container:
-        stream = container.add_stream(codec, rate=25)
-        stream.width, stream.height = 64, 48
-        stream.pix_fmt = {"mjpeg": "yuvj420p", "png": "rgb24"}[codec]
+        stream = add_video_stream(container, codec, height=48, width=64)
         for number in range(4):
             packet = av.Packet(bomb)
             packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 25)

@@ -49,8 +49,8 @@ def launch(root: Path, *overrides: str) -> tuple[int, str, str, int]:
         )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    outputs = [(root / name).read_text(errors="replace") for name in ("out", "err")]
-    return process.returncode, *outputs, usage.ru_maxrss // 1024
+    out_text, err_text = ((root / name).read_text(errors="replace") for name in ("out", "err"))
+    return process.returncode, out_text, err_text, usage.ru_maxrss // 1024
 
 
 @pytest.mark.slow

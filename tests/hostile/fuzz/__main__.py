@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 SEEDS = Path(__file__).with_name("corpus")
 PARSERS = ("splits", "index_cache", "frames", "packed", "tfrecord", "picture_header")
@@ -28,7 +29,7 @@ def main() -> int:
     if args.minimize:
         return minimize(args.target, args.corpus)
     try:
-        import atheris
+        atheris: Any = importlib.import_module("atheris")
     except ImportError:
         print("fuzzing needs atheris, which is not installed: pip install atheris", file=sys.stderr)
         return 2

@@ -47,8 +47,9 @@ def test_a_cache_that_would_run_code_is_built_again(how: str, marker: Path, tmp_
         path.write_bytes(pickle.dumps(Code(marker)))
     else:
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        np.savez(path, **arrays | {"names": np.array([Code(marker)], object)})
+            arrays: dict[str, Any] = dict(file)
+        arrays["names"] = np.array([Code(marker)], object)
+        np.savez(path, **arrays)
     again = index_frames(root, VIDEOS)
     assert again.names.tolist() == first.names.tolist() and not marker.exists()
 
@@ -60,8 +61,9 @@ def test_a_cache_does_not_point_outside(field: str, value: str, tmp_path: Path) 
     write_frames(root / "v_Diving_g01_c01")
     first = index_frames(root, VIDEOS)
     with np.load(cache_of(root), allow_pickle=False) as file:
-        arrays = dict(file)
-    np.savez(cache_of(root), **arrays | {field: np.array([value])})
+        arrays: dict[str, Any] = dict(file)
+    arrays[field] = np.array([value])
+    np.savez(cache_of(root), **arrays)
     again = index_frames(root, VIDEOS)
     assert isinstance(first.frames, FrameFiles) and isinstance(again.frames, FrameFiles)
     assert again.frames.path(0, 0) == first.frames.path(0, 0)
@@ -122,11 +124,12 @@ def test_a_cache_of_shards_does_not_point_outside(shards: Path, tmp_path: Path) 
     shutil.copytree(shards, folder)
     index_packed(folder, VIDEOS, "train")
     with np.load(cache_of(folder), allow_pickle=False) as file:
-        arrays = dict(file)
+        arrays: dict[str, Any] = dict(file)
     (name,) = arrays["shards"].tolist()
     other = tmp_path / name
     shutil.copy2(folder / name, other)
-    np.savez(cache_of(folder), **arrays | {"shards": np.array([f"../{name}"])})
+    arrays["shards"] = np.array([f"../{name}"])
+    np.savez(cache_of(folder), **arrays)
     index = index_packed(folder, VIDEOS, "train")
     assert [Path(path) for path in index.frames.shards] == [folder / name]  # type: ignore[union-attr]
 

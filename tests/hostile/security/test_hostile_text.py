@@ -10,6 +10,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,8 +174,9 @@ def test_an_evaluation_that_would_run_code_is_refused(how: str, marker: Path, tm
         path.write_bytes(pickle.dumps(Code(marker)))
     else:
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        np.savez(path, **arrays | {"names": np.array([Code(marker)], object)})
+            arrays: dict[str, Any] = dict(file)
+        arrays["names"] = np.array([Code(marker)], object)
+        np.savez(path, **arrays)
     with pytest.raises(
         UserError, match=r"evaluation\.npz: cannot be read \(refused, because reading it could run code"
     ):
