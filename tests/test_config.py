@@ -119,10 +119,11 @@ def test_a_group_is_checked_on_its_own() -> None:
 def test_a_group_refuses_names_it_does_not_have() -> None:
     """Where they are set, where a group is made, and in JSON: always by the same words."""
     cfg: Any = config.Config()
+    wrong: Any = {"lr": 0.1}
     attempts = {
         r"config\.optimizer\.lr: unknown; did you mean learning_rate\?": [
             lambda: setattr(cfg.optimizer, "lr", 0.1),
-            lambda: config.OptimizerConfig(**{"lr": 0.1}),
+            lambda: config.OptimizerConfig(**wrong),
             lambda: dataclasses.replace(cfg.optimizer, **{"lr": 0.1}),
             lambda: config.from_json('{"optimizer": {"lr": 0.1}}'),
         ],

@@ -35,7 +35,8 @@ def test_trees_are_dicts_with_string_keys_and_hold_every_value_once() -> None:
             if type(value) is dict:
                 check(value)
 
-    check(params), check(batch_stats)
+    check(params)
+    check(batch_stats)
     assert set(params) == {"stem", "stages", "head"}
     count = len(jax.tree.leaves(params)) + len(jax.tree.leaves(batch_stats))
     assert count == len(jax.tree.leaves(network.template))

@@ -27,6 +27,7 @@ from r23d_jax.data.make import jobs as engine
 from r23d_jax.data.make import prepare as preparing
 from r23d_jax.data.make.jobs import Job, PrepareError, Result, run_job, run_jobs
 from r23d_jax.data.make.video import iter_frames
+from tests.hostile.bad_files.corpus import add_video_stream
 
 CLIPS = {"Diving/v_Diving_g01_c01.avi": 6, "Diving/v_Diving_g08_c01.mp4": 9, "Rowing/v_Rowing_g01_c01.avi": 4}
 
@@ -34,8 +35,9 @@ CLIPS = {"Diving/v_Diving_g01_c01.avi": 6, "Diving/v_Diving_g08_c01.mp4": 9, "Ro
 def write_video(path: Path, num_frames: int, codec: str = "mpeg4", pixels: str = "yuv420p", form: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format=form or None) as container:
-        stream = container.add_stream(codec, rate=25, options={"qscale": "2"} if codec == "mpeg4" else {})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+        options = {"qscale": "2"} if codec == "mpeg4" else {}
+        stream = add_video_stream(container, codec, height=48, width=64, options=options)
+        stream.pix_fmt = pixels
         ramp = np.add.outer(np.arange(48), np.arange(64)).astype(np.uint8)
         for i in range(num_frames):
             frame = np.stack([ramp, ramp + np.uint8(3 * i), np.full_like(ramp, 40)], -1)

@@ -1,5 +1,7 @@
 """Crop windows against their definitions, and what is done to pixels."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -142,7 +144,8 @@ def test_draws_of_an_augmentation_do_not_depend_on_the_others(monkeypatch: pytes
     def keys(table: list[str], on: list[str], clip: int = 7) -> dict[str, list[int]]:
         seen.clear()
         monkeypatch.setattr(augment, "AUGMENTATIONS", {name: recorded(name) for name in table})
-        cfg = DataConfig(**({name: 0 for name in table} | {name: _on(name) for name in on}))
+        fields: dict[str, Any] = {name: 0 for name in table} | {name: _on(name) for name in on}
+        cfg = DataConfig(**fields)
         augment.augment_clip(cfg, tf.constant([3, clip], tf.int64), tf.zeros((1, 2, 2, 3), tf.uint8))
         return dict(seen)
 
@@ -159,7 +162,8 @@ def test_draws_of_an_augmentation_do_not_depend_on_the_others(monkeypatch: pytes
 @pytest.mark.parametrize("name", augment.AUGMENTATIONS)
 def test_every_augmentation_keeps_the_shape_and_follows_its_key(name: str) -> None:
     clip = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), np.uint8)
-    cfg = DataConfig(**({"flip": False} | {name: _on(name)}))
+    fields: dict[str, Any] = {"flip": False} | {name: _on(name)}
+    cfg = DataConfig(**fields)
 
     def change(key: int) -> np.ndarray:
         changed = augment.augment_clip(cfg, tf.constant([0, key], tf.int64), tf.constant(clip))
