@@ -12,6 +12,8 @@ from r23d_jax.config import Config, ConfigError
 from r23d_jax.runtime import parallel
 from tests.training.tiny import batch, start, tiny_config
 
+# Some meshes are tried with every change, the others in CI: each compiles a program of its own.
+MORE_MESHES = [pytest.param(*mesh, marks=pytest.mark.slow) for mesh in ((2, 1), (4, 1), (4, 2), (1, 8))]
 STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
 
 
@@ -49,7 +51,7 @@ def on_one_device() -> tuple[TrainState, list[float]]:
     return run(on_meshes_config(), 1)
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(2, 1), (4, 1), (8, 1), (4, 2), (2, 4), (1, 8)])
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4), *MORE_MESHES])
 def test_any_mesh_computes_what_one_device_does(
     on_one_device: tuple[TrainState, list[float]], data: int, fsdp: int
 ) -> None:
@@ -87,7 +89,7 @@ def test_fsdp_divides_the_memory_of_large_leaves() -> None:
     assert found[8] < 0.25 * found[1]  # the rest are leaves too small to be split
 
 
-@pytest.mark.parametrize("fsdp", [1, 2, 8])
+@pytest.mark.parametrize("fsdp", [2, *(pytest.param(fsdp, marks=pytest.mark.slow) for fsdp in (1, 8))])
 def test_a_compiled_step_moves_what_is_said(fsdp: int) -> None:
     """Each split parameter is gathered once, gradients are added up, statistics of BN and a few scalars besides.
 
