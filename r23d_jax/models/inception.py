@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from r23d_jax.models.convolution import Triple
+from r23d_jax.models.convolution import max_pool
 from r23d_jax.models.layers import BatchNorm, Conv, same_padding
-from r23d_jax.models.network import VideoNetwork
-from r23d_jax.models.pooling import max_pool
+from r23d_jax.models.network import Triple, VideoNetwork
 
 # Channels of branch 0; of branches 1 and 2, reduced and full; and of branch 3. One row per block of a stage.
 _MIXED = {

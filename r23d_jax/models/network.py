@@ -7,6 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+Triple = tuple[int, int, int]  # (time, height, width)
+Pads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # (before, after) of time, height and width
+
 
 class VideoNetwork(nnx.Module):
     """A stem, four stages and a head. `VideoResNet` and `Inception` build them; this class runs them.

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from r23d_jax.models.convolution import Triple
+from r23d_jax.models.convolution import max_pool
 from r23d_jax.models.layers import BatchNorm, Conv
-from r23d_jax.models.network import VideoNetwork
-from r23d_jax.models.pooling import max_pool
+from r23d_jax.models.network import Triple, VideoNetwork
 
 # What a stage's 3x3x3 convolution is made of. The last two are those of CSN (Tran et al. 2019, arXiv:1904.02811), for
 # bottlenecks only: a depthwise 3x3x3, alone ("ir_csn") or after a 1x1x1 and BN ("ip_csn").
