@@ -54,9 +54,12 @@ def _with_gradients(forward: Convolution, input_form: Convolution, kernel_form: 
 def _held(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x, as an array that lies in memory.
 
-    For a kernel's gradient XLA transposes x, and on a CPU it computes x anew while it does so, which takes five times
-    as long as to transpose what is there. It drops `optimization_barrier` before it fuses, but fuses nothing into a
-    branch. The other branch is taken where the kernel is NaN, and its gradient may then be.
+    For a kernel's gradient XLA transposes x, and on a CPU it computes x again, element by element, while it does so.
+    XLA drops `optimization_barrier` before it fuses, but fuses nothing into a branch, so x passes through one. The
+    other branch is taken where the kernel is NaN, and its gradient may then be NaN too.
+
+    It pays: without it a training step of r2plus1d_18 in float32 takes 2.1 times as long for 4 clips of 16 x 112 x 112,
+    and 1.2 times for 2 clips of 8 x 56 x 56 (medians of 6 and 15 interleaved rounds on two busy cores).
     """
     lost = jnp.isnan(lax.stop_gradient(kernel).ravel()[0])
     return lax.cond(lost, lambda x: jnp.full_like(x, jnp.nan), lambda x: x, x)
