@@ -11,7 +11,10 @@ import difflib
 import json
 import re
 import typing
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # The names a field may take. The modules that implement them import these tuples, so that a name cannot be accepted
 # here and be unknown there.
@@ -31,7 +34,6 @@ SPATIAL_CROPS = (1, 3, 10)
 OPTIMIZERS = ("sgd", "adamw", "lars")
 SCHEDULES = ("cosine", "cosine_7_16", "multistep", "constant")
 STEM_POOLS = ("", "none", "2d", "3d")
-FAMILIES_WITHOUT_DEPTH = ("i3d", "i3d_gamma", "s3d", "s3d_g")
 PARTS = ("stem", "stage1", "stage2", "stage3", "stage4")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
@@ -64,17 +66,12 @@ class ModelConfig:
     """Which row of the registry to build, and how to vary it."""
 
     family: str = "r2plus3d"
-    depth: int = 18  # not read for the families that have none: i3d, i3d_gamma, s3d, s3d_g
+    depth: int = 18  # not read for families of one size, such as i3d
     widths: tuple[int, ...] = ()  # four stage widths; (): the registry's
     stem_pool: str = ""  # max-pool after the stem: none, 2d (over space), 3d (and time); "": the registry's
     in_channels: int = 3  # of the clips; 2 for optical flow
     block_dropout: float = 0.0  # inside every residual block (the published code has 0.3)
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
-
-    @property
-    def name(self) -> str:
-        """Registry name, e.g. `r2plus3d_18` or `i3d`."""
-        return self.family if self.family in FAMILIES_WITHOUT_DEPTH else f"{self.family}_{self.depth}"
 
 
 @dataclasses.dataclass
@@ -258,6 +255,17 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+
+
+def look_up(table: Mapping[str, T], name: str, field: str) -> T:
+    """The entry of a table under the name that a user wrote.
+
+    Raises:
+      ConfigError: if there is none; names the field, and the nearest keys.
+    """
+    if name not in table:
+        raise ConfigError(f"{field}={name!r}: unknown; {nearest(name, table)}")
+    return table[name]
 
 
 def validate(cfg: Config) -> Config:
