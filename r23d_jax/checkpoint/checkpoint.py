@@ -167,6 +167,11 @@ class LoadedModel:
     metrics: dict[str, float]
     path: Path
 
+    @property
+    def name(self) -> str:
+        """Of the network, in the registry."""
+        return models.model_name(self.config.model)
+
 
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr)

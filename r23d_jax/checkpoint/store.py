@@ -30,6 +30,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from r23d_jax.checkpoint.checksums import leaf_table, named_leaves
 from r23d_jax.config import UserError
+from r23d_jax.weights import compare
 
 BEST_METRIC = "val/top1_video"
 
@@ -235,21 +236,14 @@ class Store:
 
     @staticmethod
     def _check_same_network(stored: dict[str, list], abstract: dict[str, Any], path: Path) -> None:
-        wanted = {name: (list(leaf.shape), str(leaf.dtype)) for name, leaf in named_leaves(abstract)}
+        wanted = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named_leaves(abstract)}
         trees = tuple(f"{name}/" for name in abstract)
-        found = {name: (row[0], row[1]) for name, row in stored.items() if name.startswith(trees)}
-        problems = [f"{name}: missing" for name in wanted if name not in found]
-        problems += [f"{name}: not in this network" for name in found if name not in wanted]
-        problems += [
-            f"{name}: {found[name][1]}{found[name][0]}, expected {wanted[name][1]}{wanted[name][0]}"
-            for name in wanted
-            if name in found and found[name] != wanted[name]
-        ]
+        found = {name: f"{row[1]}{row[0]}" for name, row in stored.items() if name.startswith(trees)}
+        problems = compare.differences(found, wanted)
         if problems:
-            more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
             raise CheckpointError(
                 f"checkpoint {path} is of another network or optimizer than this config describes; use the config it "
-                "was trained with, or another --workdir:\n  " + "\n  ".join(problems[:10]) + more
+                f"was trained with, or another --workdir:\n{compare.listed(problems)}"
             )
 
 

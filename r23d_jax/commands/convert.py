@@ -2,13 +2,18 @@
 
 import argparse
 import dataclasses
+import functools
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from r23d_jax.commands import export
 from r23d_jax.config import INFLATIONS, Config, HeadConfig, ModelConfig, Preprocessing, UserError
 
 FIELDS = ("num_frames", "frame_stride", "short_side", "crop_size")
+
+if TYPE_CHECKING:
+    from r23d_jax.weights.state_dicts import Converted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,119 +54,96 @@ def run(args: argparse.Namespace) -> int:
         )
     elif to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to {to}: is there already; give a new folder")
-    model, cfg, class_names, preprocessing, foreign = _read(args, source)
+    found = _read(args, source)
+    class_names = found.class_names or _numbered(found.num_classes)
     if args.class_names:
-        class_names = _class_names(Path(args.class_names), len(class_names))
+        class_names = _class_names(Path(args.class_names), found.num_classes)
     changed = {field: getattr(args, field) for field in FIELDS if getattr(args, field) is not None}
-    preprocessing = dataclasses.replace(preprocessing, **changed)
-    _describe(model, cfg, len(class_names), preprocessing, foreign)
+    preprocessing = dataclasses.replace(found.preprocessing, **changed)
+    _describe(found, preprocessing)
     if to_file:
-        export.write(to, model, cfg, class_names, preprocessing, args.names)
+        export.write(to, found.model, found.config, class_names, preprocessing, args.names)
     else:
-        _write_checkpoint(to, model, cfg, class_names, preprocessing)
+        _write_checkpoint(to, found.model, found.config, class_names, preprocessing)
     return 0
 
 
-def _read(args: argparse.Namespace, path: Path) -> tuple[Any, ModelConfig, tuple[str, ...], Preprocessing, bool]:
-    """The network, the config that builds it, class names, preprocessing, and whether that is only assumed."""
-    from r23d_jax.weights.matching import is_2d
-    from r23d_jax.weights.sources import SOURCES
-    from r23d_jax.weights.state_dicts import convert
-    from r23d_jax.weights.tables import ConversionError
-    from r23d_jax.weights.tensorflow_checkpoint import read_weights
+def _read(args: argparse.Namespace, path: Path) -> "Converted":
+    from r23d_jax.training.warm_start import read_network
 
-    if path.is_dir():
-        from r23d_jax.checkpoint.checkpoint import load_checkpoint
-
-        loaded = load_checkpoint(path)
-        cfg = loaded.config.model
-        if args.model not in (None, cfg.name):
-            raise UserError(f"{loaded.path} is {cfg.name}, not {args.model}")
-        print(f"from     {loaded.path}: a checkpoint of r23d_jax, step {loaded.step:,}")
-        result = loaded.model, cfg, loaded.class_names, loaded.preprocessing, False
-    else:
-        arrays, meta = read_weights(path)
-        if is_2d(arrays):
-            return _inflated(args, path, arrays)
-        try:
-            converted = convert(arrays, args.model, args.source, meta=meta)
-        except ConversionError as error:
-            raise ConversionError(f"{path}: {error}") from None
-        print(f"from     {path}: {SOURCES[converted.source].title}")
-        for note in converted.notes:
-            print(f"note     {note}")
-        class_names = converted.class_names or tuple(f"class_{k}" for k in range(converted.num_classes))
-        foreign = "config" not in meta
-        result = converted.model, converted.config, class_names, converted.preprocessing, foreign
-    if args.num_classes not in (None, len(result[2])):
-        return _with_classifier(args.num_classes, *result)
-    return result
+    found = read_network(
+        path,
+        functools.partial(_inflated, args),
+        name=args.model,
+        source=args.source,
+        log=functools.partial(print, file=sys.stderr),
+    )
+    print(f"from     {found.origin}")
+    if args.num_classes not in (None, found.num_classes):
+        found = _with_classifier(args.num_classes, found)
+    for note in found.notes:
+        print(f"note     {note}")
+    return found
 
 
-def _inflated(args: argparse.Namespace, path: Path, arrays: Any) -> tuple:
-    from flax import nnx
-
-    from r23d_jax.models.functional import initialize
-    from r23d_jax.models.registry import build_model
+def _inflated(args: argparse.Namespace, arrays: Any) -> "Converted":
+    from r23d_jax.models.registry import model_config, model_spec
     from r23d_jax.weights.inflate import inflate
-    from r23d_jax.weights.sources import IMAGENET, config_of
+    from r23d_jax.weights.sources import IMAGENET
+    from r23d_jax.weights.state_dicts import Converted
 
     if args.model is None:
         raise UserError(
-            f"--from {path}: an image network; say what it is to become, e.g. --model r3d_18 for resnet18, or "
-            "i3d_gamma for googlenet"
+            f"--from {args.source_path}: an image network; say what it is to become, e.g. --model r3d_18 for resnet18, "
+            "or i3d_gamma for googlenet"
         )
     how, num_classes = args.inflate or "repeat", args.num_classes or 0
-    cfg = config_of(args.model)
+    cfg = model_config(args.model)
     cfg.head = HeadConfig(kind="avgpool" if num_classes else "none", dropout=0.0)
-    if cfg.family not in ("i3d", "i3d_gamma"):
-        cfg.stem_pool = "2d"  # as image networks have it
-    frames, size = args.num_frames or IMAGENET.num_frames, args.crop_size or IMAGENET.crop_size
-    model = initialize(
-        lambda: build_model(cfg, num_classes=num_classes, num_frames=frames, crop_size=size, rngs=nnx.Rngs(0))
-    )
-    model = inflate(arrays, model, how)
-    print(f"from     {path}: an image network, inflated ({how})")
-    if cfg.stem_pool:
-        print("note     it pools after its stem, as the image network does: config.model.stem_pool='2d'")
+    notes = []
+    if model_spec(args.model).image_network == "resnet":
+        cfg.stem_pool = "2d"
+        notes.append("it pools after its stem, as the image network does: config.model.stem_pool='2d'")
     if num_classes:
-        print(f"note     the classifier of {num_classes} classes is random, unless the image network has as many")
-    return model, cfg, tuple(f"class_{k}" for k in range(num_classes)), IMAGENET, True
+        notes.append(f"the classifier of {num_classes} classes is random, unless the image network has as many")
+    changed = {field: getattr(args, field) for field in ("num_frames", "crop_size") if getattr(args, field)}
+    random = _random(cfg, num_classes, dataclasses.replace(IMAGENET, **changed))
+    model, origin = inflate(arrays, random, how), f"an image network, inflated ({how})"
+    return Converted(model, cfg, num_classes, "", (), IMAGENET, tuple(notes), origin)
 
 
-def _with_classifier(
-    num_classes: int,
-    model: Any,
-    cfg: ModelConfig,
-    class_names: tuple[str, ...],
-    preprocessing: Preprocessing,
-    foreign: bool,
-) -> tuple:
+def _with_classifier(num_classes: int, found: "Converted") -> "Converted":
     """The same backbone with a new classifier of another number of classes."""
+    cfg = found.config
+    if cfg.head.kind == "none":
+        cfg = dataclasses.replace(cfg, head=HeadConfig(kind="avgpool", dropout=0.0))
+    new = _random(cfg, num_classes, found.preprocessing)
+    new.stem, new.stages = found.model.stem, found.model.stages
+    if hasattr(found.model.head, "classifier"):
+        head: Any = found.model.head
+        head.classifier, new.head = new.head.classifier, head
+    new.eval()
+    note = f"the weights have {found.num_classes} classes; the classifier of {num_classes} is random"
+    return dataclasses.replace(
+        found, model=new, config=cfg, num_classes=num_classes, class_names=(), notes=(*found.notes, note)
+    )
+
+
+def _random(cfg: ModelConfig, num_classes: int, pre: Preprocessing) -> Any:
     from flax import nnx
 
     from r23d_jax.models.functional import initialize
     from r23d_jax.models.registry import build_model
 
-    if cfg.head.kind == "none":
-        cfg = dataclasses.replace(cfg, head=HeadConfig(kind="avgpool", dropout=0.0))
-    new = initialize(
+    return initialize(
         lambda: build_model(
-            cfg,
-            num_classes=num_classes,
-            num_frames=preprocessing.num_frames,
-            crop_size=preprocessing.crop_size,
-            rngs=nnx.Rngs(0),
+            cfg, num_classes=num_classes, num_frames=pre.num_frames, crop_size=pre.crop_size, rngs=nnx.Rngs(0)
         )
     )
-    new.stem, new.stages = model.stem, model.stages
-    if hasattr(model.head, "classifier"):
-        classifier, head = new.head.classifier, model.head  # type: ignore[attr-defined]
-        head.classifier = classifier
-        new.head = head
-    new.eval()
-    print(f"note     the weights have {len(class_names)} classes; the classifier of {num_classes} is random")
-    return new, cfg, tuple(f"class_{k}" for k in range(num_classes)), preprocessing, foreign
+
+
+def _numbered(num_classes: int) -> tuple[str, ...]:
+    return tuple(f"class_{k}" for k in range(num_classes))
 
 
 def _class_names(path: Path, count: int) -> tuple[str, ...]:
@@ -174,29 +156,29 @@ def _class_names(path: Path, count: int) -> tuple[str, ...]:
     return names
 
 
-def _describe(model: Any, cfg: ModelConfig, num_classes: int, pre: Preprocessing, foreign: bool) -> None:
+def _describe(found: "Converted", pre: Preprocessing) -> None:
+    from r23d_jax.models.video_resnet import VideoResNetSpec
     from r23d_jax.weights.state_dicts import count_parameters
 
-    spec = model.spec
-    head = f"{cfg.head.kind} head, {num_classes} classes"
-    if cfg.head.kind == "none":
+    spec, kind = found.model.spec, found.config.head.kind
+    head = f"{kind} head, {found.num_classes} classes"
+    if kind == "none":
         head = "no classifier (its output is the last feature map)"
-    print(f"network  {cfg.name}, {head}, {count_parameters(model):,} parameters")
-    rules = {"per_conv": "for every convolution (paper, VMZ)", "per_block": "once per block (torchvision)"}
+    print(f"network  {found.name}, {head}, {count_parameters(found.model):,} parameters")
     parts = [f"BN epsilon {spec.bn_epsilon:g}"]
-    if "2plus1d" in getattr(spec, "convolutions", ()):
-        parts.append(f"mid-planes {rules[spec.mid_planes]}, {spec.stem_mid_channels} in the stem")
-    if hasattr(spec, "stem_pool"):
-        parts.append(
-            {"": "no pool after the stem", "2d": "a pool after the stem"}.get(spec.stem_pool, "a 3D pool there")
-        )
+    if isinstance(spec, VideoResNetSpec):
+        rules = {"per_conv": "for every convolution (paper, VMZ)", "per_block": "once per block (torchvision)"}
+        pools = {"none": "no pool after the stem", "2d": "a pool after the stem", "3d": "a 3D pool there"}
+        if "2plus1d" in spec.convolutions:
+            parts.append(f"mid-planes {rules[spec.mid_planes]}, {spec.stem_mid_channels} in the stem")
+        parts.append(pools[spec.stem_pool])
     print(f"         {'; '.join(parts)}")
     mean, std = ("(" + ", ".join(f"{value:g}" for value in values) + ")" for values in (pre.mean, pre.std))
     print(
         f"input    {pre.num_frames} frames at stride {pre.frame_stride}, crop {pre.crop_size} of short side "
         f"{pre.short_side}, mean {mean}, std {std}"
     )
-    if foreign:
+    if found.assumed:
         print("         (what the source trains with: weights do not hold it; --num-frames, --crop-size, ... set it)")
 
 

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from r23d_jax.checkpoint.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(args.workdir, args.which)
-    what = f"{loaded.config.model.name}, {loaded.config.model.head.kind} head, {len(loaded.class_names)} classes"
+    what = f"{loaded.name}, {loaded.config.model.head.kind} head, {len(loaded.class_names)} classes"
     print(f"from     {loaded.path}: {what}, step {loaded.step:,}")
     write(to, loaded.model, loaded.config.model, loaded.class_names, loaded.preprocessing, args.names)
     return 0
@@ -68,8 +68,10 @@ def write(
     Raises:
       UserError: if it cannot be written, or reads differently.
     """
+    from r23d_jax.models.registry import model_name
+
     meta = {
-        "model": cfg.name,
+        "model": model_name(cfg),
         "head": cfg.head.kind,
         "bn_epsilon": model.spec.bn_epsilon,
         "class_names": list(class_names),

@@ -112,10 +112,8 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _list_models() -> None:
-    from r23d_jax.models.registry import FAMILIES, INCEPTIONS, depths_of
+    from r23d_jax.models.registry import FAMILIES
 
     print("family              depths                     (a name is family_depth, e.g. r2plus1d_18)")
-    for family in FAMILIES:
-        print(f"{family:20}{', '.join(map(str, depths_of(family)))}")
-    for name in INCEPTIONS:
-        print(f"{name:20}(the name alone)")
+    for family, spec in FAMILIES.items():
+        print(f"{family:20}{', '.join(map(str, spec.depths)) or '(the name alone)'}")

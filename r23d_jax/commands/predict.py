@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         accuracy = loaded.metrics.get("val/top1_video")
         known = "" if accuracy is None else f", video top-1 {100 * accuracy:.2f} %"
-        print(f"{loaded.config.model.name}, {len(loaded.class_names)} classes, step {loaded.step:,}{known}")
+        print(f"{loaded.name}, {len(loaded.class_names)} classes, step {loaded.step:,}{known}")
     failed = 0
     for name in args.videos:
         try:

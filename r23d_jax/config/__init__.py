@@ -50,13 +50,11 @@ INFLATIONS = ("repeat", "center")
 INPUTS = {"rgb": Input(3), "rgb_diff": Input(3, extra_frames=1), "flow": Input(2)}
 FUSED_SCORES = ("softmax", "logits")
 FUSION_CHOICES = ("fixed", "sum", "held_out")
-FLOW_METHODS = ("tvl1", "farneback", "dis")
 SOURCES = ("frames", "packed", "synthetic")
 BROKEN_POLICIES = ("skip", "error")
 TEMPORAL_VIEWS = ("dense", "uniform")
 SPATIAL_CROPS = (1, 3, 10)
 STEM_POOLS = ("", "none", "2d", "3d")
-FAMILIES_WITHOUT_DEPTH = ("i3d", "i3d_gamma", "s3d", "s3d_g")
 PARTS = ("stem", "stage1", "stage2", "stage3", "stage4")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
@@ -94,18 +92,13 @@ class ModelConfig(Group, place="config.model"):
     """Which row of the registry to build, and how to vary it."""
 
     family: str = "r2plus3d"
-    depth: Count = 18  # not read for the families that have none: i3d, i3d_gamma, s3d, s3d_g
+    depth: Count = 18  # not read for families of one size, such as i3d
     widths: Widths = ()  # of the four stages; (): the registry's
     # max-pool after the stem: none, 2d (over space), 3d (and time); "": the registry's
     stem_pool: Annotated[str, one_of(*STEM_POOLS)] = ""
     in_channels: Count = 3  # of the clips; 2 for optical flow
     block_dropout: FractionBelowOne = 0.0  # inside every residual block (the published code has 0.3)
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
-
-    @property
-    def name(self) -> str:
-        """Registry name, e.g. `r2plus3d_18` or `i3d`."""
-        return self.family if self.family in FAMILIES_WITHOUT_DEPTH else f"{self.family}_{self.depth}"
 
 
 class DataConfig(Group, place="config.data"):

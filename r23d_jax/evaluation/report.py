@@ -19,6 +19,7 @@ from r23d_jax.evaluation.result import (
     protocol_line,
     remarks,
 )
+from r23d_jax.models.registry import model_name
 from r23d_jax.runtime.disk import write_atomically
 from r23d_jax.runtime.journal import read_metrics
 
@@ -88,7 +89,7 @@ def write_report(workdir: Path, index: VideoIndex | None = None, cfg: Config | N
         _config(cfg),
         _environment(result),
     ]
-    title = f"{cfg.model.name}, {cfg.model.head.kind} head" if cfg else "Evaluation"
+    title = f"{model_name(cfg.model)}, {cfg.model.head.kind} head" if cfg else "Evaluation"
     about = _data_line(cfg) if cfg else ""
     page = page_of(title, about, sections)
     workdir.mkdir(parents=True, exist_ok=True)

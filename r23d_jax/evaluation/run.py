@@ -35,7 +35,7 @@ def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] =
         compilation_cache.keep_compiled(workdir / "compilation_cache")
     log(parallel.describe_devices())
     loaded = load_checkpoint(workdir)
-    log(f"checkpoint: {loaded.path}, {loaded.config.model.name}, {loaded.config.model.head.kind} head")
+    log(f"checkpoint: {loaded.path}, {loaded.name}, {loaded.config.model.head.kind} head")
     own = dataclasses.asdict(loaded.preprocessing)
     for name, value in own.items():
         if getattr(cfg.data, name) != value:

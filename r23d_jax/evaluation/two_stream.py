@@ -42,7 +42,7 @@ def evaluate_two_streams(cfg: Config, workdir: Path, log: Callable[[str], None] 
     first, second = (stream.evaluate(cfg, "test", log) for stream in streams)
     fused = fusion.fuse(first, second, weight, cfg.fusion.scores)
     if jax.process_index() == 0:
-        titles = tuple(f"{stream.loaded.config.data.input} ({stream.loaded.config.model.name})" for stream in streams)
+        titles = tuple(f"{stream.loaded.config.data.input} ({stream.loaded.name})" for stream in streams)
         page = fusion.write_page(workdir, titles, (first, second, fused), weight, how, cfg.fusion.scores)
         log(fusion.format_streams(titles, (first, second, fused), weight, how, cfg.fusion.scores))
         log(f"report: {page}")
@@ -61,7 +61,7 @@ class _Stream:
         if not folder:
             raise config.ConfigError(f"config.fusion.{name} is missing: the folder of a trained run")
         loaded = load_checkpoint(folder)
-        log(f"{name} stream: {loaded.path}, {loaded.config.model.name}, {loaded.config.data.input}")
+        log(f"{name} stream: {loaded.path}, {loaded.name}, {loaded.config.data.input}")
         data = loaded.config.data
         return cls(loaded, dataclasses.replace(data, root=root or data.root))
 

@@ -51,7 +51,7 @@ class Network:
         return self._merge(self.eval_graph, params, batch_stats)
 
     def _merge(self, graph: nnx.GraphDef, params: Tree, batch_stats: Tree) -> Any:
-        values = {**_flatten(params), **_flatten(batch_stats)}
+        values = {**flatten(params), **flatten(batch_stats)}
         flat = [(path, var.replace(values[_names(path)])) for path, var in nnx.to_flat_state(self.template)]
         return nnx.merge(graph, nnx.from_flat_state(flat), copy=True)
 
@@ -101,11 +101,10 @@ def _plain(state: nnx.State) -> Tree:
     return tree
 
 
-def _flatten(tree: Tree, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], jax.Array]:
-    flat = {}
-    for name, value in tree.items():
-        flat |= _flatten(value, (*path, name)) if isinstance(value, dict) else {(*path, name): value}
-    return flat
+def flatten(tree: Tree) -> dict[tuple[str, ...], Any]:
+    """Every leaf of nested dicts by its path."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {tuple(entry.key for entry in path): leaf for path, leaf in leaves}
 
 
 def _names(path: tuple) -> tuple[str, ...]:

@@ -6,34 +6,69 @@ arXiv:2010.11929). On a 3D CNN the literature's best is one layer of eight heads
 et al. 2020, arXiv:2008.01232).
 """
 
+import dataclasses
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from r23d_jax.config import HEADS, TOKENS, ConfigError, HeadConfig, nearest
+from r23d_jax import config
+from r23d_jax.config import ConfigError, HeadConfig, look_up
+from r23d_jax.models.network import Triple
 
-Grid = tuple[int, int, int]
+# Which axes of (B, T, H, W, C) are averaged before each remaining place becomes a token
+TOKENS = {"space_time": (), "time": (2, 3)}
+assert tuple(TOKENS) == config.TOKENS
 
 token_init = nnx.initializers.truncated_normal(0.02)
 
 
-class AvgPoolHead(nnx.Module):
-    """Mean over time and space, dropout, linear.
+@dataclasses.dataclass(frozen=True)
+class HeadPlace:
+    """What a head is built for.
 
-    Args:
-      channels: of the feature map.
+    Attributes:
+      channels: of the backbone's last feature map.
       num_classes: logits.
-      cfg: `dropout` is read.
-      window: (time, height, width). Where it is not (1, 1, 1), the mean is one of the means of all such windows, so
-        that places at the border count less; I3D and S3D are defined so. A smaller feature map is one window.
+      grid: (time, height, width) of that feature map at the clip size to be trained on.
+      window: of the average pool, see `AvgPoolHead`.
+      dtype: of the computation.
+      rngs: `params` initializes.
     """
 
-    def __init__(self, channels: int, num_classes: int, cfg: HeadConfig, *, window: Grid = (1, 1, 1), rngs: nnx.Rngs):
-        self.window = window
+    channels: int
+    num_classes: int
+    grid: Triple
+    window: Triple
+    dtype: DTypeLike
+    rngs: nnx.Rngs
+
+    def width(self, cfg: HeadConfig) -> int:
+        """Of the tokens.
+
+        Raises:
+          ConfigError: if it cannot be shared among the attention heads.
+        """
+        width = cfg.hidden_dim or self.channels
+        if width % cfg.num_heads:
+            raise ConfigError(f"model.head.num_heads={cfg.num_heads}: must divide the head's width of {width}")
+        return width
+
+
+class AvgPoolHead(nnx.Module):
+    """Mean over time and space, dropout, linear; `cfg.dropout` is read.
+
+    Where `place.window` is not (1, 1, 1), the mean is one of the means of all such windows (time, height, width), so
+    that places at the border count less; I3D and S3D are defined so. A smaller feature map is one window.
+    """
+
+    def __init__(self, place: HeadPlace, cfg: HeadConfig):
+        self.window = place.window
         self.dropout = nnx.Dropout(cfg.dropout)
-        self.classifier = nnx.Linear(channels, num_classes, rngs=rngs)
+        self.classifier = nnx.Linear(place.channels, place.num_classes, rngs=place.rngs)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(B, T, H, W, C) -> (B, num_classes) float32."""
@@ -56,10 +91,19 @@ def _window_weights(length: int, window: int) -> np.ndarray:
 class NoHead(nnx.Module):
     """Leaves the feature map as it is."""
 
+    def __init__(self, place: HeadPlace, cfg: HeadConfig):
+        del place, cfg
+
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(B, T, H, W, C) -> same."""
         del rngs
         return x
+
+
+def _attention(dim: int, cfg: HeadConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.MultiHeadAttention:
+    return nnx.MultiHeadAttention(
+        cfg.num_heads, dim, dtype=dtype, decode=False, deterministic=True, keep_rngs=False, rngs=rngs
+    )
 
 
 class TransformerBlock(nnx.Module):
@@ -67,9 +111,7 @@ class TransformerBlock(nnx.Module):
 
     def __init__(self, dim: int, cfg: HeadConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm1 = nnx.LayerNorm(dim, rngs=rngs)
-        self.attention = nnx.MultiHeadAttention(
-            cfg.num_heads, dim, dtype=dtype, decode=False, deterministic=True, keep_rngs=False, rngs=rngs
-        )
+        self.attention = _attention(dim, cfg, dtype, rngs)
         self.norm2 = nnx.LayerNorm(dim, rngs=rngs)
         hidden = round(cfg.mlp_ratio * dim)
         self.linear1 = nnx.Linear(dim, hidden, dtype=dtype, rngs=rngs)
@@ -84,35 +126,29 @@ class TransformerBlock(nnx.Module):
 
 
 class Tokenizer(nnx.Module):
-    """The feature map as tokens with learned positions.
+    """The feature map as tokens with learned positions: one for each place that `cfg.tokens` leaves, see `TOKENS`."""
 
-    Args:
-      channels: of the feature map.
-      grid: (time, height, width) of the feature map that positions are learned for.
-      cfg: `tokens` is "space_time" (every place) or "time" (the mean over space, one per time step).
-    """
-
-    def __init__(self, channels: int, grid: Grid, cfg: HeadConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        dim = cfg.hidden_dim or channels
-        self.per_place = cfg.tokens == "space_time"
-        self.projection = nnx.Linear(channels, dim, dtype=dtype, rngs=rngs) if cfg.hidden_dim else None
-        grid = grid if self.per_place else (grid[0], 1, 1)
-        self.positions = nnx.Param(token_init(rngs.params(), (*grid, dim), jnp.float32))
+    def __init__(self, place: HeadPlace, cfg: HeadConfig):
+        dim = cfg.hidden_dim or place.channels
+        self.averaged = look_up(TOKENS, cfg.tokens, "model.head.tokens")
+        self.projection = (
+            nnx.Linear(place.channels, dim, dtype=place.dtype, rngs=place.rngs) if cfg.hidden_dim else None
+        )
+        grid = (1 if axis in self.averaged else size for axis, size in enumerate(place.grid, start=1))
+        self.positions = nnx.Param(token_init(place.rngs.params(), (*grid, dim), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, H, W, C) -> (B, N, D) float32; positions are interpolated where the grid is another one."""
-        if not self.per_place:
-            x = jnp.mean(x.astype(jnp.float32), axis=(2, 3), keepdims=True)
+        if self.averaged:
+            x = jnp.mean(x.astype(jnp.float32), axis=self.averaged, keepdims=True)
         if self.projection is not None:
             x = self.projection(x)
-        x = (
-            x.astype(jnp.float32)
-            + interpolate_positions(self.positions[...], (x.shape[1], x.shape[2], x.shape[3]))[None]
-        )
+        positions = interpolate_positions(self.positions[...], (x.shape[1], x.shape[2], x.shape[3]))
+        x = x.astype(jnp.float32) + positions[None]
         return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-def interpolate_positions(positions: jax.Array, grid: Grid) -> jax.Array:
+def interpolate_positions(positions: jax.Array, grid: Triple) -> jax.Array:
     """Learned positions (T, H, W, D) for another clip length or crop, (T', H', W', D), by linear interpolation."""
     if positions.shape[:3] == tuple(grid):
         return positions
@@ -122,17 +158,15 @@ def interpolate_positions(positions: jax.Array, grid: Grid) -> jax.Array:
 class ViTHead(nnx.Module):
     """CLS and the tokens through transformer blocks; CLS is normalized, dropped out and classified."""
 
-    def __init__(
-        self, channels: int, num_classes: int, grid: Grid, cfg: HeadConfig, *, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
-        dim = cfg.hidden_dim or channels
-        self.tokenizer = Tokenizer(channels, grid, cfg, dtype=dtype, rngs=rngs)
+    def __init__(self, place: HeadPlace, cfg: HeadConfig):
+        dim, dtype, rngs = place.width(cfg), place.dtype, place.rngs
+        self.tokenizer = Tokenizer(place, cfg)
         self.cls = nnx.Param(token_init(rngs.params(), (1, 1, dim), jnp.float32))
         self.blocks = nnx.List([TransformerBlock(dim, cfg, dtype=dtype, rngs=rngs) for _ in range(cfg.num_layers)])
         self.norm = nnx.LayerNorm(dim, rngs=rngs)
         self.token_keep = TokenDrop(cfg.token_keep)
         self.dropout = nnx.Dropout(cfg.dropout)
-        self.classifier = nnx.Linear(dim, num_classes, kernel_init=token_init, rngs=rngs)
+        self.classifier = nnx.Linear(dim, place.num_classes, kernel_init=token_init, rngs=rngs)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(B, T, H, W, C) -> (B, num_classes) float32."""
@@ -167,23 +201,19 @@ class TokenDrop(nnx.Module):
 class AttentionPoolHead(nnx.Module):
     """One learned query attends to the tokens; then a residual MLP, dropout, linear (the MAP head of big_vision)."""
 
-    def __init__(
-        self, channels: int, num_classes: int, grid: Grid, cfg: HeadConfig, *, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
-        dim = cfg.hidden_dim or channels
-        self.tokenizer = Tokenizer(channels, grid, cfg, dtype=dtype, rngs=rngs)
+    def __init__(self, place: HeadPlace, cfg: HeadConfig):
+        dim, dtype, rngs = place.width(cfg), place.dtype, place.rngs
+        self.tokenizer = Tokenizer(place, cfg)
         self.token_norm = nnx.LayerNorm(dim, rngs=rngs)
         self.query = nnx.Param(token_init(rngs.params(), (1, 1, dim), jnp.float32))
-        self.attention = nnx.MultiHeadAttention(
-            cfg.num_heads, dim, dtype=dtype, decode=False, deterministic=True, keep_rngs=False, rngs=rngs
-        )
+        self.attention = _attention(dim, cfg, dtype, rngs)
         self.norm = nnx.LayerNorm(dim, rngs=rngs)
         hidden = round(cfg.mlp_ratio * dim)
         self.linear1 = nnx.Linear(dim, hidden, dtype=dtype, rngs=rngs)
         self.linear2 = nnx.Linear(hidden, dim, dtype=dtype, rngs=rngs)
         self.token_keep = TokenDrop(cfg.token_keep)
         self.dropout = nnx.Dropout(cfg.dropout)
-        self.classifier = nnx.Linear(dim, num_classes, kernel_init=token_init, rngs=rngs)
+        self.classifier = nnx.Linear(dim, place.num_classes, kernel_init=token_init, rngs=rngs)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(B, T, H, W, C) -> (B, num_classes) float32."""
@@ -194,40 +224,20 @@ class AttentionPoolHead(nnx.Module):
         return self.classifier(self.dropout(y[:, 0], rngs=rngs))
 
 
-def make_head(
-    channels: int,
-    num_classes: int,
-    grid: Grid,
-    cfg: HeadConfig,
-    *,
-    window: Grid = (1, 1, 1),
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
-) -> nnx.Module:
+# The last one is for Python alone: a config trains a classifier.
+HEADS: dict[str, Callable[[HeadPlace, HeadConfig], nnx.Module]] = {
+    "avgpool": AvgPoolHead,
+    "vit": ViTHead,
+    "attention_pool": AttentionPoolHead,
+    "none": NoHead,
+}
+assert tuple(HEADS) == (*config.HEADS, "none")
+
+
+def make_head(place: HeadPlace, cfg: HeadConfig) -> nnx.Module:
     """The head that `cfg` asks for.
 
-    Args:
-      channels: of the backbone's last feature map.
-      num_classes: logits.
-      grid: (time, height, width) of that feature map at the clip size to be trained on.
-      cfg: the head's config; its kind may also be "none", which leaves the feature map.
-      window: of the average pool, see `AvgPoolHead`.
-      dtype: of the computation.
-      rngs: `params` initializes.
-
     Raises:
-      ConfigError: for an unknown kind or tokens, or heads that do not divide the width.
+      ConfigError: for an unknown kind or tokens, or attention heads that do not divide the width.
     """
-    if cfg.kind == "none":
-        return NoHead()
-    if cfg.kind not in HEADS:
-        raise ConfigError(f"head {cfg.kind!r} is unknown; {nearest(cfg.kind, HEADS)}")
-    if cfg.kind == "avgpool":
-        return AvgPoolHead(channels, num_classes, cfg, window=window, rngs=rngs)
-    if cfg.tokens not in TOKENS:
-        raise ConfigError(f"head tokens {cfg.tokens!r} are unknown; {nearest(cfg.tokens, TOKENS)}")
-    dim = cfg.hidden_dim or channels
-    if dim % cfg.num_heads:
-        raise ConfigError(f"model.head.num_heads={cfg.num_heads}: must divide the head's width of {dim}")
-    kind = ViTHead if cfg.kind == "vit" else AttentionPoolHead
-    return kind(channels, num_classes, grid, cfg, dtype=dtype, rngs=rngs)
+    return look_up(HEADS, cfg.kind, "model.head.kind")(place, cfg)

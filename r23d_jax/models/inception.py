@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from r23d_jax.models.convolution import Triple
+from r23d_jax.models.convolution import max_pool
 from r23d_jax.models.layers import BatchNorm, Conv, same_padding
-from r23d_jax.models.network import VideoNetwork
-from r23d_jax.models.pooling import max_pool
+from r23d_jax.models.network import Spec, Triple
 
 # Channels of branch 0; of branches 1 and 2, reduced and full; and of branch 3. One row per block of a stage.
 _MIXED = {
@@ -40,15 +39,14 @@ _POOLS: tuple[tuple[Triple, Triple], ...] = (
 
 
 @dataclasses.dataclass(frozen=True)
-class InceptionSpec:
-    """Everything that tells one Inception from another.
+class InceptionSpec(Spec):
+    """An Inception.
 
     Attributes:
       separable: S3D's pairs of convolutions instead of full ones.
       gated: S3D-G's gates, where its authors' code has them: after Conv2 and after each branch of a Mixed block.
       same_padding: as TensorFlow pads; False pads half the window on both sides, as torchvision's S3D does.
       bn_scale: whether BN has a gamma. DeepMind's I3D has none, its torch ports have one.
-      bn_epsilon, bn_momentum: Flax convention.
     """
 
     separable: bool = False
@@ -58,15 +56,29 @@ class InceptionSpec:
     bn_epsilon: float = 1e-3
     bn_momentum: float = 0.999
 
+    # The published head averages windows of this size, moved by one, before it averages over time.
+    head_window = (2, 7, 7)
+
     @property
     def out_channels(self) -> int:
-        """Channels of the last feature map."""
         return 1024
 
     @property
-    def head_window(self) -> Triple:
-        """The published head averages windows of this size, moved by one, before it averages over time."""
-        return (2, 7, 7)
+    def image_network(self) -> str:
+        return "googlenet" if self.bn_scale and not self.separable else ""
+
+    def feature_grid(self, num_frames: int, size: int) -> Triple:
+        time, side = -(-num_frames // 4), -(-size // 16)
+        if self.same_padding:
+            return -(-time // 2), -(-side // 2), -(-side // 2)
+        return time // 2, side // 2, side // 2  # the last pool has no padding
+
+    def parts(
+        self, in_channels: int, num_frames: int, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> tuple[nnx.Module, list[nnx.Module]]:
+        del num_frames  # any length will do
+        stem = Stem(in_channels, self, dtype=dtype, rngs=rngs)
+        return stem, [Stage(index, self, dtype=dtype, rngs=rngs) for index in range(4)]
 
 
 class Unit(nnx.Module):
@@ -216,47 +228,3 @@ def _pool(x: jax.Array, index: int, spec: InceptionSpec) -> jax.Array:
         return max_pool(x, window, strides, same_padding(x.shape[1:4], window, strides))
     none = ((0, 0), (0, 0), (0, 0))
     return max_pool(x, window, strides, none if window == (2, 2, 2) else None)
-
-
-class Inception(VideoNetwork):
-    """I3D, S3D or S3D-G with any head, over clips (B, T, H, W, C).
-
-    Args:
-      spec: the backbone.
-      head: a module called on the last feature map.
-      in_channels: of the clip: 3 for RGB, 2 for optical flow.
-      dtype: of the computation; parameters, BN and logits stay float32.
-      remat: recompute each stage in the backward pass instead of keeping its activations.
-      rngs: `params` initializes.
-    """
-
-    def __init__(
-        self,
-        spec: InceptionSpec,
-        head: nnx.Module,
-        *,
-        in_channels: int = 3,
-        dtype: DTypeLike = jnp.float32,
-        remat: bool = False,
-        rngs: nnx.Rngs,
-    ):
-        stem = Stem(in_channels, spec, dtype=dtype, rngs=rngs)
-        stages = [Stage(index, spec, dtype=dtype, rngs=rngs) for index in range(4)]
-        super().__init__(spec, stem, [*stages], head, in_channels=in_channels, remat=remat)
-
-
-def inception_grid(spec: InceptionSpec, num_frames: int, size: int) -> tuple[int, int, int]:
-    """(time, height, width) of the last feature map for a square clip."""
-
-    def halved(length: int, times: int) -> int:
-        for _ in range(times):
-            length = (length + 1) // 2
-        return length
-
-    # The last pool rounds down where torch pads.
-    time, side = halved(num_frames, 2), halved(size, 4)
-    if spec.same_padding:
-        time, side = halved(time, 1), halved(side, 1)
-    else:
-        time, side = time // 2, side // 2
-    return time, side, side

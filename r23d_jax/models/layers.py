@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from r23d_jax.models.convolution import Pads, Triple, conv3d
+from r23d_jax.models.convolution import conv3d
+from r23d_jax.models.network import Pads, Triple
 
 # He initialization over the fan-out, as in torchvision's video networks.
 kernel_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")

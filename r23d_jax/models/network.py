@@ -1,18 +1,114 @@
-"""What every network here is: a stem, stages and a head, called on clips (B, T, H, W, C)."""
+"""What every network here is, a stem, stages and a head; and the frozen value, a `Spec`, that one is built from."""
 
-from typing import Any
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from r23d_jax.config import ConfigError
+
+Triple = tuple[int, int, int]  # (time, height, width)
+Pads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # (before, after) of time, height and width
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec(abc.ABC):
+    """Everything that tells one backbone from another; a kind of network subclasses it and says how it is built.
+
+    Attributes:
+      family: its row of the registry; "" for a spec made by hand.
+      bn_epsilon, bn_momentum: Flax convention; momentum 0.9 is PyTorch's 0.1.
+      depths: what the family comes in; () where it has one size, and so a name without a number.
+      bottleneck, block_count: whether its residual blocks have three convolutions, and how many blocks there are.
+      out_channels: of the last feature map.
+      head_window: of the average-pool head, see `heads.AvgPoolHead`.
+      image_network: whose kernels its own are in 2D, so that they can be inflated: "resnet", "googlenet" or "".
+      fixed_length: whether it reads clips of one length only, because its stem's kernel is as long as the clip.
+    """
+
+    family: str = dataclasses.field(default="", compare=False, kw_only=True)
+    bn_epsilon: float = dataclasses.field(default=1e-5, kw_only=True)
+    bn_momentum: float = dataclasses.field(default=0.9, kw_only=True)
+    # without annotations, so that they are no fields
+    bottleneck = False
+    head_window = (1, 1, 1)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def block_count(self) -> int:
+        return 0
+
+    @property
+    @abc.abstractmethod
+    def out_channels(self) -> int: ...
+
+    @property
+    def image_network(self) -> str:
+        return ""
+
+    @property
+    def fixed_length(self) -> bool:
+        return False
+
+    def at_depth(self, depth: int) -> Self:
+        """The same family at one of its `depths`; a family of one size is as it is."""
+        del depth
+        return self
+
+    def vary(self, choices: Mapping[str, Any]) -> Self:
+        """This backbone with fields that a user may set; empty values keep its own.
+
+        Raises:
+          ConfigError: for a field that it does not have, or a value that the field cannot take.
+        """
+        known = {field.name for field in dataclasses.fields(self)}
+        chosen = {name: value for name, value in choices.items() if value}
+        for name, value in chosen.items():
+            if name not in known:
+                raise ConfigError(f"model.{name}={value!r}: this family has no such choice; leave it at its default")
+        return dataclasses.replace(self, **chosen)
+
+    def changes(self, other: "Spec") -> dict[str, tuple[Any, Any]]:
+        """Fields in which another spec differs: name -> (here, there); {} where it is of another class."""
+        if type(self) is not type(other):
+            return {}
+        names = [field.name for field in dataclasses.fields(self) if field.compare]
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+    @abc.abstractmethod
+    def feature_grid(self, num_frames: int, size: int) -> Triple:
+        """(time, height, width) of the last feature map for a square clip."""
+
+    @abc.abstractmethod
+    def parts(
+        self, in_channels: int, num_frames: int, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> tuple[nnx.Module, list[nnx.Module]]:
+        """The stem and the four stages, with random weights."""
+
+    def build(
+        self, head: nnx.Module, *, in_channels: int, num_frames: int, dtype: DTypeLike, remat: bool, rngs: nnx.Rngs
+    ) -> "VideoNetwork":
+        """The network with random weights; see `registry.create_model` for the arguments."""
+        stem, stages = self.parts(in_channels, num_frames, dtype, rngs)
+        only = num_frames if self.fixed_length else 0
+        return VideoNetwork(self, stem, stages, head, in_channels=in_channels, num_frames=only, remat=remat)
 
 
 class VideoNetwork(nnx.Module):
-    """A stem, four stages and a head. `VideoResNet` and `Inception` build them; this class runs them.
+    """A stem, four stages and a head, called on clips (B, T, H, W, C); `Spec.build` makes one.
 
     Args:
-      spec: what was built, a frozen dataclass.
+      spec: what was built.
       stem, stages, head: the parts, in the order in which a clip passes them.
       in_channels: of the clip.
       num_frames: the only clip length that will do; 0 for any.
@@ -21,7 +117,7 @@ class VideoNetwork(nnx.Module):
 
     def __init__(
         self,
-        spec: Any,
+        spec: Spec,
         stem: nnx.Module,
         stages: list[nnx.Module],
         head: nnx.Module,

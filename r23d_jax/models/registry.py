@@ -1,4 +1,4 @@
-"""The networks by name: `<family>_<depth>`, e.g. `r2plus1d_18`, or the family alone where it has one depth: `i3d`.
+"""The networks by name: `<family>_<depth>`, e.g. `r2plus1d_18`, or the family alone where it has one size: `i3d`.
 
 A family is a row of a table, not a class.
 """
@@ -10,22 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from r23d_jax.config import FAMILIES_WITHOUT_DEPTH, STEM_POOLS, ConfigError, HeadConfig, ModelConfig, nearest
-from r23d_jax.models.heads import make_head
-from r23d_jax.models.inception import Inception, InceptionSpec, inception_grid
+from r23d_jax.config import ConfigError, HeadConfig, ModelConfig, look_up, nearest
+from r23d_jax.models.heads import HeadPlace, make_head
+from r23d_jax.models.inception import InceptionSpec
 from r23d_jax.models.layers import InitKeys
-from r23d_jax.models.network import VideoNetwork
-from r23d_jax.models.video_resnet import VideoResNet, VideoResNetSpec, feature_grid
-
-# Residual blocks per stage; bottlenecks from 50 layers on (He et al. 2016).
-DEPTHS = {
-    10: (1, 1, 1, 1),
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-}
+from r23d_jax.models.network import Spec, VideoNetwork
+from r23d_jax.models.video_resnet import DEPTHS, VideoResNetSpec
 
 
 def _mixed(first: str, second: str, switch: int) -> tuple[str, str, str, str]:
@@ -34,25 +24,25 @@ def _mixed(first: str, second: str, switch: int) -> tuple[str, str, str, str]:
     return kinds[0], kinds[1], kinds[2], kinds[3]
 
 
-def _family(convolutions: tuple[str, str, str, str], **fields) -> VideoResNetSpec:
-    return VideoResNetSpec(convolutions, DEPTHS[18], **fields)
+def _all(kind: str) -> tuple[str, str, str, str]:
+    return kind, kind, kind, kind
 
 
 # Tran et al. 2018 (arXiv:1711.11248), section 3, unless said otherwise. MCx: groups from x on are 2D, the earlier ones
 # 3D. rMCx: the reverse.
-FAMILIES: dict[str, VideoResNetSpec] = {
-    "r2d": _family(_mixed("2d", "2d", 2), stem="Lx7x7"),
-    "f_r2d": _family(_mixed("2d", "2d", 2), stem="1x7x7"),
-    "r3d": _family(_mixed("3d", "3d", 2)),
-    **{f"mc{x}": _family(_mixed("3d", "2d", x)) for x in (2, 3, 4, 5)},
-    **{f"rmc{x}": _family(_mixed("2d", "3d", x), stem="1x7x7") for x in (2, 3, 4, 5)},
+FAMILIES: dict[str, Spec] = {
+    "r2d": VideoResNetSpec(_all("2d"), stem="Lx7x7"),
+    "f_r2d": VideoResNetSpec(_all("2d"), stem="1x7x7"),
+    "r3d": VideoResNetSpec(_all("3d")),
+    **{f"mc{x}": VideoResNetSpec(_mixed("3d", "2d", x)) for x in (2, 3, 4, 5)},
+    **{f"rmc{x}": VideoResNetSpec(_mixed("2d", "3d", x), stem="1x7x7") for x in (2, 3, 4, 5)},
     # The paper's and VMZ's: mid-planes for every convolution from its own widths, Caffe2's epsilon.
-    "r2plus1d": _family(_mixed("2plus1d", "2plus1d", 2), stem="factorized", bn_epsilon=1e-3),
+    "r2plus1d": VideoResNetSpec(_all("2plus1d"), stem="factorized", bn_epsilon=1e-3),
     # torchvision's: mid-planes once per block.
-    "r2plus1d_tv": _family(_mixed("2plus1d", "2plus1d", 2), stem="factorized", mid_planes="per_block"),
+    "r2plus1d_tv": VideoResNetSpec(_all("2plus1d"), stem="factorized", mid_planes="per_block"),
     # mmaction2's: the formula for the stem too, shortcuts factorized, and another epsilon inside the pairs.
-    "r2plus1d_mmaction": _family(
-        _mixed("2plus1d", "2plus1d", 2),
+    "r2plus1d_mmaction": VideoResNetSpec(
+        _all("2plus1d"),
         stem="factorized",
         stem_mid_channels=83,
         stem_pool="2d",
@@ -61,55 +51,72 @@ FAMILIES: dict[str, VideoResNetSpec] = {
         mid_bn_epsilon=1e-5,
     ),
     # 3D-ResNets' (K. Hara): a stem of seven frames, pooled over time as well.
-    "r2plus1d_hara": _family(
-        _mixed("2plus1d", "2plus1d", 2), stem="factorized", stem_mid_channels=110, stem_time_kernel=7, stem_pool="3d"
+    "r2plus1d_hara": VideoResNetSpec(
+        _all("2plus1d"), stem="factorized", stem_mid_channels=110, stem_time_kernel=7, stem_pool="3d"
     ),
     # Channel-separated networks (Tran et al. 2019, arXiv:1904.02811), bottlenecks only; VMZ's layout and epsilon.
-    "ir_csn": _family(_mixed("ir_csn", "ir_csn", 2), stem_pool="2d", bn_epsilon=1e-3),
-    "ip_csn": _family(_mixed("ip_csn", "ip_csn", 2), stem_pool="2d", bn_epsilon=1e-3),
+    "ir_csn": VideoResNetSpec(_all("ir_csn"), DEPTHS[50], True, stem_pool="2d", bn_epsilon=1e-3),
+    "ip_csn": VideoResNetSpec(_all("ip_csn"), DEPTHS[50], True, stem_pool="2d", bn_epsilon=1e-3),
     # The published 2D-then-3D layout (DPC's ResNet2d3d, Han et al. 2019): two 2D stages, two 3D ones, 256 wide.
-    "r2plus3d": _family(
+    "r2plus3d": VideoResNetSpec(
         _mixed("2d", "3d", 4), stem="1x7x7", stem_pool="2d", widths=(64, 128, 256, 256), final_relu=False
     ),
-    # Ours: every 3x3x3 convolution of R3D as 1x3x3 then 3x3x3, of the same parameter count; R3D's stem.
-    "conv2plus3d": _family(_mixed("2plus3d", "2plus3d", 2)),
-}
-
-
-# Carreira & Zisserman 2017 as DeepMind published it, its torch ports, and Xie et al. 2018 as torchvision has it;
-# their S3D-G is that with the gates of their code. (The paper counts 11.56M parameters, which no reading of it gives.)
-INCEPTIONS: dict[str, InceptionSpec] = {
+    # Every 3x3x3 convolution of R3D as 1x3x3 then 3x3x3, of the same parameter count; R3D's stem. This project's.
+    "conv2plus3d": VideoResNetSpec(_all("2plus3d")),
+    # Carreira & Zisserman 2017 as DeepMind published it, its torch ports, and Xie et al. 2018 as torchvision has it;
+    # their S3D-G is that with the gates of their code. (The paper counts 11.56M parameters, which no reading gives.)
     "i3d": InceptionSpec(),
     "i3d_gamma": InceptionSpec(bn_scale=True),
     "s3d": InceptionSpec(separable=True, same_padding=False, bn_scale=True),
     "s3d_g": InceptionSpec(separable=True, gated=True, same_padding=False, bn_scale=True),
 }
-assert tuple(INCEPTIONS) == FAMILIES_WITHOUT_DEPTH
+FAMILIES = {name: dataclasses.replace(spec, family=name) for name, spec in FAMILIES.items()}
 
 
-def depths_of(family: str) -> tuple[int, ...]:
-    """The depths that a residual family comes in."""
-    only_bottlenecks = "csn" in FAMILIES[family].convolutions[0]
-    return tuple(depth for depth in DEPTHS if depth >= 50 or not only_bottlenecks)
+def names_of(family: str) -> list[str]:
+    """The names of a family's networks."""
+    return [f"{family}_{depth}" for depth in FAMILIES[family].depths] or [family]
 
 
 def list_models() -> list[str]:
     """Every name that `create_model` knows."""
-    return [*(f"{family}_{depth}" for family in FAMILIES for depth in depths_of(family)), *INCEPTIONS]
+    return [name for family in FAMILIES for name in names_of(family)]
 
 
-def model_spec(name: str) -> VideoResNetSpec | InceptionSpec:
+def model_spec(name: str) -> Spec:
     """The backbone behind a name.
 
     Raises:
       ConfigError: for an unknown name, with the nearest known ones.
     """
-    if name in INCEPTIONS:
-        return INCEPTIONS[name]
     if name not in list_models():
         raise ConfigError(f"model {name!r} is unknown; {nearest(name, list_models())}")
+    if name in FAMILIES:
+        return FAMILIES[name]
     family, _, depth = name.rpartition("_")
-    return dataclasses.replace(FAMILIES[family], layers=DEPTHS[int(depth)], bottleneck=int(depth) >= 50)
+    return FAMILIES[family].at_depth(int(depth))
+
+
+def model_name(cfg: ModelConfig) -> str:
+    """The name of the network that a config describes, e.g. `r2plus3d_18` or `i3d`.
+
+    Raises:
+      ConfigError: if there is no such family, or not at this depth; names the field.
+    """
+    depths = look_up(FAMILIES, cfg.family, "config.model.family").depths
+    if depths and cfg.depth not in depths:
+        raise ConfigError(
+            f"config.model.depth={cfg.depth}: {cfg.family} comes with {', '.join(map(str, depths))} layers"
+        )
+    return f"{cfg.family}_{cfg.depth}" if depths else cfg.family
+
+
+def model_config(name: str) -> ModelConfig:
+    """The config group that builds a network, with an average-pool head without dropout."""
+    cfg = ModelConfig(family=model_spec(name).family, head=HeadConfig(kind="avgpool", dropout=0.0))
+    if name != cfg.family:
+        cfg.depth = int(name.removeprefix(f"{cfg.family}_"))
+    return cfg
 
 
 def create_model(
@@ -150,59 +157,16 @@ def create_model(
     Raises:
       ConfigError: for an unknown name, an impossible head, or a field that the family does not have.
     """
+    spec = model_spec(name).vary({"widths": tuple(widths), "stem_pool": stem_pool, "block_dropout": block_dropout})
     keys = InitKeys(rngs)
-    model = _create(
-        model_spec(name),
-        HeadConfig(kind=head, dropout=0.0) if isinstance(head, str) else head,
-        num_classes=num_classes,
-        num_frames=num_frames,
-        crop_size=crop_size,
-        in_channels=in_channels,
-        choices={"widths": widths, "stem_pool": stem_pool, "block_dropout": block_dropout},
-        dtype=dtype,
-        remat=remat,
-        rngs=typing.cast(nnx.Rngs, keys),
+    own = typing.cast(nnx.Rngs, keys)
+    place = HeadPlace(
+        spec.out_channels, num_classes, spec.feature_grid(num_frames, crop_size), spec.head_window, dtype, own
     )
+    built = make_head(place, HeadConfig(kind=head, dropout=0.0) if isinstance(head, str) else head)
+    model = spec.build(built, in_channels=in_channels, num_frames=num_frames, dtype=dtype, remat=remat, rngs=own)
     keys.close()
     return model
-
-
-def _create(
-    spec: VideoResNetSpec | InceptionSpec,
-    head: HeadConfig,
-    *,
-    num_classes: int,
-    num_frames: int,
-    crop_size: int,
-    in_channels: int,
-    choices: dict[str, typing.Any],
-    dtype: DTypeLike,
-    remat: bool,
-    rngs: nnx.Rngs,
-) -> VideoNetwork:
-    """`choices` are the fields of a spec that a user may set; empty values keep the family's."""
-    if isinstance(spec, InceptionSpec):
-        for field, value in choices.items():
-            if value:
-                raise ConfigError(f"model.{field}={value!r}: this family has no such choice; leave it at its default")
-        grid = inception_grid(spec, num_frames, crop_size)
-        built = make_head(spec.out_channels, num_classes, grid, head, window=spec.head_window, dtype=dtype, rngs=rngs)
-        return Inception(spec, built, in_channels=in_channels, dtype=dtype, remat=remat, rngs=rngs)
-
-    widths, pool = choices["widths"] or spec.widths, choices["stem_pool"]
-    if len(widths) != 4:
-        raise ConfigError(f"model.widths={widths!r}: must be () or four widths")
-    if pool not in STEM_POOLS:
-        raise ConfigError(f"model.stem_pool={pool!r}: unknown; {nearest(pool, STEM_POOLS[1:])}")
-    spec = dataclasses.replace(
-        spec,
-        widths=tuple(widths),
-        stem_pool=spec.stem_pool if not pool else "" if pool == "none" else pool,
-        block_dropout=choices["block_dropout"],
-    )
-    grid = feature_grid(spec, num_frames, crop_size)
-    built = make_head(spec.out_channels, num_classes, grid, head, dtype=dtype, rngs=rngs)
-    return VideoResNet(spec, built, in_channels=in_channels, num_frames=num_frames, dtype=dtype, remat=remat, rngs=rngs)
 
 
 def build_model(
@@ -217,7 +181,7 @@ def build_model(
 ) -> VideoNetwork:
     """`create_model` for a config group."""
     return create_model(
-        cfg.name,
+        model_name(cfg),
         num_classes=num_classes,
         head=cfg.head,
         num_frames=num_frames,

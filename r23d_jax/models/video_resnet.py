@@ -1,67 +1,92 @@
 """The one network class of the study: a stem, four residual stages and a head.
 
 R2D, f-R2D, R3D, MCx, rMCx, R(2+1)D (Tran et al. 2018, arXiv:1711.11248) and R(2+3)D are values of `VideoResNetSpec`,
-listed in `registry.py`; nothing here knows their names.
+listed in `registry.py`; nothing here knows their names. The names that a spec may have are keys of the tables
+`CONVOLUTIONS`, `STEMS`, `POOLS` and `MID_PLANES`, whose values build.
 """
 
 import dataclasses
+import math
+from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from r23d_jax.models.convolution import Triple
+from r23d_jax.config import STEM_POOLS, ConfigError, look_up
+from r23d_jax.models.convolution import max_pool
 from r23d_jax.models.layers import BatchNorm, Conv
-from r23d_jax.models.network import VideoNetwork
-from r23d_jax.models.pooling import max_pool
+from r23d_jax.models.network import Spec, Triple
 
-# What a stage's 3x3x3 convolution is made of. The last two are those of CSN (Tran et al. 2019, arXiv:1904.02811), for
-# bottlenecks only: a depthwise 3x3x3, alone ("ir_csn") or after a 1x1x1 and BN ("ip_csn").
-CONVOLUTIONS = ("2d", "3d", "2plus1d", "2plus3d", "ir_csn", "ip_csn")
-STEMS = ("1x7x7", "3x7x7", "Lx7x7", "factorized")
-MID_PLANES = ("per_conv", "per_block")
+# Residual blocks per stage; bottlenecks from 50 layers on (He et al. 2016).
+DEPTHS = {
+    10: (1, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoResNetSpec:
-    """Everything that tells one backbone from another.
+class VideoResNetSpec(Spec):
+    """A residual network.
 
     Attributes:
-      convolutions: kind of each of the four stages.
+      convolutions: of each of the four stages, keys of `CONVOLUTIONS`.
       layers: residual blocks in each stage.
       bottleneck: 1x1x1, 3x3x3, 1x1x1 blocks with four times the width out, instead of two 3x3x3.
-      stem: "1x7x7", "3x7x7", "Lx7x7" (as long as the clip, no padding in time: collapses it), or "factorized"
-        (1x7x7 -> stem_mid_channels -> BN -> ReLU -> stem_time_kernel x1x1).
+      stem: a key of `STEMS`.
       stem_mid_channels: 45 in the paper, torchvision and VMZ; 83 in mmaction2; 110, with a time kernel of 7, in
         3D-ResNets.
       stem_time_kernel: frames, for the factorized stem.
-      stem_pool: max-pool after the stem; "" is none, "2d" 1x3x3 / (1, 2, 2), "3d" 3x3x3 / (2, 2, 2).
+      stem_pool: max-pool after the stem, a key of `POOLS`.
       widths: of the four stages, before the bottleneck's factor of four.
-      mid_planes: "per_conv" (paper, VMZ: the formula for every convolution from its own widths) or "per_block"
-        (torchvision: once per block, from the block's input and width).
+      mid_planes: a key of `MID_PLANES`.
       factorized_shortcut: shortcuts are 1x1x1 -> BN -> ReLU -> 1x1x1 with the formula's width (mmaction2).
       final_relu: False leaves the last block's sum as it is (the published 2D-3D layout).
-      bn_epsilon, bn_momentum: Flax convention; momentum 0.9 is PyTorch's 0.1.
       mid_bn_epsilon: of the BN inside factorized convolutions; 0 is `bn_epsilon` (mmaction2 has another).
       block_dropout: inside every residual block, after the first ReLU (the published code has 0.3).
     """
 
     convolutions: tuple[str, str, str, str]
-    layers: tuple[int, int, int, int]
+    layers: tuple[int, int, int, int] = DEPTHS[18]
     bottleneck: bool = False
     stem: str = "3x7x7"
     stem_mid_channels: int = 45
     stem_time_kernel: int = 3
-    stem_pool: str = ""
+    stem_pool: str = "none"
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
     mid_planes: str = "per_conv"
     factorized_shortcut: bool = False
     final_relu: bool = True
-    bn_epsilon: float = 1e-5
-    bn_momentum: float = 0.9
     mid_bn_epsilon: float = 0.0
     block_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("convolutions", "layers", "widths"):
+            value = getattr(self, name)
+            if len(value) != 4:
+                raise ConfigError(f"model.{name}={value!r}: must have four values, one for each stage")
+        for kind in self.convolutions:
+            if look_up(CONVOLUTIONS, kind, "model.convolutions").bottleneck_only and not self.bottleneck:
+                raise ConfigError(f"model.convolutions={kind!r}: needs bottleneck=True, so 50 layers or more")
+        look_up(STEMS, self.stem, "model.stem")
+        look_up(POOLS, self.stem_pool, "model.stem_pool")
+        look_up(MID_PLANES, self.mid_planes, "model.mid_planes")
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        only_bottlenecks = any(CONVOLUTIONS[kind].bottleneck_only for kind in self.convolutions)
+        return tuple(depth for depth in DEPTHS if depth >= 50 or not only_bottlenecks)
+
+    def at_depth(self, depth: int) -> "VideoResNetSpec":
+        return dataclasses.replace(self, layers=DEPTHS[depth], bottleneck=depth >= 50)
+
+    @property
+    def block_count(self) -> int:
+        return sum(self.layers)
 
     @property
     def expansion(self) -> int:
@@ -70,49 +95,83 @@ class VideoResNetSpec:
 
     @property
     def out_channels(self) -> int:
-        """Channels of the last feature map."""
         return self.widths[3] * self.expansion
 
+    @property
+    def image_network(self) -> str:
+        return "resnet" if self.stem != "factorized" and {*self.convolutions} <= {"2d", "3d"} else ""
 
-def factorized_width(in_channels: int, out_channels: int, kind: str) -> int:
+    @property
+    def fixed_length(self) -> bool:
+        return self.stem == "Lx7x7"
+
+    def feature_grid(self, num_frames: int, size: int) -> Triple:
+        strides = [(1, 2, 2), POOLS[self.stem_pool][1], *(CONVOLUTIONS[kind].strides for kind in self.convolutions[1:])]
+        time, side = 1 if self.fixed_length else num_frames, size
+        for along_time, _, along_side in strides:
+            time, side = -(-time // along_time), -(-side // along_side)
+        return time, side, side
+
+    def parts(
+        self, in_channels: int, num_frames: int, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> tuple[nnx.Module, list[nnx.Module]]:
+        stem = Stem(in_channels, num_frames, self, dtype=dtype, rngs=rngs)
+        entering = [self.widths[0], *(width * self.expansion for width in self.widths[:3])]
+        return stem, [Stage(i, entering[i], self, dtype=dtype, rngs=rngs) for i in range(4)]
+
+
+def factorized_width(in_channels: int, out_channels: int, second_kernel: Triple) -> int:
     """Channels between the two convolutions of a factorized 3x3x3, so that the pair is as large as the full one.
 
-    "2plus1d" (1x3x3 then 3x1x1; Tran et al. 2018, section 3.5): mid * (9 * in + 3 * out) = 27 * in * out.
-    "2plus3d" (1x3x3 then 3x3x3; ours): mid * (9 * in + 27 * out) = 27 * in * out. Both are rounded down.
+    R(2+1)D has 1x3x3 then 3x1x1 (Tran et al. 2018, section 3.5): mid * (9 * in + 3 * out) = 27 * in * out. R(2+3)D has
+    1x3x3 then 3x3x3 (this project's): mid * (9 * in + 27 * out) = 27 * in * out. Both are rounded down.
 
     Args:
       in_channels: entering the pair.
       out_channels: leaving it.
-      kind: "2plus1d" or "2plus3d".
+      second_kernel: (3, 1, 1) or (3, 3, 3).
 
     Returns:
       The width, at least 1.
     """
-    taps = 3 if kind == "2plus1d" else 27
+    taps = math.prod(second_kernel)
     return max(1, 27 * in_channels * out_channels // (9 * in_channels + taps * out_channels))
 
 
-class FactorizedConv(nnx.Module):
-    """1x3x3 -> BN -> ReLU -> 3x1x1 ("2plus1d") or 3x3x3 ("2plus3d")."""
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a convolution goes: its channels and strides, and what all convolutions of a network share."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        mid_channels: int,
-        out_channels: int,
-        second_kernel: Triple,
-        strides: Triple,
-        spec: VideoResNetSpec,
-        *,
-        first_kernel: Triple = (1, 3, 3),
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
-        time, height, width = strides
-        self.spatial = Conv(in_channels, mid_channels, first_kernel, (1, height, width), dtype=dtype, rngs=rngs)
-        epsilon = spec.mid_bn_epsilon or spec.bn_epsilon
-        self.norm = BatchNorm(mid_channels, epsilon=epsilon, momentum=spec.bn_momentum, rngs=rngs)
-        self.temporal = Conv(mid_channels, out_channels, second_kernel, (time, 1, 1), dtype=dtype, rngs=rngs)
+    in_channels: int
+    out_channels: int
+    strides: Triple
+    spec: VideoResNetSpec
+    dtype: DTypeLike
+    rngs: nnx.Rngs
+
+    def conv(self, kernel: Triple, padding: Triple | None = None) -> Conv:
+        """A plain convolution from here to there."""
+        return Conv(
+            self.in_channels, self.out_channels, kernel, self.strides, padding, dtype=self.dtype, rngs=self.rngs
+        )
+
+    def norm(self, channels: int, epsilon: float = 0.0) -> BatchNorm:
+        """BN, with the network's epsilon where none is given."""
+        return BatchNorm(
+            channels, epsilon=epsilon or self.spec.bn_epsilon, momentum=self.spec.bn_momentum, rngs=self.rngs
+        )
+
+
+class FactorizedConv(nnx.Module):
+    """1x3x3 -> BN -> ReLU -> 3x1x1 ("2plus1d") or 3x3x3 ("2plus3d"); a stem and a shortcut have other kernels."""
+
+    def __init__(self, place: Place, first_kernel: Triple, second_kernel: Triple, mid_channels: int):
+        time, height, width = place.strides
+        first = dataclasses.replace(place, out_channels=mid_channels, strides=(1, height, width))
+        second = dataclasses.replace(place, in_channels=mid_channels, strides=(time, 1, 1))
+        self.spatial = first.conv(first_kernel)
+        self.norm = place.norm(mid_channels, place.spec.mid_bn_epsilon)
+        self.temporal = second.conv(second_kernel)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.temporal(nnx.relu(self.norm(self.spatial(x))))
@@ -121,21 +180,11 @@ class FactorizedConv(nnx.Module):
 class ChannelSeparatedConv(nnx.Module):
     """Depthwise 3x3x3, after 1x1x1 -> BN where `interactions` are to be preserved; CSN's way."""
 
-    def __init__(
-        self,
-        channels: int,
-        strides: Triple,
-        interactions: bool,
-        spec: VideoResNetSpec,
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
-        self.pointwise = Conv(channels, channels, (1, 1, 1), dtype=dtype, rngs=rngs) if interactions else None
-        self.norm = (
-            BatchNorm(channels, epsilon=spec.bn_epsilon, momentum=spec.bn_momentum, rngs=rngs) if interactions else None
-        )
-        self.depthwise = Conv(channels, channels, (3, 3, 3), strides, groups=channels, dtype=dtype, rngs=rngs)
+    def __init__(self, place: Place, *, interactions: bool):
+        channels, how = place.out_channels, {"dtype": place.dtype, "rngs": place.rngs}
+        self.pointwise = Conv(channels, channels, (1, 1, 1), **how) if interactions else None
+        self.norm = place.norm(channels) if interactions else None
+        self.depthwise = Conv(channels, channels, (3, 3, 3), place.strides, groups=channels, **how)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.pointwise is not None and self.norm is not None:
@@ -146,48 +195,60 @@ class ChannelSeparatedConv(nnx.Module):
 StageConv = Conv | FactorizedConv | ChannelSeparatedConv
 
 
-def _stage_conv(
-    kind: str,
-    in_channels: int,
-    out_channels: int,
-    mid_channels: int,
-    strides: Triple,
-    spec: VideoResNetSpec,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
-) -> StageConv:
-    """A stage's 3x3x3 convolution, of the kind that the stage asks for."""
-    if kind in ("ir_csn", "ip_csn"):
-        return ChannelSeparatedConv(out_channels, strides, kind == "ip_csn", spec, dtype=dtype, rngs=rngs)
-    if kind in ("2d", "3d"):
-        kernel = (1, 3, 3) if kind == "2d" else (3, 3, 3)
-        return Conv(in_channels, out_channels, kernel, strides, dtype=dtype, rngs=rngs)
-    second = (3, 1, 1) if kind == "2plus1d" else (3, 3, 3)
-    return FactorizedConv(in_channels, mid_channels, out_channels, second, strides, spec, dtype=dtype, rngs=rngs)
+def _factorized(second_kernel: Triple) -> Callable[[Place, int], FactorizedConv]:
+    def build(place: Place, counted: int) -> FactorizedConv:
+        mid_channels = factorized_width(counted, place.out_channels, second_kernel)
+        return FactorizedConv(place, (1, 3, 3), second_kernel, mid_channels)
+
+    return build
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvolutionKind:
+    """What a stage's 3x3x3 convolution is made of.
+
+    Attributes:
+      build: builds one; its second argument is the width that the mid-plane formula counts as entering.
+      strides: of the first block of a stage that halves the size: time only where the convolution sees it.
+      bottleneck_only: whether it keeps the number of channels, so that only bottlenecks can hold it.
+    """
+
+    build: Callable[[Place, int], StageConv]
+    strides: Triple = (2, 2, 2)
+    bottleneck_only: bool = False
+
+
+CONVOLUTIONS = {
+    "2d": ConvolutionKind(lambda place, _: place.conv((1, 3, 3)), strides=(1, 2, 2)),
+    "3d": ConvolutionKind(lambda place, _: place.conv((3, 3, 3))),
+    "2plus1d": ConvolutionKind(_factorized((3, 1, 1))),
+    "2plus3d": ConvolutionKind(_factorized((3, 3, 3))),
+    # CSN's (Tran et al. 2019, arXiv:1904.02811): a depthwise 3x3x3, alone or after a 1x1x1 and BN
+    "ir_csn": ConvolutionKind(lambda place, _: ChannelSeparatedConv(place, interactions=False), bottleneck_only=True),
+    "ip_csn": ConvolutionKind(lambda place, _: ChannelSeparatedConv(place, interactions=True), bottleneck_only=True),
+}
+# The width that the mid-plane formula counts as entering, from that of the convolution and that of its block
+MID_PLANES: dict[str, Callable[[int, int], int]] = {
+    "per_conv": lambda convolution, block: convolution,  # paper, VMZ: every convolution from its own widths
+    "per_block": lambda convolution, block: block,  # torchvision: once per block
+}
+# Max-pool after the stem: window and strides.
+POOLS: dict[str, tuple[Triple, Triple]] = {
+    "none": ((1, 1, 1), (1, 1, 1)),
+    "2d": ((1, 3, 3), (1, 2, 2)),
+    "3d": ((3, 3, 3), (2, 2, 2)),
+}
+assert ("", *POOLS) == STEM_POOLS  # "" keeps the family's
 
 
 class Shortcut(nnx.Module):
     """1x1x1 convolution and BN, where a block changes width or size. The convolution may be a factorized one."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        strides: Triple,
-        spec: VideoResNetSpec,
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
-        if spec.factorized_shortcut:  # the formula of `factorized_width` with a 3x1x1 volume
-            mid = 3 * in_channels * out_channels // (in_channels + 3 * out_channels)
-            one = (1, 1, 1)
-            self.conv = FactorizedConv(
-                in_channels, mid, out_channels, one, strides, spec, first_kernel=one, dtype=dtype, rngs=rngs
-            )
-        else:
-            self.conv = Conv(in_channels, out_channels, (1, 1, 1), strides, dtype=dtype, rngs=rngs)
-        self.norm = BatchNorm(out_channels, epsilon=spec.bn_epsilon, momentum=spec.bn_momentum, rngs=rngs)
+    def __init__(self, place: Place):
+        one, entering, leaving = (1, 1, 1), place.in_channels, place.out_channels
+        mid = 3 * entering * leaving // (entering + 3 * leaving)  # the formula with a volume of 3x1x1
+        self.conv = FactorizedConv(place, one, one, mid) if place.spec.factorized_shortcut else place.conv(one)
+        self.norm = place.norm(leaving)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.norm(self.conv(x))
@@ -217,30 +278,27 @@ class ResidualBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         out_channels = width * spec.expansion
-        mid_of_block = factorized_width(in_channels, width, kind)
+        whole = Place(in_channels, out_channels, strides, spec, dtype, rngs)
 
         def conv(entering: int, strides: Triple) -> StageConv:
-            mid = mid_of_block if spec.mid_planes == "per_block" else factorized_width(entering, width, kind)
-            return _stage_conv(kind, entering, width, mid, strides, spec, dtype, rngs)
-
-        def norm(channels: int) -> BatchNorm:
-            return BatchNorm(channels, epsilon=spec.bn_epsilon, momentum=spec.bn_momentum, rngs=rngs)
+            place = dataclasses.replace(whole, in_channels=entering, out_channels=width, strides=strides)
+            return CONVOLUTIONS[kind].build(place, MID_PLANES[spec.mid_planes](entering, in_channels))
 
         if spec.bottleneck:
             self.conv1 = Conv(in_channels, width, (1, 1, 1), dtype=dtype, rngs=rngs)
-            self.norm1 = norm(width)
+            self.norm1 = whole.norm(width)
             self.conv2 = conv(width, strides)
-            self.norm2 = norm(width)
+            self.norm2 = whole.norm(width)
             self.conv3 = Conv(width, out_channels, (1, 1, 1), dtype=dtype, rngs=rngs)
-            self.norm3 = norm(out_channels)
+            self.norm3 = whole.norm(out_channels)
         else:
             self.conv1 = conv(in_channels, strides)
-            self.norm1 = norm(width)
+            self.norm1 = whole.norm(width)
             self.conv2 = conv(width, (1, 1, 1))
-            self.norm2 = norm(width)
+            self.norm2 = whole.norm(width)
             self.conv3 = self.norm3 = None
         changes = in_channels != out_channels or strides != (1, 1, 1)
-        self.shortcut = Shortcut(in_channels, out_channels, strides, spec, dtype=dtype, rngs=rngs) if changes else None
+        self.shortcut = Shortcut(whole) if changes else None
         self.dropout = nnx.Dropout(spec.block_dropout)
         self.relu = relu
 
@@ -254,39 +312,33 @@ class ResidualBlock(nnx.Module):
         return nnx.relu(y) if self.relu else y
 
 
+# The second argument is the clip's number of frames.
+STEMS: dict[str, Callable[[Place, int], StageConv]] = {
+    "1x7x7": lambda place, _: place.conv((1, 7, 7)),
+    "3x7x7": lambda place, _: place.conv((3, 7, 7)),
+    # as long as the clip, without padding in time, which leaves one frame
+    "Lx7x7": lambda place, num_frames: place.conv((num_frames, 7, 7), (0, 3, 3)),
+    # 1x7x7 -> BN -> ReLU -> stem_time_kernel x 1 x 1
+    "factorized": lambda place, _: FactorizedConv(
+        place, (1, 7, 7), (place.spec.stem_time_kernel, 1, 1), place.spec.stem_mid_channels
+    ),
+}
+
+
 class Stem(nnx.Module):
     """7x7 in space, strided by two; then BN, ReLU and, where the spec asks for it, a max-pool."""
 
     def __init__(self, in_channels: int, num_frames: int, spec: VideoResNetSpec, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        width, strides = spec.widths[0], (1, 2, 2)
-        if spec.stem == "factorized":
-            self.conv = FactorizedConv(
-                in_channels,
-                spec.stem_mid_channels,
-                width,
-                (spec.stem_time_kernel, 1, 1),
-                strides,
-                spec,
-                first_kernel=(1, 7, 7),
-                dtype=dtype,
-                rngs=rngs,
-            )
-        elif spec.stem == "Lx7x7":
-            self.conv = Conv(in_channels, width, (num_frames, 7, 7), strides, (0, 3, 3), dtype=dtype, rngs=rngs)
-        else:
-            kernel = (1, 7, 7) if spec.stem == "1x7x7" else (3, 7, 7)
-            self.conv = Conv(in_channels, width, kernel, strides, dtype=dtype, rngs=rngs)
-        self.norm = BatchNorm(width, epsilon=spec.bn_epsilon, momentum=spec.bn_momentum, rngs=rngs)
-        self.pool = spec.stem_pool
+        place = Place(in_channels, spec.widths[0], (1, 2, 2), spec, dtype, rngs)
+        self.conv = STEMS[spec.stem](place, num_frames)
+        self.norm = place.norm(spec.widths[0])
+        self.pool = POOLS[spec.stem_pool]
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, H, W, C) -> (B, T', H', W', widths[0])."""
         x = nnx.relu(self.norm(self.conv(x)))
-        if not self.pool:
-            return x
-        if self.pool == "2d":
-            return max_pool(x, (1, 3, 3), (1, 2, 2))
-        return max_pool(x, (3, 3, 3), (2, 2, 2))
+        window, strides = self.pool
+        return x if window == (1, 1, 1) else max_pool(x, window, strides)
 
 
 class Stage(nnx.Module):
@@ -294,22 +346,12 @@ class Stage(nnx.Module):
 
     def __init__(self, index: int, in_channels: int, spec: VideoResNetSpec, *, dtype: DTypeLike, rngs: nnx.Rngs):
         kind, width = spec.convolutions[index], spec.widths[index]
-        halve = (1, 1, 1) if index == 0 else (1, 2, 2) if kind == "2d" else (2, 2, 2)
+        halve = (1, 1, 1) if index == 0 else CONVOLUTIONS[kind].strides
         blocks = []
         for i in range(spec.layers[index]):
             is_last = index == 3 and i == spec.layers[index] - 1
-            blocks.append(
-                ResidualBlock(
-                    in_channels,
-                    width,
-                    kind,
-                    halve if i == 0 else (1, 1, 1),
-                    spec.final_relu or not is_last,
-                    spec,
-                    dtype=dtype,
-                    rngs=rngs,
-                )
-            )
+            strides, relu = halve if i == 0 else (1, 1, 1), spec.final_relu or not is_last
+            blocks.append(ResidualBlock(in_channels, width, kind, strides, relu, spec, dtype=dtype, rngs=rngs))
             in_channels = width * spec.expansion
         self.blocks = nnx.List(blocks)
 
@@ -317,56 +359,3 @@ class Stage(nnx.Module):
         for block in self.blocks:
             x = block(x, rngs)
         return x
-
-
-class VideoResNet(VideoNetwork):
-    """A stem, four stages of residual blocks and a head, over clips (B, T, H, W, C).
-
-    Args:
-      spec: the backbone.
-      head: a module called on the last feature map.
-      in_channels: of the clip.
-      num_frames: of the clip; sets the kernel of an "Lx7x7" stem, otherwise any length will do.
-      dtype: of the computation; parameters, BN and logits stay float32.
-      remat: recompute each stage in the backward pass instead of keeping its activations.
-      rngs: `params` initializes.
-    """
-
-    def __init__(
-        self,
-        spec: VideoResNetSpec,
-        head: nnx.Module,
-        *,
-        in_channels: int = 3,
-        num_frames: int = 16,
-        dtype: DTypeLike = jnp.float32,
-        remat: bool = False,
-        rngs: nnx.Rngs,
-    ):
-        entering = [spec.widths[0], *(w * spec.expansion for w in spec.widths[:3])]
-        super().__init__(
-            spec,
-            Stem(in_channels, num_frames, spec, dtype=dtype, rngs=rngs),
-            [Stage(i, entering[i], spec, dtype=dtype, rngs=rngs) for i in range(4)],
-            head,
-            in_channels=in_channels,
-            num_frames=num_frames if spec.stem == "Lx7x7" else 0,
-            remat=remat,
-        )
-
-
-def feature_grid(spec: VideoResNetSpec, num_frames: int, size: int) -> tuple[int, int, int]:
-    """(time, height, width) of the last feature map for a square clip."""
-
-    def halved(length: int) -> int:
-        return (length + 1) // 2
-
-    time = 1 if spec.stem == "Lx7x7" else num_frames
-    side = halved(size)
-    if spec.stem_pool:
-        side = halved(side)
-        time = halved(time) if spec.stem_pool == "3d" else time
-    for kind in spec.convolutions[1:]:
-        side = halved(side)
-        time = time if kind == "2d" else halved(time)
-    return time, side, side

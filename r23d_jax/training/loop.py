@@ -107,7 +107,7 @@ def _set_up(
 ) -> tuple[Run, TrainState, Checkpoints, bool]:
     """What a run needs, its state, and whether the checkpoint that this is from holds an evaluation."""
     log(parallel.describe_devices())
-    models.model_spec(cfg.model.name)  # unknown names are refused before any data is touched
+    name = models.model_name(cfg.model)  # unknown names are refused before any data is touched
     optimizer.check_names(cfg.optimizer)
     check_source(cfg, workdir)
     train_index, test_index = open_videos(cfg, "train", log), open_videos(cfg, "test", log)
@@ -126,7 +126,7 @@ def _set_up(
     tx, schedule = optimizer.make_optimizer(cfg.optimizer, abstract_params, steps_per_epoch, num_steps)
     state, shardings = create_state(initialize, tx, cfg.train.ema_decay, mesh)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    log(f"model: {cfg.model.name}, {cfg.model.head.kind} head, {count:,} parameters, {cfg.parallel.compute_dtype}")
+    log(f"model: {name}, {cfg.model.head.kind} head, {count:,} parameters, {cfg.parallel.compute_dtype}")
 
     if jax.process_index() == 0:  # before anything in the folder changes
         with disk.writing(workdir):

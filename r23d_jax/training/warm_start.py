@@ -1,4 +1,4 @@
-"""Starting a run from other weights: `config.init_from`."""
+"""Reading the network of any file or folder of weights, and starting a run from it: `config.init_from`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,25 +10,67 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from r23d_jax import config
 from r23d_jax.checkpoint.checkpoint import create_configured_model, load_checkpoint
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.config import Config, UserError
-from r23d_jax.models.functional import initialize, split_model
+from r23d_jax.models.functional import flatten, initialize, split_model
 from r23d_jax.models.heads import interpolate_positions
-from r23d_jax.models.network import VideoNetwork
+from r23d_jax.models.registry import model_name
 from r23d_jax.runtime import parallel
+from r23d_jax.weights.compare import differences, listed
 from r23d_jax.weights.inflate import inflate
 from r23d_jax.weights.matching import is_2d
-from r23d_jax.weights.sources import SOURCES
-from r23d_jax.weights.state_dicts import convert
-from r23d_jax.weights.tables import flatten, listed, part_of
-from r23d_jax.weights.tensorflow_checkpoint import read_weights
+from r23d_jax.weights.state_dicts import Converted, convert, read_arrays
+from r23d_jax.weights.tables import ConversionError, part_of
 
 Tree = dict[str, Any]
 
 
 class WarmStartError(UserError):
     """The weights that a run should start from do not fit its network; the message lists what differs."""
+
+
+def read_network(
+    path: Path,
+    inflated: Callable[[dict[str, np.ndarray]], Converted],
+    *,
+    name: str | None = None,
+    source: str | None = None,
+    log: Callable[[str], None] = print,
+) -> Converted:
+    """The network in a run's folder, a checkpoint, or a file of weights of any kind.
+
+    Args:
+      path: of the folder or file.
+      inflated: makes a video network of the weights of an image network.
+      name: the network that is expected; None takes what it finds.
+      source: the code base, where names do not tell it; a key of `weights.sources.SOURCES`.
+      log: takes what is to be said about damaged checkpoints.
+
+    Raises:
+      UserError: if it cannot be read, or holds another network.
+    """
+    if path.is_dir():
+        loaded = load_checkpoint(path, log=log)
+        if name not in (None, loaded.name):
+            raise UserError(f"{loaded.path} is {loaded.name}, not {name}")
+        return Converted(
+            model=loaded.model,
+            config=loaded.config.model,
+            num_classes=len(loaded.class_names),
+            source="r23d_jax",
+            class_names=loaded.class_names,
+            preprocessing=loaded.preprocessing,
+            origin=f"{loaded.path}: a checkpoint of r23d_jax, step {loaded.step:,}",
+            assumed=False,
+        )
+    arrays, meta = read_arrays(path)
+    try:
+        converted = inflated(arrays) if is_2d(arrays) else convert(arrays, name, source, meta=meta)
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from None
+    return dataclasses.replace(converted, origin=f"{path}: {converted.origin}")
 
 
 def check_source(cfg: Config, workdir: Path) -> None:
@@ -67,22 +109,36 @@ def warm_start(
     path = Path(cfg.init_from)
     ours = nnx.eval_shape(lambda: create_configured_model(cfg, num_classes))
     target = split_model(ours)[1:]
-    source = _read(cfg, path, num_classes, log)
-    _, params, batch_stats = split_model(source)
+
+    def inflated(arrays: dict[str, np.ndarray]) -> Converted:
+        random = initialize(lambda: create_configured_model(cfg, num_classes))
+        model = inflate(arrays, random, cfg.inflate, cfg.init_skip)
+        pre, origin = config.preprocessing(cfg.data), f"an image network, inflated ({cfg.inflate})"
+        notes = ("only what fits is taken of its head",)
+        return Converted(model, cfg.model, num_classes, "", (), pre, notes, origin)
+
+    source = read_network(path, inflated, log=log)
+    log(f"init: {source.origin}: {source.name}, {source.config.head.kind} head, {source.num_classes} classes")
+    _, params, batch_stats = split_model(source.model)
     skip, notes = _skipped(cfg, (params, batch_stats), target)
-    for note in (*notes, *_spec_differences(source, ours)):
+    unseen = [  # an epsilon, a pool, a ReLU
+        f"{field} is {here!r}, and the weights were trained with {there!r}"
+        for field, (here, there) in ours.spec.changes(source.model.spec).items()
+        if field != "block_dropout"
+    ]
+    for note in (*source.notes, *notes, *unseen):
         log(f"init: {note}")
     problems = _problems((params, batch_stats), target, skip)
     if problems:
         raise WarmStartError(
-            f"config.init_from={cfg.init_from}: these weights are of another network than {cfg.model.name}; set "
+            f"config.init_from={cfg.init_from}: these weights are of another network than {model_name(cfg.model)}; set "
             "config.model as they need it, or leave parts random with config.init_skip, e.g. "
             f"--config.init_skip='(\"stage4\",)':\n{listed(problems)}"
         )
     taken = [0, 0]
 
     def value(source_tree: Tree, state_tree: Tree, sharding_tree: Tree) -> Tree:
-        flat = dict(flatten(source_tree))
+        flat = flatten(source_tree)
 
         def leaf(path: tuple, fresh: jax.Array, sharding: Any) -> jax.Array:
             keys = tuple(entry.key for entry in path)
@@ -104,32 +160,14 @@ def warm_start(
     return dataclasses.replace(state, params=new_params, batch_stats=new_stats, ema=ema)
 
 
-def _read(cfg: Config, path: Path, num_classes: int, log: Callable[[str], None]) -> VideoNetwork:
-    if path.is_dir():
-        loaded = load_checkpoint(path, log=log)
-        log(f"init: {loaded.path}, {loaded.config.model.name}, {loaded.config.model.head.kind} head")
-        return loaded.model
-    arrays, meta = read_weights(path)
-    if is_2d(arrays):
-        random = initialize(lambda: create_configured_model(cfg, num_classes))
-        log(f"init: {path}, an image network, inflated ({cfg.inflate}); of its head, only what fits is taken")
-        return inflate(arrays, random, cfg.inflate, cfg.init_skip)
-    converted = convert(arrays, meta=meta)
-    classes = f"{converted.num_classes} classes" if converted.num_classes else "no classifier"
-    log(f"init: {path}, {converted.config.name} ({SOURCES[converted.source].title}), {classes}")
-    for note in converted.notes:
-        log(f"init: {note}")
-    return converted.model
-
-
 def _skipped(cfg: Config, source: tuple[Tree, Tree], target: tuple[Tree, Tree]) -> tuple[set[str], list[str]]:
     """Parts, and paths in the head, that stay random; and what to say of it."""
     skip, notes = set(cfg.init_skip), [f"{part} stays random, as config.init_skip says" for part in cfg.init_skip]
     if "head" in skip:
         return skip, notes
     theirs, ours = source[0].get("head", {}), target[0].get("head", {})
-    shapes = {path: leaf.shape for path, leaf in dict(flatten(theirs)).items()}
-    wanted = {path: leaf.shape for path, leaf in dict(flatten(ours)).items()}
+    shapes = {path: leaf.shape for path, leaf in flatten(theirs).items()}
+    wanted = {path: leaf.shape for path, leaf in flatten(ours).items()}
     if not theirs or shapes.keys() != wanted.keys():
         skip.add("head")
         return skip, [*notes, f"the head starts random: the weights have {'another' if theirs else 'none'}"]
@@ -153,29 +191,12 @@ def _is_skipped(path: tuple[str, ...], skip: set[str]) -> bool:
 def _problems(source: tuple[Tree, Tree], target: tuple[Tree, Tree], skip: set[str]) -> list[str]:
     problems = []
     for theirs, ours in zip(source, target, strict=True):
-        found = {path: leaf.shape for path, leaf in dict(flatten(theirs)).items() if not _is_skipped(path, skip)}
-        wanted = {path: leaf.shape for path, leaf in dict(flatten(ours)).items() if not _is_skipped(path, skip)}
-        problems += [f"{'/'.join(path)}: not in the weights" for path in wanted if path not in found]
-        problems += [f"{'/'.join(path)}: not in this network" for path in found if path not in wanted]
-        problems += [
-            f"{'/'.join(path)}: {list(found[path])}, expected {list(shape)}"
-            for path, shape in wanted.items()
-            if path in found and found[path] != shape and not _interpolates(path, found[path], shape)
-        ]
+        found, wanted = (
+            {"/".join(path): list(leaf.shape) for path, leaf in flatten(tree).items() if not _is_skipped(path, skip)}
+            for tree in (theirs, ours)
+        )
+        for name in found.keys() & wanted.keys():
+            if name.endswith("/positions") and found[name][-1] == wanted[name][-1]:
+                found[name] = wanted[name]  # interpolated
+        problems += differences(found, wanted)
     return problems
-
-
-def _interpolates(path: tuple[str, ...], found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    return path[-1] == "positions" and found[-1] == wanted[-1]
-
-
-def _spec_differences(source: VideoNetwork, ours: VideoNetwork) -> list[str]:
-    """What no shape shows: an epsilon, a pool, a ReLU."""
-    if type(ours.spec) is not type(source.spec):
-        return []
-    return [
-        f"{field.name} is {getattr(ours.spec, field.name)!r}, and the weights were trained with "
-        f"{getattr(source.spec, field.name)!r}"
-        for field in dataclasses.fields(ours.spec)
-        if getattr(ours.spec, field.name) != getattr(source.spec, field.name) and field.name != "block_dropout"
-    ]

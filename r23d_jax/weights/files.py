@@ -1,4 +1,7 @@
-"""Files of weights: what kind a file is, and how it is read and written. torch is imported for .pth files only."""
+"""Files of weights: what kind a file is, and how it is read and written.
+
+torch is imported for .pth files only, TensorFlow for its checkpoints only.
+"""
 
 import json
 import os
@@ -15,6 +18,7 @@ import numpy as np
 from r23d_jax.config import UserError
 from r23d_jax.runtime import disk
 from r23d_jax.weights.tables import ConversionError
+from r23d_jax.weights.tensorflow_checkpoint import read_tensorflow
 
 TORCH_SUFFIXES = (".pth", ".pt", ".tar")
 LEAST_TORCH = (2, 6)  # whose weights_only=True holds
@@ -60,12 +64,7 @@ def read(path: Path | str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]
       ConversionError: if the file is damaged, holds no weights, or can only be read by running code that is in it.
     """
     path = Path(path)
-    kind = kind_of(path)
-    if kind == "safetensors":
-        return _read_safetensors(path)
-    if kind == "torch":
-        return _read_torch(path)
-    raise ConversionError(f"{path}: a TensorFlow checkpoint; in Python: from_torch(r23d_jax.read_tensorflow(path))")
+    return _READERS[kind_of(path)](path)
 
 
 def write(path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
@@ -170,6 +169,13 @@ def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     _refuse_stretched(path, content)
     return dict(content), {}
+
+
+_READERS = {
+    "safetensors": _read_safetensors,
+    "torch": _read_torch,
+    "tensorflow": lambda path: (read_tensorflow(path), {}),
+}
 
 
 def _refuse_compressed(path: Path) -> None:

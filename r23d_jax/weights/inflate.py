@@ -14,15 +14,27 @@ import numpy as np
 
 from r23d_jax.config import INFLATIONS, nearest
 from r23d_jax.models.functional import split_model
-from r23d_jax.models.inception import InceptionSpec
 from r23d_jax.models.network import VideoNetwork
-from r23d_jax.weights import layouts
+from r23d_jax.weights import compare, layouts
 from r23d_jax.weights.layouts import Layout
 from r23d_jax.weights.matching import is_2d
 from r23d_jax.weights.state_dicts import Weights, read_arrays
-from r23d_jax.weights.tables import ConversionError, listed, make_table, part_of
+from r23d_jax.weights.tables import ConversionError, make_table, part_of
 
 _AUXILIARY = ("aux1.", "aux2.")  # GoogLeNet's classifiers for training
+# A name that tells an image network -> what specs call it, its layout, and what it inflates to
+_IMAGE_NETWORKS = {
+    "conv1.conv.weight": (
+        "googlenet",
+        layouts.GOOGLENET,
+        "GoogLeNet inflates to i3d_gamma only: its BN has a gamma, and its kernels are full",
+    ),
+    "conv1.weight": (
+        "resnet",
+        layouts.FLAT,
+        "a 2D ResNet inflates to networks of full 2D and 3D convolutions only: r3d, mc, rmc, f_r2d, r2d, r2plus3d",
+    ),
+}
 
 
 def inflate(weights: Weights, model: VideoNetwork, how: str = "repeat", skip: tuple[str, ...] = ()) -> VideoNetwork:
@@ -55,22 +67,18 @@ def inflate(weights: Weights, model: VideoNetwork, how: str = "repeat", skip: tu
     if any(table.shapes.get(name) != arrays[name].shape for name in classifier if name in arrays):
         unused |= set(classifier)
     arrays = {name: value for name, value in arrays.items() if name not in unused and not name.startswith(_AUXILIARY)}
-    names, problems = {}, []
+    names, wanted = {}, {}
     for entry in table.entries:
         if part_of(entry.path) in skip or (entry.path[0] == "head" and entry.name not in arrays):
             arrays.pop(entry.name, None)
             continue
         names[entry.path] = entry.name
-        shape = _in_2d(entry.path, entry.shape)
-        if entry.name not in arrays:
-            problems.append(f"{entry.name}: missing")
-        elif arrays[entry.name].shape != shape:
-            problems.append(f"{entry.name}: {list(arrays[entry.name].shape)}, expected {list(shape)}")
-    problems += [f"{name}: not in this network" for name in arrays.keys() - set(names.values())]
+        wanted[entry.name] = list(_in_2d(entry.path, entry.shape))
+    problems = compare.differences({name: list(value.shape) for name, value in arrays.items()}, wanted)
     if problems:
         raise ConversionError(
             "the image network does not fit this video network; inflate another, or leave parts as they are with "
-            f"skip, in a config init_skip=('stage4',):\n{listed(problems)}"
+            f"skip, in a config init_skip=('stage4',):\n{compare.listed(problems)}"
         )
     network, params, batch_stats = split_model(model)
 
@@ -86,19 +94,12 @@ def inflate(weights: Weights, model: VideoNetwork, how: str = "repeat", skip: tu
 def _layout(arrays: Mapping[str, np.ndarray], model: VideoNetwork) -> Layout:
     if not is_2d(arrays):
         raise ConversionError("these are not the weights of an image network: there is no 2D kernel among them")
-    spec: Any = model.spec
-    if "conv1.conv.weight" in arrays:  # GoogLeNet
-        if not isinstance(spec, InceptionSpec) or spec.separable or not spec.bn_scale:
-            raise ConversionError("GoogLeNet inflates to i3d_gamma only: its BN has a gamma, and its kernels are full")
-        return layouts.GOOGLENET
-    if "conv1.weight" not in arrays:
-        raise ConversionError(f"not torchvision's resnet or googlenet: it has {', '.join(list(arrays)[:3])}, ...")
-    factorized = getattr(spec, "stem", "") == "factorized" or set(getattr(spec, "convolutions", ("",))) - {"2d", "3d"}
-    if factorized:
-        raise ConversionError(
-            "a 2D ResNet inflates to networks of full 2D and 3D convolutions only: r3d, mc, rmc, f_r2d, r2d, r2plus3d"
-        )
-    return layouts.FLAT
+    for telling, (kind, layout, fits) in _IMAGE_NETWORKS.items():
+        if telling in arrays:
+            if model.spec.image_network != kind:
+                raise ConversionError(fits)
+            return layout
+    raise ConversionError(f"not torchvision's resnet or googlenet: it has {', '.join(list(arrays)[:3])}, ...")
 
 
 def _in_2d(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -127,47 +127,51 @@ MMACTION = Layout(
 
 # -- Inceptions --------------------------------------------------------------------------------------------------------
 
-# The Mixed blocks in order: our place, DeepMind's suffix, torchvision's index in `features`, GoogLeNet's suffix.
-_MIXED = (
-    ("stage2/blocks/0", "3b", 5, "3a"),
-    ("stage2/blocks/1", "3c", 6, "3b"),
-    ("stage3/blocks/0", "4b", 8, "4a"),
-    ("stage3/blocks/1", "4c", 9, "4b"),
-    ("stage3/blocks/2", "4d", 10, "4c"),
-    ("stage3/blocks/3", "4e", 11, "4d"),
-    ("stage3/blocks/4", "4f", 12, "4e"),
-    ("stage4/blocks/0", "5b", 14, "5a"),
-    ("stage4/blocks/1", "5c", 15, "5b"),
-)
+# The Mixed blocks in order: our place, then their suffix in DeepMind's names and its ports', torchvision's index in
+# `features`, and their suffix in GoogLeNet.
+_PLACES = ("stage2/blocks/0", "stage2/blocks/1", *(f"stage3/blocks/{k}" for k in range(5)))
+_PLACES += ("stage4/blocks/0", "stage4/blocks/1")
+_DEEPMIND = ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c")
+_FEATURES = ("5", "6", "8", "9", "10", "11", "12", "14", "15")
+_GOOGLENET = ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
 
 
-def _units(names: tuple[tuple[str, str], ...], conv: str, norm: str) -> tuple[tuple[str, str], ...]:
-    """Rules for the two modules of every unit in (our place, their name)."""
+def _inception(
+    units: dict[str, str], mixed: str, names: tuple[str, ...], branches: dict[str, str], conv: str, norm: str
+) -> tuple[tuple[str, str], ...]:
+    """Rules for the convolution and the BN of every unit of an Inception.
+
+    Args:
+      units: our place -> their name; counts before what follows.
+      mixed: template of a Mixed block's name, for each of `names`.
+      branches: our place in such a block -> what they append to the block's name.
+      conv, norm: what they append to a unit's name.
+    """
+    blocks = {
+        f"{place}/{ours}": mixed.format(name) + theirs
+        for place, name in zip(_PLACES, names, strict=True)
+        for ours, theirs in branches.items()
+    }
+    pairs = (*units.items(), *blocks.items())
     return tuple(
-        rule for ours, theirs in names for rule in ((f"{ours}/conv", theirs + conv), (f"{ours}/norm", theirs + norm))
+        rule for ours, theirs in pairs for rule in ((f"{ours}/conv", theirs + conv), (f"{ours}/norm", theirs + norm))
     )
 
 
-# piergiaj/pytorch-i3d; ours, too, for I3D.
+# piergiaj/pytorch-i3d; this project's names, too, for I3D.
 PIERGIAJ = Layout(
-    _units(
-        (
-            ("stem/unit", "Conv3d_1a_7x7"),
-            ("stage1/blocks/0", "Conv3d_2b_1x1"),
-            ("stage1/blocks/1", "Conv3d_2c_3x3"),
-            *(
-                (f"{place}/{ours}", f"Mixed_{name}.{theirs}")
-                for place, name, _, _ in _MIXED
-                for ours, theirs in (
-                    ("branch0", "b0"),
-                    ("branch1/0", "b1a"),
-                    ("branch1/1", "b1b"),
-                    ("branch2/0", "b2a"),
-                    ("branch2/1", "b2b"),
-                    ("branch3", "b3b"),
-                )
-            ),
-        ),
+    _inception(
+        {"stem/unit": "Conv3d_1a_7x7", "stage1/blocks/0": "Conv3d_2b_1x1", "stage1/blocks/1": "Conv3d_2c_3x3"},
+        "Mixed_{}.",
+        _DEEPMIND,
+        {
+            "branch0": "b0",
+            "branch1/0": "b1a",
+            "branch1/1": "b1b",
+            "branch2/0": "b2a",
+            "branch2/1": "b2b",
+            "branch3": "b3b",
+        },
         conv=".conv3d",
         norm=".bn",
     ),
@@ -176,21 +180,11 @@ PIERGIAJ = Layout(
 )
 # hassony2/kinetics_i3d_pytorch.
 HASSONY2 = Layout(
-    _units(
-        (
-            ("stem/unit", "conv3d_1a_7x7"),
-            ("stage1/blocks/0", "conv3d_2b_1x1"),
-            ("stage1/blocks/1", "conv3d_2c_3x3"),
-            *(
-                (f"{place}/{ours}", f"mixed_{name}.{theirs}")
-                for place, name, _, _ in _MIXED
-                for ours, theirs in (
-                    ("branch0", "branch_0"),
-                    (r"branch(\d)/(\d)", r"branch_\1.\2"),
-                    ("branch3", "branch_3.1"),
-                )
-            ),
-        ),
+    _inception(
+        {"stem/unit": "conv3d_1a_7x7", "stage1/blocks/0": "conv3d_2b_1x1", "stage1/blocks/1": "conv3d_2c_3x3"},
+        "mixed_{}.",
+        _DEEPMIND,
+        {"branch0": "branch_0", r"branch(\d)/(\d)": r"branch_\1.\2", "branch3": "branch_3.1"},
         conv=".conv3d",
         norm=".batch3d",
     ),
@@ -198,25 +192,23 @@ HASSONY2 = Layout(
     conv_classifier=True,
 )
 # google-deepmind/kinetics-i3d, i3d.py, as its checkpoints name it below "RGB/inception_i3d/" or "Flow/inception_i3d/".
-# Mixed_5b calls one convolution Conv3d_0a_3x3, where the others have 0b.
 DEEPMIND = Layout(
-    _units(
-        (
-            ("stem/unit", "Conv3d_1a_7x7"),
-            ("stage1/blocks/0", "Conv3d_2b_1x1"),
-            ("stage1/blocks/1", "Conv3d_2c_3x3"),
-            *(
-                (f"{place}/{ours}", f"Mixed_{name}/{theirs}")
-                for place, name, _, _ in _MIXED
-                for ours, theirs in (
-                    ("branch0", "Branch_0/Conv3d_0a_1x1"),
-                    (r"branch(\d)/0", r"Branch_\1/Conv3d_0a_1x1"),
-                    ("branch1/1", "Branch_1/Conv3d_0b_3x3"),
-                    ("branch2/1", f"Branch_2/Conv3d_0{'a' if name == '5b' else 'b'}_3x3"),
-                    ("branch3", "Branch_3/Conv3d_0b_1x1"),
-                )
-            ),
-        ),
+    _inception(
+        {
+            "stem/unit": "Conv3d_1a_7x7",
+            "stage1/blocks/0": "Conv3d_2b_1x1",
+            "stage1/blocks/1": "Conv3d_2c_3x3",
+            # called 0b in all other blocks
+            "stage4/blocks/0/branch2/1": "Mixed_5b/Branch_2/Conv3d_0a_3x3",
+        },
+        "Mixed_{}/",
+        _DEEPMIND,
+        {
+            "branch0": "Branch_0/Conv3d_0a_1x1",
+            r"branch(\d)/0": r"Branch_\1/Conv3d_0a_1x1",
+            r"branch(\d)/1": r"Branch_\1/Conv3d_0b_3x3",
+            "branch3": "Branch_3/Conv3d_0b_1x1",
+        },
         conv="/conv_3d",
         norm="/batch_norm",
     ),
@@ -233,26 +225,27 @@ DEEPMIND = Layout(
 TORCHVISION_S3D = Layout(
     (
         ("stage1/blocks/2/fc", "features.3.gate.fc"),
-        *((rf"{place}/gates/(\d)/fc", rf"features.{index}.gate\1.fc") for place, _, index, _ in _MIXED),
-        *_units(
-            (
-                ("stem/unit/spatial", "features.0.0"),
-                ("stem/unit/temporal", "features.0.1"),
-                ("stage1/blocks/0", "features.2"),
-                ("stage1/blocks/1/spatial", "features.3.0"),
-                ("stage1/blocks/1/temporal", "features.3.1"),
-                *(
-                    (f"{place}/{ours}", f"features.{index}.{theirs}")
-                    for place, _, index, _ in _MIXED
-                    for ours, theirs in (
-                        ("branch0", "branch0"),
-                        (r"branch(\d)/0", r"branch\1.0"),
-                        (r"branch(\d)/1/spatial", r"branch\1.1.0"),
-                        (r"branch(\d)/1/temporal", r"branch\1.1.1"),
-                        ("branch3", "branch3.1"),
-                    )
-                ),
-            ),
+        *(
+            (rf"{place}/gates/(\d)/fc", rf"features.{index}.gate\1.fc")
+            for place, index in zip(_PLACES, _FEATURES, strict=True)
+        ),
+        *_inception(
+            {
+                "stem/unit/spatial": "features.0.0",
+                "stem/unit/temporal": "features.0.1",
+                "stage1/blocks/0": "features.2",
+                "stage1/blocks/1/spatial": "features.3.0",
+                "stage1/blocks/1/temporal": "features.3.1",
+            },
+            "features.{}.",
+            _FEATURES,
+            {
+                "branch0": "branch0",
+                r"branch(\d)/0": r"branch\1.0",
+                r"branch(\d)/1/spatial": r"branch\1.1.0",
+                r"branch(\d)/1/temporal": r"branch\1.1.1",
+                "branch3": "branch3.1",
+            },
             conv=".0",
             norm=".1",
         ),
@@ -262,22 +255,11 @@ TORCHVISION_S3D = Layout(
 )
 # torchvision/models/googlenet.py, whose 2D kernels are inflated.
 GOOGLENET = Layout(
-    _units(
-        (
-            ("stem/unit", "conv1"),
-            ("stage1/blocks/0", "conv2"),
-            ("stage1/blocks/1", "conv3"),
-            *(
-                (f"{place}/{ours}", f"inception{name}.{theirs}")
-                for place, _, _, name in _MIXED
-                for ours, theirs in (
-                    ("branch0", "branch1"),
-                    (r"branch1/(\d)", r"branch2.\1"),
-                    (r"branch2/(\d)", r"branch3.\1"),
-                    ("branch3", "branch4.1"),
-                )
-            ),
-        ),
+    _inception(
+        {"stem/unit": "conv1", "stage1/blocks/0": "conv2", "stage1/blocks/1": "conv3"},
+        "inception{}.",
+        _GOOGLENET,
+        {"branch0": "branch1", r"branch1/(\d)": r"branch2.\1", r"branch2/(\d)": r"branch3.\1", "branch3": "branch4.1"},
         conv=".conv",
         norm=".bn",
     ),

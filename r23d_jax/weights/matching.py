@@ -13,9 +13,10 @@ from r23d_jax.config import nearest
 from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.registry import create_model, model_spec
 from r23d_jax.weights import layouts
+from r23d_jax.weights.compare import listed
 from r23d_jax.weights.layouts import Layout
 from r23d_jax.weights.sources import SOURCES, Candidate, Source
-from r23d_jax.weights.tables import ConversionError, Table, differences, listed, make_table
+from r23d_jax.weights.tables import ConversionError, Table, differences, make_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +53,8 @@ def find(arrays: Mapping[str, np.ndarray], name: str | None = None, source: str 
     Raises:
       ConversionError: if nothing fits exactly; names the nearest network and lists what differs from it.
     """
-    if source is not None and source not in SOURCES:
-        raise ConversionError(f"source {source!r} is unknown; {nearest(source, SOURCES)}")
+    if source is not None:
+        _known(source)
     if name is not None:
         model_spec(name)  # refuses an unknown name
     closest: tuple[int, str, list[str]] | None = None
@@ -113,14 +114,8 @@ def table_of(model: VideoNetwork, source: str) -> tuple[Table, Layout]:
     Raises:
       ConversionError: for an unknown source, or one that has no names for this network.
     """
-    if source not in SOURCES:
-        raise ConversionError(f"source {source!r} is unknown; {nearest(source, SOURCES)}")
-    bottleneck = getattr(model.spec, "bottleneck", False)
-    fitting = [
-        candidate.layout
-        for candidate in SOURCES[source].candidates
-        if getattr(model_spec(candidate.name), "bottleneck", False) == bottleneck
-    ]
+    candidates = _known(source).candidates
+    fitting = [c.layout for c in candidates if model_spec(c.name).bottleneck == model.spec.bottleneck]
     reason = ""
     for layout in dict.fromkeys(fitting):
         try:
@@ -130,15 +125,18 @@ def table_of(model: VideoNetwork, source: str) -> tuple[Table, Layout]:
     raise ConversionError(f"{SOURCES[source].title} has no names for this network{reason}")
 
 
+def _known(source: str) -> Source:
+    if source not in SOURCES:
+        raise ConversionError(f"source {source!r} is unknown; {nearest(source, SOURCES)}")
+    return SOURCES[source]
+
+
 def _matching(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """Sources whose telling names are there."""
-
-    def fits(key: str) -> bool:
-        source = SOURCES[key]
-        return _prefix(arrays, source) is not None and (key != "2d3d" or not is_2d(arrays))
-
-    automatic = [key for key, source in SOURCES.items() if source.automatic and fits(key)]
-    return automatic + [key for key, source in SOURCES.items() if not source.automatic and fits(key)]
+    """Sources whose telling names are there, those that are tried unasked first."""
+    if is_2d(arrays):
+        return []
+    fitting = [key for key, source in SOURCES.items() if _prefix(arrays, source) is not None]
+    return sorted(fitting, key=lambda key: not SOURCES[key].automatic)
 
 
 def is_2d(arrays: Mapping[str, np.ndarray]) -> bool:
@@ -177,8 +175,7 @@ def _plausible(source: Source, arrays: Mapping[str, np.ndarray]) -> list[Candida
 
     def fits(candidate: Candidate) -> bool:
         spec = model_spec(candidate.name)
-        layers = getattr(spec, "layers", ())
-        return sum(layers) == blocks and getattr(spec, "bottleneck", bottleneck) == bottleneck
+        return spec.block_count == blocks and spec.bottleneck == bottleneck
 
     return [candidate for candidate in source.candidates if fits(candidate)]
 
@@ -239,11 +236,7 @@ def _why_not(name: str, found: str) -> str:
     wanted, has = model_spec(name), model_spec(found)
     if type(wanted) is not type(has):
         return "another architecture"
-    apart = [
-        f"{field.name} is {getattr(has, field.name)!r}, not {getattr(wanted, field.name)!r}"
-        for field in dataclasses.fields(has)
-        if getattr(has, field.name) != getattr(wanted, field.name)
-    ]
+    apart = [f"{field} is {here!r}, not {there!r}" for field, (here, there) in has.changes(wanted).items()]
     return "; ".join(apart) or "the same backbone"
 
 

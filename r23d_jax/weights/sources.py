@@ -4,10 +4,9 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from r23d_jax.config import HeadConfig, ModelConfig, Preprocessing
-from r23d_jax.models.inception import InceptionSpec
+from r23d_jax.config import Preprocessing
 from r23d_jax.models.network import VideoNetwork
-from r23d_jax.models.registry import FAMILIES, INCEPTIONS, depths_of, model_spec
+from r23d_jax.models.registry import FAMILIES, names_of
 from r23d_jax.weights import layouts
 from r23d_jax.weights.layouts import Layout
 
@@ -36,6 +35,7 @@ class Source:
       has: names that tell it from all others, after its prefix.
       candidates: what it may hold, in the order in which they are tried.
       preprocessing: what its networks were trained with, as far as known; never part of the weights.
+      own: families that `to_torch` writes under its names by default.
       prefixes: that may precede every name.
       ignored: patterns of names that are no part of the network.
       lacks: names that it does not have.
@@ -47,6 +47,7 @@ class Source:
     has: tuple[str, ...]
     candidates: tuple[Candidate, ...]
     preprocessing: Preprocessing
+    own: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ("",)
     ignored: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
@@ -70,13 +71,6 @@ def _preprocessing(
     )
 
 
-def config_of(name: str) -> ModelConfig:
-    """The config group that builds a network of the registry, without dropout."""
-    family, _, depth = name.rpartition("_") if name not in INCEPTIONS else (name, "", "18")
-    model_spec(name)  # refuses an unknown name
-    return ModelConfig(family=family, depth=int(depth), head=HeadConfig(kind="avgpool", dropout=0.0))
-
-
 _KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SYMMETRIC = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # [-1, 1]
@@ -84,15 +78,12 @@ _SYMMETRIC = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # [-1, 1]
 
 def _all(families: Iterable[str], layout: Layout, depths: Iterable[int] = (), **fields: Any) -> tuple[Candidate, ...]:
     return tuple(
-        Candidate(f"{family}_{depth}", layout, tuple(fields.items()))
+        Candidate(name, layout, tuple(fields.items()))
         for family in families
-        for depth in depths or depths_of(family)
+        for name in ([f"{family}_{depth}" for depth in depths] or names_of(family))
     )
 
 
-_FULL_STEM = tuple(
-    name for name, spec in FAMILIES.items() if spec.stem != "factorized" and "csn" not in spec.convolutions[0]
-)
 _FC_ALIASES = ((r"fc\.\d+\.(weight|bias)", r"fc.\1"),)  # fc as a Sequential of dropout and linear
 IMAGENET = _preprocessing(16, 1, 128, 112, *_IMAGENET)  # of inflated image networks
 _TORCHVISION = _preprocessing(16, 2, 128, 112, *_KINETICS)
@@ -107,13 +98,15 @@ SOURCES: dict[str, Source] = {
             *_all(("r3d", "mc3"), layouts.TORCHVISION, (18,)),
             *_all(("r2plus1d_tv",), layouts.TORCHVISION_2PLUS1D),
         ),
+        own=("r2plus1d_tv",),
         preprocessing=_TORCHVISION,
         aliases=_FC_ALIASES,
     ),
     "torchvision_s3d": Source(
         title="torchvision s3d (S3D-G in its style)",
         has=("features.0.0.0.weight",),
-        candidates=tuple(Candidate(name, layouts.TORCHVISION_S3D) for name in ("s3d", "s3d_g")),
+        candidates=_all(("s3d", "s3d_g"), layouts.TORCHVISION_S3D),
+        own=("s3d", "s3d_g"),
         preprocessing=_preprocessing(128, 2, 256, 224, *_KINETICS),
     ),
     "vmz": Source(
@@ -123,6 +116,7 @@ SOURCES: dict[str, Source] = {
             *_all(("r2plus1d",), layouts.TORCHVISION_2PLUS1D, (34, 18, 10)),
             *_all(("r2plus1d",), layouts.TORCHVISION_2PLUS1D, (50, 101, 152), stem_pool="2d"),
         ),
+        own=("r2plus1d",),
         preprocessing=_VMZ,
         aliases=_FC_ALIASES,
     ),
@@ -130,6 +124,7 @@ SOURCES: dict[str, Source] = {
         title="VMZ CSN",
         has=("stem.0.weight", "layer1.0.conv2.0.weight"),
         candidates=_all(("ir_csn",), layouts.VMZ_IR_CSN),
+        own=("ir_csn",),
         preprocessing=dataclasses.replace(_VMZ, short_side=256, crop_size=224),
         aliases=_FC_ALIASES,
     ),
@@ -137,6 +132,7 @@ SOURCES: dict[str, Source] = {
         title="VMZ CSN",
         has=("stem.0.weight", "layer1.0.conv2.0.2.weight"),
         candidates=_all(("ip_csn",), layouts.VMZ_IP_CSN),
+        own=("ip_csn",),
         preprocessing=dataclasses.replace(_VMZ, short_side=256, crop_size=224),
         aliases=_FC_ALIASES,
     ),
@@ -165,6 +161,7 @@ SOURCES: dict[str, Source] = {
         title="mmaction2 R(2+1)D",
         has=("backbone.conv1.conv.conv_s.weight",),
         candidates=_all(("r2plus1d_mmaction",), layouts.MMACTION),
+        own=("r2plus1d_mmaction",),
         preprocessing=_preprocessing(8, 8, 256, 224, *_IMAGENET),
     ),
     "hara": Source(
@@ -174,47 +171,42 @@ SOURCES: dict[str, Source] = {
             *_all(("r2plus1d_hara",), layouts.HARA_BASIC, (10, 18, 34)),
             *_all(("r2plus1d_hara",), layouts.HARA_BOTTLENECK, (50, 101, 152)),
         ),
+        own=("r2plus1d_hara",),
         preprocessing=_preprocessing(16, 1, 112, 112, (0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737)),
     ),
     "i3d_piergiaj": Source(
         title="pytorch-i3d (piergiaj)",
         has=("Conv3d_1a_7x7.conv3d.weight",),
-        candidates=(Candidate("i3d", layouts.PIERGIAJ), Candidate("i3d_gamma", layouts.PIERGIAJ)),
+        candidates=_all(("i3d", "i3d_gamma"), layouts.PIERGIAJ),
+        own=("i3d", "i3d_gamma"),
         preprocessing=_DEEPMIND,
     ),
     "i3d_hassony2": Source(
         title="kinetics_i3d_pytorch (hassony2)",
         has=("conv3d_1a_7x7.conv3d.weight",),
-        candidates=(Candidate("i3d", layouts.HASSONY2), Candidate("i3d_gamma", layouts.HASSONY2)),
+        candidates=_all(("i3d", "i3d_gamma"), layouts.HASSONY2),
         preprocessing=_DEEPMIND,
     ),
     "i3d_deepmind": Source(
         title="kinetics-i3d (DeepMind)",
         has=("Conv3d_1a_7x7/conv_3d/w",),
-        candidates=(Candidate("i3d", layouts.DEEPMIND),),
+        candidates=_all(("i3d",), layouts.DEEPMIND),
         preprocessing=_DEEPMIND,
         prefixes=("RGB/inception_i3d/", "Flow/inception_i3d/"),
     ),
-    # Last: what `to_torch` writes for networks that no other code base has.
-    "r23d_jax": Source(
-        title="r23d_jax (torchvision's style)",
-        has=("stem.0.weight", "stem.1.weight"),
-        candidates=_all(_FULL_STEM, layouts.TORCHVISION),
-        preprocessing=_TORCHVISION,
-    ),
 }
+_OWNED = {family for source in SOURCES.values() for family in source.own}
+# Last: residual networks that no other code base has, or has at one depth only.
+SOURCES["r23d_jax"] = Source(
+    title="r23d_jax (torchvision's style)",
+    has=("stem.0.weight", "stem.1.weight"),
+    candidates=_all(
+        [name for name, spec in FAMILIES.items() if spec.block_count and name not in _OWNED], layouts.TORCHVISION
+    ),
+    preprocessing=_TORCHVISION,
+)
 
 
 def source_of(model: VideoNetwork) -> str:
     """The source whose names `to_torch` gives a network by default: its own code base's, or else torchvision's."""
-    spec: Any = model.spec
-    own = (
-        ("torchvision_s3d", getattr(spec, "separable", False)),
-        ("i3d_piergiaj", isinstance(spec, InceptionSpec)),
-        ("vmz_csn", getattr(spec, "convolutions", ("",))[0] == "ir_csn"),
-        ("vmz_ip_csn", getattr(spec, "convolutions", ("",))[0] == "ip_csn"),
-        ("mmaction2", getattr(spec, "factorized_shortcut", False)),
-        ("hara", getattr(spec, "stem_time_kernel", 3) == 7),
-        ("vmz", getattr(spec, "stem", "") == "factorized"),
-    )
-    return next((source for source, is_so in own if is_so), "r23d_jax")
+    return next((key for key, source in SOURCES.items() if model.spec.family in source.own), "r23d_jax")

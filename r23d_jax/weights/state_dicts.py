@@ -11,14 +11,14 @@ import numpy as np
 from flax import nnx
 
 from r23d_jax.config import ConfigError, ModelConfig, Preprocessing, from_dict
-from r23d_jax.models.functional import split_model
+from r23d_jax.models.functional import flatten, split_model
 from r23d_jax.models.network import VideoNetwork
-from r23d_jax.models.registry import build_model
+from r23d_jax.models.registry import build_model, model_config, model_name
 from r23d_jax.weights import files, layouts
 from r23d_jax.weights.layouts import Layout
 from r23d_jax.weights.matching import Found, find, fit, table_of
-from r23d_jax.weights.sources import SOURCES, config_of, source_of
-from r23d_jax.weights.tables import ConversionError, Table, flatten
+from r23d_jax.weights.sources import SOURCES, source_of
+from r23d_jax.weights.tables import ConversionError, Table
 
 Weights = Mapping[str, Any] | str | os.PathLike
 
@@ -35,6 +35,8 @@ class Converted:
       class_names: of the logits; () where the weights do not say.
       preprocessing: what the network was trained with, as far as its source says.
       notes: what the user should know besides.
+      origin: what it was read from, in words.
+      assumed: whether the preprocessing is only what such networks usually have.
     """
 
     model: VideoNetwork
@@ -43,7 +45,14 @@ class Converted:
     source: str
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    origin: str = ""
+    assumed: bool = True
+
+    @property
+    def name(self) -> str:
+        """Of the network, in the registry."""
+        return model_name(self.config)
 
 
 def to_torch(model: VideoNetwork, source: str | None = None) -> dict[str, np.ndarray]:
@@ -71,7 +80,7 @@ def to_torch(model: VideoNetwork, source: str | None = None) -> dict[str, np.nda
 
 def rename(table: Table, layout: Layout, *trees: layouts.Tree) -> dict[str, np.ndarray]:
     """The leaves of our trees (values, or gradients of them) under the names and in the shapes of a layout."""
-    leaves = {path: leaf for tree in trees for path, leaf in flatten(tree)}
+    leaves = {path: leaf for tree in trees for path, leaf in flatten(tree).items()}
     state = {
         entry.name: np.ascontiguousarray(layouts.encode(entry.path, np.asarray(leaves[entry.path]), layout))
         for entry in table.entries
@@ -116,8 +125,8 @@ def convert(
     meta = meta or read_meta
     if "config" in meta:  # our own file says what it is
         cfg, preprocessing, class_names = _read_meta(meta)
-        if name is not None and name != cfg.name:
-            raise ConversionError(f"these weights are {cfg.name}, not {name}")
+        if name not in (None, model_name(cfg)):
+            raise ConversionError(f"these weights are {model_name(cfg)}, not {name}")
         model = nnx.eval_shape(
             lambda: build_model(
                 cfg,
@@ -129,7 +138,8 @@ def convert(
         )
         table, layout, fitting = fit(arrays, model)
         filled = _filled(model, table, layout, fitting)
-        return Converted(filled, cfg, len(class_names), "r23d_jax", class_names, preprocessing, ())
+        title, own = SOURCES["r23d_jax"].title, "r23d_jax"
+        return Converted(filled, cfg, len(class_names), own, class_names, preprocessing, origin=title, assumed=False)
     found = find(arrays, name, source)
     return Converted(
         model=_filled(found.model, found.table, found.candidate.layout, found.arrays),
@@ -139,6 +149,7 @@ def convert(
         class_names=tuple(meta.get("class_names", ())),
         preprocessing=_preprocessing(found),
         notes=found.notes,
+        origin=SOURCES[found.source].title,
     )
 
 
@@ -158,7 +169,7 @@ def count_parameters(model: VideoNetwork) -> int:
 
 
 def _config(found: Found) -> ModelConfig:
-    cfg = config_of(found.candidate.name)
+    cfg = model_config(found.candidate.name)
     cfg = dataclasses.replace(cfg, in_channels=found.model.in_channels, **dict(found.candidate.fields))
     cfg.head.kind = "avgpool" if found.num_classes else "none"
     return cfg

@@ -2,15 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
-import jax
 import numpy as np
 
 from r23d_jax.config import UserError
-from r23d_jax.models.functional import split_model
+from r23d_jax.models.functional import flatten, split_model
 from r23d_jax.models.network import VideoNetwork
-from r23d_jax.weights import layouts
+from r23d_jax.weights import compare, layouts
 from r23d_jax.weights.layouts import Layout
 
 
@@ -47,11 +45,12 @@ def make_table(model: VideoNetwork, layout: Layout) -> Table:
     Raises:
       ConversionError: if the layout has no name for a part of it.
     """
-    _, params, batch_stats = split_model(model)
-    only_classifier = set(params.get("head", {})) == {"classifier"}
+    _, tree, batch_stats = split_model(model)
+    only_classifier = set(tree.get("head", {})) == {"classifier"}
+    params = flatten(tree)
     norm_leaves = dict(layout.norm_leaves)
     entries, gammas, counters = [], [], []
-    for path, leaf in (*flatten(params), *flatten(batch_stats)):
+    for path, leaf in {**params, **flatten(batch_stats)}.items():
         try:
             name = layouts.their_name(path, layout, only_classifier)
         except KeyError as error:
@@ -63,21 +62,15 @@ def make_table(model: VideoNetwork, layout: Layout) -> Table:
             module = name.removesuffix(norm_leaves["var"])
             if layout.counter:
                 counters.append(module + layout.counter)
-            if layout.gammas and not _has(params, (*path[:-1], "scale")):
+            if layout.gammas and (*path[:-1], "scale") not in params:
                 gammas.append((module + norm_leaves["scale"], shape))
     return Table(tuple(entries), tuple(gammas), tuple(counters))
 
 
 def differences(table: Table, arrays: Mapping[str, np.ndarray]) -> list[str]:
     """What keeps weights from being those of the table, one line each."""
-    wanted = table.shapes
-    problems = [f"{name}: missing" for name in wanted if name not in arrays]
-    problems += [f"{name}: not in this network" for name in arrays if name not in wanted]
-    problems += [
-        f"{name}: {list(arrays[name].shape)}, expected {list(shape)}"
-        for name, shape in wanted.items()
-        if name in arrays and arrays[name].shape != shape
-    ]
+    found = {name: list(array.shape) for name, array in arrays.items()}
+    problems = compare.differences(found, {name: list(shape) for name, shape in table.shapes.items()})
     problems += [
         f"{name}: not all ones, and this network's BN has no gamma"
         for name, _ in table.gammas
@@ -86,27 +79,6 @@ def differences(table: Table, arrays: Mapping[str, np.ndarray]) -> list[str]:
     return problems
 
 
-def listed(problems: list[str]) -> str:
-    """At most a dozen lines, and how many more there are."""
-    return "\n".join(
-        [f"  {line}" for line in problems[:12]] + [f"  and {len(problems) - 12} more"] * (len(problems) > 12)
-    )
-
-
-def flatten(tree: dict[str, Any]) -> list[tuple[tuple[str, ...], Any]]:
-    """Every leaf of nested dicts with its path."""
-    return [(tuple(e.key for e in path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
-
-
 def part_of(path: tuple[str, ...]) -> str:
     """The part of a network that a value belongs to: "stem", "stage1" .. "stage4" or "head"."""
     return path[0] if path[0] != "stages" else f"stage{int(path[1]) + 1}"
-
-
-def _has(tree: dict[str, Any], path: tuple[str, ...]) -> bool:
-    node: Any = tree
-    for key in path:
-        if not isinstance(node, dict) or key not in node:
-            return False
-        node = node[key]
-    return True

@@ -2,25 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from r23d_jax.weights import files
-from r23d_jax.weights.state_dicts import read_arrays
 from r23d_jax.weights.tables import ConversionError
 
 # Slots of optimizers, which are named like the variables they belong to.
 _NOT_WEIGHTS = ("Momentum", "Adam", "Adam_1", "ExponentialMovingAverage", "global_step")
-
-
-def read_weights(path: Path | str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """`weights.state_dicts.read_arrays` of a file of any kind, TensorFlow checkpoints too.
-
-    Raises:
-      ConversionError: as there, and as `read_tensorflow`.
-    """
-    return read_arrays(read_tensorflow(path) if files.kind_of(path) == "tensorflow" else path)
 
 
 def read_tensorflow(path: Path | str | os.PathLike) -> dict[str, np.ndarray]:

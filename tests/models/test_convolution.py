@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r23d_jax.models.convolution import Pads, Triple, conv3d, use_formulation
+from r23d_jax.models.convolution import conv3d, half_padding, use_formulation
 from r23d_jax.models.layers import same_padding
-from r23d_jax.models.pooling import half_padding
+from r23d_jax.models.network import Pads, Triple
 
 KERNELS = [(1, 7, 7), (3, 7, 7), (1, 3, 3), (3, 1, 1), (7, 1, 1), (3, 3, 3), (1, 1, 1), (2, 2, 2)]
 STRIDES = [(1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 1, 1), (3, 3, 3)]

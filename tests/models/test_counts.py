@@ -7,9 +7,9 @@ from flax import nnx
 
 from r23d_jax import models
 from r23d_jax.models.complexity import Part, count_parts
-from r23d_jax.models.inception import inception_grid
-from r23d_jax.models.registry import FAMILIES, INCEPTIONS, depths_of, model_spec
-from r23d_jax.models.video_resnet import VideoResNetSpec, factorized_width, feature_grid
+from r23d_jax.models.network import Triple
+from r23d_jax.models.registry import FAMILIES, names_of
+from r23d_jax.models.video_resnet import VideoResNetSpec, factorized_width
 
 # name: parameters with 400 classes, with 101; GMACs, for 16 frames unless said. Sources: torchvision's model metadata
 # and VMZ's model zoo, which agree with analytic counts.
@@ -136,21 +136,21 @@ def test_i3d_of_flow() -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "kind", "width"),
+    ("channels", "second_kernel", "width"),
     [
-        ((64, 64), "2plus1d", 144),
-        ((64, 128), "2plus1d", 230),
-        ((128, 128), "2plus1d", 288),
-        ((128, 256), "2plus1d", 460),
-        ((256, 256), "2plus1d", 576),
-        ((256, 512), "2plus1d", 921),
-        ((512, 512), "2plus1d", 1152),
-        ((64, 64), "2plus3d", 48),
-        ((1, 1), "2plus3d", 1),
+        ((64, 64), (3, 1, 1), 144),
+        ((64, 128), (3, 1, 1), 230),
+        ((128, 128), (3, 1, 1), 288),
+        ((128, 256), (3, 1, 1), 460),
+        ((256, 256), (3, 1, 1), 576),
+        ((256, 512), (3, 1, 1), 921),
+        ((512, 512), (3, 1, 1), 1152),
+        ((64, 64), (3, 3, 3), 48),
+        ((1, 1), (3, 3, 3), 1),
     ],
 )
-def test_factorized_width(channels: tuple[int, int], kind: str, width: int) -> None:
-    assert factorized_width(*channels, kind) == width
+def test_factorized_width(channels: tuple[int, int], second_kernel: Triple, width: int) -> None:
+    assert factorized_width(*channels, second_kernel) == width
 
 
 def test_units_of_2plus3d_are_as_large_as_the_convolutions_they_replace() -> None:
@@ -158,23 +158,20 @@ def test_units_of_2plus3d_are_as_large_as_the_convolutions_they_replace() -> Non
     assert abs(ours - full) / full < 0.005
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_temporal_length_and_grid(family: str) -> None:
+def test_temporal_lengths() -> None:
     """Of 16 frames: R3D, rMC2 and rMC3 end with 2, rMC4 and MC5 with 4, rMC5 and MC4 with 8, MC2 and MC3 with 16."""
     lengths = {"r2d": 1, "f_r2d": 16, "r3d": 2, "mc2": 16, "mc3": 16, "mc4": 8, "mc5": 4, "rmc2": 2, "rmc3": 2}
     lengths |= {"r2plus1d_mmaction": 2, "r2plus1d_hara": 1, "ir_csn": 2, "ip_csn": 2}
     lengths |= {"rmc4": 4, "rmc5": 8, "r2plus1d": 2, "r2plus1d_tv": 2, "r2plus3d": 4, "conv2plus3d": 2}
-    name = f"{family}_{depths_of(family)[0]}"
-    shape = parts_of(name, 101)[-2].shape
-    assert shape[0] == lengths[family]
-    spec = model_spec(name)
-    assert isinstance(spec, VideoResNetSpec) and shape[:3] == feature_grid(spec, 16, 112)
+    assert {family: FAMILIES[family].feature_grid(16, 112)[0] for family in lengths} == lengths
 
 
-@pytest.mark.parametrize(("frames", "size"), [(16, 112), (17, 113), (30, 200), (64, 224)])
-@pytest.mark.parametrize("family", INCEPTIONS)
-def test_grid_of_inceptions(family: str, frames: int, size: int) -> None:
-    assert parts_of(family, 101, frames, size)[-2].shape[:3] == inception_grid(INCEPTIONS[family], frames, size)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_grid_of_the_last_feature_map(family: str) -> None:
+    name, spec = names_of(family)[0], FAMILIES[family]
+    odd = () if spec.depths else ((17, 113), (30, 200), (64, 224))  # sizes at which Inceptions pad unevenly
+    for frames, size in ((16, 112), *odd):
+        assert parts_of(name, 101, frames, size)[-2].shape[:3] == spec.feature_grid(frames, size)
 
 
 def test_spec_says_what_leaves() -> None:

@@ -9,9 +9,15 @@ import pytest
 from flax import nnx
 
 from r23d_jax import models
-from r23d_jax.config import ConfigError, HeadConfig
-from r23d_jax.models.heads import TokenDrop, TransformerBlock, interpolate_positions, make_head
-from r23d_jax.models.registry import FAMILIES, INCEPTIONS, depths_of
+from r23d_jax.config import HEADS, ConfigError, HeadConfig
+from r23d_jax.models.heads import HeadPlace, TokenDrop, TransformerBlock, interpolate_positions, make_head
+from r23d_jax.models.network import Triple
+from r23d_jax.models.registry import FAMILIES, names_of
+
+
+def place(grid: Triple) -> HeadPlace:
+    """Of eight channels, for five classes."""
+    return HeadPlace(8, 5, grid, (1, 1, 1), jnp.float32, nnx.Rngs(0))
 
 
 def abstract(head: HeadConfig, **fields) -> models.VideoNetwork:
@@ -28,7 +34,7 @@ def test_positions_are_learned_per_token(kind: str, tokens: str) -> None:
     assert head.tokenizer.positions.shape == (*grid, 8)
 
 
-@pytest.mark.parametrize("kind", ["avgpool", "vit", "attention_pool"])
+@pytest.mark.parametrize("kind", HEADS)
 def test_a_network_reads_longer_and_larger_clips_than_it_was_made_for(kind: str) -> None:
     model = abstract(HeadConfig(kind=kind, num_heads=2, hidden_dim=16 if kind == "vit" else 0))
     graph, state = nnx.split(model)
@@ -39,8 +45,8 @@ def test_a_network_reads_longer_and_larger_clips_than_it_was_made_for(kind: str)
         assert jax.eval_shape(read, state, jnp.zeros(shape)).shape == (shape[0], 5)
 
 
-@pytest.mark.parametrize("kind", ["avgpool", "vit", "attention_pool"])
-@pytest.mark.parametrize("name", [*(f"{family}_{depths_of(family)[0]}" for family in FAMILIES), *INCEPTIONS])
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("name", [names_of(family)[0] for family in FAMILIES])
 def test_every_head_on_every_network(name: str, kind: str) -> None:
     head = HeadConfig(kind=kind, num_heads=2)
     model = nnx.eval_shape(
@@ -78,7 +84,7 @@ def test_tokens_are_dropped_in_training_only() -> None:
 def test_heads_drop_tokens_while_training_only(kind: str) -> None:
     """Without any other dropout, two keys differ in the tokens they keep."""
     cfg = HeadConfig(kind=kind, num_heads=2, dropout=0.0, transformer_dropout=0.0, token_keep=0.5)
-    head = make_head(8, 5, (2, 2, 2), cfg, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    head: Any = make_head(place((2, 2, 2)), cfg)
     x = 100 * jax.random.normal(jax.random.key(0), (2, 2, 2, 2, 8))
     read = jax.jit(lambda head, x, key: head(x, nnx.Rngs(dropout=key)))
     assert not np.allclose(read(head, x, jax.random.key(0)), read(head, x, jax.random.key(1)), atol=1e-4)
@@ -105,14 +111,14 @@ def test_the_class_token_is_what_a_vit_head_classifies() -> None:
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        (HeadConfig(kind="vitt"), "head 'vitt' is unknown; did you mean vit"),
-        (HeadConfig(kind="vit", tokens="space"), "head tokens 'space' are unknown; .*space_time"),
+        (HeadConfig(kind="vitt"), r"model\.head\.kind='vitt': unknown; did you mean vit"),
+        (HeadConfig(kind="vit", tokens="space"), r"model\.head\.tokens='space': unknown; .*space_time"),
         (HeadConfig(kind="vit", num_heads=3), r"model\.head\.num_heads=3: must divide the head's width of 8"),
     ],
 )
 def test_refusals(head: HeadConfig, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        make_head(8, 5, (2, 1, 1), head, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        make_head(place((2, 1, 1)), head)
 
 
 @pytest.mark.parity

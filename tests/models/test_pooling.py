@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r23d_jax.models.convolution import Triple, use_formulation
+from r23d_jax.models.convolution import half_padding, max_pool, use_formulation
 from r23d_jax.models.layers import same_padding
-from r23d_jax.models.pooling import half_padding, max_pool
+from r23d_jax.models.network import Triple
 
 POOLS = [((1, 3, 3), (1, 2, 2)), ((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2)), ((3, 3, 3), (1, 1, 1))]
 SHAPE = (2, 5, 9, 8, 3)

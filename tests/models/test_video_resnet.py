@@ -7,9 +7,10 @@ import pytest
 from flax import nnx
 
 from r23d_jax import models
-from r23d_jax.config import ConfigError, HeadConfig
+from r23d_jax.config import ConfigError, HeadConfig, ModelConfig
 from r23d_jax.models.functional import split_model
-from r23d_jax.models.registry import FAMILIES, depths_of
+from r23d_jax.models.registry import FAMILIES, model_config, names_of
+from r23d_jax.models.video_resnet import VideoResNetSpec
 
 SMALL = (4, 6, 8, 8)
 
@@ -24,7 +25,13 @@ def clip(frames: int = 4, size: int = 32, batch: int = 2, seed: int = 0) -> jax.
 
 
 @pytest.mark.parametrize(
-    "name", [*(f"{family}_{depths_of(family)[0]}" for family in FAMILIES), "r3d_50", "r2plus1d_50", "r2plus3d_50"]
+    "name",
+    [
+        *(names_of(family)[0] for family, spec in FAMILIES.items() if spec.depths),
+        "r3d_50",
+        "r2plus1d_50",
+        "r2plus3d_50",
+    ],
 )
 def test_every_family_maps_a_clip_to_float32_logits(name: str) -> None:
     model = nnx.eval_shape(lambda: small(name))
@@ -106,7 +113,56 @@ def test_unknown_names_get_the_nearest(name: str, message: str) -> None:
         small(name)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"convolutions": ("2d", "2plus1", "3d", "3d")},
+            r"model\.convolutions='2plus1': unknown; did you mean 2plus1d",
+        ),
+        ({"convolutions": ("3d",) * 3}, r"model\.convolutions=\('3d', '3d', '3d'\): must have four values"),
+        ({"convolutions": ("ir_csn",) * 4}, r"model\.convolutions='ir_csn': needs bottleneck=True"),
+        ({"layers": (2, 2)}, r"model\.layers=\(2, 2\): must have four values"),
+        ({"stem": "1x7"}, r"model\.stem='1x7': unknown; did you mean 1x7x7"),
+        ({"stem_pool": "4d"}, r"model\.stem_pool='4d': unknown; did you mean .*3d"),
+        ({"mid_planes": "per_stage"}, r"model\.mid_planes='per_stage': unknown; known: per_conv, per_block"),
+    ],
+)
+def test_a_spec_refuses_names_that_no_table_has(fields: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        VideoResNetSpec(**({"convolutions": ("3d",) * 4} | fields))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("r3d_18", {"widths": (4, 6)}, r"model\.widths=\(4, 6\): must have four values"),
+        ("r3d_18", {"stem_pool": "4d"}, r"model\.stem_pool='4d': unknown"),
+        ("i3d", {"stem_pool": "2d", "widths": ()}, r"model\.stem_pool='2d': this family has no such choice"),
+        ("i3d", {"widths": SMALL}, r"model\.widths=\(4, 6, 8, 8\): this family has no such choice"),
+    ],
+)
+def test_choices_that_a_family_does_not_have(name: str, fields: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small(name, **fields)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        (ModelConfig(family="r2plus1"), r"config\.model\.family='r2plus1': unknown; did you mean r2plus1d"),
+        (ModelConfig(family="r3d", depth=20), r"config\.model\.depth=20: r3d comes with 10, 18, 34, 50, 101, 152 lay"),
+        (ModelConfig(family="ir_csn", depth=18), r"config\.model\.depth=18: ir_csn comes with 50, 101, 152 layers"),
+    ],
+)
+def test_a_config_of_an_unknown_network(cfg: ModelConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        models.model_name(cfg)
+
+
 def test_every_listed_name_is_known() -> None:
     names = models.list_models()
+    assert [models.model_name(model_config(name)) for name in names] == names
+    assert models.model_name(ModelConfig(family="i3d", depth=18)) == "i3d"
     assert "r2plus1d_18" in names and "r2plus3d_34" in names and len(names) == len(set(names))
     assert all(models.model_spec(name) for name in names)

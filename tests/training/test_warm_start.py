@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import r23d_jax
+from r23d_jax import models
 from r23d_jax.checkpoint.checkpoint import Checkpoints, load_checkpoint, save_model
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.config import Config, UserError
@@ -21,7 +22,8 @@ from tests.weights.random_networks import as_image_network, trained
 def source(cfg: Config, folder: Path, num_classes: int = NUM_CLASSES, **fields: Any) -> Path:
     """A safetensors file of a trained network that the config describes, but for `fields`."""
     fields = {"widths": cfg.model.widths, "head": cfg.model.head, "num_classes": num_classes} | fields
-    model = trained(cfg.model.name, num_frames=cfg.data.num_frames, crop_size=cfg.data.crop_size, **fields)
+    fields |= {"num_frames": cfg.data.num_frames, "crop_size": cfg.data.crop_size}
+    model = trained(models.model_name(cfg.model), **fields)
     described = dataclasses.replace(cfg.model, head=fields["head"])
     meta = {
         "config": dataclasses.asdict(described),
@@ -108,7 +110,7 @@ def test_what_no_shape_shows_is_said(tmp_path: Path) -> None:
     path = source(cfg, tmp_path)
     cfg.init_from, cfg.model.stem_pool = str(path), "2d"
     _, _, said = started(cfg)
-    assert "init: stem_pool is '2d', and the weights were trained with ''" in said
+    assert "init: stem_pool is '2d', and the weights were trained with 'none'" in said
 
 
 def test_a_checkpoint_and_a_converted_network_are_sources_too(tmp_path: Path) -> None:

@@ -1,0 +1,23 @@
+"""What tells two tables of named values apart; for foreign weights, checkpoints and warm starts alike."""
+
+from collections.abc import Mapping
+
+MOST_LINES = 12
+
+
+def differences(found: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
+    """One line for each name that is missing, unexpected, or described otherwise.
+
+    Args:
+      found, wanted: name -> what describes the value there, e.g. its shape as a list; equal where they fit.
+    """
+    problems = [f"{name}: missing" for name in wanted if name not in found]
+    problems += [f"{name}: not in this network" for name in found if name not in wanted]
+    other = (name for name in wanted if name in found and found[name] != wanted[name])
+    return problems + [f"{name}: {found[name]}, expected {wanted[name]}" for name in other]
+
+
+def listed(problems: list[str]) -> str:
+    """At most a dozen lines, and how many more there are."""
+    rest = len(problems) - MOST_LINES
+    return "\n".join(f"  {line}" for line in [*problems[:MOST_LINES], *[f"and {rest} more"] * (rest > 0)])
