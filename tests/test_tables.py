@@ -23,7 +23,6 @@ from r23d_jax.evaluation import fusion, two_stream
         (config.TEMPORAL_SAMPLING, sampling.SAMPLING),
         (config.TEMPORAL_VIEWS, views.VIEWS),
         (config.SOURCES, sources.SOURCES),
-        (config.FLOW_METHODS, flow.METHODS),
         (config.FUSED_SCORES, fusion.SCORES),
         (config.FUSION_CHOICES, two_stream.CHOICES),
     ],

@@ -1,5 +1,7 @@
 """The network as a whole: shapes, modes, clear refusals, and equality with torchvision's networks."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,9 +130,9 @@ def test_unknown_names_get_the_nearest(name: str, message: str) -> None:
         ({"mid_planes": "per_stage"}, r"model\.mid_planes='per_stage': unknown; known: per_conv, per_block"),
     ],
 )
-def test_a_spec_refuses_names_that_no_table_has(fields: dict, message: str) -> None:
+def test_a_spec_refuses_names_that_no_table_has(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        VideoResNetSpec(**({"convolutions": ("3d",) * 4} | fields))
+        VideoResNetSpec(**(dict[str, Any](convolutions=("3d",) * 4) | fields))
 
 
 @pytest.mark.parametrize(
