@@ -77,26 +77,26 @@ class InceptionSpec(Spec):
         self, in_channels: int, num_frames: int, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> tuple[nnx.Module, list[nnx.Module]]:
         del num_frames  # any length will do
-        stem = Stem(in_channels, self, dtype=dtype, rngs=rngs)
-        return stem, [Stage(index, self, dtype=dtype, rngs=rngs) for index in range(4)]
+        shared = Shared(self, dtype, rngs)
+        return Stem(in_channels, shared), [Stage(index, shared) for index in range(4)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """What all parts of a network are built with."""
+
+    spec: InceptionSpec
+    dtype: DTypeLike
+    rngs: nnx.Rngs
 
 
 class Unit(nnx.Module):
     """Convolution -> BN -> ReLU."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Triple,
-        strides: Triple,
-        spec: InceptionSpec,
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Triple, strides: Triple, shared: Shared):
+        spec, rngs = shared.spec, shared.rngs
         padding = "SAME" if spec.same_padding else None
-        self.conv = Conv(in_channels, out_channels, kernel_size, strides, padding, dtype=dtype, rngs=rngs)
+        self.conv = Conv(in_channels, out_channels, kernel_size, strides, padding, dtype=shared.dtype, rngs=rngs)
         self.norm = BatchNorm(
             out_channels, epsilon=spec.bn_epsilon, momentum=spec.bn_momentum, use_scale=spec.bn_scale, rngs=rngs
         )
@@ -108,46 +108,25 @@ class Unit(nnx.Module):
 class SeparableUnit(nnx.Module):
     """1 x k x k unit, then k x 1 x 1 unit."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        size: int,
-        stride: int,
-        spec: InceptionSpec,
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
-        self.spatial = Unit(
-            in_channels, out_channels, (1, size, size), (1, stride, stride), spec, dtype=dtype, rngs=rngs
-        )
-        self.temporal = Unit(out_channels, out_channels, (size, 1, 1), (stride, 1, 1), spec, dtype=dtype, rngs=rngs)
+    def __init__(self, in_channels: int, out_channels: int, size: int, stride: int, shared: Shared):
+        self.spatial = Unit(in_channels, out_channels, (1, size, size), (1, stride, stride), shared)
+        self.temporal = Unit(out_channels, out_channels, (size, 1, 1), (stride, 1, 1), shared)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.temporal(self.spatial(x))
 
 
-def _unit(
-    in_channels: int,
-    out_channels: int,
-    size: int,
-    stride: int,
-    spec: InceptionSpec,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
-) -> Unit | SeparableUnit:
-    if spec.separable and size > 1:
-        return SeparableUnit(in_channels, out_channels, size, stride, spec, dtype=dtype, rngs=rngs)
-    kernel, strides = (size, size, size), (stride, stride, stride)
-    return Unit(in_channels, out_channels, kernel, strides, spec, dtype=dtype, rngs=rngs)
+def _unit(in_channels: int, out_channels: int, size: int, stride: int, shared: Shared) -> Unit | SeparableUnit:
+    if shared.spec.separable and size > 1:
+        return SeparableUnit(in_channels, out_channels, size, stride, shared)
+    return Unit(in_channels, out_channels, (size, size, size), (stride, stride, stride), shared)
 
 
 class Gate(nnx.Module):
     """Weighs channels by a sigmoid of their mean over the clip (Xie et al. 2018, section 5: feature gating)."""
 
-    def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.fc = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, shared: Shared):
+        self.fc = nnx.Linear(channels, channels, dtype=shared.dtype, rngs=shared.rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, H, W, C) -> the same."""
@@ -157,25 +136,17 @@ class Gate(nnx.Module):
 class Mixed(nnx.Module):
     """Four branches side by side: 1, 1 -> 3, 1 -> 3, and max-pool -> 1; each with its gate in S3D-G."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: tuple[int, int, int, int, int, int],
-        spec: InceptionSpec,
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, in_channels: int, channels: tuple[int, int, int, int, int, int], shared: Shared):
         def unit(entering: int, leaving: int, size: int) -> Unit | SeparableUnit:
-            return _unit(entering, leaving, size, 1, spec, dtype, rngs)
+            return _unit(entering, leaving, size, 1, shared)
 
         whole, reduced1, full1, reduced2, full2, pooled = channels
         self.branch0 = unit(in_channels, whole, 1)
         self.branch1 = nnx.List([unit(in_channels, reduced1, 1), unit(reduced1, full1, 3)])
         self.branch2 = nnx.List([unit(in_channels, reduced2, 1), unit(reduced2, full2, 3)])
         self.branch3 = unit(in_channels, pooled, 1)
-        leaving = (whole, full1, full2, pooled) if spec.gated else ()
-        self.gates = nnx.List([Gate(width, dtype=dtype, rngs=rngs) for width in leaving])
+        leaving = (whole, full1, full2, pooled) if shared.spec.gated else ()
+        self.gates = nnx.List([Gate(width, shared) for width in leaving])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, H, W, C_in) -> (B, T, H, W, C_out)."""
@@ -191,9 +162,9 @@ class Mixed(nnx.Module):
 class Stem(nnx.Module):
     """7 x 7 x 7, strided by two everywhere, and a pool over space."""
 
-    def __init__(self, in_channels: int, spec: InceptionSpec, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.unit = _unit(in_channels, 64, 7, 2, spec, dtype, rngs)
-        self.spec = spec
+    def __init__(self, in_channels: int, shared: Shared):
+        self.unit = _unit(in_channels, 64, 7, 2, shared)
+        self.spec = shared.spec
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return _pool(self.unit(x), 0, self.spec)
@@ -202,17 +173,17 @@ class Stem(nnx.Module):
 class Stage(nnx.Module):
     """Units or Mixed blocks of one size of feature map, and the pool that follows them."""
 
-    def __init__(self, index: int, spec: InceptionSpec, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, index: int, shared: Shared):
         channels = _ENTERING[index]
         blocks: list[nnx.Module] = []
         if index == 0:
-            blocks = [_unit(64, 64, 1, 1, spec, dtype, rngs), _unit(64, 192, 3, 1, spec, dtype, rngs)]
-            blocks += [Gate(192, dtype=dtype, rngs=rngs)] if spec.gated else []
+            blocks = [_unit(64, 64, 1, 1, shared), _unit(64, 192, 3, 1, shared)]
+            blocks += [Gate(192, shared)] if shared.spec.gated else []
         for row in _MIXED.get(index, ()):
-            blocks.append(Mixed(channels, row, spec, dtype=dtype, rngs=rngs))
+            blocks.append(Mixed(channels, row, shared))
             channels = row[0] + row[2] + row[4] + row[5]
         self.blocks = nnx.List(blocks)
-        self.index, self.spec = index, spec
+        self.index, self.spec = index, shared.spec
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(B, T, H, W, C) -> (B, T', H', W', C'); nothing in it is random."""
