@@ -26,6 +26,7 @@ def test_candidates_alternate_and_are_compared_within_a_round() -> None:
     assert times[0].ratios == (1.0, 1.0, 1.0) and times[1].spread[0] <= times[1].ratio <= times[1].spread[1]
 
 
+@pytest.mark.slow
 def test_results_of_several_runs_stand_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part in ("step", "forward"):
         arguments = [part, "--tiny", "--rounds=2", f"--out={tmp_path}", "--networks=r2plus3d_18+vit"]
@@ -38,6 +39,7 @@ def test_results_of_several_runs_stand_together(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "results.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.slow
 def test_a_torch_that_cannot_compile_is_left_out_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
