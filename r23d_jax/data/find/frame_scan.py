@@ -1,6 +1,5 @@
-"""Recognizes how the frames of listed videos are laid out on disk."""
+"""Detects how the frames of listed videos are laid out on disk."""
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -28,17 +27,11 @@ _FLOW_PREFIXES = ("x_", "y_", "u_", "v_")
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where one video's frames may be: in a folder of its own, or among the files of a shared folder.
+    """Where one video's frames may be: in a folder of its own, or among the files of a shared folder."""
 
-    Attributes:
-      parts: path below root; the last part is the video's name as written on disk.
-      files: names of the frame files in a shared folder; None: all files of the video's own folder.
-      special: one of `files` that is a pipe or a device.
-    """
-
-    parts: tuple[str, ...]
-    files: tuple[str, ...] | None
-    special: str = ""
+    parts: tuple[str, ...]  # path below root; the last part is the video's name as written on disk
+    files: tuple[str, ...] | None  # frame files in a shared folder; None: all files of the video's own folder
+    special: str = ""  # one of `files` that is a pipe or a device
 
     @property
     def folder(self) -> str:
@@ -51,7 +44,7 @@ class _Listing:
 
     places: dict[str, list[_Place]]  # by the video's name in lower case
     folders: list[str]  # relative paths of the folders read
-    others: Counter  # suffixes of other files
+    others: Counter[str]  # suffixes of other files
     frame_folders: list[str]  # examples of frame folders that are not listed
     unreadable: list[str]
 
@@ -138,18 +131,15 @@ def _number_all(
 
     # In parts, because handing a single folder to a thread costs as much as reading it.
     parts = [found[i : i + _PART] for i in range(0, len(found), _PART)]
-    show = Progress(len(found), "folders", "index frames") if len(found) >= 1000 else None
-    with show or contextlib.nullcontext():
+    with Progress(len(found), "folders", "index frames", shown=len(found) >= 1000) as show:
         wall, cpu = time.perf_counter(), time.thread_time()
         numbered = number(parts[0])
         waiting = time.perf_counter() - wall > 2 * (time.thread_time() - cpu)
         threads = num_workers > 1 or (num_workers == 0 and waiting)
+        show.update(len(parts[0]))
         for more in (pool.map if threads else map)(number, parts[1:]):
             numbered += more
-            if show is not None:
-                show.update(len(more))
-        if show is not None:
-            show.update(len(parts[0]))
+            show.update(len(more))
     return numbered
 
 
@@ -199,7 +189,7 @@ class _Content:
     folders: list[str]
     images: list[str]
     special: set[str]  # images that are pipes or devices
-    others: Counter  # suffixes of other files
+    others: Counter[str]  # suffixes of other files
 
 
 def _read_folder(root: Path, parts: tuple[str, ...]) -> _Content | None:
@@ -226,7 +216,7 @@ def _read_folder(root: Path, parts: tuple[str, ...]) -> _Content | None:
 
 
 def _is_special(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a pipe, a socket or a device, which could block a reader forever."""
+    """Whether an entry is a pipe, a socket or a device, which could block a reader forever."""
     if entry.is_file(follow_symlinks=False):  # known without asking the disk
         return False
     try:
@@ -261,7 +251,7 @@ def _choose(root: Path, entry: Entry, listing: _Listing) -> _Place | None:
 
 
 def _number(root: Path, place: _Place) -> Numbering | str:
-    """Works out how the frames of a video are numbered, or why that is unclear."""
+    """Determines how the frames of a video are numbered, or why that is unclear."""
     files, special = place.files, place.special
     if files is None:
         try:
@@ -304,7 +294,7 @@ def _number(root: Path, place: _Place) -> Numbering | str:
 
 
 def _same_kind(files: Sequence[str]) -> dict[tuple[str, str], list[str]] | None:
-    """Does what `_kinds` does, five times as fast, if the files differ only in their numbers, as nearly all do."""
+    """Does the same as `_kinds`, five times as fast, for files that differ only in their numbers, as nearly all do."""
     match = _FRAME.fullmatch(files[0]) if files else None
     if not match or match[3].lower() not in _SUFFIXES:
         return None
