@@ -138,7 +138,7 @@ def os_reason(error: OSError) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class VideoIndex:
-    """Where N videos are and what they show: one row per video.
+    """Where N videos are, and their classes: one row per video.
 
     Attributes:
       class_names: C names; `class_names[labels[v]]`.
@@ -146,7 +146,7 @@ class VideoIndex:
       labels: (N,) int32.
       num_frames: (N,) int32, counted on disk.
       frames: where the frames are.
-      layout: the recognized layout, in words, for the log.
+      layout: the detected layout, for the log.
       missing: names of listed videos without usable frames.
       notes: further lines for the log, such as why a folder that was found is not used.
     """
@@ -257,7 +257,7 @@ def _is_current(root: Path, arrays: dict[str, np.ndarray]) -> bool:
 
 
 def _is_plausible(arrays: dict[str, np.ndarray]) -> bool:
-    """Whether `scan_frames` could have found these values; a cache comes with the data, so it may be forged."""
+    """Whether `scan_frames` could have found these values; a cache comes with the data and may be forged."""
     labels, first, step, digits = (arrays[name] for name in ("labels", "first", "step", "digits"))
     numbers = (labels >= 0, labels < len(arrays["class_names"]), arrays["num_frames"] > 0, first >= 0, step > 0)
     inside = not any(os.path.isabs(part) or ".." in part.split("/") for part in arrays["folder"].tolist())

@@ -1,4 +1,4 @@
-"""What all formats of split lists share: the videos that they list, and checks of text that may come from anywhere."""
+"""Parts that all formats of split lists share: listed videos, and checks of untrusted text."""
 
 import dataclasses
 import re
@@ -39,10 +39,10 @@ class ListFormat:
 
     Attributes:
       marks: a folder that holds a file of one of these names has lists of this format.
-      files: the files of the format, in words, for messages.
+      files: the files of the format, for messages.
       splits: folder -> the numbers of its splits.
-      read: (folder, subset, split) -> both sides of the split. The list of `subset` must exist. Raises DataError for
-        anything wrong, which names the file and the line.
+      read: (folder, subset, split) -> both sides of the split. The list of `subset` must exist. Raises DataError, which
+        names the file and the line.
     """
 
     marks: tuple[str, ...]
@@ -65,7 +65,7 @@ def read_text(path: Path) -> str:
     try:
         size = path.stat().st_size
         if size > _MOST_BYTES:
-            raise DataError(f"{path}: {size} bytes, more than {_MOST_BYTES}: this is no list")
+            raise DataError(f"{path}: {size} bytes, more than {_MOST_BYTES}: this is not a list")
         return path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error

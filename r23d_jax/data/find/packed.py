@@ -1,7 +1,7 @@
 """Finds the videos in TFRecord shards of encoded frames, so that each frame can be read on its own.
 
-To read 16 frames through `tensorflow_datasets`, the whole video must be read and parsed. Here the shards are scanned
-once for the place of every frame; after that a clip costs only the bytes of its own frames.
+The shards are scanned once for the place of every frame. After that a clip costs only the bytes of its own frames,
+while `tensorflow_datasets` would read and parse the whole video.
 
 This reads the output of `prepare --format packed`, and any other tensorflow-datasets folder whose examples hold a
 `Video` feature of encoded images and a `label`. For tensorflow-datasets' own UCF101, whose configurations are the
@@ -186,7 +186,7 @@ def _from_cache(folder: Path, arrays: dict[str, np.ndarray] | None) -> Table | N
 
 
 def _is_plausible(table: Table) -> bool:
-    """Whether all numbers are in range; a saved table comes with the data, so it may be forged."""
+    """Whether all numbers are in range; a saved table comes with the data and may be forged."""
     return bool(
         np.all((table.labels >= 0) & (table.labels < len(table.class_names)))
         and np.all((table.shard >= 0) & (table.shard < len(table.shards)))

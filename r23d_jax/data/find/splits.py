@@ -1,6 +1,6 @@
-"""Which videos there are, what they show, and which are for training.
+"""The videos of a dataset, their classes, and which are for training.
 
-The formats of lists are the rows of `FORMATS`; the files in a folder tell which one it has.
+The formats of lists are the rows of `FORMATS`; the files in a folder show which one it has.
 
 Clips of UCF101 with one group number (`v_Diving_g08_c01`: group 8) are cut from one recording. A split with a group on
 both sides would measure memory of the recording, and its accuracy would double or more. Such a split is refused.
@@ -22,19 +22,12 @@ FORMATS: dict[str, ListFormat] = {"ucf101": UCF101, "csv": CSV}
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One listed video.
+    """One listed video."""
 
-    Attributes:
-      name: `v_Diving_g01_c01`, the file name without folder and suffix; from a CSV file, the path without suffix.
-      label: class number, from 0.
-      class_name: `Diving`.
-      group: unit that must not be on both sides of a split: `Diving_g01`, or the listed path if names hold no group.
-    """
-
-    name: str
-    label: int
+    name: str  # `v_Diving_g01_c01`, the file name without folder and suffix; from a CSV file, the path without suffix
+    label: int  # class number, from 0
     class_name: str
-    group: str
+    group: str  # must not be on both sides of a split: `Diving_g01`, or the listed path if names hold no group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +45,7 @@ def hold_out(videos: VideoList, fraction: float) -> tuple[VideoList, VideoList]:
 
     Args:
       videos: a training list.
-      fraction: share of each class's groups to hold out, above 0 and below 1.
+      fraction: share of the groups of each class to hold out, above 0 and below 1.
 
     Raises:
       DataError: a class has only one group.

@@ -1,4 +1,4 @@
-"""Finds the video files below a folder, and what each is called in the dataset."""
+"""Finds the video files below a folder, and the names of their videos in the dataset."""
 
 import dataclasses
 import os
@@ -13,18 +13,11 @@ from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, group_of, without_suf
 
 @dataclasses.dataclass(frozen=True)
 class VideoFile:
-    """A video file and its names.
-
-    Attributes:
-      path: the file.
-      target: its frame folder, relative.
-      name: its name in the lists and in packed records.
-      class_name: its class.
-    """
+    """A video file and its names."""
 
     path: Path
-    target: str
-    name: str
+    target: str  # its frame folder, relative
+    name: str  # in the lists and in packed records
     class_name: str
 
 

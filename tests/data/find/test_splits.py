@@ -285,7 +285,7 @@ def test_other_files_are_refused_in_short_words(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 300
     with open(tmp_path / "classInd.txt", "wb") as file:
         file.truncate((1 << 27) + 1)  # takes no room on disk
-    with pytest.raises(DataError, match=r"classInd\.txt: 134217729 bytes, more than 134217728: this is no list"):
+    with pytest.raises(DataError, match=r"classInd\.txt: 134217729 bytes, more than 134217728: this is not a list"):
         read_list(tmp_path, "train")
 
 

@@ -273,7 +273,7 @@ def test_a_packed_video_that_cannot_be_decoded_now_stays_packed(videos: Path, tm
     bad.write_bytes(b"no video")
     assert prepare("--videos", videos, "--out", out, "--format", "packed") == 2
     said = capsys.readouterr().err
-    assert f"prepare: {bad}: not a readable video" in said and "by --overwrite. What is done is kept; run" in said
+    assert f"prepare: {bad}: not a readable video" in said and "by --overwrite. Finished work is kept; run" in said
     assert shard.stat() == before
     assert prepare("--videos", videos, "--out", out, "--format", "packed", "--overwrite") == 3
 
@@ -304,10 +304,10 @@ def test_packing_takes_up_frames_and_finished_decoding(videos: Path, lists: Path
         (["--videos", "videos", "--out", "out", "--quality", "0"], "--quality 0: must be between 1 and 100"),
         (["--videos", "videos", "--out", "out", "--short-side", "-1"], "--short-side -1: must be at least 0"),
         (["--videos", "videos", "--out", "out", "--lists", "empty"], "holds neither classInd.txt nor train.csv"),
-        (["--videos", "videos", "--out", "foreign"], "foreign/frames: exists, but not made by this command"),
+        (["--videos", "videos", "--out", "foreign"], "foreign/frames: was not made by this command"),
         (
             ["--videos", "videos", "--out", "foreign", "--overwrite"],
-            "foreign/frames: exists, but not made by this comm",
+            "foreign/frames: was not made by this comm",
         ),
         (
             ["--videos", "videos", "--out", "busy"],
@@ -395,7 +395,7 @@ def test_a_full_disk_stops_the_run(videos: Path, tmp_path: Path, monkeypatch, ca
     monkeypatch.setattr(preparing, "run_jobs", lambda jobs, workers: (run_job(j) and (j, Result()) for j in jobs))
     assert prepare("--videos", videos, "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert "No space left on device; make room. What is done is kept; run the same command again" in error
+    assert "No space left on device; make room. Finished work is kept; run the same command again" in error
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -417,7 +417,7 @@ def test_stopped_at_any_moment(made: Path, tmp_path: Path, number: signal.Signal
     errors = process.communicate(timeout=30)[1]
     assert process.returncode == (-9 if number == signal.SIGKILL else 130)
     if number != signal.SIGKILL:
-        assert "stopped. What is done is kept; run the same command again to go on." in errors
+        assert "stopped. Finished work is kept; run the same command again to continue." in errors
         assert not list(out.rglob(".partial*"))
         assert "Traceback" not in errors
     finished = frame_counts(out)
