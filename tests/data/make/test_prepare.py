@@ -75,6 +75,49 @@ def prepare(*args: str | Path) -> int:
     return command.run(parser.parse_args([*map(str, args), "--workers", "2"]))
 
 
+def test_the_class_is_the_first_folder_and_the_rest_is_the_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    for number, name in enumerate(("Walk/p1/001", "Walk/p2/001", "Run/p1/001", "train/Sit/001"), start=1):
+        write_video(videos / f"{name}.avi", number)
+    assert prepare("--videos", videos, "--out", out, "--format", "both") == 0
+    assert "4 videos of 3 classes found (Run, Sit, Walk)" in capsys.readouterr().out
+    (tmp_path / "train.csv").write_text("path,label\nWalk/p1/001.avi,Walk\nRun/p1/001.avi,Run\n")
+    (tmp_path / "val.csv").write_text("path,label\nWalk/p2/001.avi,Walk\ntrain/Sit/001.avi,Sit\n")
+    (tmp_path / "classes.txt").write_text("Run\nSit\nWalk\n")
+    for subset, want in (("train", [1, 3]), ("test", [2, 4])):
+        listed = read_list(tmp_path, subset)
+        for index in (index_frames(out / "frames", listed), index_packed(out / "packed", listed, subset)):
+            assert index.num_frames.tolist() == want and not index.missing
+
+
+def test_files_that_are_not_used_are_counted_and_named(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.rm", "b.rm", "notes.txt", "LICENSE", ".hidden.rm", "._v_Diving_g01_c01.avi"):
+        (videos / "Diving" / name).write_bytes(b"")
+    assert prepare("--videos", videos, "--out", tmp_path / "out") == 0
+    assert (
+        f"not used, because the suffix is not that of a video: 4 files: 2 .rm (e.g. {videos}/Diving/a.rm), "
+        f"1 other (e.g. {videos}/Diving/LICENSE), 1 .txt (e.g. {videos}/Diving/notes.txt)\n"
+    ) in capsys.readouterr().out
+    shutil.rmtree(videos / "Rowing")
+    for video in (videos / "Diving").glob("v_*"):
+        video.unlink()
+    assert prepare("--videos", videos, "--out", tmp_path / "out") == 2
+    assert "holds no video (.avi .mp4" in (printed := capsys.readouterr().err) and "found instead: 4 files" in printed
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".mpg", "mpeg1video"), (".wmv", "wmv2"), (".flv", "flv"), (".ts", "mpeg4"), (".gif", "gif")]
+)
+def test_less_common_formats_are_prepared(tmp_path: Path, suffix: str, codec: str) -> None:
+    write_video(tmp_path / f"videos/Walk/a{suffix}", 40, codec, pixels="rgb8" if codec == "gif" else "yuv420p")
+    assert prepare("--videos", tmp_path / "videos", "--out", tmp_path / "out") == 0
+    assert len(list((tmp_path / "out/frames/Walk/a").iterdir())) == 40
+
+
 def frame_counts(out: Path) -> dict[str, int]:
     """Frames by `<Class>/<video>`, hidden ones included."""
     folders = [p for p in (out / "frames").glob("*/*") if p.is_dir()]
