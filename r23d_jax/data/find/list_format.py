@@ -1,5 +1,6 @@
 """Parts that all formats of split lists share: listed videos, and checks of untrusted text."""
 
+import codecs
 import dataclasses
 import re
 from collections.abc import Callable, Iterable
@@ -61,14 +62,21 @@ def lines(path: Path) -> Iterable[tuple[str, str]]:
 
 
 def read_text(path: Path) -> str:
-    """Reads a list as UTF-8; other bytes become surrogates."""
+    """Reads a list as UTF-8, where other bytes become surrogates, or as UTF-16 if it begins with that mark."""
     try:
         size = path.stat().st_size
         if size > _MOST_BYTES:
             raise DataError(f"{path}: {size} bytes, more than {_MOST_BYTES}: this is not a list")
-        return path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+        content = path.read_bytes()
+        if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return content.decode("utf-16")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not valid UTF-16 ({error.reason}); save it as UTF-8") from error
+    if b"\0" in content[:2]:
+        raise DataError(f"{path}: seems to be UTF-16 without its mark; save it as UTF-8")
+    return content.decode("utf-8-sig", errors="surrogateescape")
 
 
 def refuse_long(line: str, where: str) -> None:

@@ -78,7 +78,7 @@ def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, .
 
     Raises:
       DataError: a file is missing, a line is malformed, a class is unknown, a path leaves the folder, a video is listed
-        twice, or a group is on both sides.
+        twice, a group is on both sides, or a class of the test list has no training video.
     """
     lists = Path(lists)
     if subset not in ("train", "test"):
@@ -97,6 +97,8 @@ def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, .
     if not entries:
         some = ", ".join(kept[:5]) + (", ..." if len(kept) > 5 else "")
         raise DataError(f"{lists}: the {subset} list of split {split} names no video of {some or 'any class'}")
+    if len(sides) == 2:
+        _refuse_untrained(lists, sides["train"], [video for video in sides["test"] if video.class_name in label])
     return VideoList(kept, entries)
 
 
@@ -133,6 +135,17 @@ def _refuse_leak(lists: Path, train: list[Listed], test: list[Listed]) -> None:
             "the test list, so the test accuracy would be far too high. For example "
             + "; ".join(examples)
             + ". Keep each group on one side, or use the official lists"
+        )
+
+
+def _refuse_untrained(lists: Path, train: list[Listed], test: list[Listed]) -> None:
+    trained = {video.class_name for video in train}
+    untrained = {video.class_name: video for video in reversed(test) if video.class_name not in trained}
+    if untrained:
+        name, video = min(untrained.items())
+        raise DataError(
+            f"{lists}: {len(untrained)} class(es) of the test list have no training video, e.g. {name} "
+            f"({video.where}); are they spelled alike in both lists? To leave classes out, set config.data.classes"
         )
 
 

@@ -154,7 +154,10 @@ def test_what_beam_does_not_know(
     [
         (["--beam-runner", "DirectRunner"], "--beam-runner DirectRunner: makes packed shards only; add --format pack"),
         (["--beam-options", "a=1"], "--beam-options: are for --beam-runner, which is not given"),
-        (list(DIRECT), "--beam-runner DirectRunner: Apache Beam is not installed: pip install -r requirements-beam.txt"),
+        (
+            list(DIRECT),
+            "--beam-runner DirectRunner: Apache Beam is not installed: pip install -r requirements-beam.txt",
+        ),
     ],
 )
 def test_wrong_use(

@@ -64,8 +64,8 @@ def lists(tmp_path: Path) -> Path:
     folder = tmp_path / "lists"
     folder.mkdir()
     (folder / "classInd.txt").write_text("1 Archery\n2 Diving\n3 Rowing\n")
-    (folder / "trainlist01.txt").write_text("Diving/v_Diving_g08_c01.avi 2\n")
-    (folder / "testlist01.txt").write_text("Diving/v_Diving_g01_c01.avi\nRowing/v_Rowing_g01_c01.avi\n")
+    (folder / "trainlist01.txt").write_text("Diving/v_Diving_g08_c01.avi 2\nRowing/v_Rowing_g01_c01.avi 3\n")
+    (folder / "testlist01.txt").write_text("Diving/v_Diving_g01_c01.avi\n")
     return folder
 
 
@@ -83,10 +83,9 @@ def test_the_class_is_the_first_folder_and_the_rest_is_the_name(
         write_video(videos / f"{name}.avi", number)
     assert prepare("--videos", videos, "--out", out, "--format", "both") == 0
     assert "4 videos of 3 classes found (Run, Sit, Walk)" in capsys.readouterr().out
-    (tmp_path / "train.csv").write_text("path,label\nWalk/p1/001.avi,Walk\nRun/p1/001.avi,Run\n")
-    (tmp_path / "val.csv").write_text("path,label\nWalk/p2/001.avi,Walk\ntrain/Sit/001.avi,Sit\n")
-    (tmp_path / "classes.txt").write_text("Run\nSit\nWalk\n")
-    for subset, want in (("train", [1, 3]), ("test", [2, 4])):
+    (tmp_path / "train.csv").write_text("path,label\nWalk/p1/001.avi,Walk\nRun/p1/001.avi,Run\ntrain/Sit/001.avi,Sit\n")
+    (tmp_path / "val.csv").write_text("path,label\nWalk/p2/001.avi,Walk\n")
+    for subset, want in (("train", [1, 3, 4]), ("test", [2])):
         listed = read_list(tmp_path, subset)
         for index in (index_frames(out / "frames", listed), index_packed(out / "packed", listed, subset)):
             assert index.num_frames.tolist() == want and not index.missing
@@ -141,11 +140,11 @@ def test_frames_are_what_the_videos_show(videos: Path, lists: Path, tmp_path: Pa
     )
     assert not (out / "broken.txt").exists()
 
-    index = index_frames(out / "frames", read_list(lists, "test"))
+    index = index_frames(out / "frames", read_list(lists, "train"))
     assert index.layout == "<Class>/<video>/image_00001.jpg (5 digits, from 1)"
-    assert (index.names.tolist(), index.num_frames.tolist()) == (["v_Diving_g01_c01", "v_Rowing_g01_c01"], [6, 4])
-    decoded = list(iter_frames(videos / "Diving/v_Diving_g01_c01.avi"))
-    for i in range(6):
+    assert (index.names.tolist(), index.num_frames.tolist()) == (["v_Diving_g08_c01", "v_Rowing_g01_c01"], [9, 4])
+    decoded = list(iter_frames(videos / "Diving/v_Diving_g08_c01.mp4"))
+    for i in range(9):
         image = cv2.imread(index.frames.path(0, i))[..., ::-1]  # pyright: ignore
         assert np.abs(image.astype(int) - decoded[i]).mean() < 2
 
