@@ -197,6 +197,10 @@ def index_frames(root: Path, videos: VideoList, cache: bool = True, num_workers:
         if cache:
             with contextlib.suppress(OSError):  # a folder has gone since it was read
                 save(root, name, arrays | {"times": _times(root, arrays["folders"])})
+    return _to_index(root, arrays)
+
+
+def _to_index(root: Path, arrays: dict[str, np.ndarray]) -> VideoIndex:
     folder = np.array([os.path.join(os.path.abspath(root), part).rstrip("/") for part in arrays["folder"].tolist()])
     return VideoIndex(
         class_names=tuple(arrays["class_names"].tolist()),
