@@ -77,10 +77,13 @@ def _print_ranking(name: str, ranking: list[tuple[str, float]], prediction: Any,
     if as_json:
         classes = [{"class": class_name, "probability": probability} for class_name, probability in ranking]
         row = {"video": name, "frames": prediction.num_frames, "clips": prediction.num_clips, "predictions": classes}
+        row |= {"note": f"not used: {prediction.note}"} if prediction.note else {}
         print(json.dumps(row), flush=True)
         return
     clips = "clip" if prediction.num_clips == 1 else "clips"
     print(f"{printable(name)}  ({prediction.num_frames:,} frames, {prediction.num_clips:,} {clips})")
+    if prediction.note:
+        print(f"  not used: {printable(prediction.note)}")
     shown = [(printable(class_name), probability) for class_name, probability in ranking]
     width = max(len(class_name) for class_name, _ in shown)
     for class_name, probability in shown:

@@ -14,7 +14,7 @@ from typing import Any
 
 from r23d_jax.config import UserError
 from r23d_jax.data.find.video_names import VIDEO_SUFFIXES
-from r23d_jax.data.make.flow import METHODS
+from r23d_jax.data.make.flow import DEFAULT_BOUND, METHODS
 from r23d_jax.data.make.jobs import PrepareError
 from r23d_jax.data.make.prepare import Settings, prepare
 from r23d_jax.data.make.record import BROKEN, FRAMES, PACKED
@@ -25,43 +25,31 @@ EXIT_OK, EXIT_FAILED, EXIT_SKIPPED, EXIT_STOPPED = 0, 2, 3, 130
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("--videos", required=True, help=f"folder searched for videos ({' '.join(VIDEO_SUFFIXES)})")
-    parser.add_argument(
-        "--out", required=True, help=f"folder to write: {FRAMES}/<Class>/<video>/image_00001.jpg, {PACKED}/"
-    )
-    parser.add_argument("--format", choices=("frames", "packed", "both"), default="frames")
-    parser.add_argument("--quality", type=int, default=95, help="JPEG quality, 1 to 100 (default: 95)")
-    parser.add_argument(
-        "--short-side", type=int, default=0, help="reduce the shorter side to this many pixels; 0 keeps the size"
-    )
-    parser.add_argument(
-        "--flow", choices=METHODS, default="", help="write the optical flow between frames instead of the frames"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--videos", required=True, help=f"folder searched for videos ({' '.join(VIDEO_SUFFIXES)})")
+    add("--out", required=True, help=f"folder to write: {FRAMES}/<Class>/<video>/image_00001.jpg, {PACKED}/")
+    add("--format", choices=("frames", "packed", "both"), default="frames")
+    add("--quality", type=int, default=95, help="JPEG quality, 1 to 100 (default: 95)")
+    add("--short-side", type=int, default=0, help="pixels to which the shorter side is reduced; 0 keeps the size")
+    add("--flow", choices=METHODS, default="", help="write the optical flow between frames instead of the frames")
+    add(
         "--flow-bound",
         type=float,
-        default=20.0,
-        help="displacement in pixels that becomes the largest stored value (default: 20)",
+        default=DEFAULT_BOUND,
+        help=f"displacement in pixels that becomes the largest stored value (default: {DEFAULT_BOUND:g})",
     )
-    parser.add_argument("--lists", default="", help="folder of split lists: prepare only the videos they name")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
-    parser.add_argument(
-        "--shards", type=int, default=0, help="number of shards; 0: as many as keep each below about 1 GiB"
-    )
-    parser.add_argument(
+    add("--lists", default="", help="folder of split lists: prepare only the videos they name")
+    add("--workers", type=int, default=0, help="number of processes; 0: one per core")
+    add("--shards", type=int, default=0, help="number of shards; 0: as many as keep each below about 1 GiB")
+    add(
         "--beam-runner",
         default="",
         metavar="NAME",
         help="with --format packed: decode on this Apache Beam runner, e.g. DirectRunner, DataflowRunner, FlinkRunner, "
         "SparkRunner, whose workers must see --videos and --out under the same paths",
     )
-    parser.add_argument(
-        "--beam-options",
-        default="",
-        metavar="OPTION=VALUE,...",
-        help="options of Apache Beam or its runner, without dashes",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="remove the results of earlier runs in --out")
+    add("--beam-options", default="", metavar="OPTION=VALUE,...", help="options of Beam or its runner, without dashes")
+    add("--overwrite", action="store_true", help="remove the results of earlier runs in --out")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,19 +57,19 @@ def run(args: argparse.Namespace) -> int:
 
     Returns:
       0: all videos are done; 3: some could not be decoded (they are in broken.txt); 2: wrong use, or the run cannot
-      continue, e.g. because the disk is full; 130: stopped by Ctrl-C or SIGTERM. In all cases the same command resumes.
+      continue, e.g. because the disk is full; 130: stopped by Ctrl-C or SIGTERM. The same command then resumes.
     """
     try:
         with _terminate_as_interrupt():
             return _run(args)
     except PrepareError as error:
-        print(f"prepare: {error}. What is done is kept; run the same command again to go on.", file=sys.stderr)
+        print(f"prepare: {error}. Finished work is kept; run the same command again to continue.", file=sys.stderr)
         return EXIT_FAILED
     except UserError as error:
         print(f"prepare: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print("prepare: stopped. What is done is kept; run the same command again to go on.", file=sys.stderr)
+        print("prepare: stopped. Finished work is kept; run the same command again to continue.", file=sys.stderr)
         return EXIT_STOPPED
 
 
@@ -99,11 +87,10 @@ def _run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """Makes SIGTERM end the run as Ctrl-C does, and loses neither.
+    """Makes SIGTERM end the run as Ctrl-C does.
 
-    Python drops an exception raised in a function that the garbage collector calls; here it is raised again.
+    Python drops an exception that a signal raises inside a function called by its memory manager; it is raised again.
     """
-
     hook = sys.unraisablehook
 
     def interrupt(signum: int, frame: object) -> None:

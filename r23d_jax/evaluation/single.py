@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,14 +11,13 @@ import jax
 import numpy as np
 
 from r23d_jax.config import EvalConfig, Preprocessing
+from r23d_jax.data.find.frame_folder import read_folder
 from r23d_jax.data.make.video import VideoError, iter_frames
 from r23d_jax.data.read import plain
 from r23d_jax.data.read.views import make_views
 from r23d_jax.evaluation.step import make_eval_step
 from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import parallel
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Source(Protocol):
@@ -42,11 +40,13 @@ class Prediction:
       probabilities: (C,) float64, averaged over clips, as in `val/top1_video_softmax`.
       num_frames: frames of the video.
       num_clips: clips scored.
+      note: numbered pictures in a folder that are not frames of the video, in words; "" if there are none.
     """
 
     probabilities: np.ndarray
     num_frames: int
     num_clips: int
+    note: str = ""
 
 
 class Predictor:
@@ -79,7 +79,8 @@ class Predictor:
         shares = []
         while batch := list(itertools.islice(clips, self._batch_size)):
             shares.append(self._score(np.stack(batch)))
-        return Prediction(np.concatenate(shares).mean(axis=0), num_frames, len(starts))
+        note = source.numbering.left_out if isinstance(source, FrameFolder) else ""
+        return Prediction(np.concatenate(shares).mean(axis=0), num_frames, len(starts), note)
 
     def _score(self, clips: np.ndarray) -> np.ndarray:
         """(n, t, h, w, c) uint8, n at most the batch size -> (n, C) float64 probabilities."""
@@ -102,26 +103,21 @@ def open_source(path: Path, pre: Preprocessing) -> Source:
 
 
 class FrameFolder:
-    """A video as a folder of frames, in the order of the last number in their names.
+    """A video as a folder of numbered frames, chosen as in training (`frame_folder.read_folder`).
 
     Clips are decoded by the very function that evaluation uses, or by OpenCV where TensorFlow is not installed.
     """
 
     def __init__(self, path: Path, pre: Preprocessing):
-        try:
-            files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
-        except OSError as error:
-            raise VideoError(f"{path}: cannot be read ({error.strerror})") from error
-        if not files:
-            raise VideoError(f"{path}: holds no .jpg or .png frames")
-        for file in files:
-            if file.exists() and not file.is_file():  # reading a pipe would wait for ever
-                raise VideoError(f"{file}: is no file, but a folder, a pipe or a device")
-        self._files, self._pre = sorted(files, key=_natural), pre
+        numbering = read_folder(path)
+        if isinstance(numbering, str):
+            raise VideoError(f"{path}: {numbering}")
+        self.numbering = numbering
+        self._path, self._pre = path, pre
 
     def count(self) -> int:
-        """Files in the folder."""
-        return len(self._files)
+        """Frames in the folder; a hole in their numbering counts as one that cannot be read."""
+        return self.numbering.count
 
     def clips(self, starts: np.ndarray) -> Iterator[np.ndarray]:
         """See `Source`.
@@ -131,7 +127,7 @@ class FrameFolder:
         """
         pre = self._pre
         for numbers in _clip_frames(starts, self.count(), pre).tolist():
-            files = [self._files[number] for number in numbers]
+            files = [self._path / self.numbering.name(number) for number in numbers]
             try:
                 windows = _decode_windows([file.read_bytes() for file in files], pre)
             except (OSError, plain.PictureError) as error:
@@ -234,9 +230,3 @@ def _frame_fault(files: list[Path]) -> str:
         if size != sizes[first]:
             return f"{file}: is {size[1]}x{size[0]}, unlike {first.name}, which is {sizes[first][1]}x{sizes[first][0]}"
     return f"{first.parent}: its frames cannot be decoded together"
-
-
-def _natural(file: Path) -> tuple[int, str]:
-    """By the last number in the name, so that 10.jpg follows 9.jpg."""
-    numbers = re.findall(r"\d+", file.stem)
-    return (int(numbers[-1]) if numbers else -1, file.name)

@@ -237,7 +237,7 @@ def test_broken_videos_do_not_stop_the_others(workdir, videos, tmp_path, capsys)
     assert call("--workdir", workdir, *bad, videos / "v1.avi", "--top", 1) == 3
     lines = capsys.readouterr().out.splitlines()[1:]
     assert len(lines) == len(bad) + 2, "one line for each broken one, two for the sound one"
-    reasons = ["No such file", "not a readable video", "holds no .jpg or .png frames"]
+    reasons = ["No such file", "not a readable video", "holds no numbered .jpg, .jpeg or .png"]
     reasons += [
         "2.jpg: is empty (0 bytes)",
         "3.jpg: not a picture",
@@ -248,6 +248,35 @@ def test_broken_videos_do_not_stop_the_others(workdir, videos, tmp_path, capsys)
     assert "(2 frames, 1 clip)" in lines[-2]
     assert call("--workdir", workdir, tmp_path / "noise.avi", "--json") == 3
     assert "not a readable video" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_folder_of_frames_is_read_as_in_training(workdir, videos, tmp_path, capsys):
+    """Flow, covers and hidden files beside the frames are not frames; two videos in a folder and holes are refused."""
+    frames = sorted((videos / "jpg/v0").iterdir(), key=lambda path: int(path.stem[5:]))
+    folders = {name: tmp_path / name for name in ("plain", "tsn", "cover", "hidden", "two", "hole")}
+    for name, folder in folders.items():
+        folder.mkdir()
+        for number, file in enumerate(frames, start=1):
+            (folder / f"img_{number:05d}.jpg").write_bytes(file.read_bytes())
+            if name == "tsn":
+                for axis in "xy":
+                    (folder / f"flow_{axis}_{number:05d}.jpg").write_bytes(picture())
+            if name == "two":
+                (folder / f"other_{number:05d}.jpg").write_bytes(picture())
+    (folders["cover"] / "cover.jpg").write_bytes(picture())
+    (folders["hidden"] / "._img_00001.jpg").write_bytes(b"Mac OS X")
+    (folders["hole"] / "img_00006.jpg").unlink()
+    assert call("--workdir", workdir, *folders.values(), "--json") == 3
+    rows = {Path(row["video"]).name: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert rows["plain"]["frames"] == len(frames)
+    for name in ("tsn", "cover", "hidden"):
+        assert rows[name]["predictions"] == rows["plain"]["predictions"] and rows[name]["frames"] == len(frames)
+    assert rows["tsn"]["note"] == "not used: flow_x_N.jpg (13 files), flow_y_N.jpg (13 files)"
+    assert "note" not in rows["plain"]
+    assert "two: holds files of several kinds (" in rows["two"]["error"]
+    assert "img_00006.jpg: cannot be read (No such file or directory)" in rows["hole"]["error"]
+    assert call("--workdir", workdir, folders["tsn"]) == 0
+    assert "  not used: flow_x_N.jpg (13 files), flow_y_N.jpg (13 files)\n" in capsys.readouterr().out
 
 
 def test_every_kind_of_bad_file(workdir, tmp_path, capsys):
@@ -266,7 +295,7 @@ def test_every_kind_of_bad_file(workdir, tmp_path, capsys):
     for row, (path, file) in zip(rows, kinds, strict=True):
         assert row["video"] == str(path)
         if path == frames["grayscale"]:
-            assert "4.jpg: is no file" in row["error"]
+            assert "4.jpg is no file" in row["error"]
         elif not file.reason:
             assert len(row["predictions"]) == 1
         else:

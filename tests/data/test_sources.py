@@ -25,7 +25,7 @@ def test_open_index_writes_the_synthetic_set_first(tmp_path: Path, monkeypatch: 
 
 def test_open_index_reads_frames_by_the_lists(tmp_path: Path) -> None:
     write_videos(tmp_path / "frames", [3, 4])
-    (tmp_path / "train.csv").write_text("v_Class0_g00_c01.avi,Class0\n")
+    (tmp_path / "train.csv").write_text("v_Class0_g00_c01.avi,Class0\nv_Class1_g02_c01.avi,Class1\n")
     (tmp_path / "val.csv").write_text("v_Class1_g01_c01.avi,Class1\n")
     cfg = DataConfig(root=str(tmp_path / "frames"), lists=str(tmp_path))
     index = sources.open_index(cfg, "test")

@@ -8,7 +8,8 @@ import pytest
 from r23d_jax import config
 from r23d_jax.checkpoint.checkpoint import load_checkpoint
 from r23d_jax.config import Config, UserError
-from r23d_jax.data.find.splits import DataError, Entry, VideoList, hold_out
+from r23d_jax.data.find.errors import DataError
+from r23d_jax.data.find.splits import Entry, VideoList, hold_out
 from r23d_jax.data.make.synthetic import write_synthetic
 from r23d_jax.data.sources import open_index
 from r23d_jax.evaluation.two_stream import evaluate_two_streams

@@ -1,44 +1,32 @@
-"""Recognizes how the frames of listed videos are laid out on disk."""
+"""Detects how the frames of listed videos are laid out on disk."""
 
-import contextlib
 import dataclasses
-import math
 import os
 import re
-import stat
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from r23d_jax.data.find.errors import DataError, remedy
+from r23d_jax.data.find.frame_folder import FRAME, IMAGE_SUFFIXES, Numbering, is_special, number_files, read_folder
 from r23d_jax.data.find.splits import Entry, VideoList
 from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, group_of
 from r23d_jax.runtime.program import command
 from r23d_jax.runtime.progress import Progress
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
-_FRAME = re.compile(r"(.*?)([0-9]{1,18})(\.[^.]+)", re.DOTALL)
 _PART = 64
 _THREADS = 16
 _MAX_DEPTH = 4  # folders below root
-_FLOW_PREFIXES = ("x_", "y_", "u_", "v_")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where one video's frames may be: in a folder of its own, or among the files of a shared folder.
+    """Where one video's frames may be: in a folder of its own, or among the files of a shared folder."""
 
-    Attributes:
-      parts: path below root; the last part is the video's name as written on disk.
-      files: names of the frame files in a shared folder; None: all files of the video's own folder.
-      special: one of `files` that is a pipe or a device.
-    """
-
-    parts: tuple[str, ...]
-    files: tuple[str, ...] | None
-    special: str = ""
+    parts: tuple[str, ...]  # path below root; the last part is the video's name as written on disk
+    files: tuple[str, ...] | None  # frame files in a shared folder; None: all files of the video's own folder
+    special: str = ""  # one of `files` that is a pipe or a device
 
     @property
     def folder(self) -> str:
@@ -51,21 +39,9 @@ class _Listing:
 
     places: dict[str, list[_Place]]  # by the video's name in lower case
     folders: list[str]  # relative paths of the folders read
-    others: Counter  # suffixes of other files
+    others: Counter[str]  # suffixes of other files
     frame_folders: list[str]  # examples of frame folders that are not listed
     unreadable: list[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Numbering:
-    """How one video's frame files are named: `prefix`, then first + step * i padded to `digits`, then `suffix`."""
-
-    prefix: str
-    suffix: str
-    first: int
-    step: int
-    count: int  # holes included
-    digits: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +79,9 @@ def scan_frames(root: Path, videos: VideoList, num_workers: int = 0) -> Scan:
     reasons = [f"{root / p.folder}: {n}" for (_, p), n in zip(found, numbered, strict=True) if isinstance(n, str)]
     if reasons:
         notes.append(f"{len(reasons)} frame folder(s) not used: " + "; ".join(reasons[:5]))
+    mixed = [f"{root / p.folder}: {n.left_out}" for _, p, n in used if n.left_out]
+    if mixed:
+        notes.append(f"{len(mixed)} frame folder(s) hold other pictures, which are not used: " + "; ".join(mixed[:5]))
     if not used:
         raise DataError(f"{root}: no listed video has usable frames. {'; '.join(notes)}. {remedy()}")
     return Scan(
@@ -134,22 +113,24 @@ def _number_all(
     """
 
     def number(part: list[tuple[Entry, _Place]]) -> list[Numbering | str]:
-        return [_number(root, place) for _, place in part]
+        return [
+            read_folder(root.joinpath(*place.parts))
+            if place.files is None
+            else number_files(place.files, place.special)
+            for _, place in part
+        ]
 
     # In parts, because handing a single folder to a thread costs as much as reading it.
     parts = [found[i : i + _PART] for i in range(0, len(found), _PART)]
-    show = Progress(len(found), "folders", "index frames") if len(found) >= 1000 else None
-    with show or contextlib.nullcontext():
+    with Progress(len(found), "folders", "index frames", shown=len(found) >= 1000) as show:
         wall, cpu = time.perf_counter(), time.thread_time()
         numbered = number(parts[0])
         waiting = time.perf_counter() - wall > 2 * (time.thread_time() - cpu)
         threads = num_workers > 1 or (num_workers == 0 and waiting)
+        show.update(len(parts[0]))
         for more in (pool.map if threads else map)(number, parts[1:]):
             numbered += more
-            if show is not None:
-                show.update(len(more))
-        if show is not None:
-            show.update(len(parts[0]))
+            show.update(len(more))
     return numbered
 
 
@@ -178,7 +159,7 @@ def _list_folders(root: Path, wanted: set[str], pool: ThreadPoolExecutor) -> _Li
                     listing.frame_folders.append("/".join((*parts, folder)))
             shared: dict[str, list[str]] = defaultdict(list)
             for image in content.images:
-                match = _FRAME.fullmatch(image)
+                match = FRAME.fullmatch(image)
                 if match:
                     shared[match[1].rstrip("-_. ")].append(image)
             for video, files in shared.items():
@@ -199,7 +180,7 @@ class _Content:
     folders: list[str]
     images: list[str]
     special: set[str]  # images that are pipes or devices
-    others: Counter  # suffixes of other files
+    others: Counter[str]  # suffixes of other files
 
 
 def _read_folder(root: Path, parts: tuple[str, ...]) -> _Content | None:
@@ -211,9 +192,9 @@ def _read_folder(root: Path, parts: tuple[str, ...]) -> _Content | None:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.name.lower().endswith(_SUFFIXES):
+                if entry.name.lower().endswith(IMAGE_SUFFIXES):
                     content.images.append(entry.name)
-                    if _is_special(entry):
+                    if is_special(entry):
                         content.special.add(entry.name)
                 elif entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry)):
                     content.folders.append(entry.name)
@@ -223,17 +204,6 @@ def _read_folder(root: Path, parts: tuple[str, ...]) -> _Content | None:
         return None
     content.folders.sort()
     return content
-
-
-def _is_special(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a pipe, a socket or a device, which could block a reader forever."""
-    if entry.is_file(follow_symlinks=False):  # known without asking the disk
-        return False
-    try:
-        mode = entry.stat().st_mode
-    except OSError:  # a link to nothing
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _choose(root: Path, entry: Entry, listing: _Listing) -> _Place | None:
@@ -260,73 +230,6 @@ def _choose(root: Path, entry: Entry, listing: _Listing) -> _Place | None:
     return best[0]
 
 
-def _number(root: Path, place: _Place) -> Numbering | str:
-    """Works out how the frames of a video are numbered, or why that is unclear."""
-    files, special = place.files, place.special
-    if files is None:
-        try:
-            with os.scandir(root.joinpath(*place.parts)) as entries:
-                listed = list(entries)
-        except OSError as error:
-            return f"cannot be read ({error.strerror})"
-        files = [entry.name for entry in listed]
-        special = next((entry.name for entry in listed if _is_special(entry)), "")
-    if special:
-        return f"{special} is no file, but a pipe or a device; remove it"
-    kinds = _same_kind(files) or _kinds(files)
-    if not kinds:
-        return "holds no numbered .jpg, .jpeg or .png"
-    if len(kinds) > 1:  # optical flow beside the frames
-        rgb = {k: v for k, v in kinds.items() if not k[0].startswith("flow") and k[0] not in _FLOW_PREFIXES}
-        kinds = rgb or kinds
-    ordered = sorted(kinds, key=lambda k: len(kinds[k]), reverse=True)
-    if len(ordered) > 1 and len(kinds[ordered[0]]) < 10 * len(kinds[ordered[1]]):
-        return f"holds files of several kinds ({' and '.join(p + 'N' + s for p, s in ordered[:2])})"
-    prefix, suffix = ordered[0]
-    texts = kinds[ordered[0]]
-
-    lengths = set(map(len, texts))
-    padded = {len(text) for text in (texts if len(lengths) > 1 else [min(texts)]) if text[0] == "0" and len(text) > 1}
-    if len(padded) > 1 or (padded and min(lengths) < max(padded)):
-        return "numbers are padded to different lengths"
-    if len(lengths) == 1:  # text order is number order
-        first, last = int(min(texts)), int(max(texts))
-    else:
-        numbers = [int(text) for text in texts]
-        first, last = min(numbers), max(numbers)
-    step = 1
-    if last - first + 1 != len(texts):
-        step = math.gcd(*(int(text) - first for text in texts)) or 1
-    count = (last - first) // step + 1
-    if count > 2 * len(texts):
-        return f"has {len(texts)} frames and {count - len(texts)} holes in their numbering ({first} to {last})"
-    return Numbering(prefix, suffix, first, step, count, max(padded, default=1))
-
-
-def _same_kind(files: Sequence[str]) -> dict[tuple[str, str], list[str]] | None:
-    """Does what `_kinds` does, five times as fast, if the files differ only in their numbers, as nearly all do."""
-    match = _FRAME.fullmatch(files[0]) if files else None
-    if not match or match[3].lower() not in _SUFFIXES:
-        return None
-    prefix, suffix = match[1], match[3]
-    start, end = len(prefix), -len(suffix)
-    texts = [file[start:end] for file in files if file.startswith(prefix) and file.endswith(suffix)]
-    joined = "".join(texts)
-    ok = len(texts) == len(files) and all(texts) and joined.isdecimal() and joined.isascii()
-    ok = ok and max(map(len, texts)) <= 18
-    return {(prefix, suffix): texts} if ok and not prefix.startswith(".") else None
-
-
-def _kinds(files: Sequence[str]) -> dict[tuple[str, str], list[str]]:
-    """Groups the numbers of image files, as text, by (prefix, suffix)."""
-    kinds: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for file in files:
-        match = _FRAME.fullmatch(file)
-        if match and match[3].lower() in _SUFFIXES and not file.startswith("."):
-            kinds[match[1], match[3]].append(match[2])
-    return kinds
-
-
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
@@ -345,7 +248,7 @@ def _describe_one(entry: Entry, place: _Place, n: Numbering) -> str:
             above.append("<Class>/")
         else:
             above.append(f"{part}/" if part.lower() in ("train", "test", "val") else "<folder>/")
-    file = f"{n.prefix.replace(place.parts[-1], '<video>')}{n.first:0{n.digits}d}{n.suffix}"
+    file = dataclasses.replace(n, prefix=n.prefix.replace(place.parts[-1], "<video>")).name(0)
     video = "<video>/" if place.files is None else ""
     digits = f"{n.digits} digits" if n.digits > 1 else "not padded"
     step = f" in steps of {n.step}" if n.step > 1 else ""

@@ -1,5 +1,6 @@
 """Where the frames of videos are: numbered files in any layout, or parts of shards."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -40,7 +41,7 @@ class Frames(Protocol):
 class FrameFiles:
     """Frame i of video v is the file folder[v]/prefix[v]{first[v] + step[v] * i, zero-padded to digits[v]}suffix[v].
 
-    This way 13,320 rows describe 2.5 million files. A hole in the numbering is a frame that cannot be read.
+    So 13,320 rows describe the 2.5 million files of UCF101. A hole in the numbering is a frame that cannot be read.
 
     Attributes:
       folder: (N,) str, absolute.
@@ -119,7 +120,7 @@ class PackedFrames:
 
 
 def _size(path: str) -> tuple[int, str | None]:
-    """Bytes of a file, and why it cannot be read, as far as that is known without opening it."""
+    """The bytes of a file, and why it cannot be read if that is known without opening it."""
     try:
         status = os.stat(path)
     except OSError as error:
@@ -137,7 +138,7 @@ def os_reason(error: OSError) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class VideoIndex:
-    """Where N videos are and what they show: one row per video.
+    """Where N videos are, and their classes: one row per video.
 
     Attributes:
       class_names: C names; `class_names[labels[v]]`.
@@ -145,7 +146,7 @@ class VideoIndex:
       labels: (N,) int32.
       num_frames: (N,) int32, counted on disk.
       frames: where the frames are.
-      layout: the recognized layout, in words, for the log.
+      layout: the detected layout, for the log.
       missing: names of listed videos without usable frames.
       notes: further lines for the log, such as why a folder that was found is not used.
     """
@@ -166,7 +167,7 @@ class VideoIndex:
 def index_frames(root: Path, videos: VideoList, cache: bool = True, num_workers: int = 0) -> VideoIndex:
     """Finds the frame files of listed videos.
 
-    The layout is recognized for each video: a folder per video, `<video>/`, `<Class>/<video>/` or deeper
+    The layout is detected for each video: a folder per video, `<video>/`, `<Class>/<video>/` or deeper
     (`train/<Class>/<video>/`); or frames side by side in a class folder, `<Class>/<video>-0001.jpg` or
     `<video>_0001.jpg`. File names hold any prefix, a number (padded or not, with any first number and any step) and
     .jpg, .jpeg or .png. Upper and lower case match, because UCF101 itself spells HandstandPushups in two ways. Frames
@@ -190,47 +191,32 @@ def index_frames(root: Path, videos: VideoList, cache: bool = True, num_workers:
     name = f"frames-{_list_key(videos)}"
     if cache:
         prepare_folder(root)
-        index = _from_cache(root, load(root, name, _LAYOUT))
-        if index is not None:
-            return index
-    scan = scan_frames(root, videos, num_workers)
-    index = _to_index(root, videos, scan)
-    if cache:
-        arrays = _to_arrays(root, index, list(scan.folders))
-        if arrays is not None:
-            save(root, name, arrays)
-    return index
+    arrays = load(root, name, _LAYOUT) if cache else None
+    if arrays is None or not _is_current(root, arrays) or not _is_plausible(arrays):
+        arrays = _to_arrays(videos, scan_frames(root, videos, num_workers))
+        if cache:
+            with contextlib.suppress(OSError):  # a folder has gone since it was read
+                save(root, name, arrays | {"times": _times(root, arrays["folders"])})
+    return _to_index(root, arrays)
 
 
-def _to_index(root: Path, videos: VideoList, scan: Scan) -> VideoIndex:
-    found, numbers = scan.found, [video.numbering for video in scan.found]
-    have = {video.entry for video in found}
+def _to_index(root: Path, arrays: dict[str, np.ndarray]) -> VideoIndex:
+    folder = np.array([os.path.join(os.path.abspath(root), part).rstrip("/") for part in arrays["folder"].tolist()])
     return VideoIndex(
-        class_names=videos.class_names,
-        names=np.array([video.entry.name for video in found]),
-        labels=np.array([video.entry.label for video in found], np.int32),
-        num_frames=np.array([n.count for n in numbers], np.int32),
-        frames=FrameFiles(
-            folder=np.array([_absolute(root, video.folder) for video in found]),
-            prefix=np.array([n.prefix for n in numbers]),
-            suffix=np.array([n.suffix for n in numbers]),
-            first=np.array([n.first for n in numbers], np.int64),
-            step=np.array([n.step for n in numbers], np.int64),
-            digits=np.array([n.digits for n in numbers], np.int32),
-        ),
-        layout=scan.layout,
-        missing=tuple(entry.name for entry in videos.entries if entry not in have),
-        notes=scan.notes,
+        class_names=tuple(arrays["class_names"].tolist()),
+        names=arrays["names"],
+        labels=arrays["labels"],
+        num_frames=arrays["num_frames"],
+        frames=FrameFiles(folder=folder, **{name: arrays[name] for name in _NUMBERING}),
+        layout=str(arrays["layout"]),
+        missing=tuple(arrays["missing"].tolist()),
+        notes=tuple(arrays["notes"].tolist()),
     )
-
-
-def _absolute(root: Path, folder: str) -> str:
-    return os.path.join(os.path.abspath(root), folder).rstrip("/")
 
 
 # -- cache -------------------------------------------------------------------------------------------------------------
 
-_FILE_ARRAYS = tuple(field.name for field in dataclasses.fields(FrameFiles))
+_NUMBERING = ("prefix", "suffix", "first", "step", "digits")
 _LAYOUT = {
     **{"folder": "str N", "prefix": "str N", "suffix": "str N", "first": "int64 N", "step": "int64 N"},
     **{"digits": "int32 N", "names": "str N", "labels": "int32 N", "num_frames": "int32 N"},
@@ -244,51 +230,38 @@ def _list_key(videos: VideoList) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
-def _times(root: Path, folders: list[str]) -> np.ndarray:
-    return np.array([os.stat(root / folder).st_mtime_ns for folder in folders], np.int64)
+def _times(root: Path, folders: np.ndarray) -> np.ndarray:
+    return np.array([os.stat(root / folder).st_mtime_ns for folder in folders.tolist()], np.int64)
 
 
-def _to_arrays(root: Path, index: VideoIndex, folders: list[str]) -> dict[str, np.ndarray] | None:
-    assert isinstance(index.frames, FrameFiles)
+def _to_arrays(videos: VideoList, scan: Scan) -> dict[str, np.ndarray]:
+    """The arrays of `_LAYOUT` without the times. Folders are relative, so that a data folder can be moved."""
+    have = {video.entry for video in scan.found}
+    values = {
+        "folder": [video.folder for video in scan.found],
+        "names": [video.entry.name for video in scan.found],
+        "labels": [video.entry.label for video in scan.found],
+        "num_frames": [video.numbering.count for video in scan.found],
+        "class_names": videos.class_names,
+        "layout": scan.layout,
+        "missing": [entry.name for entry in videos.entries if entry not in have],
+        "notes": scan.notes,
+        "folders": scan.folders,
+    }
+    values |= {name: [getattr(video.numbering, name) for video in scan.found] for name in _NUMBERING}
+    return {name: np.array(value, _LAYOUT[name].split()[0]) for name, value in values.items()}
+
+
+def _is_current(root: Path, arrays: dict[str, np.ndarray]) -> bool:
+    """Whether no folder has changed since the arrays were saved."""
     try:
-        times = _times(root, folders)
-    except OSError:  # a folder has gone since it was read
-        return None
-    arrays = {name: getattr(index.frames, name) for name in _FILE_ARRAYS}
-    # Relative, so that a data folder can be moved or mounted elsewhere.
-    start = len(_absolute(root, "")) + 1
-    arrays["folder"] = np.array([folder[start:] for folder in index.frames.folder])
-    arrays |= {"names": index.names, "labels": index.labels, "num_frames": index.num_frames}
-    arrays |= {"class_names": np.array(index.class_names), "layout": np.array(index.layout)}
-    arrays |= {"missing": np.array(index.missing, str), "notes": np.array(index.notes, str)}
-    return arrays | {"folders": np.array(folders), "times": times}
-
-
-def _from_cache(root: Path, arrays: dict[str, np.ndarray] | None) -> VideoIndex | None:
-    if arrays is None:
-        return None
-    try:
-        if not np.array_equal(_times(root, arrays["folders"].tolist()), arrays["times"]):
-            return None
+        return np.array_equal(_times(root, arrays["folders"]), arrays["times"])
     except (OSError, ValueError):  # ValueError: a zero byte in a name
-        return None
-    if not _is_plausible(arrays):
-        return None
-    folder = np.array([_absolute(root, part) for part in arrays["folder"].tolist()])
-    return VideoIndex(
-        class_names=tuple(arrays["class_names"].tolist()),
-        names=arrays["names"],
-        labels=arrays["labels"],
-        num_frames=arrays["num_frames"],
-        frames=FrameFiles(**{name: arrays[name] for name in _FILE_ARRAYS} | {"folder": folder}),
-        layout=str(arrays["layout"]),
-        missing=tuple(arrays["missing"].tolist()),
-        notes=tuple(arrays["notes"].tolist()),
-    )
+        return False
 
 
 def _is_plausible(arrays: dict[str, np.ndarray]) -> bool:
-    """Whether `scan_frames` could have found these values; a cache comes with the data, so it may be forged."""
+    """Whether `scan_frames` could have found these values; a cache comes with the data and may be forged."""
     labels, first, step, digits = (arrays[name] for name in ("labels", "first", "step", "digits"))
     numbers = (labels >= 0, labels < len(arrays["class_names"]), arrays["num_frames"] > 0, first >= 0, step > 0)
     inside = not any(os.path.isabs(part) or ".." in part.split("/") for part in arrays["folder"].tolist())

@@ -4,6 +4,7 @@ A cache is an `.npz` of plain arrays in `<folder>/.r23d_jax/`, or in the user's 
 read-only. It is only a shortcut: a damaged or outdated cache is rebuilt.
 """
 
+import contextlib
 import hashlib
 import os
 import zipfile
@@ -21,14 +22,12 @@ FOLDER = ".r23d_jax"
 
 def prepare_folder(root: Path) -> None:
     """Makes the cache folder inside `root`, if possible. Call it before a scan, as it changes the folder's time."""
-    try:
+    with contextlib.suppress(OSError):  # read-only data: the user's cache folder is used
         (root / FOLDER).mkdir(exist_ok=True)
-    except OSError:
-        pass  # read-only data; the user's cache folder is used
 
 
 def load(root: Path, name: str, layout: Mapping[str, str]) -> dict[str, np.ndarray] | None:
-    """The arrays saved under `name`; None if there are none, if they cannot be read, or if they do not fit the layout.
+    """The arrays saved under `name`; None if there are none, or if they cannot be read or do not match the layout.
 
     Args:
       root: the data folder.
@@ -88,8 +87,6 @@ def save(root: Path, name: str, arrays: Mapping[str, np.ndarray]) -> Path | None
 
 
 def _places(root: Path, name: str) -> list[Path]:
-    places = [root / FOLDER / f"{name}.npz"]
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     mark = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:16]
-    places.append(Path(home) / "r23d_jax" / f"{mark}-{name}.npz")
-    return places
+    return [root / FOLDER / f"{name}.npz", Path(home) / "r23d_jax" / f"{mark}-{name}.npz"]

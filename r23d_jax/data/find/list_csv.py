@@ -1,7 +1,8 @@
 """Lists in CSV files: `train.csv` and `val.csv` (or `test.csv`).
 
-Each line is `path,label`, with or without a header. The label is a class name, or a number from 0. An optional
-`classes.txt` (one name a line) gives the order of the classes; otherwise they are sorted.
+Each line is `path,label`. A header may name these columns, in any order and among others. The label is a class name,
+or a number from 0; 01 and 1 are one class. An optional `classes.txt` (one name a line) gives the order of the classes;
+otherwise they are sorted.
 """
 
 import csv
@@ -23,11 +24,12 @@ from r23d_jax.data.find.list_format import (
     relative_parts,
     shown,
 )
-from r23d_jax.data.find.video_names import without_suffix
+from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, without_suffix
 
 _TEST_FILES = ("val.csv", "test.csv")
-_PATH_HEADERS = ("path", "video", "video_path", "file", "filename", "name")
-_LABEL_HEADERS = ("label", "class", "class_name", "target")
+# Without underscores, hyphens and spaces
+_PATH_HEADERS = ("path", "video", "videopath", "videoname", "file", "filename", "filepath", "name", "clip", "clippath")
+_LABEL_HEADERS = ("label", "labelname", "class", "classname", "target", "category")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
@@ -50,7 +52,7 @@ def _read(lists: Path, subset: Subset, split: int) -> Sides:
         for where, name in named:
             refuse_escape(name, where)
         class_names = tuple(name for _, name in named)
-        if len({name.casefold() for name in class_names}) != len(class_names) or not class_names:
+        if len({_folded(name) for name in class_names}) != len(class_names) or not class_names:
             raise DataError(f"{classes_file}: must name each class once, one a line")
     else:
         labels = {label for _, label, _ in every}
@@ -63,13 +65,13 @@ def _read(lists: Path, subset: Subset, split: int) -> Sides:
         ordered = sorted(labels, key=(lambda text: (int(text), text)) if numbers else None)
         spelled: dict[str, str] = {}
         for label in ordered:
-            spelled.setdefault(label.casefold(), label)
+            spelled.setdefault(_folded(label), label)
         class_names = tuple(spelled.values())
-    by_fold = {name.casefold(): name for name in class_names}
+    by_fold = {_folded(name): name for name in class_names}
 
     def class_of(label: str, where: str) -> str:
-        if label.casefold() in by_fold:
-            return by_fold[label.casefold()]
+        if _folded(label) in by_fold:
+            return by_fold[_folded(label)]
         number = _NUMBER.fullmatch(label)
         if number and int(label) < len(class_names):
             return class_names[int(label)]
@@ -85,6 +87,11 @@ def _read(lists: Path, subset: Subset, split: int) -> Sides:
     return class_names, sides
 
 
+def _folded(label: str) -> str:
+    """The same text for all spellings of a label."""
+    return str(int(label)) if _NUMBER.fullmatch(label) else label.casefold()
+
+
 def _read_rows(path: Path) -> list[tuple[str, str, str]]:
     """Reads (path, label, where) from every row."""
     rows: list[tuple[str, str, str]] = []
@@ -97,12 +104,8 @@ def _read_rows(path: Path) -> list[tuple[str, str, str]]:
                 continue
             where = f"{path.name}:{reader.line_num}"
             refuse_long(",".join(cells), where)
-            lower = [cell.lower() for cell in cells]
-            if not rows and width == 2 and any(c in _PATH_HEADERS for c in lower) and reader.line_num == 1:
-                path_column = next(i for i, c in enumerate(lower) if c in _PATH_HEADERS)
-                label_column = next((i for i, c in enumerate(lower) if c in _LABEL_HEADERS), -1)
-                if label_column < 0:
-                    raise DataError(f"{where}: header {shown(','.join(cells))} has no column 'label'")
+            if reader.line_num == 1 and (columns := _header(cells, where)):
+                path_column, label_column = columns
                 width = len(cells)
                 continue
             if len(cells) != width or not cells[path_column] or not cells[label_column]:
@@ -113,7 +116,28 @@ def _read_rows(path: Path) -> list[tuple[str, str, str]]:
         raise DataError(f"{path.name}:{reader.line_num}: not CSV: {error}") from error
     if not rows:
         raise DataError(f"{path}: lists no video")
+    first, *others = [cells[0].lower().endswith(VIDEO_SUFFIXES) for cells in rows]
+    if others and all(others) and not first:
+        raise DataError(
+            f"{rows[0][2]}: {shown(','.join(rows[0][:2]))} names no video; name its columns 'path' and 'label'"
+        )
     return rows
+
+
+def _header(cells: list[str], where: str) -> tuple[int, int] | None:
+    """The columns of the path and the label if the first line is a header."""
+    names = [re.sub(r"[-_ ]", "", cell.lower()) for cell in cells]
+    known = [
+        next((i for i, name in enumerate(names) if name in headers), None)
+        for headers in (_PATH_HEADERS, _LABEL_HEADERS)
+    ]
+    path_column, label_column = known
+    if path_column is not None and label_column is not None:
+        return path_column, label_column
+    if known == [None, None] or any(cell.lower().endswith(VIDEO_SUFFIXES) for cell in cells):
+        return None
+    lacks = "path" if path_column is None else "label"
+    raise DataError(f"{where}: header {shown(','.join(cells))} has no column {lacks!r}")
 
 
 CSV = ListFormat(

@@ -1,5 +1,6 @@
-"""What all formats of split lists share: the videos that they list, and checks of text that may come from anywhere."""
+"""Parts that all formats of split lists share: listed videos, and checks of untrusted text."""
 
+import codecs
 import dataclasses
 import re
 from collections.abc import Callable, Iterable
@@ -39,10 +40,10 @@ class ListFormat:
 
     Attributes:
       marks: a folder that holds a file of one of these names has lists of this format.
-      files: the files of the format, in words, for messages.
+      files: the files of the format, for messages.
       splits: folder -> the numbers of its splits.
-      read: (folder, subset, split) -> both sides of the split. The list of `subset` must exist. Raises DataError for
-        anything wrong, which names the file and the line.
+      read: (folder, subset, split) -> both sides of the split. The list of `subset` must exist. Raises DataError, which
+        names the file and the line.
     """
 
     marks: tuple[str, ...]
@@ -61,14 +62,21 @@ def lines(path: Path) -> Iterable[tuple[str, str]]:
 
 
 def read_text(path: Path) -> str:
-    """Reads a list as UTF-8; other bytes become surrogates."""
+    """Reads a list as UTF-8, where other bytes become surrogates, or as UTF-16 if it begins with that mark."""
     try:
         size = path.stat().st_size
         if size > _MOST_BYTES:
-            raise DataError(f"{path}: {size} bytes, more than {_MOST_BYTES}: this is no list")
-        return path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+            raise DataError(f"{path}: {size} bytes, more than {_MOST_BYTES}: this is not a list")
+        content = path.read_bytes()
+        if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return content.decode("utf-16")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not valid UTF-16 ({error.reason}); save it as UTF-8") from error
+    if b"\0" in content[:2]:
+        raise DataError(f"{path}: seems to be UTF-16 without its mark; save it as UTF-8")
+    return content.decode("utf-8-sig", errors="surrogateescape")
 
 
 def refuse_long(line: str, where: str) -> None:

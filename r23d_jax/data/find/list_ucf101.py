@@ -46,9 +46,7 @@ def _read_classes(path: Path) -> dict[str, int]:
     for where, line in lines(path):
         found = _CLASS_LINE.fullmatch(line)
         if not found:
-            raise DataError(
-                f"{where}: malformed line {shown(line)}; expected a number and a class name, e.g. '12 Diving'"
-            )
+            raise DataError(f"{where}: malformed line {shown(line)}; expected a number and a class, e.g. '12 Diving'")
         number, name = int(found[1]), found[2]
         refuse_escape(name, where)
         if name.casefold() in folded:

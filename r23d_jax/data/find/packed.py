@@ -1,7 +1,7 @@
 """Finds the videos in TFRecord shards of encoded frames, so that each frame can be read on its own.
 
-To read 16 frames through `tensorflow_datasets`, the whole video must be read and parsed. Here the shards are scanned
-once for the place of every frame; after that a clip costs only the bytes of its own frames.
+The shards are scanned once for the place of every frame. After that a clip costs only the bytes of its own frames,
+while `tensorflow_datasets` would read and parse the whole video.
 
 This reads the output of `prepare --format packed`, and any other tensorflow-datasets folder whose examples hold a
 `Video` feature of encoded images and a `label`. For tensorflow-datasets' own UCF101, whose configurations are the
@@ -23,16 +23,11 @@ from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.frames import PackedFrames, VideoIndex
 from r23d_jax.data.find.index_cache import load, prepare_folder, save
 from r23d_jax.data.find.list_format import Subset
-from r23d_jax.data.find.packed_scan import Table, find_dataset, read_table
+from r23d_jax.data.find.packed_scan import TABLE_LAYOUT, Table, find_dataset, read_table
 from r23d_jax.data.find.splits import Entry, VideoList
 from r23d_jax.data.find.video_names import group_of
 
 _CACHE = "packed"
-_CACHE_LAYOUT = {  # see `Table`
-    **{"class_names": "str C", "shards": "str S", "sizes": "int64 S", "times": "int64 S", "split": "str M"},
-    **{"record": "int64 M", "names": "str M", "labels": "int32 M", "num_frames": "int32 M", "shard": "int32 M"},
-    **{"row": "int64 M", "offset": "int64 K", "length": "int64 K", "notes": "str N"},
-}
 
 
 def index_packed(root: Path, videos: VideoList | None, subset: Subset, cache: bool = True) -> VideoIndex:
@@ -59,22 +54,22 @@ def index_packed(root: Path, videos: VideoList | None, subset: Subset, cache: bo
     table = None
     if cache:
         prepare_folder(folder)
-        table = _from_cache(folder, load(folder, _CACHE, _CACHE_LAYOUT))
+        table = _from_cache(folder, load(folder, _CACHE, TABLE_LAYOUT))
     if table is None:
         table = read_table(folder)
         if cache:
-            save(folder, _CACHE, {field.name: getattr(table, field.name) for field in dataclasses.fields(table)})
+            save(folder, _CACHE, vars(table))
     if not len(table.names):
         raise DataError(f"{folder}: no record of it can be read{_notes_text(table)}")
     selection = _select_listed(folder, table, videos) if videos and table.named else None
     if selection is None:
         selection = _select_split(folder, table, videos, subset)
     if not len(selection.rows):
-        what = (
+        some = (
             f"none of the {len(videos.entries)} listed videos, e.g. {videos.entries[0].name}" if videos else "no video"
         )
-        have = f"; it holds e.g. {table.names[0]}" if table.named and len(table.names) else ""
-        raise DataError(f"{folder}: holds {what}{have}{_notes_text(table)}")
+        have = f"; it holds e.g. {table.names[0]}" if table.named else ""
+        raise DataError(f"{folder}: holds {some}{have}{_notes_text(table)}")
     return VideoIndex(
         class_names=selection.class_names,
         names=np.array(selection.names),
@@ -101,9 +96,6 @@ class _Selection:
     labels: list[int]
     class_names: tuple[str, ...]
     missing: tuple[str, ...] = ()
-
-
-# -- choosing videos ---------------------------------------------------------------------------------------------------
 
 
 def _select_listed(folder: Path, table: Table, videos: VideoList) -> _Selection:
@@ -194,7 +186,7 @@ def _from_cache(folder: Path, arrays: dict[str, np.ndarray] | None) -> Table | N
 
 
 def _is_plausible(table: Table) -> bool:
-    """Whether all numbers are in range; a saved table comes with the data, so it may be forged."""
+    """Whether all numbers are in range; a saved table comes with the data and may be forged."""
     return bool(
         np.all((table.labels >= 0) & (table.labels < len(table.class_names)))
         and np.all((table.shard >= 0) & (table.shard < len(table.shards)))

@@ -1,6 +1,5 @@
 """Reads the shards of a packed dataset once, to find the place of every frame."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -26,24 +25,32 @@ _REMEDY = (
 _NAME_FEATURES = ("name", "video_name", "filename")
 
 
+# Dtypes and axes of the fields of `Table`: C classes, S shards, M videos, K frames
+TABLE_LAYOUT = {
+    **{"class_names": "str C", "shards": "str S", "sizes": "int64 S", "times": "int64 S", "split": "str M"},
+    **{"record": "int64 M", "names": "str M", "labels": "int32 M", "num_frames": "int32 M", "shard": "int32 M"},
+    **{"row": "int64 M", "offset": "int64 K", "length": "int64 K", "notes": "str N"},
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """All M videos of a packed dataset, with K frames in S shards; saved as it is."""
+    """All videos of a packed dataset, in the arrays of `TABLE_LAYOUT`; saved as it is."""
 
-    class_names: np.ndarray  # (C,) str
-    shards: np.ndarray  # (S,) str, file names
-    sizes: np.ndarray  # (S,) int64, bytes; a saved table is valid while these and the times match
-    times: np.ndarray  # (S,) int64, ns
-    split: np.ndarray  # (M,) str
-    record: np.ndarray  # (M,) int64, place in the split
-    names: np.ndarray  # (M,) str; "" where records have no names
-    labels: np.ndarray  # (M,) int32
-    num_frames: np.ndarray  # (M,) int32
-    shard: np.ndarray  # (M,) int32
-    row: np.ndarray  # (M,) int64
-    offset: np.ndarray  # (K,) int64
-    length: np.ndarray  # (K,) int64
-    notes: np.ndarray  # str
+    class_names: np.ndarray
+    shards: np.ndarray  # file names
+    sizes: np.ndarray  # bytes; a saved table is valid while these and the times match
+    times: np.ndarray  # ns
+    split: np.ndarray
+    record: np.ndarray  # place in the split
+    names: np.ndarray  # "" where records have no names
+    labels: np.ndarray
+    num_frames: np.ndarray
+    shard: np.ndarray
+    row: np.ndarray  # of the video's first frame in offset and length
+    offset: np.ndarray
+    length: np.ndarray
+    notes: np.ndarray
 
     @property
     def named(self) -> bool:
@@ -90,47 +97,33 @@ def _folders_in(folder: Path) -> list[Path]:
 def read_table(folder: Path) -> Table:
     """Reads all shards of a dataset; damaged records are left out and named in `notes`."""
     class_names, shards, keys = _describe_dataset(folder)
-    show = Progress(len(shards), "shards", "index packed videos") if len(shards) >= 8 else None
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, show or contextlib.nullcontext():
+    show = Progress(len(shards), "shards", "index packed videos", shown=len(shards) >= 8)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, show:
         for _ in pool.map(lambda shard: _scan_shard(shard, keys, len(class_names)), shards):
-            if show is not None:
-                show.update()
+            show.update()
 
     videos, notes, base = [], [], defaultdict(int)
-    offsets, lengths, num_frames = [], [], 0
+    offsets, lengths = [], []
     for number, shard in enumerate(shards):
         for record, name, label, offset, length in shard.videos:
-            row = (shard.split, base[shard.split] + record, name, label, len(offset), number, num_frames)
-            videos.append(row)
+            videos.append((shard.split, base[shard.split] + record, name, label, len(offset), number, len(offsets)))
             offsets += offset
             lengths += length
-            num_frames += len(offset)
         base[shard.split] += shard.num_records
         lost = shard.num_records - len(shard.videos)
         if shard.problems:
             notes.append(f"{shard.path}: {lost} damaged video(s) left out: {'; '.join(shard.problems[:3])}")
-    split, record, names, labels, counts, shard_of, row = zip(*videos, strict=True) if videos else ((),) * 7
     stats = [os.stat(shard.path) for shard in shards]
-    return Table(
-        class_names=np.array(class_names, str),
-        shards=np.array([shard.path.name for shard in shards], str),
-        sizes=np.array([stat.st_size for stat in stats], np.int64),
-        times=np.array([stat.st_mtime_ns for stat in stats], np.int64),
-        split=np.array(split, str),
-        record=np.array(record, np.int64),
-        names=np.array(names, str),
-        labels=np.array(labels, np.int32),
-        num_frames=np.array(counts, np.int32),
-        shard=np.array(shard_of, np.int32),
-        row=np.array(row, np.int64),
-        offset=np.array(offsets, np.int64),
-        length=np.array(lengths, np.int64),
-        notes=np.array(notes, str),
-    )
+    columns = zip(*videos, strict=True) if videos else [()] * 7
+    values = dict(zip(("split", "record", "names", "labels", "num_frames", "shard", "row"), columns, strict=True))
+    values |= {"class_names": class_names, "shards": [shard.path.name for shard in shards], "notes": notes}
+    values |= {"sizes": [stat.st_size for stat in stats], "times": [stat.st_mtime_ns for stat in stats]}
+    values |= {"offset": offsets, "length": lengths}
+    return Table(**{name: np.array(value, TABLE_LAYOUT[name].split()[0]) for name, value in values.items()})
 
 
 def _describe_dataset(folder: Path) -> tuple[list[str], list[_Shard], tuple[str, str, str]]:
-    """Gives class names, shards, and the features that hold the frames, the label and the video's name."""
+    """Class names, shards, and the features that hold the frames, the label and the video's name."""
     _refuse_foreign_features(folder / _FEATURES)
     import tensorflow_datasets as tfds  # takes seconds; not needed when the index is cached
 

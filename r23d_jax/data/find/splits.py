@@ -1,6 +1,6 @@
-"""Which videos there are, what they show, and which are for training.
+"""The videos of a dataset, their classes, and which are for training.
 
-The formats of lists are the rows of `FORMATS`; the files in a folder tell which one it has.
+The formats of lists are the rows of `FORMATS`; the files in a folder show which one it has.
 
 Clips of UCF101 with one group number (`v_Diving_g08_c01`: group 8) are cut from one recording. A split with a group on
 both sides would measure memory of the recording, and its accuracy would double or more. Such a split is refused.
@@ -22,19 +22,12 @@ FORMATS: dict[str, ListFormat] = {"ucf101": UCF101, "csv": CSV}
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One listed video.
+    """One listed video."""
 
-    Attributes:
-      name: `v_Diving_g01_c01`, the file name without folder and suffix; from a CSV file, the path without suffix.
-      label: class number, from 0.
-      class_name: `Diving`.
-      group: unit that must not be on both sides of a split: `Diving_g01`, or the listed path if names hold no group.
-    """
-
-    name: str
-    label: int
+    name: str  # `v_Diving_g01_c01`, the file name without folder and suffix; from a CSV file, the path without suffix
+    label: int  # class number, from 0
     class_name: str
-    group: str
+    group: str  # must not be on both sides of a split: `Diving_g01`, or the listed path if names hold no group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +45,7 @@ def hold_out(videos: VideoList, fraction: float) -> tuple[VideoList, VideoList]:
 
     Args:
       videos: a training list.
-      fraction: share of each class's groups to hold out, above 0 and below 1.
+      fraction: share of the groups of each class to hold out, above 0 and below 1.
 
     Raises:
       DataError: a class has only one group.
@@ -85,7 +78,7 @@ def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, .
 
     Raises:
       DataError: a file is missing, a line is malformed, a class is unknown, a path leaves the folder, a video is listed
-        twice, or a group is on both sides.
+        twice, a group is on both sides, or a class of the test list has no training video.
     """
     lists = Path(lists)
     if subset not in ("train", "test"):
@@ -104,6 +97,8 @@ def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, .
     if not entries:
         some = ", ".join(kept[:5]) + (", ..." if len(kept) > 5 else "")
         raise DataError(f"{lists}: the {subset} list of split {split} names no video of {some or 'any class'}")
+    if len(sides) == 2:
+        _refuse_untrained(lists, sides["train"], [video for video in sides["test"] if video.class_name in label])
     return VideoList(kept, entries)
 
 
@@ -140,6 +135,17 @@ def _refuse_leak(lists: Path, train: list[Listed], test: list[Listed]) -> None:
             "the test list, so the test accuracy would be far too high. For example "
             + "; ".join(examples)
             + ". Keep each group on one side, or use the official lists"
+        )
+
+
+def _refuse_untrained(lists: Path, train: list[Listed], test: list[Listed]) -> None:
+    trained = {video.class_name for video in train}
+    untrained = {video.class_name: video for video in reversed(test) if video.class_name not in trained}
+    if untrained:
+        name, video = min(untrained.items())
+        raise DataError(
+            f"{lists}: {len(untrained)} class(es) of the test list have no training video, e.g. {name} "
+            f"({video.where}); are they spelled alike in both lists? To leave classes out, set config.data.classes"
         )
 
 

@@ -1,7 +1,7 @@
 """Decodes many video files in parallel, each into a folder of JPEG frames.
 
-Each folder is written under a temporary name and renamed when it is complete, so a folder with its final name is whole,
-and a second run continues where the first one stopped.
+Each folder is written under a temporary name and renamed when it is complete, so a second run continues where the first
+one stopped.
 """
 
 import dataclasses
@@ -35,23 +35,14 @@ class PrepareError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One video to decode.
-
-    Attributes:
-      video: the file.
-      folder: the folder to write.
-      quality: JPEG quality, 1 to 100.
-      short_side: length of the shorter side in pixels; 0 keeps the video's own size.
-      flow: method of the optical flow to write instead of frames; "" for frames.
-      flow_bound: displacement in pixels that becomes the largest stored value.
-    """
+    """One video file to decode into a folder."""
 
     video: str
     folder: str
-    quality: int
-    short_side: int
-    flow: str = ""
-    flow_bound: float = DEFAULT_BOUND
+    quality: int  # of JPEG, 1 to 100
+    short_side: int  # length of the shorter side in pixels; 0 keeps the video's own size
+    flow: str = ""  # method of the optical flow to write instead of frames
+    flow_bound: float = DEFAULT_BOUND  # displacement in pixels that becomes the largest stored value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,17 +54,10 @@ class Result:
 
 
 def run_jobs(jobs: Iterable[Job], num_workers: int) -> Generator[tuple[Job, Result], None, None]:
-    """Decodes videos in processes.
+    """Decodes videos in `num_workers` processes, and yields (job, result) in order of completion.
 
     A process that dies (out of memory, a crash in the decoder) does not end the run: the videos it may have been
     working on are tried again one at a time, and a video that kills its process again is reported as broken.
-
-    Args:
-      jobs: the videos to decode.
-      num_workers: number of processes.
-
-    Yields:
-      (job, result) in order of completion.
 
     Raises:
       PrepareError: results cannot be written.

@@ -26,19 +26,12 @@ from r23d_jax.runtime import disk
 
 @dataclasses.dataclass(frozen=True)
 class BeamSource:
-    """One video to decode and pack.
+    """One video to decode and pack."""
 
-    Attributes:
-      name: as in the lists.
-      class_name: one of the dataset's classes.
-      job: the video, and how its frames are encoded; its folder is not used.
-      needed: whether the video must not be left out, because it is in the shards that are to be replaced.
-    """
-
-    name: str
+    name: str  # as in the lists
     class_name: str
-    job: Job
-    needed: bool
+    job: Job  # its folder is not used
+    needed: bool  # whether the video is in the shards that are replaced, and so must not be left out
 
 
 def write_packed_with_beam(
@@ -51,7 +44,7 @@ def write_packed_with_beam(
     options: Sequence[str],
     staging: Path,
 ) -> dict[str, str]:
-    """Does what `write_packed` does, but workers of a Beam runner decode the videos; all must see the same files.
+    """Does the same as `write_packed`, but a Beam runner's workers, which must see the same files, decode the videos.
 
     Args:
       out, class_names, num_shards: as in `write_packed`.
@@ -64,8 +57,8 @@ def write_packed_with_beam(
       The reasons why videos are left out, by file.
 
     Raises:
-      UserError: there is no such runner, or a value is not of its option's kind. (Apache Beam leaves options that it
-        does not know to the runner, with a warning.)
+      UserError: there is no such runner, or a value has the wrong type for its option. (Apache Beam passes options that
+        it does not know to the runner, with a warning.)
       PrepareError: the pipeline failed, or a needed video cannot be decoded.
       WriteError: e.g. because the disk is full. In all cases `out` is untouched.
     """
@@ -81,14 +74,8 @@ def write_packed_with_beam(
         raise UserError(f"--beam-options {','.join(options)}: {why}") from error
     staging.mkdir(parents=True, exist_ok=True)
     try:
-        write_examples(
-            out,
-            _Examples(sources, staging),
-            class_names,
-            num_shards=num_shards,
-            beam_runner=beam_runner,
-            beam_options=beam_options,
-        )
+        beam_config = {"beam_runner": beam_runner, "beam_options": beam_options}
+        write_examples(out, _Examples(sources, staging), class_names, num_shards=num_shards, **beam_config)
     except UserError:
         raise
     except Exception as error:  # runners wrap the errors of workers in their own
@@ -121,7 +108,7 @@ class _Decode(beam.DoFn):
         except (VideoError, OSError) as error:
             video = element.job.video
             if element.needed:
-                raise PrepareError(f"{error}, but it is in the shards, which are left as they are") from error
+                raise PrepareError(f"{error}, but it is in the existing shards, which were not changed") from error
             note = self._staging / f"{hashlib.sha256(video.encode(errors='surrogateescape')).hexdigest()}.json"
             disk.write_atomically(note, json.dumps([video, str(error)]))
         else:

@@ -23,24 +23,17 @@ SPLIT = "videos"  # one split; the lists say which videos are for training
 
 @dataclasses.dataclass(frozen=True)
 class PackSource:
-    """One video to pack.
+    """One video to pack."""
 
-    Attributes:
-      name: as in the lists.
-      class_name: one of the builder's classes.
-      read: returns the encoded JPEG frames, in order.
-    """
-
-    name: str
+    name: str  # as in the lists
     class_name: str
-    read: Callable[[], list[bytes]]
+    read: Callable[[], list[bytes]]  # returns the encoded JPEG frames, in order
 
 
 class R23dVideos(tfds.core.GeneratorBasedBuilder):
     """Videos as sequences of encoded JPEG frames, one video per record.
 
-    `tfds.builder_from_directory` reads the result. The frames' bytes are stored as they are; nothing is decoded or
-    encoded again.
+    `tfds.builder_from_directory` reads the result. The bytes of the frames are stored unchanged.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -71,7 +64,7 @@ class R23dVideos(tfds.core.GeneratorBasedBuilder):
 
 
 def example(name: str, class_name: str, frames: Sequence[bytes]) -> tuple[str, dict[str, Any]]:
-    """The form of a video that the builder takes: its key, and the values of its features."""
+    """A video as the builder takes it: its key, and the values of its features."""
     return f"{class_name}/{name}", {"video": list(frames), "label": class_name, "name": name}
 
 
@@ -110,15 +103,9 @@ def write_packed(
 def write_examples(
     out: Path, examples: Any, class_names: Sequence[str], *, num_shards: int = 0, **download_config: Any
 ) -> Path:
-    """Does what `write_packed` does, for an iterator or a Beam transform of the results of `example`.
+    """Does the same as `write_packed`, for an iterator or a Beam transform of the results of `example`.
 
-    Args:
-      out, class_names, num_shards: as in `write_packed`.
-      examples: the content.
-      **download_config: more fields of `tfds.download.DownloadConfig`.
-
-    Raises:
-      WriteError: as in `write_packed`.
+    `download_config` holds more fields of `tfds.download.DownloadConfig`.
     """
     tfds.disable_progress_bar()
     verbosity = logging.get_verbosity()
@@ -126,7 +113,7 @@ def write_examples(
     with disk.replacing(out) as partial:
         builder = R23dVideos(data_dir=str(partial), examples=examples, class_names=class_names)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints "Downloading", though nothing is
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints "Downloading", though it downloads nothing
                 config = tfds.download.DownloadConfig(num_shards=num_shards or None, **download_config)
                 builder.download_and_prepare(download_config=config)
         except RuntimeError as error:  # TensorFlow's error if it cannot write, wrapped, without an errno

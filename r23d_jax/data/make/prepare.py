@@ -1,4 +1,4 @@
-"""Turns a folder of videos into frame folders, packed shards, or both; a later run does only what is left."""
+"""Turns a folder of videos into frame folders, packed shards, or both; a later run does only the remaining work."""
 
 import contextlib
 import dataclasses
@@ -21,36 +21,20 @@ LOCK = ".prepare.lock"
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to prepare, and how.
-
-    Attributes:
-      videos: folder that is searched for videos.
-      out: folder of the results.
-      format: "frames", "packed" or "both".
-      quality: JPEG quality, 1 to 100.
-      short_side: length in pixels to which the shorter side is reduced; 0 keeps the size.
-      flow: method of the optical flow to write instead of frames; "" for frames.
-      flow_bound: displacement in pixels that becomes the largest stored value.
-      lists: folder of split lists; if given, only the videos that they name are prepared.
-      workers: processes; 0: one per core.
-      shards: number of shards; 0: as many as keep each below about 1 GiB.
-      beam_runner: name of the Apache Beam runner that decodes; "": this machine decodes.
-      beam_options: options of Beam or its runner, "option=value,...".
-      overwrite: whether to remove the results of earlier runs.
-    """
+    """What to prepare, and how; the options of the `prepare` command, which documents them."""
 
     videos: str
     out: str
-    format: str
+    format: str  # "frames", "packed" or "both"
     quality: int
-    short_side: int
-    flow: str
-    flow_bound: float
-    lists: str
-    workers: int
-    shards: int
-    beam_runner: str
-    beam_options: str
+    short_side: int  # pixels; 0 keeps the size
+    flow: str  # a key of `flow.METHODS`; "" for frames
+    flow_bound: float  # pixels
+    lists: str  # "": prepare all videos
+    workers: int  # 0: one per core
+    shards: int  # 0: as many as keep each below about 1 GiB
+    beam_runner: str  # "": this machine decodes
+    beam_options: str  # "option=value,..."
     overwrite: bool
 
     @property
@@ -60,29 +44,19 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a run did.
+    """What a run did."""
 
-    Attributes:
-      num_ready: videos that are ready, those of earlier runs included.
-      num_broken: files that cannot be used.
-      num_new: videos decoded by this run, and `num_frames` their frames; None where Apache Beam decoded.
-    """
-
-    num_ready: int
-    num_broken: int
-    num_new: int | None
-    num_frames: int | None
+    num_ready: int  # videos that are ready, including those of earlier runs
+    num_broken: int  # files that cannot be used
+    num_new: int | None  # videos decoded by this run; None if Apache Beam decoded
+    num_frames: int | None  # frames of these videos
 
 
 def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
-    """Prepares videos.
-
-    Args:
-      settings: what to do.
-      log: receives lines of information.
+    """Prepares videos; `log` receives lines of information.
 
     Raises:
-      UserError: the settings make no sense, or do not fit what is on disk.
+      UserError: the settings are wrong, or do not match the results of earlier runs.
       PrepareError: the run cannot continue, e.g. because the disk is full. Finished work is kept.
     """
     _check(settings)
@@ -96,7 +70,11 @@ def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
         record = open_record(out, wanted, packs=settings.packs, overwrite=settings.overwrite)
         remove_partial(out)
         packed = frozenset(record.packed if settings.packs and (out / PACKED).is_dir() else ())
-        _refuse_loss(settings, packed - {video.target for video in videos})
+        if lost := packed - {video.target for video in videos}:  # shards are rewritten as a whole
+            raise UserError(
+                f"--out {out}: its shards hold {len(lost)} videos that are not in --videos {settings.videos}, e.g. "
+                f"{min(lost)}; give a folder that holds all videos, another --out, or --overwrite"
+            )
         num_frames: dict[str, int] = {}
         if settings.beam_runner:
             good = _pack_with_beam(settings, videos, found.class_names, record, packed, broken, log)
@@ -137,22 +115,13 @@ def _check(settings: Settings) -> None:
             raise UserError(f"--{option.replace('_', '-')} {getattr(settings, option)}: must be at least 0")
 
 
-def _refuse_loss(settings: Settings, lost: frozenset[str]) -> None:
-    """Shards are rewritten as a whole, so videos that are no longer given would vanish from them."""
-    if lost:
-        raise UserError(
-            f"--out {settings.out}: its shards hold {len(lost)} videos that are not in --videos {settings.videos}, "
-            f"e.g. {min(lost)}; give a folder that holds all videos, another --out, or --overwrite"
-        )
-
-
 def _refuse_undecodable(lost: frozenset[str], videos: list[VideoFile], broken: dict[str, str]) -> None:
-    """A video in the shards must not vanish because its file, or the disk, is broken today."""
+    """Keeps a video in the shards even if its file can no longer be read."""
     for video in videos:
         if video.target in lost:
             raise PrepareError(
-                f"{broken.get(str(video.path), video.path)}, but it is in the shards that are there, which are left as "
-                "they are; bring it back, or make the shards without it by --overwrite"
+                f"{broken.get(str(video.path), video.path)}, but it is in the existing shards, which were not changed; "
+                "restore the file, or make the shards without it by --overwrite"
             )
 
 
@@ -160,20 +129,14 @@ def _refuse_undecodable(lost: frozenset[str], videos: list[VideoFile], broken: d
 
 
 def _folder(settings: Settings, video: VideoFile) -> Path:
-    """The folder of a video's frames. Frames that are wanted in shards only are staged."""
+    """The folder of a video's frames; a staging folder if they are wanted in shards only."""
     folder = Path(settings.out, FRAMES, video.target)
     return Path(settings.out, STAGING, video.target) if settings.format == "packed" and not folder.is_dir() else folder
 
 
 def _job(settings: Settings, video: VideoFile) -> Job:
-    return Job(
-        video=str(video.path),
-        folder=str(_folder(settings, video)),
-        quality=settings.quality,
-        short_side=settings.short_side,
-        flow=settings.flow,
-        flow_bound=settings.flow_bound,
-    )
+    frames = {name: getattr(settings, name) for name in ("quality", "short_side", "flow", "flow_bound")}
+    return Job(video=str(video.path), folder=str(_folder(settings, video)), **frames)
 
 
 def _decode_all(
@@ -183,7 +146,7 @@ def _decode_all(
     broken: dict[str, str],
     num_frames: dict[str, int],
 ) -> list[VideoFile]:
-    """Decodes what the run needs; adds to `broken`, and the number of new frames by target to `num_frames`.
+    """Decodes the videos that the run needs; adds to `broken`, and numbers of new frames by target to `num_frames`.
 
     Returns:
       The videos whose frames are on disk; none if the existing shards need no change.
@@ -196,7 +159,7 @@ def _decode_all(
 
 
 def _decode(settings: Settings, videos: list[VideoFile], num_frames: dict[str, int]) -> dict[str, str]:
-    """Decodes what is not done yet; adds frame counts; returns what is broken."""
+    """Decodes videos without frames; adds frame counts; returns the reasons for broken videos."""
     target = {_job(settings, video): video.target for video in videos}
     to_do = [job for job in target if not os.path.exists(job.folder)]
     num_frames.update({target[job]: 0 for job in target.keys() - set(to_do)})
@@ -244,7 +207,7 @@ def _pack_with_beam(
 ) -> list[VideoFile]:
     """Decodes and packs all videos if one is new; adds to `broken` and to the record.
 
-    Videos that could not be decoded before are tried again when their files have changed.
+    A video that could not be decoded before is tried again if its file has changed.
 
     Returns:
       The videos packed now; none if there was nothing to do, or nothing can be decoded.
@@ -290,6 +253,6 @@ def _pack_with_beam(
 
 
 def _stamp(path: Path) -> list[int]:
-    """Changes when the file does."""
+    """Size and time of a file, which differ after a change."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]

@@ -1,4 +1,4 @@
-"""What `prepare` keeps beside its results: a record of settings and finished work, and a list of broken videos."""
+"""The record of settings and finished work that `prepare` keeps beside its results, and its list of broken videos."""
 
 import dataclasses
 import json
@@ -18,27 +18,18 @@ _SETTINGS = ("quality", "short_side", "flow", "flow_bound")
 
 @dataclasses.dataclass
 class Record:
-    """The content of `prepare.json`.
+    """The content of `prepare.json`."""
 
-    Attributes:
-      quality, short_side, flow, flow_bound: as in `jobs.Job`.
-      shards: number of shards that was asked for.
-      version: version of this package.
-      videos: number of finished videos.
-      broken: number of videos that cannot be used.
-      packed: targets of the videos in the shards.
-      left_out: target, stamp of the file and reason for every video that Apache Beam's workers could not decode.
-    """
-
-    quality: int
+    quality: int  # this and the next three: see `jobs.Job`
     short_side: int
     flow: str
     flow_bound: float
-    shards: int
-    version: str = __version__
-    videos: int = 0
-    broken: int = 0
-    packed: list[str] = dataclasses.field(default_factory=list)
+    shards: int  # as given by --shards
+    version: str = __version__  # of this package
+    videos: int = 0  # number of finished videos
+    broken: int = 0  # number of videos that cannot be used
+    packed: list[str] = dataclasses.field(default_factory=list)  # targets of the videos in the shards
+    # Target, stamp of the file and reason for every video that Apache Beam's workers could not decode
     left_out: list[tuple[str, list[int], str]] = dataclasses.field(default_factory=list)
 
     def save(self, out: Path) -> None:
@@ -60,7 +51,7 @@ def open_record(out: Path, wanted: Record, *, packs: bool, overwrite: bool) -> R
     path = out / RECORD
     made = [out / name for name in (FRAMES, PACKED, STAGING) if (out / name).exists()]
     if made and not path.exists():
-        raise UserError(f"{made[0]}: exists, but not made by this command (there is no {path}); use another --out")
+        raise UserError(f"{made[0]}: was not made by this command (there is no {path}); use another --out")
     if overwrite or not path.exists():
         for folder in made:
             shutil.rmtree(folder)

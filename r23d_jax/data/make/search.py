@@ -1,4 +1,4 @@
-"""Finds the video files below a folder, and what each is called in the dataset."""
+"""Finds the video files below a folder, and the names of their videos in the dataset."""
 
 import dataclasses
 import os
@@ -13,18 +13,11 @@ from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, group_of, without_suf
 
 @dataclasses.dataclass(frozen=True)
 class VideoFile:
-    """A video file and its names.
-
-    Attributes:
-      path: the file.
-      target: its frame folder, relative.
-      name: its name in the lists and in packed records.
-      class_name: its class.
-    """
+    """A video file and its names."""
 
     path: Path
-    target: str
-    name: str
+    target: str  # its frame folder, relative
+    name: str  # in the lists and in packed records
     class_name: str
 
 
@@ -40,19 +33,29 @@ class Search:
 def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], None] = print) -> Search:
     """Looks for videos, in subfolders and behind links too.
 
+    Without lists the class of `Walk/p1/001.mp4` is Walk, its first folder below `root` (or below train/, val/ or
+    test/). Its path stays the name, as in a list, because another class may hold p1/001.mp4 too.
+
     Args:
       root: the folder to search.
       out: a folder to leave out, because the results go there.
       lists: folder of split lists; if given, only the videos that they name are used.
-      log: receives how many of the listed videos were found.
+      log: receives how many videos were found, and how many other files.
 
     Raises:
       UserError: there is no video, or none that is listed.
     """
     broken: dict[str, str] = {}
-    paths = list(_walk(root, out, broken))
+    others: dict[str, list[Path]] = defaultdict(list)  # by suffix
+    paths = list(_walk(root, out, broken, others))
+    most = sorted(others.items(), key=lambda item: -len(item[1]))[:5]
+    unused = ", ".join(f"{len(files)} {suffix or 'other'} (e.g. {files[0]})" for suffix, files in most)
+    unused = f"{sum(map(len, others.values()))} files: {unused}"
     if not paths:
-        raise UserError(f"--videos {root}: holds no video ({' '.join(VIDEO_SUFFIXES)})")
+        found = f"; found instead: {unused}" if others else ""
+        raise UserError(f"--videos {root}: holds no video ({' '.join(VIDEO_SUFFIXES)}){found}")
+    if others:
+        log(f"not used, because the suffix is not that of a video: {unused}")
     listed, class_names = _listed(Path(lists)) if lists else (None, [])
     videos: dict[str, VideoFile] = {}
     not_listed = 0
@@ -68,6 +71,8 @@ def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], Non
                 broken[str(path)] = f"has the same class and name as {other.path}; rename one of them"
     if listed is None:
         class_names = sorted({video.class_name for video in videos.values()})
+        some = ", ".join(class_names[:3]) + (", ..." if len(class_names) > 3 else "")
+        log(f"{len(videos)} videos of {len(class_names)} classes found ({some})")
     else:
         log(f"{len(videos)} of the {sum(map(len, listed.values()))} listed videos found; {not_listed} not listed")
         if not videos:
@@ -75,7 +80,7 @@ def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], Non
     return Search(list(videos.values()), class_names, broken)
 
 
-def _walk(root: Path, out: Path, broken: dict[str, str]) -> Iterator[Path]:
+def _walk(root: Path, out: Path, broken: dict[str, str], others: dict[str, list[Path]]) -> Iterator[Path]:
     def unreadable(error: OSError) -> None:
         broken[str(error.filename)] = f"cannot be read ({error.strerror})"
 
@@ -88,8 +93,13 @@ def _walk(root: Path, out: Path, broken: dict[str, str]) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith("."):
-                yield Path(folder) / name
+            path = Path(folder) / name
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(VIDEO_SUFFIXES):
+                yield path
+            else:
+                others[path.suffix.lower()].append(path)
 
 
 def _problem(video: VideoFile) -> str | None:
@@ -120,6 +130,10 @@ def _identify(root: Path, path: Path, listed: dict[str, list[Entry]] | None) -> 
     *above, file = path.relative_to(root).parts
     stem = without_suffix(file)
     if listed is None:
+        if len(above) > 1 and group_of(stem) is None:
+            target = "/".join([*above, stem])
+            class_name = above[1] if above[0].lower() in ("train", "val", "test") else above[0]
+            return VideoFile(path, target, target, class_name)
         class_name = above[-1] if above else _class_in_name(stem) or root.resolve().name
         return VideoFile(path, f"{class_name}/{stem}", stem, class_name)
     here = "/".join(["", root.resolve().name, *above, stem]).casefold()

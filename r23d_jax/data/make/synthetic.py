@@ -21,7 +21,9 @@ This argument needs clips of 16 frames (or a multiple) at stride 1 with one crop
 because a mirrored "Right" is a "Left".
 """
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -72,8 +74,8 @@ def write_synthetic(
     """Writes the dataset in UCF101's layout, unless it exists already.
 
     Frames are `<root>/frames/<Class>/v_<Class>_gXX_cXX/image_00001.jpg`, 24 to 40 a video. The lists of three splits
-    with different test groups are in `<root>/lists`. Everything is written beside `root` first and then renamed, so a
-    killed run leaves no partial dataset. The same arguments give the same bytes.
+    with different test groups are in `<root>/lists`. Everything is written beside `root` and then renamed, so a killed
+    run leaves no partial dataset. The same arguments give the same bytes.
 
     Args:
       root: folder to make. A folder of an earlier call with other arguments is replaced.
@@ -88,14 +90,8 @@ def write_synthetic(
       UserError: `root` holds something else, or an argument is out of range.
     """
     root = Path(root)
-    arguments = {
-        "seed": seed,
-        "num_groups": num_groups,
-        "clips_per_group": clips_per_group,
-        "height": height,
-        "width": width,
-        "test_groups": test_groups,
-    }
+    arguments = {"seed": seed, "num_groups": num_groups, "clips_per_group": clips_per_group}
+    arguments |= {"height": height, "width": width, "test_groups": test_groups}
     _check(arguments)
     if is_complete(root, arguments):
         return
@@ -115,11 +111,9 @@ def is_complete(root: Path, arguments: dict[str, int] | None = None) -> bool:
     """Whether `root` holds a complete dataset of this version, written with these arguments (None: any)."""
     try:
         found = json.loads((root / MARKER).read_text())
-    except (OSError, ValueError):
+        return found["version"] == VERSION and arguments in (None, found["arguments"])
+    except (OSError, ValueError, TypeError, KeyError):
         return False
-    if not isinstance(found, dict) or found.get("version") != VERSION:
-        return False
-    return arguments is None or found.get("arguments") == arguments
 
 
 # -- motion ------------------------------------------------------------------------------------------------------------
@@ -188,20 +182,15 @@ def _appearance(rng: np.random.Generator, height: int, width: int) -> _Appearanc
     )
 
 
-def _pictures(look: _Appearance, brightness: float) -> list[list[bytes]]:
-    """Draws the 16 pictures of a clip as JPEG, [a][b]."""
+def _pictures(look: _Appearance, brightness: float) -> dict[tuple[int, int], bytes]:
+    """Draws the 16 pictures of a clip as JPEG, by (a, b)."""
     height, width, _ = look.light.shape
-    jpegs = []
-    for a in range(4):
-        row = []
-        for b in range(4):
-            moved = np.roll(look.wallpaper, (b * look.shift, a * look.shift), axis=(0, 1))[:height, :width]
-            frame = np.clip(np.round(moved + look.light + brightness), 0, 255).astype(np.uint8)
-            done, jpeg = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-            if not done:
-                raise RuntimeError("OpenCV could not encode a JPEG picture")
-            row.append(jpeg.tobytes())
-        jpegs.append(row)
+    jpegs = {}
+    for a, b in itertools.product(range(4), repeat=2):
+        moved = np.roll(look.wallpaper, (b * look.shift, a * look.shift), axis=(0, 1))[:height, :width]
+        frame = np.clip(np.round(moved + look.light + brightness), 0, 255).astype(np.uint8)
+        _, jpeg = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+        jpegs[a, b] = jpeg.tobytes()
     return jpegs
 
 
@@ -227,7 +216,7 @@ def _write_all(root: Path, arguments: dict[str, int]) -> None:
     write_atomically(root / MARKER, json.dumps({"version": VERSION, "arguments": arguments}, indent=2) + "\n")
 
 
-def _write_video(folder: Path, class_name: str, jpegs: list[list[bytes]], rng: np.random.Generator) -> None:
+def _write_video(folder: Path, class_name: str, jpegs: dict[tuple[int, int], bytes], rng: np.random.Generator) -> None:
     order = visiting_order(
         class_name,
         slow_direction=int(rng.choice((-1, 1))),
@@ -235,8 +224,8 @@ def _write_video(folder: Path, class_name: str, jpegs: list[list[bytes]], rng: n
         num_frames=int(rng.integers(_LEAST_FRAMES, _MOST_FRAMES + 1)),
     )
     folder.mkdir(parents=True)
-    for number, (a, b) in enumerate(order, start=1):
-        (folder / f"image_{number:05d}.jpg").write_bytes(jpegs[a][b])
+    for number, (a, b) in enumerate(order.tolist(), start=1):
+        (folder / f"image_{number:05d}.jpg").write_bytes(jpegs[a, b])
 
 
 def _video_name(class_name: str, group: int, clip: int) -> str:
@@ -250,45 +239,38 @@ def _write_lists(folder: Path, num_groups: int, clips: int, test_groups: int) ->
     for split in range(1, NUM_SPLITS + 1):
         first = (split - 1) * test_groups
         held_out = {(first + k) % num_groups + 1 for k in range(test_groups)}
-        train, test = [], []
+        train = test = ""
         for number, class_name in enumerate(CLASSES, start=1):
-            for group in range(1, num_groups + 1):
-                for clip in range(1, clips + 1):
-                    path = f"{class_name}/{_video_name(class_name, group, clip)}.avi"
-                    if group in held_out:
-                        test.append(f"{path}\n")  # as in UCF101, without the label
-                    else:
-                        train.append(f"{path} {number}\n")
-        (folder / f"trainlist{split:02d}.txt").write_text("".join(train))
-        (folder / f"testlist{split:02d}.txt").write_text("".join(test))
+            for group, clip in itertools.product(range(1, num_groups + 1), range(1, clips + 1)):
+                path = f"{class_name}/{_video_name(class_name, group, clip)}.avi"
+                if group in held_out:
+                    test += f"{path}\n"  # as in UCF101, without the label
+                else:
+                    train += f"{path} {number}\n"
+        (folder / f"trainlist{split:02d}.txt").write_text(train)
+        (folder / f"testlist{split:02d}.txt").write_text(test)
 
 
 def _check(arguments: dict[str, int]) -> None:
-    problems = []
-    if arguments["num_groups"] < 2 or arguments["num_groups"] > 99:
-        problems.append(f"num_groups={arguments['num_groups']}: must be 2 to 99")
-    if arguments["clips_per_group"] < 1 or arguments["clips_per_group"] > 99:
-        problems.append(f"clips_per_group={arguments['clips_per_group']}: must be 1 to 99")
-    if not 1 <= arguments["test_groups"] < arguments["num_groups"]:
-        problems.append(
-            f"test_groups={arguments['test_groups']}: must be at least 1 and below num_groups={arguments['num_groups']}"
-        )
-    if arguments["height"] < 32 or arguments["height"] % 16:
-        problems.append(f"height={arguments['height']}: must be a multiple of 16 pixels, at least 32")
-    if arguments["width"] < arguments["height"]:
-        problems.append(f"width={arguments['width']}: must be at least height={arguments['height']}")
+    num_groups, height = arguments["num_groups"], arguments["height"]
+    rules = {
+        "num_groups": (2 <= num_groups <= 99, "2 to 99"),
+        "clips_per_group": (1 <= arguments["clips_per_group"] <= 99, "1 to 99"),
+        "test_groups": (1 <= arguments["test_groups"] < num_groups, f"at least 1 and below num_groups={num_groups}"),
+        "height": (height >= 32 and height % 16 == 0, "a multiple of 16 pixels, at least 32"),
+        "width": (arguments["width"] >= height, f"at least height={height}"),
+    }
+    problems = [f"{name}={arguments[name]}: must be {rule}" for name, (ok, rule) in rules.items() if not ok]
     if problems:
         raise UserError("cannot write the synthetic dataset: " + "; ".join(problems))
 
 
 def _refuse_foreign(root: Path) -> None:
     """Refuses to replace anything but a missing or empty folder, or a dataset of this module."""
-    if not root.exists():
-        return
     inside = sorted(path.name for path in root.iterdir()) if root.is_dir() else [root.name]
     own = (root / MARKER).is_file()
     foreign = [name for name in inside if not (own and (name in ("frames", "lists", MARKER) or name.startswith(".")))]
-    if foreign:
+    if root.exists() and foreign:
         shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise UserError(
             f"{root}: holds something that is not the synthetic dataset ({shown}); nothing was written. Set "
@@ -301,26 +283,20 @@ def _partial_prefix(root: Path) -> str:
 
 
 def _remove_stale(root: Path) -> None:
-    """Removes old leftovers of killed calls beside `root`; a newer folder may belong to a running call."""
+    """Removes what killed calls left beside `root`; a folder of the last hour may belong to a running call."""
     for path in root.parent.glob(_partial_prefix(root) + "*"):
-        try:
+        with contextlib.suppress(FileNotFoundError):  # its owner has just renamed or removed it
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
-        except FileNotFoundError:  # its owner has just renamed or removed it
-            continue
 
 
 def _move_into_place(partial: Path, root: Path, arguments: dict[str, int]) -> None:
-    if root.exists():
-        try:
-            root.rmdir()  # empty
-        except OSError:
-            if is_complete(root, arguments):  # another process has written it meanwhile
-                return
-            _refuse_foreign(root)
-            old = Path(tempfile.mkdtemp(prefix=_partial_prefix(root), dir=root.parent))
-            os.rename(root, old / root.name)
-            shutil.rmtree(old, ignore_errors=True)
+    """Replaces `root`, unless another process has written the same dataset meanwhile."""
+    if root.exists() and not is_complete(root, arguments):
+        _refuse_foreign(root)
+        old = Path(tempfile.mkdtemp(prefix=_partial_prefix(root), dir=root.parent))
+        os.rename(root, old / root.name)
+        shutil.rmtree(old, ignore_errors=True)
     try:
         os.rename(partial, root)
     except OSError:

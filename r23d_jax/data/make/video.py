@@ -1,13 +1,14 @@
 """Decodes one video file with PyAV.
 
-Headers are not trusted: even in UCF101 their frame counts are off by a few frames, and some files name no frame rate.
-Frames are counted by decoding them.
+Frame counts in headers are not trusted: even in UCF101 they are off by a few frames, and an edit list hides frames that
+they count. Frames are counted by decoding them.
 """
 
 import errno
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import av
 import av.error
 import cv2
 import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
@@ -22,9 +24,12 @@ from r23d_jax.config import UserError
 from r23d_jax.data.find.picture_header import MAX_PIXELS
 from r23d_jax.data.find.video_names import VIDEO_FORMATS
 
-_LEAST_DECODED = 0.5  # of the frames that the header claims; undamaged files are off by a few frames at most
+_CLOCK = re.compile(r"([0-9]+):([0-9]+):([0-9]+(?:[.][0-9]+)?)$")  # 00:00:04.000000000
+_LEAST = (
+    0.5  # least share of the packets to decode, and of the claimed duration; intact files lack a few frames at most
+)
 
-# Metadata that is not UTF-8 must not keep a video from being read. PyAV 19 and later need no option for it.
+# A video with metadata that is not UTF-8 is read all the same. PyAV 19 and later need no option for it.
 _METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 # Options of the decoder, which would otherwise allocate a frame before its size can be checked: both when a file is
@@ -49,29 +54,42 @@ def iter_frames(
       num_threads: threads of the decoder; more than one is faster for large frames only; 0: one per core.
 
     Yields:
-      (H, W, 3) uint8 frames as a player shows them: a rotation that the file asks for is applied.
+      (H, W, 3) uint8 frames of the default video stream as a player shows them: rotated and mirrored as the first frame
+      asks.
 
     Raises:
       VideoError: the file is missing or damaged, has no video stream or no frame, or changes its size midway. The error
         may come after the first frames.
     """
-    size, count = None, 0
+    size, orient, count, num_packets, end = None, None, 0, 0, 0.0
     converter = VideoReformatter()
     with _open(path) as container:
         stream = _video_stream(path, container)
-        claimed = stream.frames
+        claimed = _claimed_seconds(container, stream)
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = num_threads
         stream.codec_context.options = _LIMITS
         try:
-            for frame in container.decode(stream):
-                image = _to_array(path, frame, converter, channels)
-                if size is None:
-                    size = image.shape
-                elif image.shape != size:
-                    raise VideoError(f"{path}: frames change their size from {_text(size)} to {_text(image.shape)}")
-                yield resize_short_side(image, short_side)
-                count += 1
+            for packet in container.demux(stream):
+                time = packet.dts if packet.pts is None else packet.pts
+                if time is not None:
+                    end = max(end, float((time + (packet.duration or 0)) * packet.time_base))
+                    if (
+                        packet.size == 0
+                    ):  # the picture stays for another frame's time; the decoder refuses such a packet
+                        continue
+                    num_packets += not packet.is_discard  # an edit list hides the others
+                for frame in packet.decode():
+                    _check_size(path, frame.width, frame.height)
+                    # One converter for all frames, with one thread: `frame.to_ndarray` starts a pool of threads for
+                    # every frame and takes ten times as long. The colors follow the file (BT.601 or BT.709).
+                    image = converter.reformat(frame, format=f"{channels}24", threads=1).to_ndarray()
+                    orient = orient or _orientation(frame)
+                    size = size or image.shape
+                    if image.shape != size:
+                        raise VideoError(f"{path}: frames change their size from {_text(size)} to {_text(image.shape)}")
+                    yield resize_short_side(orient(image), short_side)
+                    count += 1
         except av.error.FFmpegError as error:
             reason = _reason(error)
             if error.errno == errno.EINVAL:  # the decoder's error for a size above the limit, too
@@ -79,8 +97,10 @@ def iter_frames(
             raise VideoError(f"{path}: damaged ({reason})") from error
     if size is None:
         raise VideoError(f"{path}: holds no frame that can be decoded")
-    if count < claimed * _LEAST_DECODED:  # the decoder skips damage silently
-        raise VideoError(f"{path}: damaged ({count} frames can be decoded of about {claimed})")
+    if count < num_packets * _LEAST:  # the decoder skips damage silently
+        raise VideoError(f"{path}: damaged ({count} frames can be decoded of about {num_packets})")
+    if end < claimed * _LEAST:
+        raise VideoError(f"{path}: damaged (the video ends after {end:.1f} of {claimed:.1f} seconds)")
 
 
 def resize_short_side(image: np.ndarray, short_side: int) -> np.ndarray:
@@ -117,11 +137,28 @@ def _video_stream(path: Path, container: Any) -> Any:
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         raise VideoError(f"{path}: has no video stream")
-    context = streams[0].codec_context
+    best = container.streams.best("video")
+    stream = best if best in streams else streams[0]
+    context = stream.codec_context
     if context is None:
         raise VideoError(f"{path}: its codec is unknown")
     _check_size(path, context.width, context.height)
-    return streams[0]
+    return stream
+
+
+def _claimed_seconds(container: Any, stream: Any) -> float:
+    """The duration of a stream according to the file; 0 if the file does not state it."""
+    form = container.format.name.partition(",")[0]
+    if not VIDEO_FORMATS.get(form):  # a bare stream: FFmpeg guesses from the bit rate
+        return 0.0
+    if form == "avi" and stream.average_rate:  # FFmpeg reduces the duration to what the file can hold
+        return float(stream.frames / stream.average_rate)
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    for name, value in stream.metadata.items():  # Matroska
+        if name.startswith("DURATION") and (found := _CLOCK.match(value)):
+            return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
+    return (container.duration or 0) / av.time_base if len(container.streams) == 1 else 0.0
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
@@ -129,13 +166,15 @@ def _check_size(path: Path, width: int, height: int) -> None:
         raise VideoError(f"{path}: claims frames of {width}x{height} pixels; at most {MAX_PIXELS} pixels are decoded")
 
 
-def _to_array(path: Path, frame: Any, converter: VideoReformatter, channels: str) -> np.ndarray:
-    _check_size(path, frame.width, frame.height)
-    # One converter for all frames, with one thread: `frame.to_ndarray` starts a pool of threads for every frame and
-    # takes ten times as long. The colors follow the file (BT.601 or BT.709).
-    image = converter.reformat(frame, format=f"{channels}24", threads=1).to_ndarray()
-    turns = round(frame.rotation / 90) % 4  # counter-clockwise quarter turns
-    return np.ascontiguousarray(np.rot90(image, turns))  # also drops padding at the ends of rows
+def _orientation(frame: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """The function that brings (H, W, 3) frames into the orientation of a frame's display matrix."""
+    matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    # A stored point (x, y) is shown at (a x + c y, b x + d y).
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist() if matrix else (1, 0, 0, 0, 1)
+    swapped = abs(b) > abs(a)
+    x_factor, y_factor = (c, b) if swapped else (a, d)
+    steps = np.s_[:: -1 if y_factor < 0 else 1, :: -1 if x_factor < 0 else 1]
+    return lambda image: np.ascontiguousarray((image.swapaxes(0, 1) if swapped else image)[steps])
 
 
 def _text(shape: tuple[int, ...]) -> str:

@@ -1,11 +1,8 @@
-"""Where a clip is cut out of its frames, and what is then done to its pixels: TensorFlow operations without state.
+"""Where a clip is cut out of its frames, and how its pixels are then changed: stateless TensorFlow operations.
 
-All windows are in pixels of the frame as it lies on disk: "scale the short side to 136, then crop 112 x 112" becomes
-one window of 112/136 of the short side, which is the only part that is decoded and is resized once. Compared with
-scaling first and cropping then, a window is rounded to whole source pixels, and there is no second resize. The window
-of a frame smaller than `short_side` is enlarged.
-
-A window is (4,) int32: top, left, height, width.
+A window is (4,) int32: top, left, height, width, in pixels of the frame on disk. "Scale the short side to 136, then
+crop 112 x 112" becomes one window of 112/136 of the short side. Only that part is decoded, and it is resized once. A
+window is rounded to whole source pixels. The window of a frame smaller than `short_side` is enlarged.
 
 To add a crop, add a row to `WINDOWS` and its name to the config's CROPS. To add an augmentation, add a field to
 `DataConfig` and a row of the same name to `AUGMENTATIONS`.
@@ -26,38 +23,24 @@ WINDOW_DRAWS = 2 + 2 * _TRIES  # uniform numbers that a training window may take
 
 
 def training_window(cfg: DataConfig, draws: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    """The window of a training clip.
+    """The window of a training clip: (4,) int32, by `cfg.crop`, a key of `WINDOWS`.
 
     Args:
-      cfg: its `crop` is a key of `WINDOWS`.
+      cfg: scale, size and kind of crop.
       draws: (WINDOW_DRAWS,) float32 in [0, 1).
-      height: () int32, pixels.
-      width: () int32, pixels.
-
-    Returns:
-      (4,) int32.
-
-    Raises:
-      ConfigError: if there is no such crop.
+      height, width: () int32, pixels.
     """
     return look_up(WINDOWS, cfg.crop, "config.data.crop")(cfg, draws, height, width)
 
 
 def eval_window(cfg: DataConfig, crops: int, crop: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    """The window of an evaluation view; all are squares that are `crop_size` when the short side is `short_side`.
+    """The window of an evaluation view: (4,) int32, a square of `crop_size` if the short side is `short_side`.
 
     Args:
       cfg: scale and size.
       crops: a key of `EVAL_CROPS`.
       crop: () int32, 0 .. crops - 1.
-      height: () int32, pixels.
-      width: () int32, pixels.
-
-    Returns:
-      (4,) int32.
-
-    Raises:
-      ConfigError: if there is no such number of crops.
+      height, width: () int32, pixels.
     """
     side = _crop_side(cfg, height, width)
     corner = look_up(EVAL_CROPS, crops, "config.eval.crops")(crop, height - side, width - side)
@@ -70,18 +53,14 @@ def is_mirrored(crops: int, crop: tf.Tensor) -> tf.Tensor:
 
 
 def augment_clip(cfg: DataConfig, key: tf.Tensor, clip: tf.Tensor) -> tf.Tensor:
-    """Changes the pixels of a training clip by all augmentations that are on, in the order of `AUGMENTATIONS`.
+    """Applies all augmentations whose field in `cfg` is neither 0 nor False, in the order of `AUGMENTATIONS`.
 
-    Each draws from a key of its own, which follows from its name alone: its numbers stay the same when others are
-    switched on or added.
+    Each draws from a key that depends on its name alone, so its numbers stay the same when others are switched on.
 
     Args:
-      cfg: an augmentation is on where the field of its name is neither 0 nor False.
+      cfg: which augmentations.
       key: (2,) int64, of the clip.
-      clip: (t, s, s, c) uint8.
-
-    Returns:
-      (t, s, s, c) uint8.
+      clip: (t, s, s, c) uint8, as is the result.
     """
     for name, change in AUGMENTATIONS.items():
         if getattr(cfg, name):
@@ -95,15 +74,12 @@ def jitter_colors(strength: float, draws: tf.Tensor, video: tf.Tensor) -> tf.Ten
     Args:
       strength: each factor is uniform in [max(0, 1 - strength), 1 + strength].
       draws: (3,) float32 in [0, 1).
-      video: (t, h, w, 3) float32, 0..255.
-
-    Returns:
-      (t, h, w, 3) float32, 0..255.
+      video: (t, h, w, 3) float32, 0..255, as is the result.
     """
     low = max(0.0, 1.0 - strength)
     factors = low + draws * (1.0 + strength - low)
     video = tf.clip_by_value(video * factors[0], 0.0, 255.0)
-    # One mean for the clip: a mean per frame would make the picture flicker when something bright comes in.
+    # One mean for the clip: a mean per frame would make the picture flicker when something bright appears.
     video = _blend(video, tf.reduce_mean(_gray(video)), factors[1])
     return _blend(video, _gray(video), factors[2])
 
@@ -114,10 +90,10 @@ def to_uint8(video: tf.Tensor) -> tf.Tensor:
 
 
 def mirror(video: tf.Tensor, yes: tf.Tensor) -> tf.Tensor:
-    """Mirrors (t, h, w, c) uint8 left to right if `yes`, () bool. In flow, of two channels, x changes its sign too."""
+    """Mirrors (t, h, w, c) uint8 left to right if `yes`, () bool. Flow has two channels, and its x changes sign."""
 
     def mirrored() -> tf.Tensor:
-        # As one high picture: for (rows, w, 3) TensorFlow moves whole pixels, which is 2.4 times as fast.
+        # As one tall picture: for (rows, w, 3) TensorFlow moves whole pixels, which is 2.4 times as fast.
         high = tf.reshape(video, (-1, *video.shape[2:]))
         turned = tf.ensure_shape(tf.reshape(tf.reverse(high, [1]), tf.shape(video)), video.shape)
         if video.shape[-1] != 2:

@@ -1,4 +1,4 @@
-"""Reads the rows of batches in parallel, copes with unreadable rows, and ends all threads."""
+"""Reads the rows of batches in parallel, handles unreadable rows, and ends all threads."""
 
 import atexit
 import os
@@ -24,13 +24,13 @@ _TOGETHER = 8  # samples fetched at once
 
 
 class BatchIterator:
-    """Iterates over batches; `close`, or dropping it, ends its threads.
+    """Iterates over batches; `close`, or dropping the iterator, ends its threads.
 
-    After the first read error it switches to the careful mode, which tries substitutes (`first_readable`). That mode is
-    up to a third slower.
+    After the first read error it switches to a mode that tries substitutes (`first_readable`) and is up to a third
+    slower.
 
     Args:
-      make_dataset: (first batch, careful) -> the dataset from that batch on.
+      make_dataset: (first batch, substitute) -> the dataset from that batch on.
       num_batches: number of batches in total.
       observe: receives `tried` and `delivered` of every batch; see `BrokenLog.observe`.
     """
@@ -43,7 +43,7 @@ class BatchIterator:
     ):
         self._make_dataset, self._num_batches, self._observe = make_dataset, num_batches, observe
         self._given = 0
-        self._careful = False
+        self._substitute = False
         self._iterator: Iterator[Batch] | None = None
         _living.add(self)
 
@@ -57,9 +57,9 @@ class BatchIterator:
         try:
             batch = self._read()
         except tf.errors.OpError:
-            if self._careful:
+            if self._substitute:
                 raise
-            self._careful, self._iterator = True, None
+            self._substitute, self._iterator = True, None
             batch = self._read()
         self._given += 1
         try:
@@ -75,7 +75,7 @@ class BatchIterator:
 
     def _read(self) -> Batch:
         if self._iterator is None:
-            dataset = self._make_dataset(self._given, self._careful)
+            dataset = self._make_dataset(self._given, self._substitute)
             self._iterator = cast(Iterator[Batch], dataset.as_numpy_iterator())
         return next(self._iterator)
 
@@ -85,7 +85,7 @@ _living: weakref.WeakSet[BatchIterator] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """Ends all threads: those that call Python, to read shards, must end before the interpreter does."""
+    """Ends all threads, because those that read shards call Python and must end before the interpreter does."""
     for batches in list(_living):
         batches.close()
 
@@ -100,12 +100,12 @@ def dataset_maker(
     cfg: DataConfig,
     group: int = 0,
 ) -> Callable[[int, bool], tf.data.Dataset]:
-    """(batch, careful) -> batches `first + batch` to `end`, of which row i of batch k is number k * rows + i.
+    """(batch, substitute) -> batches `first + batch` to `end`; row i of batch k is number k * rows + i.
 
     Args:
       plan: number -> the plan of a sample.
       fetch: see `decode.Reader`.
-      sample: (plan, careful) -> the sample.
+      sample: (plan, substitute) -> the sample.
       rows: samples in a batch.
       first: number of the first batch.
       end: number after that of the last batch.
@@ -114,25 +114,23 @@ def dataset_maker(
     """
     workers = cfg.num_workers or os.cpu_count() or 1
 
-    def make(batch: int, careful: bool) -> tf.data.Dataset:
+    def make(batch: int, substitute: bool) -> tf.data.Dataset:
         def parallel(dataset: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:
             return dataset.map(_untranslated(function), num_parallel_calls=workers, deterministic=True)
 
         numbers = tf.data.Dataset.range((first + batch) * rows, end * rows)
         if fetch is None:
-            samples = parallel(numbers, lambda number: sample(plan(number), careful))
+            samples = parallel(numbers, lambda number: sample(plan(number), substitute))
         else:
             fetched = parallel(parallel(numbers, plan).batch(_TOGETHER), fetch).unbatch()
-            samples = parallel(fetched, lambda found: sample(found, careful))
+            samples = parallel(fetched, lambda found: sample(found, substitute))
         batches = samples.batch(rows, drop_remainder=True)
         if group:
-            batches = batches.map(
-                _untranslated(
-                    lambda stacked: {
-                        name: tf.reshape(value, (rows * group, *value.shape[2:])) for name, value in stacked.items()
-                    }
-                )
-            )
+
+            def flatten(stacked: Sample) -> Sample:
+                return {name: tf.reshape(value, (rows * group, *value.shape[2:])) for name, value in stacked.items()}
+
+            batches = batches.map(_untranslated(flatten))
         return batches.prefetch(_PREFETCH).with_options(_options(workers))
 
     return make
@@ -149,15 +147,14 @@ def _options(workers: int) -> tf.data.Options:
 
 
 def first_readable(
-    load: Callable[[tf.Tensor], tf.Tensor], candidates: int | tf.Tensor, shape: tuple[int, ...]
+    load: Callable[[tf.Tensor], tf.Tensor], attempts: int | tf.Tensor, shape: tuple[int, ...]
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The first of load(0), load(1), ... that does not fail, and its number; zeros and `candidates` if all fail.
+    """The first of load(0), load(1), ... that does not fail, and its number; zeros and `attempts` if all fail.
 
     A TensorFlow graph cannot catch an error, but a dataset can drop elements that fail. This one is created and
-    consumed within the `map` of the outer dataset. It is lazy, so a second candidate is read only if the first one
-    fails.
+    consumed within the `map` of the outer dataset. It is lazy: a second attempt is made only if the first one fails.
     """
-    attempts = tf.data.Dataset.range(candidates)
-    loaded = attempts.map(lambda attempt: (load(attempt), tf.cast(attempt, tf.int32))).ignore_errors()
-    nothing = tf.data.Dataset.from_tensors((tf.zeros(shape, tf.uint8), tf.cast(candidates, tf.int32)))
+    numbers = tf.data.Dataset.range(attempts)
+    loaded = numbers.map(lambda number: (load(number), tf.cast(number, tf.int32))).ignore_errors()
+    nothing = tf.data.Dataset.from_tensors((tf.zeros(shape, tf.uint8), tf.cast(attempts, tf.int32)))
     return loaded.concatenate(nothing).take(1).get_single_element()

@@ -1,4 +1,4 @@
-"""Videos with frames that cannot be read: they are counted, logged once, and stop the run when there are too many."""
+"""Counts and logs videos with unreadable frames, and stops the run when there are too many."""
 
 import contextlib
 import dataclasses
@@ -19,21 +19,15 @@ _MOST_LISTED = 5
 
 
 class BrokenVideoError(DataError):
-    """Frames cannot be read, and the run may not continue without them; names files, reasons and the remedy."""
+    """Frames cannot be read, and the run must stop; the message names files, reasons and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """One video that cannot be used.
-
-    Attributes:
-      video: its name.
-      file: the frame's file, or the shard and the place in it.
-      reason: in words.
-    """
+    """One video that cannot be used."""
 
     video: str
-    file: str
+    file: str  # of the frame, or the shard and the place in it
     reason: str
 
     def __str__(self) -> str:
@@ -43,9 +37,9 @@ class Fault:
 class BrokenLog:
     """Counts broken videos over training and evaluation together.
 
-    Each one is examined and logged once. With `on_broken="error"` the first one stops the run. With "skip" the run
-    stops when more than `max_broken_fraction` of all distinct videos are broken, or when the share among those tried so
-    far is too high to be chance.
+    Each one is diagnosed and logged once. With `on_broken="error"` the first one stops the run. With "skip" the run
+    stops when more than `max_broken_fraction` of all distinct videos are broken, or when their share of the videos
+    tried so far is too high to be chance.
 
     Args:
       cfg: the policy.
@@ -64,11 +58,6 @@ class BrokenLog:
         self.faults: dict[str, Fault] = {}
 
     @property
-    def videos(self) -> dict[str, str]:
-        """Name of the video -> "file: reason"."""
-        return {name: str(fault) for name, fault in self.faults.items()}
-
-    @property
     def files(self) -> list[tuple[str, str]]:
         """(file, reason) of every broken video."""
         return [(fault.file, fault.reason) for fault in self.faults.values()]
@@ -78,7 +67,7 @@ class BrokenLog:
 
         Args:
           index: the videos.
-          tried: (b, k) int32, the candidates for each row of the batch, in the order in which they are tried.
+          tried: (b, k) int32, the videos tried for each row of the batch, in order.
           delivered: (b,) int32, which of the k could be read; k where none could, -1 for padding.
           replaced: whether another video replaces one that cannot be read (training), or its row is left out
             (evaluation).
@@ -122,7 +111,7 @@ class BrokenLog:
         broken, tried = len(self.faults), len(self._tried)
         in_all = self._cfg.max_broken_fraction * sum(len(known) for known in self._indexes)
         so_far = self._cfg.max_broken_fraction * tried
-        # By chance the first videos may hold more than their share: four standard deviations are tolerated.
+        # The first videos may hold more than their share by chance: four standard deviations are tolerated.
         too_many = tried >= LEAST_VIDEOS and broken > so_far + 4 * math.sqrt(so_far)
         if broken <= in_all and not too_many:
             return
@@ -145,16 +134,11 @@ class BrokenLog:
 
 
 def diagnose(index: VideoIndex, video: int) -> Fault:
-    """Finds the first frame of a video that cannot be used, and why.
-
-    Args:
-      index: the videos.
-      video: row.
-    """
+    """Finds the first unusable frame of the video in one row of an index, and the reason."""
     frames, name, count = index.frames, str(index.names[video]), int(index.num_frames[video])
     if count == 0:
         return Fault(name, name, "the video has no frames")
-    # Most frames that cannot be used are missing or empty, which shows without decoding.
+    # Most unusable frames are missing or empty, which can be seen without decoding.
     for frame in range(count):
         if problem := frames.problem(video, frame):
             return Fault(name, frames.locate(video, frame), problem)
@@ -174,9 +158,9 @@ def diagnose(index: VideoIndex, video: int) -> Fault:
 
 
 def examine_picture(content: bytes) -> tuple[str | None, tuple[int, int] | None]:
-    """What is wrong with an encoded picture, or None and its (height, width)."""
+    """The problem of an encoded picture, or None and its (height, width)."""
     size = claimed_size(content)
-    if size is not None and size[0] * size[1] > MAX_PIXELS:  # it is not decoded here either
+    if size is not None and size[0] * size[1] > MAX_PIXELS:  # not decoded here either
         return f"{size[1]}x{size[0]} pixels, more than the {MAX_PIXELS} that are decoded", None
     if size is not None:
         with contextlib.suppress(tf.errors.OpError):

@@ -1,7 +1,7 @@
 """Reads the frames of a clip and decodes a window of them, inside a TensorFlow graph.
 
-A frame that is missing, empty, damaged or of another size than its neighbors makes an operation fail; `broken.diagnose`
-then finds out which frame it was, and why.
+A frame that is missing, empty, damaged or of another size than its neighbors makes an operation fail;
+`broken.diagnose` then finds that frame and the reason.
 """
 
 import contextlib
@@ -41,8 +41,8 @@ class Reader(Protocol):
     in one Python call, so that decoding threads do not contend for the GIL.
 
     Attributes:
-      fetch: the plans of n clips, stacked -> the same plans, with their content. The content of an unreadable clip is
-        empty, so that only this clip fails, when it is decoded.
+      fetch: the plans of n clips, stacked -> the same plans with their content. The content of an unreadable clip is
+        empty, so that only this clip fails when it is decoded.
     """
 
     @property
@@ -53,7 +53,7 @@ class Reader(Protocol):
         ...
 
     def open(self, plan: Plan) -> list[tf.Tensor]:
-        """Gives the t encoded pictures of a plan, () string each; ignores other entries of the plan."""
+        """The t encoded pictures of a plan, () string each; other entries of the plan are ignored."""
         ...
 
 
@@ -63,7 +63,7 @@ def frame_reader(frames: Frames) -> Reader:
 
 
 def read_clip(reader: Reader, video: tf.Tensor, frames: tf.Tensor) -> list[tf.Tensor]:
-    """Takes both steps for one clip; gives t encoded pictures, () string each."""
+    """Takes both steps for one clip: t encoded pictures, () string each."""
     plan = reader.find(video, frames)
     if reader.fetch is not None:
         fetched = reader.fetch({name: value[None] for name, value in plan.items()})
@@ -108,17 +108,17 @@ def decode_windows(
 ) -> tf.Tensor:
     """Decodes one window of every frame.
 
-    Only the window of a JPEG picture is decoded, so damage below it goes unnoticed. Any other kind (PNG, GIF, WebP and
-    BMP, whatever the file is called) is decoded whole and then cropped. Gray and CMYK become RGB. The inverse DCT is
-    the exact one, which gives the same pixels as libjpeg elsewhere.
+    Only the window of a JPEG is decoded, so damage below it is not noticed. Other formats (PNG, GIF, WebP and BMP,
+    under any file name) are decoded whole and then cropped. Gray and CMYK become RGB. The inverse DCT is the exact one,
+    which gives the same pixels as libjpeg elsewhere.
 
     Args:
       contents: t encoded pictures of one size.
       window_of: gives the window for a size.
       flow: whether each picture holds x above y of optical flow (see `flow.py`); the window is cropped from both.
-      fewest_pixels: JPEG pictures are decoded at a half, a quarter or an eighth of their size as long as the shorter
-        side of the window keeps this many pixels. Such an inverse DCT of fewer coefficients is fast, and also a good
-        filter. Flow is always decoded at full size.
+      fewest_pixels: JPEG pictures are decoded at 1/2, 1/4 or 1/8 of their size as long as the shorter side of the
+        window keeps this many pixels. An inverse DCT of fewer coefficients is fast and also filters well. Flow is
+        always decoded at full size.
 
     Returns:
       (t, height, width, 3) uint8; (t, height, width, 2) for flow.
@@ -139,7 +139,7 @@ def _decode_jpeg_windows(contents: list[tf.Tensor], window_of: WindowOf, flow: b
         window = window_of(height, shapes[0, 1])
 
     def decode(content: tf.Tensor, window: tf.Tensor, ratio: int = 1) -> tf.Tensor:
-        # The window is in pixels of the decoded picture
+        # DecodeAndCropJpeg takes the window in pixels of the reduced picture.
         return tf.raw_ops.DecodeAndCropJpeg(
             contents=content,
             crop_window=window // ratio,
@@ -193,11 +193,10 @@ class _FileReader:
     fetch = None
 
     def __init__(self, frames: FrameFiles):
+        pairs = zip(frames.folder, frames.prefix, strict=True)
         # Bytes, because a file name may not be UTF-8
-        self._heads = _strings(
-            [f"{folder}/{prefix}" for folder, prefix in zip(frames.folder, frames.prefix, strict=True)]
-        )
-        self._tails = _strings(list(frames.suffix))
+        self._heads = tf.constant([os.fsencode(f"{folder}/{prefix}") for folder, prefix in pairs], tf.string)
+        self._tails = tf.constant([os.fsencode(suffix) for suffix in frames.suffix], tf.string)
         self._first, self._step = tf.constant(frames.first, tf.int64), tf.constant(frames.step, tf.int64)
         self._digits = tf.constant(np.minimum(frames.digits, _MAX_DIGITS), tf.int32)
 
@@ -211,18 +210,14 @@ class _FileReader:
         return [tf.io.read_file(path) for path in tf.unstack(plan["paths"])]
 
 
-def _strings(values: list[str]) -> tf.Tensor:
-    return tf.constant([os.fsencode(value) for value in values], tf.string)
-
-
 # -- shards ------------------------------------------------------------------------------------------------------------
 
 
 class _ShardReader:
     """Reads through Python, because TensorFlow has no operation that reads part of a file.
 
-    A dataset of fixed-length records would do, but it reads everything before the record (18 ms for one at 90 MB). A
-    memory-mapped file is faster still, but a disk error would then kill the process.
+    A dataset of fixed-length records reads everything before the record (18 ms for one at 90 MB). With a memory-mapped
+    file, a disk error would kill the process.
     """
 
     def __init__(self, frames: PackedFrames):
@@ -259,7 +254,7 @@ class _Shards:
         self._paths = paths
         self._open: dict[int, int] = {}
         self._lock = threading.Lock()
-        # Not at the exit of the interpreter, when threads may still read; the system closes the files then.
+        # Not when the interpreter exits, because threads may still read then; the system closes the files.
         weakref.finalize(self, _close_all, self._open).atexit = False
 
     def read(self, places: np.ndarray) -> np.ndarray:
@@ -305,7 +300,7 @@ def _close_all(files: dict[int, int]) -> None:
 def _read_exactly(file: int, start: int, count: int) -> bytes:
     """Reads `count` bytes; raises OSError also if the file ends too early."""
     content = os.pread(file, count, start)
-    while len(content) < count:  # after a signal, or from a file system that gives less than was asked for
+    while len(content) < count:  # after a signal, or on a file system with short reads
         more = os.pread(file, count - len(content), start + len(content))
         if not more:
             raise OSError(errno.ENODATA, "the file ends before the frame does")

@@ -1,14 +1,14 @@
 """Videos on disk -> batches of numpy arrays, with tf.data.
 
-A training sample is a pure function of (seed, epoch, video). A pipeline that starts at step k therefore gives the same
-batches as one that started at step 0 gives from step k on, and hosts that each read their own rows give together what
-one host would give.
+A training sample is a pure function of (seed, epoch, video). A pipeline that starts at step k therefore continues one
+that started at step 0, and hosts that each read their own rows give together what one host would give.
 
-After the first read error the pipeline switches to a slower, careful mode: each row is the first of a few candidates
-(the video wanted, then others drawn with its key) that can be read. The batch then holds which one that was, and
-`BrokenLog` looks for the fault from Python, once per video. Where nothing is broken both modes give the same batch.
+After the first read error the pipeline switches to a slower mode: each row is the first readable one of a few videos,
+the one that is due and substitutes drawn with its key. The batch records which one that was, and `BrokenLog` diagnoses
+each unreadable video once. Without unreadable videos both modes give the same batches.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ from r23d_jax.data.read.broken import BrokenLog
 from r23d_jax.data.read.decode import Plan, decode_clip, decode_windows, frame_reader, read_clip, resize
 from r23d_jax.data.read.views import Views
 
-ALTERNATIVES = 4  # other videos tried in place of one that cannot be read
+ALTERNATIVES = 4  # substitutes tried for a video that cannot be read
 _FRAMES, _WINDOW = 0, 1  # folded into a clip's key; augmentations fold in their names
 
 
@@ -47,13 +47,13 @@ def train_batches(
     Args:
       index: N videos.
       cfg: how a clip is cut out.
-      seed: of the run.
+      seed: the run's seed.
       global_batch_size: clips in a step, over all hosts.
       start_step: the first step to give.
       num_steps: how many.
       host: number of this host.
       num_hosts: hosts in all.
-      broken: counts and names what cannot be read.
+      broken: counts and names videos that cannot be read.
 
     Returns:
       An iterator over batches
@@ -71,7 +71,7 @@ def train_batches(
     num_videos = len(index.names)
     reader = frame_reader(index.frames)
     num_frames, labels = tf.constant(index.num_frames, tf.int32), tf.constant(index.labels, tf.int32)
-    candidates = 1 + (ALTERNATIVES if cfg.on_broken == "skip" else 0)
+    attempts = 1 + (ALTERNATIVES if cfg.on_broken == "skip" else 0)
 
     def frames_of(video: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         return sampling.training_frames(cfg, sampling.fold_in(key, _FRAMES), num_frames[video])
@@ -81,31 +81,29 @@ def train_batches(
         epoch, position = number // num_videos, tf.math.floormod(number, num_videos)
         wanted = sampling.epoch_order(seed, epoch, position, num_videos)
         key = sampling.sample_key(seed, epoch, wanted)
-        others = sampling.pick(sampling.uniform(key, candidates - 1), tf.constant(num_videos))
+        others = sampling.pick(sampling.uniform(key, attempts - 1), tf.constant(num_videos))
         tried = tf.concat([tf.cast(wanted, tf.int32)[None], others], 0)
         return {"key": key, "tried": tried} | reader.find(tried[0], frames_of(tried[0], sampling.fold_in(key, 0)))
 
-    def sample(plan: Plan, careful: bool) -> Sample:
+    def sample(plan: Plan, substitute: bool) -> Sample:
         tried = plan["tried"]
 
         def attempt(which: tf.Tensor) -> tf.Tensor:
-            # A key per candidate, so that a clip that stands in is not the very one its video shows in its own turn.
+            # A key for each, so that a substitute shows another clip here than in its own turn.
             key = sampling.fold_in(plan["key"], which)
-            if not careful:
+            if not substitute:
                 return _training_clip(cfg, reader.open(plan), key)
             video = tried[which]
             contents = tf.cond(
-                which == 0,
-                lambda: reader.open(plan),
-                lambda: read_clip(reader, video, frames_of(video, key)),
+                which == 0, lambda: reader.open(plan), lambda: read_clip(reader, video, frames_of(video, key))
             )
             return _training_clip(cfg, contents, key)
 
-        if careful:
-            video, delivered = first_readable(attempt, candidates, _clip_shape(cfg))
+        if substitute:
+            video, delivered = first_readable(attempt, attempts, _clip_shape(cfg))
         else:
             video, delivered = attempt(tf.constant(0)), tf.constant(0)
-        video_id = tried[tf.minimum(delivered, candidates - 1)]
+        video_id = tried[tf.minimum(delivered, attempts - 1)]
         return {
             "video": video,
             "label": labels[video_id],
@@ -133,20 +131,18 @@ def eval_batches(
     """Evaluation batches of one host, in the order of the views.
 
     Host h reads rows h * b .. (h + 1) * b of every global batch, with b = batch_size / num_hosts. The last batch is
-    filled up with rows of mask 0 (video, label, video_id and view are 0 there), so every host gives the same number of
-    batches of one shape. A view that cannot be read has mask 0 too, and keeps its numbers.
+    padded with rows of mask 0 (video, label, video_id and view are 0 there), so every host gives the same number of
+    batches of one shape. A view that cannot be read has mask 0 too, but keeps its numbers.
 
-    Where b is a multiple of the number of crops, a clip is decoded once for all of them.
+    If b is a multiple of the number of crops, a clip is decoded once for all of them.
 
     Args:
       index: the videos.
       views: which clips and crops of them.
       cfg: how a clip is cut out.
       batch_size: views in a batch, over all hosts.
-      host: number of this host.
-      num_hosts: hosts in all.
-      broken: counts and names what cannot be read.
-      crops: crops of a clip, 1, 3 or 10, which gives `views.crop` its meaning; 0: as many as `views` has.
+      host, num_hosts, broken: as in `train_batches`.
+      crops: crops of a clip, a key of `augment.EVAL_CROPS`; 0: as many as `views` has.
 
     Returns:
       An iterator over batches as `train_batches` gives, and "view": (b,) int32, the row in `views`.
@@ -179,14 +175,14 @@ def eval_batches(
         frames = sampling.consecutive_frames(start, num_frames[video], length=length, stride=cfg.frame_stride)
         return {"real": real, "row": row, "video": video, "crop": crop} | reader.find(video, frames)
 
-    def sample(plan: Plan, careful: bool) -> Sample:
+    def sample(plan: Plan, substitute: bool) -> Sample:
         real, row, video_id = plan["real"], plan["row"], plan["video"]
 
         def load(_: tf.Tensor) -> tf.Tensor:
             return clip_views(reader.open(plan), plan["crop"])
 
-        if careful:
-            # Padding has no candidates, and so nothing to decode.
+        if substitute:
+            # No attempts for padding: there is nothing to decode.
             video, delivered = first_readable(load, tf.cast(real, tf.int64), shape)
         else:
             video = tf.cond(real, lambda: load(row), lambda: tf.zeros(shape, tf.uint8))
@@ -214,7 +210,7 @@ def eval_batches(
 
 
 def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor) -> tf.Tensor:
-    """(t, s, s, c) uint8, cut out and changed as the key says."""
+    """(t, s, s, c) uint8, cropped and augmented by the key."""
     draws = sampling.uniform(sampling.fold_in(key, _WINDOW), augment.WINDOW_DRAWS)
     clip = decode_clip(
         contents,
@@ -239,8 +235,8 @@ def _eval_loader(cfg: DataConfig, crops: int, together: bool) -> Callable[[list[
             fewest = cfg.dct_scaling * cfg.crop_size or math.inf
             windows = decode_windows(contents, lambda h, w: augment.eval_window(cfg, crops, crop, h, w), flow, fewest)
             return finish(windows, crop)[None]
-        # The whole frame is decoded even if one crop is wanted: a window that is decoded alone has other colors at its
-        # edges, and a view must not depend on its batch.
+        # The whole frame is decoded even for one crop: a window decoded alone has other colors at its edges, and a view
+        # must not depend on its batch.
         fewest = cfg.dct_scaling * cfg.short_side or math.inf
         whole = decode_windows(contents, lambda h, w: tf.stack([0, 0, h, w]), flow, fewest)
         cut = []
@@ -273,8 +269,6 @@ def _rows_per_host(batch_size: int, host: int, num_hosts: int, name: str) -> int
 
 
 def _hide_gpus() -> None:
-    """TensorFlow only reads data here; left alone, it would take the GPU's memory from the network."""
-    try:
+    """Hides GPUs from TensorFlow, which only reads data here but would reserve the GPU's memory."""
+    with contextlib.suppress(RuntimeError):  # TensorFlow is in use already, and its devices can no longer be changed
         tf.config.set_visible_devices([], "GPU")
-    except RuntimeError:  # TensorFlow is in use already, and its devices can no longer be changed
-        pass

@@ -1,8 +1,8 @@
-"""The center crop of an evaluation without TensorFlow, so that a network can be used where it is not installed.
+"""The center crop of an evaluation without TensorFlow, for installations that lack it.
 
-`center_window` and `resize` give the very numbers of `augment.eval_window` and `decode.resize`: tests compare them bit
-for bit. `decode_windows` reads what `decode.decode_windows` reads, with one difference: TensorFlow decodes only the
-window of a JPEG, so where its colors are stored at half the resolution, the last column of the window differs a little.
+`center_window` and `resize` equal `augment.eval_window` and `decode.resize` bit for bit. `decode_windows` differs from
+`decode.decode_windows` slightly in the last column of a JPEG whose colors are stored at half the resolution, because
+TensorFlow decodes only the window.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Window = tuple[int, int, int, int]
 
 
 class PictureError(Exception):
-    """A picture cannot be decoded, or not together with its neighbors."""
+    """A picture cannot be decoded, or differs in size from its neighbors."""
 
 
 def center_window(pre: Preprocessing, height: int, width: int) -> Window:
@@ -34,7 +34,7 @@ def resize(windows: np.ndarray, size: int, antialias: bool) -> np.ndarray:
 
     Args:
       windows: pictures.
-      size: side of the square that comes out, pixels.
+      size: side of the result in pixels.
       antialias: whether to filter when a window is reduced.
     """
     if windows.shape[1:3] == (size, size):
@@ -64,7 +64,7 @@ def decode_windows(contents: list[bytes], window_of: Callable[[int, int], Window
       window_of: gives the window for a height and a width.
 
     Raises:
-      PictureError: if one cannot be decoded, or has another size than the first.
+      PictureError: a picture cannot be decoded, or its size is not that of the first.
     """
     windows, first = [], None
     for content in contents:
@@ -80,13 +80,13 @@ def decode_windows(contents: list[bytes], window_of: Callable[[int, int], Window
 
 
 def examine_picture(content: bytes) -> tuple[str | None, tuple[int, int] | None]:
-    """What is wrong with an encoded picture, or None and its (height, width)."""
+    """The problem of an encoded picture, or None and its (height, width)."""
     picture, problem = _read(content)
     return (problem, None) if picture is None else (None, picture.shape[:2])
 
 
 def _read(content: bytes) -> tuple[np.ndarray | None, str]:
-    """The decoded picture, or what is wrong with it."""
+    """The decoded picture, (h, w, 3) uint8 BGR, or None and the problem."""
     size = claimed_size(content)
     if size is None:
         return None, f"not a picture (it begins with {content[:8]!r})"
@@ -95,20 +95,15 @@ def _read(content: bytes) -> tuple[np.ndarray | None, str]:
     # OpenCV fills the rest of a truncated JPEG with gray and reports no error.
     if content.startswith(b"\xff\xd8") and not content.rstrip(b"\0").endswith(b"\xff\xd9"):
         return None, "truncated JPEG"
-    return _decode(content), "damaged picture"
-
-
-def _decode(content: bytes) -> np.ndarray | None:
-    """(h, w, 3) uint8, BGR."""
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+        return cv2.imdecode(np.frombuffer(content, np.uint8), flags), "damaged picture"
     except cv2.error:
-        return None
+        return None, "damaged picture"
 
 
 def _neighbors(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For `size` places along an axis: the place before, the place after, and how far between them, (size,) each."""
+    """For `size` places along an axis: the pixels before and after, and the fraction between them, (size,) each."""
     step = np.float32(length) / np.float32(size)
     place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * step - np.float32(0.5)
     before = np.floor(place)
@@ -120,7 +115,7 @@ def _neighbors(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def _filter(video: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """Resizes one axis of a float32 array with a triangle as wide as the reduction."""
+    """Resizes one axis of a float32 array with a triangle filter as wide as the reduction."""
     video = np.moveaxis(video, axis, 0)
     length, one, half = len(video), np.float32(1), np.float32(0.5)
     step = np.float32(1.0 / float(np.float32(size) / np.float32(length)))

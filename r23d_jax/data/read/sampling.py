@@ -1,9 +1,8 @@
-"""Which video comes when, and which of its frames make a clip: TensorFlow operations without any state.
+"""The order of videos, and which frames make a clip: stateless TensorFlow operations.
 
-Everything random is a pure function of (seed, epoch, video), so that a run resumes from its step alone, and a host
-reads only its own part. A clip that is longer than its video wraps around: frame i is frame i modulo the number of
-frames. The step from the last frame to the first is then a jump in the picture (and in a frame difference). There is
-one jump per lap and none where the clip fits, because a difference input of T frames reads T + 1 frames in one piece.
+Everything random is a pure function of (seed, epoch, video), so a run resumes from its step alone, and a host reads
+only its own part. A clip longer than its video wraps around: frame i is frame i modulo the number of frames. The step
+from the last frame to the first is then a jump in the picture (and in a frame difference), once per lap.
 """
 
 from collections.abc import Callable
@@ -16,20 +15,16 @@ _random = tf.random.experimental  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def epoch_order(seed: int, epoch: tf.Tensor, position: tf.Tensor, num_videos: int) -> tf.Tensor:
-    """The video at a position of an epoch: a permutation that (seed, epoch) alone decide.
+    """The row of the video at a position of an epoch, () int64: a permutation that depends on (seed, epoch) alone.
 
     Args:
-      seed: of the run.
+      seed: the run's seed.
       epoch: () int64.
       position: () int64, 0 .. num_videos - 1.
       num_videos: videos in an epoch.
-
-    Returns:
-      () int64, the row of the video.
     """
     key = tf.stack([tf.constant(seed, tf.int64), epoch])
-    # max_index is included
-    last = tf.constant(num_videos - 1, tf.int64)
+    last = tf.constant(num_videos - 1, tf.int64)  # max_index is included
     return tf.ensure_shape(_random.index_shuffle(position, seed=key, max_index=last), ())
 
 
@@ -49,18 +44,12 @@ def uniform(key: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def training_frames(cfg: DataConfig, key: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
-    """Frames of a training clip.
+    """The frames of a training clip: (read_frames,) int32, each in 0 .. num_frames - 1.
 
     Args:
       cfg: its `sampling` is a key of `SAMPLING`.
       key: (2,) int64.
       num_frames: () int32, frames in the video.
-
-    Returns:
-      (read_frames,) int32, each in 0 .. num_frames - 1.
-
-    Raises:
-      ConfigError: if there is no such sampling.
     """
     return look_up(SAMPLING, cfg.sampling, "config.data.sampling")(cfg, key, num_frames)
 
@@ -78,7 +67,7 @@ def _random_clip(cfg: DataConfig, key: tf.Tensor, num_frames: tf.Tensor) -> tf.T
 
 
 def random_start(draw: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride: int) -> tf.Tensor:
-    """() int32, uniform over the starts at which the whole clip fits; 0 where none does.
+    """() int32, uniform over the starts at which the whole clip fits; 0 if it fits nowhere.
 
     Args:
       draw: () float32 in [0, 1).
@@ -130,7 +119,7 @@ SAMPLING: dict[str, Callable[[DataConfig, tf.Tensor, tf.Tensor], tf.Tensor]] = {
 
 def _wrap_around(frames: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
     """Frames (t,) int64, which cannot overflow at any stride -> int32, modulo the number of frames."""
-    # An empty video has no frame 0 either; reading it fails, and that is reported as any other broken video.
+    # A video without frames has no frame 0 either; reading it fails and is reported like any other broken video.
     return tf.cast(tf.math.floormod(frames, tf.cast(tf.maximum(num_frames, 1), tf.int64)), tf.int32)
 
 

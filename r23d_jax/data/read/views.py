@@ -12,12 +12,12 @@ from r23d_jax.config import EvalConfig, Preprocessing, look_up
 class Views:
     """One row per view of a video, V rows, sorted by video, then clip (by start), then crop.
 
-    The crops of one clip are neighbours, so that a reader can decode a clip once for all of them.
+    The crops of a clip are adjacent, so that a reader can decode it once for all of them.
 
     Attributes:
       video: (V,) int32, row of the video in the index.
       start: (V,) int32, first frame of the clip. A clip that runs past the end of its video wraps around to frame 0.
-      crop: (V,) int32, 0 .. crops-1; what a number means is the data pipeline's business.
+      crop: (V,) int32, 0 .. crops-1; see `augment.EVAL_CROPS`.
     """
 
     video: np.ndarray
@@ -35,22 +35,18 @@ def make_views(num_frames: np.ndarray, pre: Preprocessing, cfg: EvalConfig) -> V
     partial run is dropped, and a video too short for one run gives one clip, padded by looping. With 16 frames and
     stride 1 this is the published code's test protocol (41,497 clips over the 3,783 test videos of UCF101 split 1).
 
-    `uniform` spreads `num_clips` starts evenly from 0 to the last start at which a whole clip fits, both included and
+    `uniform` places `num_clips` starts evenly from 0 to the last start at which a whole clip fits, both included and
     rounded to the nearest frame; a single clip is taken from the middle. A video with fewer starts than clips repeats
-    some of them, and one shorter than a clip gives its looped clip `num_clips` times: it costs next to nothing, and
-    every video then has the same weight in the clip accuracy. This is how 10-clip results are reported in Tran et al.
-    2018, arXiv:1711.11248, section 4.
+    some of them, and one shorter than a clip repeats its looped clip, so that every video has the same weight in the
+    clip accuracy. 10-clip results are reported this way in Tran et al. 2018, arXiv:1711.11248, section 4.
 
     Args:
       num_frames: (N,) frames per video.
       pre: length and stride of a clip.
       cfg: which views.
 
-    Raises:
-      ConfigError: if there are no such views.
-
     Returns:
-      At least one view of every video. Also a video of no frames gets one, so that its reader can name it as broken.
+      At least one view of every video. A video without frames gets one too, so that its reader can report it as broken.
     """
     lengths = np.maximum(np.asarray(num_frames, np.int64), 1)
     span = (pre.read_frames - 1) * pre.frame_stride + 1  # frames from the first to the last one read

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from r23d_jax.data.find import frames as frames_module
+from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.frames import FrameFiles, PackedFrames, VideoIndex, index_frames
-from r23d_jax.data.find.splits import DataError, Entry, VideoList
+from r23d_jax.data.find.splits import Entry, VideoList
 from tests.data.find.frame_sets import encode, pack, picture, write_videos
 from tests.hostile.bad_files.corpus import pipe
 
@@ -102,6 +103,9 @@ def test_stray_files_and_flow_are_passed_over(tmp_path: Path) -> None:
     index = index_frames(tmp_path, listed("x", class_name="A"), cache=False)
     assert index.num_frames.tolist() == [12]
     assert files_of(index)[0] == str(tmp_path / "A/x/img_00001.jpg")
+    want = "1 frame folder(s) hold other pictures, which are not used: "
+    want += f"{tmp_path}/A/x: flow_x_N.jpg (11 files), flow_y_N.jpg (11 files), thumbN.jpg (1 files)"
+    assert index.notes == (want,)
 
 
 def test_equal_names_in_two_classes(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from r23d_jax.data.find import packed_scan
+from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.frames import PackedFrames, VideoIndex
 from r23d_jax.data.find.packed import index_packed
-from r23d_jax.data.find.splits import DataError, Entry, VideoList
+from r23d_jax.data.find.splits import Entry, VideoList
 from r23d_jax.data.make.packed_builder import PackSource, write_packed
 
 CLASSES = ("Diving", "HandstandPushups")

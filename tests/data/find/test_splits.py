@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r23d_jax.data.find.splits import DataError, Entry, available_splits, read_list
+from r23d_jax.data.find.errors import DataError
+from r23d_jax.data.find.splits import Entry, available_splits, read_list
 
 CLASS_IND = "1 Archery\n2 Diving\n4 HandstandPushups\n"
 TRAIN = (
@@ -165,7 +166,7 @@ def test_csv(tmp_path: Path, test_name: str, header: str) -> None:
 
 
 def test_csv_classes_are_sorted_and_shared_by_both_sides(tmp_path: Path) -> None:
-    write(tmp_path, train__csv="a.mp4,walk\nb.mp4,jump\n", val__csv="c.mp4,run\n")
+    write(tmp_path, train__csv="a.mp4,walk\nb.mp4,jump\nd.mp4,run\n", val__csv="c.mp4,run\n")
     assert read_list(tmp_path, "train").class_names == ("jump", "run", "walk")
     assert read_list(tmp_path, "test").entries[0].label == 1
 
@@ -285,7 +286,7 @@ def test_other_files_are_refused_in_short_words(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 300
     with open(tmp_path / "classInd.txt", "wb") as file:
         file.truncate((1 << 27) + 1)  # takes no room on disk
-    with pytest.raises(DataError, match=r"classInd\.txt: 134217729 bytes, more than 134217728: this is no list"):
+    with pytest.raises(DataError, match=r"classInd\.txt: 134217729 bytes, more than 134217728: this is not a list"):
         read_list(tmp_path, "train")
 
 
@@ -314,3 +315,57 @@ def test_csv_labels_in_two_spellings_are_one_class(tmp_path: Path) -> None:
     videos = read_list(tmp_path, "train")
     assert videos.class_names == ("Run", "jump")
     assert [entry.label for entry in videos.entries] == [0, 0, 1]
+
+
+def test_csv_labels_with_and_without_zeros_are_one_class(tmp_path: Path) -> None:
+    write(tmp_path, train__csv="a.mp4,01\nb.mp4,02\nc.mp4,2\n", val__csv="d.mp4,1\ne.mp4,2\n")
+    train, test = (read_list(tmp_path, side) for side in ("train", "test"))
+    assert train.class_names == test.class_names == ("01", "02")
+    assert [entry.label for entry in (*train.entries, *test.entries)] == [0, 1, 1, 0, 1]
+
+
+@pytest.mark.parametrize("header", ["file_name,label", "Video Path,class-name", "clip,Category"])
+def test_headers_of_other_tools(tmp_path: Path, header: str) -> None:
+    write(tmp_path, train__csv=f"{header}\na.mp4,run\n", val__csv=f"{header}\nb.mp4,run\n")
+    assert [read_list(tmp_path, side).entries[0].name for side in ("train", "test")] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,action\na.mp4,run\nb.mp4,jump\n", r"train\.csv:1: 'id,action' names no video; name its columns 'path'"),
+        ("youtube,label\na.mp4,run\n", r"train\.csv:1: header 'youtube,label' has no column 'path'"),
+    ],
+)
+def test_unknown_headers_are_not_videos(tmp_path: Path, text: str, message: str) -> None:
+    write(tmp_path, train__csv=text)
+    with pytest.raises(DataError, match=message):
+        read_list(tmp_path, "train")
+
+
+def test_a_first_line_of_data_is_no_header(tmp_path: Path) -> None:
+    write(tmp_path, train__csv="a.mp4,target\nb.mp4,run\n")
+    assert [entry.class_name for entry in read_list(tmp_path, "train").entries] == ["target", "run"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_lists_in_utf_16(tmp_path: Path, encoding: str) -> None:
+    content = "path,label\nä.mp4,run\n"
+    (tmp_path / "train.csv").write_bytes(("\ufeff" + content).encode(encoding))
+    assert read_list(tmp_path, "train").entries[0].name == "ä"
+    (tmp_path / "train.csv").write_bytes(content.encode(encoding))
+    with pytest.raises(DataError, match=r"train\.csv: seems to be UTF-16 without its mark; save it as UTF-8"):
+        read_list(tmp_path, "train")
+    (tmp_path / "train.csv").write_bytes(("\ufeff" + content).encode(encoding)[:-1])
+    with pytest.raises(DataError, match=r"train\.csv: is not valid UTF-16 \(.*\); save it as UTF-8"):
+        read_list(tmp_path, "train")
+
+
+def test_a_test_class_without_training_videos(tmp_path: Path) -> None:
+    write(tmp_path, train__csv="a.mp4,run\nb.mp4,jump\n", val__csv="c.mp4,run\nd.mp4,runs\n")
+    for side in ("train", "test"):
+        with pytest.raises(
+            DataError, match=r"1 class\(es\) of the test list have no training video, e\.g\. runs \(val\.csv:2"
+        ):
+            read_list(tmp_path, side)
+    assert len(read_list(tmp_path, "test", classes=("run", "jump")).entries) == 1

@@ -87,7 +87,7 @@ def test_a_packed_video_that_cannot_be_decoded_now_stays_packed(
     bad.write_bytes(b"no video")
     assert prepare("--videos", videos, "--out", out, *DIRECT) == 2
     said = capsys.readouterr().err
-    assert f"{bad}: not a readable video" in said and "but it is in the shards, which are left as they are" in said
+    assert f"{bad}: not a readable video" in said and "but it is in the existing shards, which were not changed" in said
     assert shard.stat() == before
 
 
@@ -119,7 +119,7 @@ def test_a_failing_pipeline_leaves_what_was_there(
     assert prepare("--videos", videos, "--out", out, *DIRECT) == 2
     said = capsys.readouterr().err
     assert "prepare: Apache Beam's DirectRunner failed: " in said and "a worker is out of memory" in said
-    assert "What is done is kept" in said and shard.stat() == before
+    assert "Finished work is kept" in said and shard.stat() == before
 
     def full(path: Path, content: str) -> None:
         raise disk.WriteError(f"{path}: cannot be written (No space left on device)")
@@ -154,7 +154,10 @@ def test_what_beam_does_not_know(
     [
         (["--beam-runner", "DirectRunner"], "--beam-runner DirectRunner: makes packed shards only; add --format pack"),
         (["--beam-options", "a=1"], "--beam-options: are for --beam-runner, which is not given"),
-        (list(DIRECT), "--beam-runner DirectRunner: Apache Beam is not installed: pip install apache-beam"),
+        (
+            list(DIRECT),
+            "--beam-runner DirectRunner: Apache Beam is not installed: pip install -r requirements-beam.txt",
+        ),
     ],
 )
 def test_wrong_use(

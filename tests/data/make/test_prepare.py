@@ -64,8 +64,8 @@ def lists(tmp_path: Path) -> Path:
     folder = tmp_path / "lists"
     folder.mkdir()
     (folder / "classInd.txt").write_text("1 Archery\n2 Diving\n3 Rowing\n")
-    (folder / "trainlist01.txt").write_text("Diving/v_Diving_g08_c01.avi 2\n")
-    (folder / "testlist01.txt").write_text("Diving/v_Diving_g01_c01.avi\nRowing/v_Rowing_g01_c01.avi\n")
+    (folder / "trainlist01.txt").write_text("Diving/v_Diving_g08_c01.avi 2\nRowing/v_Rowing_g01_c01.avi 3\n")
+    (folder / "testlist01.txt").write_text("Diving/v_Diving_g01_c01.avi\n")
     return folder
 
 
@@ -73,6 +73,48 @@ def prepare(*args: str | Path) -> int:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     return command.run(parser.parse_args([*map(str, args), "--workers", "2"]))
+
+
+def test_the_class_is_the_first_folder_and_the_rest_is_the_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    for number, name in enumerate(("Walk/p1/001", "Walk/p2/001", "Run/p1/001", "train/Sit/001"), start=1):
+        write_video(videos / f"{name}.avi", number)
+    assert prepare("--videos", videos, "--out", out, "--format", "both") == 0
+    assert "4 videos of 3 classes found (Run, Sit, Walk)" in capsys.readouterr().out
+    (tmp_path / "train.csv").write_text("path,label\nWalk/p1/001.avi,Walk\nRun/p1/001.avi,Run\ntrain/Sit/001.avi,Sit\n")
+    (tmp_path / "val.csv").write_text("path,label\nWalk/p2/001.avi,Walk\n")
+    for subset, want in (("train", [1, 3, 4]), ("test", [2])):
+        listed = read_list(tmp_path, subset)
+        for index in (index_frames(out / "frames", listed), index_packed(out / "packed", listed, subset)):
+            assert index.num_frames.tolist() == want and not index.missing
+
+
+def test_files_that_are_not_used_are_counted_and_named(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.rm", "b.rm", "notes.txt", "LICENSE", ".hidden.rm", "._v_Diving_g01_c01.avi"):
+        (videos / "Diving" / name).write_bytes(b"")
+    assert prepare("--videos", videos, "--out", tmp_path / "out") == 0
+    assert (
+        f"not used, because the suffix is not that of a video: 4 files: 2 .rm (e.g. {videos}/Diving/a.rm), "
+        f"1 other (e.g. {videos}/Diving/LICENSE), 1 .txt (e.g. {videos}/Diving/notes.txt)\n"
+    ) in capsys.readouterr().out
+    shutil.rmtree(videos / "Rowing")
+    for video in (videos / "Diving").glob("v_*"):
+        video.unlink()
+    assert prepare("--videos", videos, "--out", tmp_path / "out") == 2
+    assert "holds no video (.avi .mp4" in (printed := capsys.readouterr().err) and "found instead: 4 files" in printed
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".mpg", "mpeg1video"), (".wmv", "wmv2"), (".flv", "flv"), (".ts", "mpeg4"), (".gif", "gif")]
+)
+def test_less_common_formats_are_prepared(tmp_path: Path, suffix: str, codec: str) -> None:
+    write_video(tmp_path / f"videos/Walk/a{suffix}", 40, codec, pixels="rgb8" if codec == "gif" else "yuv420p")
+    assert prepare("--videos", tmp_path / "videos", "--out", tmp_path / "out") == 0
+    assert len(list((tmp_path / "out/frames/Walk/a").iterdir())) == 40
 
 
 def frame_counts(out: Path) -> dict[str, int]:
@@ -98,11 +140,11 @@ def test_frames_are_what_the_videos_show(videos: Path, lists: Path, tmp_path: Pa
     )
     assert not (out / "broken.txt").exists()
 
-    index = index_frames(out / "frames", read_list(lists, "test"))
+    index = index_frames(out / "frames", read_list(lists, "train"))
     assert index.layout == "<Class>/<video>/image_00001.jpg (5 digits, from 1)"
-    assert (index.names.tolist(), index.num_frames.tolist()) == (["v_Diving_g01_c01", "v_Rowing_g01_c01"], [6, 4])
-    decoded = list(iter_frames(videos / "Diving/v_Diving_g01_c01.avi"))
-    for i in range(6):
+    assert (index.names.tolist(), index.num_frames.tolist()) == (["v_Diving_g08_c01", "v_Rowing_g01_c01"], [9, 4])
+    decoded = list(iter_frames(videos / "Diving/v_Diving_g08_c01.mp4"))
+    for i in range(9):
         image = cv2.imread(index.frames.path(0, i))[..., ::-1]  # pyright: ignore
         assert np.abs(image.astype(int) - decoded[i]).mean() < 2
 
@@ -273,7 +315,7 @@ def test_a_packed_video_that_cannot_be_decoded_now_stays_packed(videos: Path, tm
     bad.write_bytes(b"no video")
     assert prepare("--videos", videos, "--out", out, "--format", "packed") == 2
     said = capsys.readouterr().err
-    assert f"prepare: {bad}: not a readable video" in said and "by --overwrite. What is done is kept; run" in said
+    assert f"prepare: {bad}: not a readable video" in said and "by --overwrite. Finished work is kept; run" in said
     assert shard.stat() == before
     assert prepare("--videos", videos, "--out", out, "--format", "packed", "--overwrite") == 3
 
@@ -304,10 +346,10 @@ def test_packing_takes_up_frames_and_finished_decoding(videos: Path, lists: Path
         (["--videos", "videos", "--out", "out", "--quality", "0"], "--quality 0: must be between 1 and 100"),
         (["--videos", "videos", "--out", "out", "--short-side", "-1"], "--short-side -1: must be at least 0"),
         (["--videos", "videos", "--out", "out", "--lists", "empty"], "holds neither classInd.txt nor train.csv"),
-        (["--videos", "videos", "--out", "foreign"], "foreign/frames: exists, but not made by this command"),
+        (["--videos", "videos", "--out", "foreign"], "foreign/frames: was not made by this command"),
         (
             ["--videos", "videos", "--out", "foreign", "--overwrite"],
-            "foreign/frames: exists, but not made by this comm",
+            "foreign/frames: was not made by this comm",
         ),
         (
             ["--videos", "videos", "--out", "busy"],
@@ -395,7 +437,7 @@ def test_a_full_disk_stops_the_run(videos: Path, tmp_path: Path, monkeypatch, ca
     monkeypatch.setattr(preparing, "run_jobs", lambda jobs, workers: (run_job(j) and (j, Result()) for j in jobs))
     assert prepare("--videos", videos, "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert "No space left on device; make room. What is done is kept; run the same command again" in error
+    assert "No space left on device; make room. Finished work is kept; run the same command again" in error
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -417,7 +459,7 @@ def test_stopped_at_any_moment(made: Path, tmp_path: Path, number: signal.Signal
     errors = process.communicate(timeout=30)[1]
     assert process.returncode == (-9 if number == signal.SIGKILL else 130)
     if number != signal.SIGKILL:
-        assert "stopped. What is done is kept; run the same command again to go on." in errors
+        assert "stopped. Finished work is kept; run the same command again to continue." in errors
         assert not list(out.rglob(".partial*"))
         assert "Traceback" not in errors
     finished = frame_counts(out)

@@ -1,14 +1,17 @@
 """Decoding of real and made video files."""
 
+import struct
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
+from av.stream import Disposition
 
 from r23d_jax.data.make.video import VideoError, iter_frames, resize_short_side
-from tests.hostile.bad_files.corpus import add_video_stream, turned
+from tests.hostile.bad_files.corpus import add_video_stream, turned, video
 
 
 def pattern(number: int, height: int = 64, width: int = 96) -> np.ndarray:
@@ -54,14 +57,105 @@ def test_channel_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("matrix", "turns"),
-    [((0, 1, -1, 0), -1), ((0, -1, 1, 0), 1), ((-1, 0, 0, -1), 2), ((1, 0, 0, 1), 0)],
+    ("matrix", "turns", "mirrored"),
+    [
+        ((0, 1, -1, 0), -1, False),
+        ((0, -1, 1, 0), 1, False),
+        ((-1, 0, 0, -1), 2, False),
+        ((1, 0, 0, 1), 0, False),
+        ((-1, 0, 0, 1), 0, True),
+        ((1, 0, 0, -1), 2, True),
+        ((0, 1, 1, 0), 1, True),
+        ((0, -1, -1, 0), -1, True),
+    ],
 )
-def test_rotation_is_applied(tmp_path: Path, matrix: tuple[int, int, int, int], turns: int) -> None:
+def test_orientation_is_applied(tmp_path: Path, matrix: tuple[int, int, int, int], turns: int, mirrored: bool) -> None:
     path = write_video(tmp_path / "a.mp4")
-    upright = read(path)
+    want = read(path)[:, :, :: -1 if mirrored else 1]
     path.write_bytes(turned(path.read_bytes(), matrix))
-    np.testing.assert_array_equal(read(path), np.rot90(upright, turns, axes=(1, 2)))
+    np.testing.assert_array_equal(read(path), np.rot90(want, turns, axes=(1, 2)))
+
+
+def test_an_orientation_in_the_first_frame_is_that_of_the_video(tmp_path: Path) -> None:
+    """H.264 repeats it in key frames only."""
+    upright, path = write_video(tmp_path / "upright.mp4"), tmp_path / "a.mp4"
+    with av.open(str(upright)) as source, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        rotate = BitStreamFilterContext("h264_metadata=display_orientation=insert:rotate=90", source.streams.video[0])
+        for packet in source.demux(video=0):
+            for turned_packet in rotate.filter(packet) if packet.size else ():
+                turned_packet.stream = stream
+                container.mux(turned_packet)
+    with av.open(str(path)) as container:
+        assert [frame.rotation for frame in container.decode(video=0)] == [90] + [0] * 9
+    np.testing.assert_array_equal(read(path), np.rot90(read(upright), 1, axes=(1, 2)))
+
+
+def test_the_default_stream_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        preview = add_video_stream(container, "libx264", height=32, width=48)
+        default = add_video_stream(container, "libx264", height=64, width=96)
+        preview.disposition, default.disposition = Disposition(0), Disposition.default
+        for stream, num_frames in ((preview, 2), (default, 10)):
+            for i in range(num_frames):
+                image = pattern(i, stream.height, stream.width)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode(None))
+    assert read(path).shape == (10, 64, 96, 3)
+
+
+def test_an_edit_list_hides_frames_without_damage(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", num_frames=40)
+    whole, content = read(path), bytearray(path.read_bytes())
+    start = content.index(b"elst") + 12  # ISO 14496-12 section 8.6.6: duration in ms, then start in units of the track
+    duration, first = struct.unpack_from(">Ii", content, start)
+    assert duration == 1600
+    struct.pack_into(">Ii", content, start, 400, first + 26 * 512)
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read(path), whole[26:36])
+
+
+def test_an_empty_packet_shows_the_picture_for_longer(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    content = bytearray(video("mp4", "mpeg4", 8))
+    sizes = content.index(b"stsz") + 16  # one for each packet
+    struct.pack_into(">I", content, sizes + 7 * 4, 0)
+    path.write_bytes(content)
+    assert len(read(path)) == 7
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".avi"])
+def test_a_file_that_ends_early_is_damaged_in_any_container(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    with av.open(str(path), "w", options={"movflags": "faststart"} if suffix == ".mp4" else {}) as container:
+        stream = add_video_stream(container, "mpeg4", height=64, width=96)
+        for i in range(100):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pattern(i % 10), format="rgb24")))
+        container.mux(stream.encode(None))
+    content = path.read_bytes()
+    assert len(read(path)) == 100
+    path.write_bytes(content[: len(content) * 3 // 8])
+    with pytest.raises(VideoError, match=r"damaged \(the video ends after [01]\.\d of 4\.0 seconds\)"):
+        read(path)
+
+
+def test_a_track_that_is_shorter_than_the_sound_is_not_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = add_video_stream(container, "mpeg4", height=64, width=96)
+        sound = container.add_stream("aac", rate=16000)
+        for i in range(10):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pattern(i), format="rgb24")))
+        for _ in range(100):
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            samples.sample_rate = 16000
+            container.mux(sound.encode(samples))
+        for each in (stream, sound):
+            container.mux(each.encode(None))
+    with av.open(str(path)) as container:
+        assert container.duration and container.duration > 6 * av.time_base
+    assert len(read(path)) == 10
 
 
 @pytest.mark.parametrize(

@@ -328,7 +328,7 @@ VIDEOS = {
         "an AVI cut in half",
         ".avi",
         lambda: (whole := video("avi", "mpeg4", 200))[: len(whole) // 2],
-        r"damaged \((\d+ frames can be decoded of about 200|Invalid)",
+        r"damaged \((the video ends after \d\.\d of 8\.0 seconds|Invalid)",
     ),
     "header_only": BadFile(
         "the first bytes of an AVI", ".avi", lambda: video("avi", "mpeg4")[:400], r"not a readable video \(Invalid data"

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from r23d_jax.config import DataConfig, EvalConfig, preprocessing
+from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.frames import VideoIndex, index_frames
 from r23d_jax.data.find.packed import index_packed
 from r23d_jax.data.find.picture_header import claimed_size, is_safe
-from r23d_jax.data.find.splits import DataError, Entry, VideoList, read_list
+from r23d_jax.data.find.splits import Entry, VideoList, read_list
 from r23d_jax.data.make.packed_builder import PackSource, write_packed
 from r23d_jax.data.read import pipeline
 from r23d_jax.data.read.broken import BrokenLog

@@ -120,7 +120,7 @@ def test_prepare_among_odd_names_and_places(tmp_path: Path, capsys: pytest.Captu
     }
     assert reasons.keys() == wanted.keys() and all(text in reasons[name] for name, text in wanted.items())
     made = {folder.name for folder in (tmp_path / "out/frames/A").iterdir()}
-    assert made == set(usable) and (tmp_path / "out/frames/folder.mp4/inside").is_dir()
+    assert made == {*usable, "folder.mp4"} and (tmp_path / "out/frames/A/folder.mp4/inside").is_dir()
     assert f"{len(usable) + 1} videos are ready" in capsys.readouterr().out
 
 

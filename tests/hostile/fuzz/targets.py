@@ -68,7 +68,7 @@ def lists(data: bytes) -> None:
 def _arrays(data: bytes) -> dict[str, np.ndarray]:
     """Arrays under the names of one of the caches: for each, bytes choose type, shape and values."""
     stream, arrays = io.BytesIO(data), {}
-    layout = packed._CACHE_LAYOUT if stream.read(1) == b"\1" else frames._LAYOUT
+    layout = packed.TABLE_LAYOUT if stream.read(1) == b"\1" else frames._LAYOUT
     lengths: dict[str, int] = {}
     for name, text in layout.items():
         how = int.from_bytes(stream.read(1))  # 0: as the layout wants it
@@ -113,13 +113,13 @@ def index(data: bytes) -> None:
     (root / "a").touch()
     os.utime(root / "a", ns=(0, 0))
     if index_cache.fits(arrays, frames._LAYOUT):
-        found = frames._from_cache(root, arrays)
-        if found is not None:
+        if frames._is_current(root, arrays) and frames._is_plausible(arrays):
+            found = frames._to_index(root, arrays)
             assert isinstance(found.frames, frames.FrameFiles)
             assert len(found) == len(found.labels) == len(found.frames.folder) > 0
             assert 0 <= found.labels.min() and found.labels.max() < len(found.class_names)
             assert os.path.normpath(found.frames.path(0, 0)).startswith(f"{root}/")
-    if index_cache.fits(arrays, packed._CACHE_LAYOUT):
+    if index_cache.fits(arrays, packed.TABLE_LAYOUT):
         table = packed._from_cache(root, arrays)
         if table is not None and len(table.names):
             assert (table.row + table.num_frames).max() <= len(table.offset) == len(table.length)
@@ -189,7 +189,7 @@ def starting_inputs(target: str) -> list[bytes]:
         return [
             file.getvalue(),
             _sound_cache(frames._LAYOUT, b"\0", one | {"folders": b"a", "names": b"v"}),
-            _sound_cache(packed._CACHE_LAYOUT, b"\1", one | {"shards": b"a", "names": b"v"}),
+            _sound_cache(packed.TABLE_LAYOUT, b"\1", one | {"shards": b"a", "names": b"v"}),
         ]
     if target == "records":
         tiny = pixels(4, 4)

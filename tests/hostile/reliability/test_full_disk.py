@@ -46,7 +46,7 @@ def test_prepare_goes_on_once_there_is_room(tmp_path: Path) -> None:
     assert decoding["full"]["status"] == packing["full"]["status"] == 2
     assert (
         "prepare: cannot write " in decoding["full"]["stderr"]
-        and "; make room. What is done is kept" in (decoding["full"]["stderr"])
+        and "; make room. Finished work is kept" in (decoding["full"]["stderr"])
     )
     assert "packed: cannot be written (No space left on device): make room and run" in packing["full"]["stderr"]
     subprocess.run(

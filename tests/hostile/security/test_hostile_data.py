@@ -14,9 +14,10 @@ import pytest
 from r23d_jax.__main__ import main
 from r23d_jax.config import Config, UserError
 from r23d_jax.data.find import packed_scan
+from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.frames import FrameFiles, index_frames
 from r23d_jax.data.find.packed import index_packed
-from r23d_jax.data.find.splits import DataError, Entry, VideoList, read_list
+from r23d_jax.data.find.splits import Entry, VideoList, read_list
 from r23d_jax.data.find.tfrecord import Record
 from r23d_jax.data.make.packed_builder import PackSource, write_packed
 from r23d_jax.study.grid import Study, cells
