@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from r23d_jax import __version__
 from r23d_jax.config import Config, UserError
 from r23d_jax.evaluation import metrics as metric_functions
 from r23d_jax.runtime.disk import write_atomically
+from r23d_jax.version import __version__
 
 NPZ, JSON = "evaluation.npz", "evaluation.json"
 
