@@ -9,6 +9,8 @@ A model is called on (B, T, H, W, C) float32 and returns (B, num_classes) float3
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from r23d_jax.version import __version__  # noqa: F401
+
 if TYPE_CHECKING:
     from r23d_jax.checkpoint.checkpoint import load_checkpoint, load_model
     from r23d_jax.models.registry import create_model, list_models
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from r23d_jax.weights.state_dicts import from_torch, to_torch
     from r23d_jax.weights.tensorflow_checkpoint import read_tensorflow
 
-__version__ = "0.1.0"
 __all__ = [
     "create_model",
     "from_torch",

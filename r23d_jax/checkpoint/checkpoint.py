@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-import r23d_jax
 from r23d_jax import config, models
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.checkpoint.store import BEST_METRIC, DAMAGED, CheckpointError, NewestAndBest, Store, damage
 from r23d_jax.config import Config, Preprocessing, UserError
 from r23d_jax.models.functional import split_model
+from r23d_jax.version import __version__
 
 FOLDER = "checkpoints"
 
@@ -241,7 +241,7 @@ def save_model(folder: Path, model: models.VideoNetwork, cfg: Config, class_name
         "config": dataclasses.asdict(cfg),
         "class_names": list(class_names),
         "preprocessing": dataclasses.asdict(config.preprocessing(cfg.data)),
-        "version": r23d_jax.__version__,
+        "version": __version__,
         "metrics": {},
         "converted": True,
     }

@@ -1,18 +1,22 @@
-"""`python -m r23d_jax predict`: what is seen in a video, by a trained network."""
+"""`predict`: classifies video files with a trained network."""
 
 import argparse
 import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from r23d_jax.config import UserError
 from r23d_jax.runtime.progress import printable
 
+if TYPE_CHECKING:
+    from r23d_jax.evaluation.single import Prediction
+
 EXIT_OK, EXIT_SKIPPED = 0, 3
+LEAST_CLIPS = 10  # a training may evaluate one clip per video to save time, which says little about a long video
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a video file, or a folder of numbered frames")
     parser.add_argument("--top", type=int, default=5, help="classes to show (default: 5)")
     parser.add_argument(
-        "--clips", type=int, default=0, help="uniform clips per video; 0: the views the run was evaluated with"
+        "--clips",
+        type=int,
+        default=0,
+        help=f"evenly spaced clips per video; 0: as the run was evaluated, but at least {LEAST_CLIPS} (default: 0)",
     )
     parser.add_argument("--batch-size", type=int, default=8, help="clips per call of the network (default: 8)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per video")
@@ -33,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command.
 
     Returns:
-      0: every video was recognized; 3: some could not be read, each with a line that says why.
+      0: every video was classified; 3: some could not be read, and a line names the reason for each.
 
     Raises:
       UserError: a wrong option, or no usable checkpoint.
@@ -41,7 +48,6 @@ def run(args: argparse.Namespace) -> int:
     for option, least in (("top", 1), ("clips", 0), ("batch_size", 1)):
         if getattr(args, option) < least:
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: must be at least {least}")
-    # Imported here, so that --help and a wrong option do not wait for jax.
     from r23d_jax.checkpoint.checkpoint import load_checkpoint
     from r23d_jax.data.make.video import VideoError
     from r23d_jax.evaluation.single import Predictor
@@ -54,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     views = loaded.config.eval
     if args.clips:
         views = dataclasses.replace(views, views="uniform", num_clips=args.clips)
+    elif views.views == "uniform":
+        views = dataclasses.replace(views, num_clips=max(views.num_clips, LEAST_CLIPS))
     predictor = Predictor(loaded.model, loaded.preprocessing, views, args.batch_size)
     if not args.json:
         accuracy = loaded.metrics.get("val/top1_video")
@@ -73,15 +81,16 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_SKIPPED if failed else EXIT_OK
 
 
-def _print_ranking(name: str, ranking: list[tuple[str, float]], prediction: Any, as_json: bool) -> None:
+def _print_ranking(name: str, ranking: list[tuple[str, float]], prediction: "Prediction", as_json: bool) -> None:
+    frames, clips, seen = prediction.num_frames, prediction.num_clips, prediction.seen
     if as_json:
         classes = [{"class": class_name, "probability": probability} for class_name, probability in ranking]
-        row = {"video": name, "frames": prediction.num_frames, "clips": prediction.num_clips, "predictions": classes}
+        row = {"video": name, "frames": frames, "clips": clips, "seen": round(seen, 4), "predictions": classes}
         row |= {"note": f"not used: {prediction.note}"} if prediction.note else {}
         print(json.dumps(row), flush=True)
         return
-    clips = "clip" if prediction.num_clips == 1 else "clips"
-    print(f"{printable(name)}  ({prediction.num_frames:,} frames, {prediction.num_clips:,} {clips})")
+    noun = "clip" if clips == 1 else "clips"
+    print(f"{printable(name)}  ({frames:,} frames, {clips:,} {noun}, {100 * seen:.0f} % of the video seen)")
     if prediction.note:
         print(f"  not used: {printable(prediction.note)}")
     shown = [(printable(class_name), probability) for class_name, probability in ranking]

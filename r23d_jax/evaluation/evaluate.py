@@ -40,20 +40,19 @@ def evaluate(
 ) -> EvalResult | None:
     """Evaluates a network on the views that `cfg.eval` asks for.
 
-    Every view is scored once, whatever the number of devices and hosts: the batch is rounded up to a multiple of the
-    devices and to whole clips, the last one is padded, and padding is masked. On several hosts all must call this
-    together.
+    Every view is scored once on any number of devices and hosts: the batch size is rounded up to a multiple of the
+    devices and to whole clips, the last batch is padded, and padding is masked. All hosts must call this together.
 
     Args:
-      eval_step: what `make_eval_step` gave.
+      eval_step: the result of `make_eval_step`.
       params: parameters; arrays on the mesh, or on the host.
-      batch_stats: BatchNorm statistics, likewise.
+      batch_stats: BatchNorm statistics, also on the mesh or on the host.
       index: the videos.
-      cfg: the data, eval and compute settings of the run.
-      mesh: the mesh `eval_step` was made for.
-      broken: counts and names what cannot be read; a new one if none is given.
-      should_stop: asked before every batch; True ends the evaluation without a result. On several hosts it must give
-        all of them the same answer.
+      cfg: the config of the run; its data and eval groups are read.
+      mesh: the mesh that `eval_step` was made for.
+      broken: counts and names unreadable files; a new one by default.
+      should_stop: called before every batch; True ends the evaluation without a result. It must return the same on
+        every host.
       log: takes one line at a time.
 
     Returns:
@@ -63,7 +62,7 @@ def evaluate(
       UserError: if a score is not finite, or more views are broken than `cfg.data.max_broken_fraction` allows.
     """
     views = make_views(index.num_frames, config.preprocessing(cfg.data), cfg.eval)
-    # Whole clips on every host, so that all crops of one are cut from a single decoding.
+    # Every host gets whole clips, so that a clip is decoded once for all its crops.
     multiple = math.lcm(mesh.size, cfg.eval.crops * jax.process_count())
     batch_size = -(-cfg.eval.batch_size // multiple) * multiple
     broken = broken or pipeline.BrokenLog(cfg.data, log=log)
@@ -85,7 +84,7 @@ def evaluate(
         sums.add(*scores)
     result = sums.result(cfg, broken)
     if result.not_evaluated:
-        log(f"not evaluated, because all their views are broken: {', '.join(result.not_evaluated)}")
+        log(f"not evaluated, because no view could be read: {', '.join(result.not_evaluated)}")
     return result
 
 
@@ -98,9 +97,8 @@ def _scores(
     num_views: int,
     should_stop: Callable[[], bool] | None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray] | None]:
-    """Logits, views and masks of one batch after the other; None, and no more, when stopped."""
+    """Logits, views and masks of one batch after another; None as the last item when stopped."""
     in_flight: collections.deque[tuple[jax.Array, jax.Array, jax.Array]] = collections.deque()
-    # One process shows the progress of all.
     with Progress(num_views, "views", "evaluate", shown=jax.process_index() == 0) as progress:
 
         def oldest() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -121,20 +119,15 @@ def _scores(
 
 
 def _on_mesh(tree: Any, mesh: Mesh) -> Any:
-    """Puts what is not yet spread over the mesh whole on every device of it, once instead of with every batch."""
+    """Copies every leaf that is not on the mesh to all its devices, once instead of with every batch."""
     whole = NamedSharding(mesh, PartitionSpec())
     devices = set(mesh.devices.flat)
-
-    def on_mesh(leaf: Any) -> jax.Array:
-        if isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices:
-            return leaf
-        return parallel.place(leaf, whole)
-
-    return jax.tree.map(on_mesh, tree)
+    is_there = lambda leaf: isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices  # noqa: E731
+    return jax.tree.map(lambda leaf: leaf if is_there(leaf) else parallel.place(leaf, whole), tree)
 
 
 def _from_all_hosts(pairs: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """What every host found broken, each once; a host reads, and knows of, its own rows only."""
+    """The broken files of all hosts, each once; a host reads its own rows only."""
     if jax.process_count() == 1:
         return tuple(pairs)
     text = np.frombuffer(json.dumps(pairs).encode(), np.uint8)
@@ -145,7 +138,7 @@ def _from_all_hosts(pairs: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]
 
 
 class _Sums:
-    """Adds up scores per video. Holds one row per video, not one per view: memory does not grow with views."""
+    """Adds up scores per video, in memory that does not grow with the number of views."""
 
     def __init__(self, index: VideoIndex, video_of_view: np.ndarray):
         self._index, self._video = index, video_of_view
@@ -155,12 +148,12 @@ class _Sums:
         self._correct, self._loss = 0, 0.0
 
     def add(self, logits: np.ndarray, view: np.ndarray, mask: np.ndarray) -> None:
-        """Adds a batch in the order of its views, so that sums do not depend on how views were dealt to devices.
+        """Adds a batch in the order of its views, so that sums do not depend on the number of devices.
 
         Args:
           logits: (B, C) float32.
           view: (B,) int32, rows of the views.
-          mask: (B,), 0 for padding and for views that could not be read.
+          mask: (B,), 0 for padding and for unreadable views.
 
         Raises:
           UserError: if a score is not finite.
@@ -180,7 +173,7 @@ class _Sums:
             )
         shifted = scores - scores.max(axis=1, keepdims=True)
         log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-        # add.at goes row by row, in order
+        # add.at adds row by row, in order.
         np.add.at(self._logits, video, scores)
         np.add.at(self._softmax, video, np.exp(log_softmax))
         labels = self._index.labels[video]
@@ -188,7 +181,7 @@ class _Sums:
         self._loss -= float(log_softmax[np.arange(len(labels)), labels].sum())
 
     def result(self, cfg: Config, broken: pipeline.BrokenLog) -> EvalResult:
-        """Everything that follows from the sums."""
+        """The result of the whole evaluation."""
         index, scored = self._index, int(self._scored.sum())
         num_views = np.bincount(self._video[self._scored], minlength=len(index.names)).astype(np.int32)
         seen = num_views > 0

@@ -1,7 +1,7 @@
-"""The pictures of a report: curves by matplotlib, matrix and bars as hand-written SVG and HTML.
+"""The pictures of a report: curves by matplotlib, the confusion matrix and bars as hand-written SVG and HTML.
 
-Matrix and bars are written by hand because they carry class names, which then stay text that can be searched and
-selected, in any script, and because every cell of the matrix can tell what it counts when pointed at.
+Matrix and bars are written by hand because they carry class names, which stay text that can be searched and selected in
+any script, and because every cell of the matrix can have a tooltip.
 """
 
 import base64
@@ -15,17 +15,17 @@ import numpy as np
 
 from r23d_jax.runtime.progress import printable
 
-# Okabe and Ito's palette, told apart with every common kind of color blindness.
+# Okabe and Ito's palette, which is distinguishable with every common kind of color blindness.
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#8A929C"
 TEXT, GRID = "#1F2933", "#E4E7EB"
-SMOOTHING_POINTS = 25  # the bold loss curve is a running mean over about this part (1/25) of the run
-MAX_LABELED_CLASSES = 150  # a larger matrix has too little room for names beside it
+SMOOTHING_POINTS = 25  # the bold loss curve is a running mean over about 1/25 of the run
+MAX_LABELED_CLASSES = 150  # a larger matrix has too little space for names beside it
 
 Row = Mapping[str, float | None]
 
 
 def escape(text: object) -> str:
-    """Text as it may stand in HTML and SVG, also inside a quoted attribute."""
+    """Text escaped for HTML and SVG, also inside a quoted attribute."""
     return html.escape(printable(text, lines=True), quote=True)
 
 
@@ -46,15 +46,12 @@ def curves(rows: Sequence[Row]) -> str:
     ]
     if not panels:
         return ""
-    # Imported here, with its own figure and canvas: no global state, and commands that draw nothing do not wait for it.
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+    import matplotlib  # imported here, so that commands that draw nothing do not wait for it
 
     columns = min(2, len(panels))
     lines = math.ceil(len(panels) / columns)
     style: dict[Any, Any] = {
-        "font.family": "DejaVu Sans",  # comes with matplotlib, so it is there everywhere
+        "font.family": "DejaVu Sans",  # comes with matplotlib
         "font.size": 9.5,
         "axes.edgecolor": GRAY,
         "axes.labelcolor": TEXT,
@@ -67,17 +64,29 @@ def curves(rows: Sequence[Row]) -> str:
         "svg.hashsalt": "r23d_jax",  # the same data gives the same file
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(5.68 * columns, 3.0 * lines), layout="constrained")
-        FigureCanvasSVG(figure)
+        figure = new_figure(5.68 * columns, 3.0 * lines)
         axes = np.atleast_1d(figure.subplots(lines, columns)).reshape(-1)
         for axis, (title, unit, names) in zip(axes, panels, strict=False):
             _draw_panel(axis, rows, title, unit, names)
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        content = svg_of(figure)
     summary = "curves against epochs: " + ", ".join(title.lower() for title, _, _ in panels)
-    return image(buffer.getvalue(), "image/svg+xml", summary)
+    return image(content, "image/svg+xml", summary)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib figure of so many inches that is no part of pyplot's global state."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def svg_of(figure: Any, **options: Any) -> bytes:
+    """A matplotlib figure as SVG without a date; `options` go to `savefig`."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, **options)
+    return buffer.getvalue()
 
 
 def _draw_panel(axis, rows: Sequence[Row], title: str, unit: str, names: Mapping[str, str]) -> None:
@@ -131,10 +140,10 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
 
 
 def confusion_svg(confusion: np.ndarray, class_names: Sequence[str]) -> str:
-    """The matrix as inline SVG: blue on the diagonal, orange beside it, the darker the larger the share of the row.
+    """The matrix as inline SVG: blue on the diagonal, orange off it, darker for a larger share of the row.
 
-    Only cells that count something are drawn, and each has a tool tip. Shares are shown on a square-root scale, because
-    single confusions among many classes would be invisible on a linear one.
+    Only cells with a count are drawn, and each has a tooltip. Shares are shown on a square-root scale, because single
+    confusions among many classes would be invisible on a linear one.
     """
     count = len(class_names)
     labeled = count <= MAX_LABELED_CLASSES
@@ -188,7 +197,7 @@ def confusion_svg(confusion: np.ndarray, class_names: Sequence[str]) -> str:
 
 
 def confused_pairs(confusion: np.ndarray, most: int = 15) -> list[tuple[int, int, int, float]]:
-    """(true class, predicted class, videos, share of the true class), the most frequent first."""
+    """(true class, predicted class, number of videos, share of the true class), the most frequent first."""
     totals = confusion.sum(axis=1)
     pairs = [
         (row, column, int(confusion[row, column]), float(confusion[row, column] / totals[row]))
@@ -216,7 +225,7 @@ def accuracy_bars(per_class: np.ndarray, totals: np.ndarray, class_names: Sequen
 
 
 def image(content: bytes, kind: str, alt: str) -> str:
-    """An `<img>` that holds its content."""
+    """An `<img>` with its content inside."""
     return f'<img alt="{escape(alt)}" src="data:{kind};base64,{base64.b64encode(content).decode()}">'
 
 

@@ -10,7 +10,7 @@ from r23d_jax.evaluation.figures import image
 
 
 def sample_frames(index: VideoIndex, video: int, count: int = 8) -> list[np.ndarray]:
-    """Frames spread evenly over a video, including the first and the last. Unreadable frames are left out.
+    """Evenly spaced frames of a video, including the first and the last. Unreadable frames are left out.
 
     Args:
       index: the videos.

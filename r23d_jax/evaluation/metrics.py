@@ -1,7 +1,4 @@
-"""Accuracies from scores, in numpy.
-
-Ties go to the class with the smaller number, so that no result depends on chance.
-"""
+"""Accuracies from scores, in numpy. Ties go to the class with the smaller number, so no result depends on chance."""
 
 import numpy as np
 
@@ -9,14 +6,14 @@ TOP_K = 5
 
 
 def true_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many classes are placed before the true one.
+    """The number of classes ranked before the true one.
 
     Args:
       scores: (N, num_classes), finite.
       labels: (N,) int.
 
     Returns:
-      (N,) int: 0 where the true class has the highest score. A class with an equal score is before it only if its
+      (N,) int: 0 where the true class has the highest score. A class with an equal score ranks before it only if its
       number is smaller, as in `argmax`.
     """
     own = scores[np.arange(len(labels)), labels][:, None]
@@ -25,10 +22,7 @@ def true_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def top_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Fraction of rows whose true class is among the best k. With at most k classes this is trivially 1.
-
-    Returns nan without rows.
-    """
+    """Fraction of rows whose true class is among the best k, which is 1 with at most k classes; nan without rows."""
     return float(np.mean(true_ranks(scores, labels) < k)) if len(labels) else float("nan")
 
 
@@ -45,7 +39,7 @@ def per_class_accuracy(confusion: np.ndarray) -> np.ndarray:
 
 
 def mean_class_accuracy(per_class: np.ndarray) -> float:
-    """Mean over the classes that have videos; nan if none has."""
+    """Mean over the classes with videos; nan if there are none."""
     seen = per_class[~np.isnan(per_class)]
     return float(seen.mean()) if len(seen) else float("nan")
 
@@ -55,7 +49,7 @@ def video_metrics(logits: np.ndarray, softmax: np.ndarray, labels: np.ndarray) -
 
     Args:
       logits: (N, num_classes) logits summed (or averaged) over the views of a video.
-      softmax: (N, num_classes) the same of the probabilities of each view.
+      softmax: (N, num_classes) probabilities summed (or averaged) in the same way.
       labels: (N,) int.
 
     Returns:

@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page about a run, made from what lies in its workdir."""
+"""`report.html`: one self-contained page about a run, made from the files in its workdir."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from r23d_jax.data.sources import open_index
 from r23d_jax.evaluation import film
 from r23d_jax.evaluation.figures import Row, accuracy_bars, confused_pairs, confusion_svg, curves, escape
 from r23d_jax.evaluation.result import (
+    VIDEO_METRICS,
     EvalResult,
     environment,
     load_evaluation,
@@ -27,7 +28,7 @@ REPORT = "report.html"
 NUM_ERRORS = 10  # film strips
 MAX_BROKEN_LISTED = 200
 
-# Pictures and styles lie in the page itself; a browser is told to load and to run nothing, should an escape be missing.
+# Pictures and styles are in the page. The policy lets a browser load and run nothing, in case an escape is missing.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _STYLE = """
 :root{color-scheme:light}*{box-sizing:border-box}
@@ -59,42 +60,45 @@ summary{cursor:pointer;font-weight:600}
 """
 
 
-def write_report(workdir: Path, index: VideoIndex | None = None, cfg: Config | None = None) -> Path:
-    """Writes `report.html` from `config.json`, `metrics.jsonl` and the newest evaluation in a workdir.
+def write_report(
+    workdir: Path, index: VideoIndex | None = None, cfg: Config | None = None, folder: Path | None = None
+) -> Path:
+    """Writes `report.html` from `config.json` and `metrics.jsonl` in a workdir, and from an evaluation.
 
-    What is not there is left out. The page needs no other file, no network and no scripts.
+    Sections without data are left out. The page needs no other file, no network and no scripts.
 
     Args:
       workdir: the run's folder.
-      index: the evaluated videos, for the film strips. Without it they are looked up as the config says; a page without
-        film strips says why.
+      index: the evaluated videos, for the film strips. Without it the config names them; a page without film strips
+        gives the reason.
       cfg: the run's config; read from `config.json` if not given.
+      folder: where the evaluation is, and where the page goes; the workdir by default.
 
     Returns:
       The path of the page.
 
     Raises:
-      UserError: if a file in the workdir is damaged; the message names it.
+      UserError: if one of these files is damaged; the message names it.
     """
+    folder = folder or workdir
     cfg = cfg or _read_config(workdir)
     rows = sorted(read_metrics(workdir), key=lambda row: row["step"])
-    result = load_evaluation(workdir)
-    sections = [
-        _summary(result),
-        _curves(rows),
-        _confusion(result),
-        _per_class(result),
-        _errors(result, index, cfg),
-        _broken(result),
-        _config(cfg),
-        _environment(result),
-    ]
+    result = load_evaluation(folder)
+    sections = [_curves(rows)]
+    if result is not None:
+        sections = [_summary(result), *sections]
+        if result.evaluated.any():
+            sections += [_confusion(result), _per_class(result), _errors(result, index, cfg)]
+        sections.append(_broken(result))
+    if cfg is not None:
+        text = f"<pre>{escape(config.to_json(cfg))}</pre>"
+        sections.append(section("Configuration", f"<details><summary>config.json</summary>{text}</details>"))
+    versions = result.environment if result else environment()
+    sections.append(section("Environment", table((), list(versions.items()))))
     title = f"{model_name(cfg.model)}, {cfg.model.head.kind} head" if cfg else "Evaluation"
-    about = _data_line(cfg) if cfg else ""
-    page = page_of(title, about, sections)
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(workdir / REPORT, page)
-    return workdir / REPORT
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / REPORT, page_of(title, _data_line(cfg) if cfg else "", sections))
+    return folder / REPORT
 
 
 def page_of(title: str, about: str, sections: Sequence[str]) -> str:
@@ -107,9 +111,6 @@ def page_of(title: str, about: str, sections: Sequence[str]) -> str:
         f'<h1>{escape(title)}</h1><p class="muted">{escape(about)}</p>'
         f"{''.join(sections)}</main></body></html>\n"
     )
-
-
-# -- what lies in the workdir ------------------------------------------------------------------------------------------
 
 
 def _read_config(workdir: Path) -> Config | None:
@@ -148,33 +149,26 @@ def _data_line(cfg: Config) -> str:
     return f"{d.root} ({d.source}), {classes}split {d.split}, {d.num_frames} frames of {d.crop_size}x{d.crop_size}"
 
 
-def _summary(result: EvalResult | None) -> str:
-    if result is None:
-        return ""
+def _summary(result: EvalResult) -> str:
+    def tile(title: str, name: str, note: str, kind: str = "tile") -> str:
+        value = percent(result.metrics.get(name))
+        return f'<div class="{kind}">{title}<b>{value}</b><span class="muted small">{note}</span></div>'
+
     tiles = []
-    for k, (title, name) in enumerate(
-        (("Video top-1", "top1_video"), ("Video top-5", "top5_video"), ("Mean class accuracy", "mean_class"))
-    ):
-        value, other = (percent(result.metrics.get(f"val/{name}{suffix}")) for suffix in ("", "_softmax"))
-        kind = "tile main" if k == 0 else "tile"
-        tiles.append(
-            f'<div class="{kind}">{title}<b>{value}</b>'
-            f'<span class="muted small">{other} by averaged softmax</span></div>'
-        )
-    clip = percent(result.metrics.get("val/top1_clip"))
-    tiles.append(
-        f'<div class="tile">Clip top-1<b>{clip}</b><span class="muted small">every view by itself</span></div>'
-    )
-    notes = "".join(f'<p class="small">{escape(_sentence(text))}</p>' for text in remarks(result))
+    for title, name in VIDEO_METRICS:
+        note = f"{percent(result.metrics.get(f'{name}_softmax'))} by averaged softmax"
+        tiles.append(tile(_capital(title), name, note, "tile" if tiles else "tile main"))
+    tiles.append(tile("Clip top-1", "val/top1_clip", "every view by itself"))
+    notes = "".join(f'<p class="small">{escape(_capital(text))}.</p>' for text in remarks(result))
     return section(
         "Accuracy",
         f'<div class="tiles">{"".join(tiles)}</div>',
-        f'<p class="small">Protocol: {escape(protocol_line(result))} (logits, unless it says softmax).</p>{notes}',
+        f'<p class="small">Protocol: {escape(protocol_line(result))} (logits, unless marked softmax).</p>{notes}',
     )
 
 
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + "."
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _curves(rows: Sequence[Row]) -> str:
@@ -182,22 +176,20 @@ def _curves(rows: Sequence[Row]) -> str:
     if not picture:
         return ""
     last = rows[-1]
-    said = [f"{last['step']:,} steps, {_epoch(last)} epochs"]
+    facts = [f"{last['step']:,} steps, {_epoch(last)} epochs"]
     scored = [row for row in rows if row.get("val/top1_video") is not None]
     if scored:
         best = max(scored, key=lambda row: row["val/top1_video"] or 0.0)
-        said.append(f"best video top-1 {percent(best['val/top1_video'])} after epoch {_epoch(best)}")
-    return section("Training", picture, f'<p class="muted small">{escape("; ".join(said))}</p>')
+        facts.append(f"best video top-1 {percent(best['val/top1_video'])} after epoch {_epoch(best)}")
+    return section("Training", picture, f'<p class="muted small">{escape("; ".join(facts))}</p>')
 
 
 def _epoch(row: Row) -> str:
-    return f"{round(row.get('epoch') or 0.0, 1):g}"  # batches run across the end of an epoch
+    return f"{round(row.get('epoch') or 0.0, 1):g}"  # a batch may cross the end of an epoch
 
 
-def _errors(result: EvalResult | None, index: VideoIndex | None, cfg: Config | None) -> str:
+def _errors(result: EvalResult, index: VideoIndex | None, cfg: Config | None) -> str:
     """Film strips of the videos whose wrong class has the highest probability."""
-    if result is None or not result.evaluated.any():
-        return ""
     title = "Most confident errors"
     wrong = np.flatnonzero(result.evaluated & (result.predictions != result.labels))
     if not len(wrong):
@@ -222,7 +214,7 @@ def _errors(result: EvalResult | None, index: VideoIndex | None, cfg: Config | N
 
 
 def _find_videos(cfg: Config | None) -> tuple[VideoIndex | None, str]:
-    """The test videos that a config names; where they cannot be had, None and a sentence that says why."""
+    """The test videos that a config names; where they cannot be opened, None and a sentence with the reason."""
     if cfg is None:
         return None, "No film strips: there is no config.json that names the videos."
     try:
@@ -231,50 +223,33 @@ def _find_videos(cfg: Config | None) -> tuple[VideoIndex | None, str]:
         return None, f"No film strips: {error}"
 
 
-def _confusion(result: EvalResult | None) -> str:
-    if result is None or not result.confusion.any():
-        return ""
+def _confusion(result: EvalResult) -> str:
     key = (
         '<p class="muted small">Row: true class; column: predicted class, from averaged logits. Share of the row:'
         '<span class="key" style="background:#0072B2"></span>right<span class="key" style="background:#D55E00"></span>'
-        "wrong; point at a cell for its count.</p>"
+        "wrong; hover over a cell for its count.</p>"
     )
     parts = [key, confusion_svg(result.confusion, result.class_names)]
     pairs = confused_pairs(result.confusion)
     if pairs:
         names = result.class_names
         cells = [(names[t], names[p], number, f"{100 * share:.0f} %") for t, p, number, share in pairs]
-        head = ("true class", "taken for", "videos", "of the class")
+        head = ("true class", "predicted", "videos", "share of the class")
         parts += ["<h2>Most frequent confusions</h2>", table(head, cells, numbers=(2, 3))]
     return section("Confusion matrix", *parts)
 
 
-def _per_class(result: EvalResult | None) -> str:
-    if result is None or not result.confusion.any():
-        return ""
+def _per_class(result: EvalResult) -> str:
     bars = accuracy_bars(result.per_class, result.confusion.sum(axis=1), result.class_names)
     return section("Accuracy by class", '<p class="muted small">Percent of videos, video top-1.</p>', bars)
 
 
-def _broken(result: EvalResult | None) -> str:
-    if result is None:
-        return ""
+def _broken(result: EvalResult) -> str:
     if not result.broken:
-        return section("Broken files", "<p>None were met.</p>")
+        return section("Broken files", "<p>None.</p>")
     shown = result.broken[:MAX_BROKEN_LISTED]
     more = len(result.broken) - len(shown)
     parts = [f"<p>{len(result.broken):,} could not be read.</p>", table(("file", "reason"), shown)]
     if more:
         parts.append(f'<p class="muted small">and {more:,} more, in evaluation.json.</p>')
     return section("Broken files", *parts)
-
-
-def _config(cfg: Config | None) -> str:
-    if cfg is None:
-        return ""
-    text = f"<pre>{escape(config.to_json(cfg))}</pre>"
-    return section("Configuration", f"<details><summary>config.json</summary>{text}</details>")
-
-
-def _environment(result: EvalResult | None) -> str:
-    return section("Environment", table((), list((result.environment if result else environment()).items())))

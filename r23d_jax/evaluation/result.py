@@ -1,5 +1,6 @@
-"""What an evaluation found: kept per video, written to the workdir, and printed."""
+"""The result of an evaluation: kept per video, written to disk, and printed."""
 
+import collections
 import dataclasses
 import functools
 import io
@@ -12,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from r23d_jax import __version__
 from r23d_jax.config import Config, UserError
 from r23d_jax.evaluation import metrics as metric_functions
 from r23d_jax.runtime.disk import write_atomically
+from r23d_jax.version import __version__
 
 NPZ, JSON = "evaluation.npz", "evaluation.json"
+# Title and name of each metric of `metrics.video_metrics`; "_softmax" is appended for averaged probabilities.
+VIDEO_METRICS = (("video top-1", "val/top1_video"), ("video top-5", "val/top5_video"), ("mean class", "val/mean_class"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +40,14 @@ class Protocol:
     @classmethod
     def of(cls, cfg: Config) -> "Protocol":
         """The protocol that a config asks for."""
-        d, e = cfg.data, cfg.eval
-        return cls(
-            split=d.split,
-            views=e.views,
-            num_clips=e.num_clips,
-            crops=e.crops,
-            input=d.input,
-            num_frames=d.num_frames,
-            frame_stride=d.frame_stride,
-            short_side=d.short_side,
-            crop_size=d.crop_size,
-        )
+        values = vars(cfg.data) | vars(cfg.eval)
+        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder that keeps such evaluations, e.g. `split1-uniform10-3crops`."""
+        clips = f"{self.views}{self.num_clips}" if self.views == "uniform" else self.views
+        return f"split{self.split}-{clips}-{self.crops}crop" + ("s" if self.crops > 1 else "")
 
     def describe(self) -> str:
         """One line, e.g. `all non-overlapping clips of 16 frames x 1 crop of 112x112 (short side 136)`."""
@@ -63,24 +62,24 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class EvalResult:
-    """Scores of every video and what follows from them.
+    """Scores of every video, and the accuracies computed from them.
 
-    N videos, C classes. A video none of whose views could be read has `num_views` 0 and takes part in no metric.
+    N videos, C classes. A video with no readable view has `num_views` 0 and counts in no metric.
 
     Attributes:
-      metrics: `val/top1_clip`, `val/loss` (mean cross-entropy of a clip) and what `metrics.video_metrics` gives, as
-        fractions. Of a clip here means of a view: every view counts once.
+      metrics: `val/top1_clip`, `val/loss` (mean cross-entropy) and the result of `metrics.video_metrics`, as fractions.
+        The first two count every view once.
       class_names: C names.
       names: (N,) str, names of the videos.
       labels: (N,) int32.
       logits: (N, C) float64, summed over views.
       softmax: (N, C) float64, probabilities summed over views.
       num_views: (N,) int32, views that were scored.
-      broken_views: views that could not be read, over all videos.
-      broken: (file or video, reason) of what could not be read.
+      broken_views: number of unreadable views, over all videos.
+      broken: (file or video, reason) of everything unreadable.
       missing: listed videos that were not found on disk.
       protocol: how the views were chosen.
-      environment: versions and devices, see `environment`.
+      environment: versions and devices; see `environment`.
     """
 
     metrics: dict[str, float]
@@ -103,12 +102,12 @@ class EvalResult:
 
     @property
     def not_evaluated(self) -> tuple[str, ...]:
-        """Names of the videos none of whose views could be read."""
+        """Names of the videos without a readable view."""
         return tuple(self.names[~self.evaluated].tolist())
 
     @functools.cached_property
     def predictions(self) -> np.ndarray:
-        """(N,) int: class with the highest averaged logit; means nothing where `evaluated` is False."""
+        """(N,) int: class with the highest averaged logit; meaningless where `evaluated` is False."""
         return self.logits.argmax(axis=1)
 
     @functools.cached_property
@@ -123,7 +122,7 @@ class EvalResult:
 
     @functools.cached_property
     def confusion_softmax(self) -> np.ndarray:
-        """The same from averaged probabilities."""
+        """(C, C) int64: the same from averaged probabilities."""
         return self._confusion(self.softmax.argmax(axis=1))
 
     @functools.cached_property
@@ -142,13 +141,11 @@ class EvalResult:
 
 
 def environment() -> dict[str, str]:
-    """Versions and devices that a result was computed with; nothing that names the machine or its user."""
+    """Versions and devices that a result was computed with; names neither the machine nor its user."""
     import flax
     import jax
 
-    kinds: dict[str, int] = {}
-    for device in jax.devices():
-        kinds[device.device_kind] = kinds.get(device.device_kind, 0) + 1
+    kinds = collections.Counter(device.device_kind for device in jax.devices())
     return {
         "r23d_jax": __version__,
         "Python": platform.python_version(),
@@ -167,10 +164,10 @@ def environment() -> dict[str, str]:
 _ARRAYS = ("names", "labels", "logits", "softmax", "num_views")
 
 
-def save_evaluation(result: EvalResult, workdir: Path) -> None:
-    """Writes `evaluation.npz`, which holds everything, and `evaluation.json`, the part of it that people read.
+def save_evaluation(result: EvalResult, folder: Path) -> None:
+    """Writes `evaluation.npz`, which holds everything, and `evaluation.json`, the part that people read.
 
-    Each file appears whole or not at all.
+    Each file appears complete or not at all.
     """
     meta = {
         "metrics": {name: _finite(value) for name, value in result.metrics.items()},
@@ -186,31 +183,25 @@ def save_evaluation(result: EvalResult, workdir: Path) -> None:
         "broken": [list(pair) for pair in result.broken],
         "environment": result.environment,
     }
-    workdir.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    arrays = {name: getattr(result, name) for name in _ARRAYS}
-    np.savez_compressed(
-        buffer,
-        meta=np.array(json.dumps(meta)),
-        confusion=result.confusion,
-        confusion_softmax=result.confusion_softmax,
-        **arrays,
-    )
-    write_atomically(workdir / NPZ, buffer.getvalue())
-    write_atomically(workdir / JSON, json.dumps(meta, indent=2) + "\n")
+    arrays = {name: getattr(result, name) for name in (*_ARRAYS, "confusion", "confusion_softmax")}
+    np.savez_compressed(buffer, meta=np.array(json.dumps(meta)), **arrays)
+    write_atomically(folder / NPZ, buffer.getvalue())
+    write_atomically(folder / JSON, json.dumps(meta, indent=2) + "\n")
 
 
-def load_evaluation(workdir: Path) -> EvalResult | None:
-    """The newest evaluation in a workdir, or None if there is none.
+def load_evaluation(folder: Path) -> EvalResult | None:
+    """The evaluation in a folder, or None if there is none.
 
     Raises:
       UserError: if the file cannot be read; the message names it.
     """
-    path = workdir / NPZ
+    path = folder / NPZ
     if not path.exists():
         return None
     try:
-        # opened here, because np.load leaves a damaged file open
+        # Opened here, because np.load leaves a damaged file open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in _ARRAYS}
             meta = json.loads(str(file["meta"]))
@@ -226,8 +217,8 @@ def load_evaluation(workdir: Path) -> EvalResult | None:
         )
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         reason = f"{type(error).__name__}: {error}"
-        if "pickle" in reason:  # numpy goes on to explain how to run the code all the same
-            reason = "refused, because reading it could run code that is stored in it"
+        if "pickle" in reason:  # numpy's message explains how to run the code anyway
+            reason = "refused, because reading it could run code stored in it"
         raise UserError(f"{path}: cannot be read ({reason}). Delete it and evaluate again with --mode=eval.") from error
 
 
@@ -240,7 +231,7 @@ def _finite(value: float) -> float | None:
 
 
 def protocol_line(result: EvalResult) -> str:
-    """What was evaluated, in one sentence: split, videos, views and how they are averaged."""
+    """The split, the videos, the views and how they are averaged, in one sentence."""
     return (
         f"split {result.protocol.split}, {_count(int(result.evaluated.sum()), 'video')}, "
         f"{_count(int(result.num_views.sum()), 'view')}: {result.protocol.describe()}; "
@@ -249,7 +240,7 @@ def protocol_line(result: EvalResult) -> str:
 
 
 def remarks(result: EvalResult) -> list[str]:
-    """What a reader of the accuracies must know besides: videos and classes that are not in them."""
+    """Caveats for a reader of the accuracies: videos and classes that they leave out."""
     lines = []
     if result.not_evaluated:
         lines.append(f"not evaluated, every view broken: {_listed(result.not_evaluated, 'video')}")
@@ -258,18 +249,17 @@ def remarks(result: EvalResult) -> list[str]:
     if result.missing:
         lines.append(f"listed, but not found on disk: {_listed(result.missing, 'video')}")
     if result.empty_classes:
-        lines.append(f"without videos, not in the mean class accuracy: {_listed(result.empty_classes, 'class')}")
+        lines.append(f"not in the mean class accuracy, without videos: {_listed(result.empty_classes, 'class')}")
     if len(result.class_names) <= metric_functions.TOP_K:
-        lines.append(f"top-5 says nothing here: there are only {_count(len(result.class_names), 'class')}")
+        lines.append(f"top-5 means nothing here: there are only {_count(len(result.class_names), 'class')}")
     return lines
 
 
 def format_table(result: EvalResult) -> str:
     """The table printed at the end of a run: accuracies under both averagings, the protocol, and remarks."""
     rows = [("averaged:", "logits", "softmax")]
-    for title, name in (("video top-1", "top1_video"), ("video top-5", "top5_video"), ("mean class", "mean_class")):
-        by_logits, by_softmax = (percent(result.metrics.get(f"val/{name}{suffix}")) for suffix in ("", "_softmax"))
-        rows.append((title, by_logits, by_softmax))
+    for title, name in VIDEO_METRICS:
+        rows.append((title, *(percent(result.metrics.get(name + suffix)) for suffix in ("", "_softmax"))))
     rows.append(("clip top-1", percent(result.metrics.get("val/top1_clip")), ""))
     width = max(len(row[0]) for row in rows)
     lines = [f"  {title:<{width}}  {logits:>8}  {softmax:>8}".rstrip() for title, logits, softmax in rows]

@@ -1,4 +1,4 @@
-"""An evaluation as a command: a trained network, the videos that a config names, a report."""
+"""Evaluates a trained network on the videos that a config names, and writes a report."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 
 from r23d_jax import config
-from r23d_jax.checkpoint.checkpoint import load_checkpoint
+from r23d_jax.checkpoint.checkpoint import LoadedModel, load_checkpoint
 from r23d_jax.config import Config
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read.broken import BrokenLog
@@ -20,11 +20,14 @@ from r23d_jax.evaluation.step import make_eval_step
 from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import compilation_cache, disk, parallel
 
+EVALUATIONS = "evaluations"  # beside the evaluation and the report of the training itself
+
 
 def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> EvalResult:
     """Evaluates the best checkpoint of `workdir` on the videos and views that `cfg` asks for.
 
-    The network and its preprocessing are the checkpoint's own, whatever `cfg` says of them.
+    The network and its preprocessing are those of the checkpoint, whatever `cfg` has. Scores and a report are written
+    to `workdir/evaluations/<split and views>`, so that the files of the training stay as they are.
 
     Raises:
       config.UserError: if there is no checkpoint, or its classes are not those of the videos.
@@ -43,34 +46,50 @@ def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] =
     cfg = dataclasses.replace(
         cfg, model=loaded.config.model, parallel=loaded.config.parallel, data=dataclasses.replace(cfg.data, **own)
     )
-    index = open_videos(cfg, "test", log)
+    result, index = score_checkpoint(loaded, cfg, "test", log, BrokenLog(cfg.data, log=log_own))
+    if jax.process_index() == 0:
+        log(format_table(result))
+        folder = workdir / EVALUATIONS / result.protocol.folder
+        try:
+            with disk.writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            with disk.hold(folder, log=log):
+                save_evaluation(result, folder)
+                log(f"report: {report.write_report(workdir, index, cfg, folder)}")
+        except (disk.InUse, disk.WriteError) as error:
+            log(f"this evaluation is not kept: {error}")
+    return result
+
+
+def score_checkpoint(
+    loaded: LoadedModel,
+    cfg: Config,
+    subset: Literal["test", "held_out"],
+    log: Callable[[str], None],
+    broken: BrokenLog | None = None,
+) -> tuple[EvalResult, VideoIndex]:
+    """Evaluates a trained network on a subset of the videos that `cfg` names; returns the result and the videos.
+
+    Raises:
+      config.UserError: if its classes are not those of the videos.
+    """
+    index = open_videos(cfg, subset, log)
     if index.class_names != loaded.class_names:
         raise config.UserError(
-            f"the checkpoint was trained on {len(loaded.class_names)} classes ({_short(loaded.class_names)}) and the "
+            f"{loaded.path}: was trained on {len(loaded.class_names)} classes ({_short(loaded.class_names)}) and the "
             f"lists have {len(index.class_names)} ({_short(index.class_names)}): set config.data.lists and "
             "config.data.classes as in training"
         )
     mesh = parallel.make_mesh(cfg.parallel.fsdp)
     network, params, batch_stats = split_model(loaded.model)
     eval_step = make_eval_step(network, loaded.preprocessing, mesh)
-    broken = BrokenLog(cfg.data, log=log_own)
     result = evaluate(eval_step, params, batch_stats, index, cfg, mesh, broken=broken, log=log)
     assert result is not None, "nothing asked this evaluation to stop"
-    if jax.process_index() == 0:
-        log(format_table(result))
-        try:
-            with disk.hold(workdir, log=log):
-                save_evaluation(result, workdir)
-                log(f"report: {report.write_report(workdir, index, cfg)}")
-        except disk.InUse as error:
-            log(f"this evaluation is not kept, because the training would mix it with its own: {error}")
-        except disk.WriteError as error:
-            log(f"this evaluation is not kept: {error}")
-    return result
+    return result, index
 
 
 def open_videos(cfg: Config, subset: Literal["train", "test", "held_out"], log: Callable[[str], None]) -> VideoIndex:
-    """Finds the videos of a subset, and says how many there are and what is to be known of them."""
+    """Finds the videos of a subset, and logs how many there are and everything notable about them."""
     index = open_index(cfg.data, subset)
     classes = len(index.class_names)
     log(f"{subset}: {len(index.names):,} videos of {classes} classes, split {cfg.data.split} ({index.layout})")

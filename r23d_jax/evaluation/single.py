@@ -1,4 +1,4 @@
-"""One video and a question: the probabilities of every class, in bounded memory however long the video is."""
+"""Class probabilities of one video, in memory that does not grow with its length."""
 
 import dataclasses
 import itertools
@@ -34,18 +34,20 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a network says about a video.
+    """The scores of a video.
 
     Attributes:
       probabilities: (C,) float64, averaged over clips, as in `val/top1_video_softmax`.
-      num_frames: frames of the video.
+      num_frames: frames in the video.
       num_clips: clips scored.
+      seen: share of the video that the clips span, in (0, 1].
       note: numbered pictures in a folder that are not frames of the video, in words; "" if there are none.
     """
 
     probabilities: np.ndarray
     num_frames: int
     num_clips: int
+    seen: float
     note: str = ""
 
 
@@ -53,10 +55,10 @@ class Predictor:
     """Scores videos one at a time with the clips and the center crop of an evaluation.
 
     Args:
-      model: a network in evaluation mode, e.g. of `load_checkpoint`.
+      model: a network in evaluation mode, e.g. from `load_checkpoint`.
       pre: the preprocessing it was trained with.
-      views: which clips; its crops are not used, a video is always cropped in the center.
-      batch_size: clips per call of the network; with the clip length it bounds the memory that is used.
+      views: which clips; its crops are not used, because a video is always cropped in the center.
+      batch_size: clips per call of the network; with the clip length it bounds the memory in use.
     """
 
     def __init__(self, model: Any, pre: Preprocessing, views: EvalConfig, batch_size: int = 8):
@@ -79,8 +81,10 @@ class Predictor:
         shares = []
         while batch := list(itertools.islice(clips, self._batch_size)):
             shares.append(self._score(np.stack(batch)))
+        span = (self._pre.read_frames - 1) * self._pre.frame_stride + 1
+        seen = len(np.unique((starts[:, None] + np.arange(span)) % num_frames)) / num_frames
         note = source.numbering.left_out if isinstance(source, FrameFolder) else ""
-        return Prediction(np.concatenate(shares).mean(axis=0), num_frames, len(starts), note)
+        return Prediction(np.concatenate(shares).mean(axis=0), num_frames, len(starts), seen, note)
 
     def _score(self, clips: np.ndarray) -> np.ndarray:
         """(n, t, h, w, c) uint8, n at most the batch size -> (n, C) float64 probabilities."""
@@ -94,10 +98,10 @@ class Predictor:
 
 
 def open_source(path: Path, pre: Preprocessing) -> Source:
-    """A folder is taken for frames, anything else for a video file.
+    """A folder is read as frames, anything else as a video file.
 
     Raises:
-      VideoError: if a folder holds no frames. What is wrong with a file shows when it is read.
+      VideoError: if a folder holds no frames. A bad file is noticed when it is read.
     """
     return FrameFolder(path, pre) if os.path.isdir(path) else VideoFile(path, pre)
 
@@ -105,7 +109,7 @@ def open_source(path: Path, pre: Preprocessing) -> Source:
 class FrameFolder:
     """A video as a folder of numbered frames, chosen as in training (`frame_folder.read_folder`).
 
-    Clips are decoded by the very function that evaluation uses, or by OpenCV where TensorFlow is not installed.
+    Clips are decoded by the function that evaluation uses, or by OpenCV where TensorFlow is not installed.
     """
 
     def __init__(self, path: Path, pre: Preprocessing):
@@ -138,7 +142,7 @@ class FrameFolder:
 class VideoFile:
     """A video file, decoded twice: to count its frames, and to cut its clips.
 
-    Headers do not count reliably, and keeping the frames would take as much memory as the video is long.
+    Frame counts in headers are unreliable, and keeping all frames would take memory that grows with the video.
     """
 
     def __init__(self, path: Path, pre: Preprocessing):
@@ -155,14 +159,14 @@ class VideoFile:
         return self._count
 
     def clips(self, starts: np.ndarray) -> Iterator[np.ndarray]:
-        """See `Source`. Holds only frames that a clip to come still needs.
+        """See `Source`. Keeps only the frames that later clips need.
 
         Raises:
           VideoError: if the video cannot be decoded.
         """
         wanted = _clip_frames(starts, self.count(), self._pre)
-        complete = wanted.max(axis=1)  # the frame with which a clip is complete
-        # the first frame that this clip or a later one needs
+        complete = wanted.max(axis=1)  # the last frame of each clip
+        # The first frame that this clip or a later one needs.
         earliest = np.append(np.minimum.accumulate(wanted.min(axis=1)[::-1])[::-1], self._count)
         needed = np.zeros(self._count, bool)
         needed[wanted] = True
@@ -182,11 +186,11 @@ class VideoFile:
                 row += 1
                 held = {k: kept for k, kept in held.items() if k >= earliest[row]}
         if row < len(starts):
-            raise VideoError(f"{self._path}: changed while it was read; it had {self._count} frames")
+            raise VideoError(f"{self._path}: changed while it was being read; it had {self._count} frames")
 
 
 def _clip_frames(starts: np.ndarray, num_frames: int, pre: Preprocessing) -> np.ndarray:
-    """(V, read_frames): a clip that runs over the end goes on at frame 0."""
+    """(V, read_frames) frame numbers; a clip that passes the end continues at frame 0."""
     return (starts[:, None] + np.arange(pre.read_frames)[None, :] * pre.frame_stride) % num_frames
 
 
@@ -208,7 +212,7 @@ def _decode_windows(contents: list[bytes], pre: Preprocessing) -> np.ndarray:
 
 
 def _frame_fault(files: list[Path]) -> str:
-    """What is wrong with the frames of a clip."""
+    """The first fault in the frames of a clip."""
     try:
         from r23d_jax.data.read.broken import examine_picture
     except ModuleNotFoundError:

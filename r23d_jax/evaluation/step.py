@@ -17,10 +17,10 @@ EvalStep = Callable[[Any, Any, dict[str, jax.Array]], tuple[jax.Array, jax.Array
 
 
 def make_eval_step(network: Network, pre: Preprocessing, mesh: Mesh) -> EvalStep:
-    """The compiled forward pass. Keep it: every evaluation of a run with the same one shares its compilation.
+    """The compiled forward pass. Reuse it, so that all evaluations of a run share one compilation.
 
-    The scores come back whole on every device, together with the view that each row belongs to. Every host therefore
-    sees the scores of all of them, whichever rows it fed, and needs no second exchange.
+    Every device gets all scores, with the view that each row belongs to. Every host therefore sees the scores of all
+    hosts without a second exchange.
     """
 
     def step(params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -1,4 +1,4 @@
-"""The tables and pictures of a study, from what lies in the folders of its cells."""
+"""The tables and pictures of a study, from the files in the folders of its cells."""
 
 import csv
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from r23d_jax.evaluation.figures import BLUE, GRAY, GREEN, ORANGE
+from r23d_jax.evaluation.figures import BLUE, GRAY, GREEN, ORANGE, new_figure, svg_of
 from r23d_jax.runtime.disk import write_atomically
 from r23d_jax.runtime.progress import format_seconds, printable
 from r23d_jax.study.grid import REPETITIONS, Cell, Study
@@ -22,13 +22,13 @@ METRICS = ("val/top1_video", "val/top5_video", "val/mean_class", "val/top1_clip"
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The repetitions of one combination of what is compared.
+    """The repetitions of one combination of the compared axes.
 
     Attributes:
-      labels: of the axes that are compared.
-      outcomes: of the cells that are done, with their seed and split.
-      failed: cells that failed.
-      waiting: cells that have not run.
+      labels: labels of the compared axes.
+      outcomes: the finished cells and their outcomes.
+      failed: number of failed cells.
+      waiting: number of cells that have not run.
     """
 
     labels: tuple[str, ...]
@@ -50,7 +50,7 @@ class Group:
 
 
 def gather(cells: list[Cell], workdir: Path) -> list[Group]:
-    """The groups of a study in the order of the grid, with what is known of them."""
+    """The groups of a study in the order of the grid, with their outcomes so far."""
     groups: dict[tuple[str, ...], list[tuple[Cell, Outcome | None]]] = {}
     for cell in cells:
         groups.setdefault(cell.group, []).append((cell, read_outcome(workdir / cell.name)))
@@ -94,7 +94,7 @@ def _csv(cells: list[Cell], workdir: Path) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text as a cell that a spreadsheet does not take for a formula; a number stays one."""
+    """Text as a cell that a spreadsheet does not run as a formula; a number stays a number."""
     text = printable(text)
     try:
         float(text)
@@ -104,7 +104,7 @@ def _cell(text: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Text as it may stand in a line or a table of Markdown, without markup of its own."""
+    """Text escaped for a line or a table of Markdown."""
     return re.sub(r"([\\`*<>\[\]|&])", r"\\\1", printable(text))
 
 
@@ -190,22 +190,21 @@ def _pictures(study: Study, groups: list[Group], workdir: Path) -> list[tuple[st
     finished = [group for group in groups if group.values("val/top1_video")]
     if not finished:
         return []
-    made = []
-    with matplotlib.rc_context({"text.parse_math": False}):  # a label is no formula, whatever dollars are in it
-        for name, title, field in (
-            ("accuracy_gmacs.svg", "multiply-adds of one clip, billions", "gmacs"),
-            ("accuracy_parameters.svg", "parameters, millions", "parameters"),
-        ):
-            _scatter(finished, title, field, workdir / name)
-            made.append((f"Accuracy against {title}", name))
-        _heat_map(finished, workdir / "per_class.svg")
-    made.append(("Accuracy by class", "per_class.svg"))
-    return made
+    titles = {"gmacs": "multiply-adds of one clip, billions", "parameters": "parameters, millions"}
+    with matplotlib.rc_context({"text.parse_math": False}):  # a label with dollars is no formula
+        figures = [
+            *((f"Accuracy against {titles[f]}", f"accuracy_{f}.svg", _scatter(finished, titles[f], f)) for f in titles),
+            ("Accuracy by class", "per_class.svg", _heat_map(finished)),
+        ]
+        for _, name, figure in figures:
+            write_atomically(workdir / name, svg_of(figure, bbox_inches="tight"))
+    return [(title, name) for title, name, _ in figures]
 
 
-def _scatter(groups: list[Group], title: str, field: str, path: Path) -> None:
-    """One point per group, its bar from the worst seed to the best."""
-    figure, (axes,) = _figure(8.0, 5.2)
+def _scatter(groups: list[Group], title: str, field: str) -> Any:
+    """A figure with one point per group and a bar from the worst seed to the best."""
+    figure = new_figure(8.0, 5.2)
+    axes = figure.subplots()
     for index, group in enumerate(groups):
         values = group.values("val/top1_video")
         mean = statistics.fmean(values)
@@ -225,18 +224,19 @@ def _scatter(groups: list[Group], title: str, field: str, path: Path) -> None:
     axes.set_ylim(0, 103)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    _save(figure, path)
+    return figure
 
 
-def _heat_map(groups: list[Group], path: Path) -> None:
-    """Accuracy of every class, mean over repetitions."""
+def _heat_map(groups: list[Group]) -> Any:
+    """A figure of the accuracy of every class, averaged over repetitions."""
     names = list(groups[0].outcomes[0][1].per_class)
     rows = []
     for group in groups:
         tables = [outcome.per_class for _, outcome in group.outcomes]
         rows.append([_mean([table.get(name) for table in tables]) for name in names])
     labels = [printable(", ".join(group.labels)) for group in groups]
-    figure, (axes,) = _figure(2.5 + 0.28 * max(len(names), 8), 1.6 + 0.34 * len(groups))
+    figure = new_figure(2.5 + 0.28 * max(len(names), 8), 1.6 + 0.34 * len(groups))
+    axes = figure.subplots()
     image = axes.imshow(rows, vmin=0, vmax=100, cmap="cividis", aspect="auto")
     axes.set_xticks(range(len(names)), [printable(name) for name in names], rotation=60, ha="right", fontsize=8)
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
@@ -245,25 +245,9 @@ def _heat_map(groups: list[Group], path: Path) -> None:
             for x, value in enumerate(row):
                 axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=7, color="w" if value < 60 else "k")
     figure.colorbar(image, ax=axes, label="accuracy of the class, %")
-    _save(figure, path)
+    return figure
 
 
 def _mean(values: list[float | None]) -> float:
     found = [100 * value for value in values if value is not None]
     return statistics.fmean(found) if found else math.nan
-
-
-def _figure(width: float, height: float) -> tuple[Any, tuple[Any]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, (figure.subplots(),)
-
-
-def _save(figure: Any, path: Path) -> None:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    buffer = io.BytesIO()
-    FigureCanvasSVG(figure)
-    figure.savefig(buffer, format="svg", bbox_inches="tight")
-    write_atomically(path, buffer.getvalue())

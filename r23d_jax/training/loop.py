@@ -13,7 +13,6 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-import r23d_jax
 from r23d_jax import config, models
 from r23d_jax.checkpoint.checkpoint import Checkpoints, create_configured_model
 from r23d_jax.checkpoint.state import TrainState, create_state
@@ -36,6 +35,7 @@ from r23d_jax.training.interrupt import StopRequest
 from r23d_jax.training.meter import Meter, Profile
 from r23d_jax.training.step import make_train_step
 from r23d_jax.training.warm_start import check_source, warm_start
+from r23d_jax.version import __version__
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +282,7 @@ def _save(run: Run, checkpoints: Checkpoints, state: TrainState, result: EvalRes
         "config": dataclasses.asdict(run.cfg),
         "class_names": list(run.train_index.class_names),
         "preprocessing": dataclasses.asdict(run.pre),
-        "version": r23d_jax.__version__,
+        "version": __version__,
     }
     checkpoints.save(state, meta, None if result is None else result.metrics)
 

@@ -178,7 +178,11 @@ def test_overlapping_clips_are_cut_right(monkeypatch):
 @pytest.fixture(scope="module")
 def workdir(model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run")
-    cfg = make_config()
+    save_run(root, model, make_config())
+    return root
+
+
+def save_run(root: Path, model, cfg: Config) -> None:
     _, params, batch_stats = split_model(model)
     state = TrainState(jnp.asarray(12, jnp.int32), params, batch_stats, {"count": jnp.zeros(())}, {})
     meta = {
@@ -190,7 +194,6 @@ def workdir(model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoints = Checkpoints(root)
     checkpoints.save(state, meta, {"val/top1_video": 0.5})
     checkpoints.close()
-    return root
 
 
 def call(*argv: object) -> int:
@@ -203,8 +206,8 @@ def test_prints_classes_and_probabilities(workdir, videos, capsys, predictor):
     assert call("--workdir", workdir, videos / "v0.avi", videos / "jpg" / "v2", "--top", 2) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "r2plus3d_10, 3 classes, step 12, video top-1 50.00 %"
-    assert lines[1] == f"{videos / 'v0.avi'}  (13 frames, 3 clips)"
-    assert lines[4] == f"{videos / 'jpg' / 'v2'}  (30 frames, 7 clips)"
+    assert lines[1] == f"{videos / 'v0.avi'}  (13 frames, 3 clips, 92 % of the video seen)"
+    assert lines[4] == f"{videos / 'jpg' / 'v2'}  (30 frames, 7 clips, 93 % of the video seen)"
     assert len(lines) == 7
     want = predictor(videos / "v0.avi").probabilities
     best = [(CLASSES[k], f"{100 * want[k]:.2f}", "%") for k in np.argsort(-want)[:2]]
@@ -216,8 +219,18 @@ def test_json(workdir, videos, capsys):
     assert call("--workdir", workdir, videos / "v0.avi", "--json", "--clips", 2) == 0
     row = json.loads(capsys.readouterr().out)
     assert (row["video"], row["frames"], row["clips"]) == (str(videos / "v0.avi"), 13, 2)
+    assert row["seen"] == pytest.approx(8 / 13, abs=1e-4)
     assert {entry["class"] for entry in row["predictions"]} == set(CLASSES)
     assert sum(entry["probability"] for entry in row["predictions"]) == pytest.approx(1)
+
+
+def test_a_run_that_evaluates_one_clip_still_predicts_from_ten(model, videos, tmp_path, capsys):
+    cfg = make_config()
+    cfg.eval.views, cfg.eval.num_clips = "uniform", 1
+    save_run(tmp_path, model, cfg)
+    assert call("--workdir", tmp_path, videos / "v2.avi", "--json") == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["clips"] == 10 and row["seen"] == 1
 
 
 def test_broken_videos_do_not_stop_the_others(workdir, videos, tmp_path, capsys):
@@ -245,7 +258,7 @@ def test_broken_videos_do_not_stop_the_others(workdir, videos, tmp_path, capsys)
     ]
     for line, path, reason in zip(lines, bad, reasons, strict=False):
         assert line.startswith(f"{path}  not recognized: ") and reason in line
-    assert "(2 frames, 1 clip)" in lines[-2]
+    assert "(2 frames, 1 clip, 100 % of the video seen)" in lines[-2]
     assert call("--workdir", workdir, tmp_path / "noise.avi", "--json") == 3
     assert "not a readable video" in json.loads(capsys.readouterr().out)["error"]
 

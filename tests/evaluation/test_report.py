@@ -280,7 +280,7 @@ def test_table():
     assert "clip top-1    25.00 %" in text
     assert "listed, but not found on disk: 1 video (v_gone)" in text
     assert "left out: 3 views that could not be read" in text
-    assert "top-5 says nothing here: there are only 3 classes" in text
+    assert "top-5 means nothing here: there are only 3 classes" in text
 
 
 def test_protocol_in_words():

@@ -162,6 +162,19 @@ def test_evaluating_a_checkpoint_gives_the_same_numbers(dataset: Path, finished:
         evaluate_checkpoint(cfg, finished[0], log=lines.append)
 
 
+def test_an_evaluation_leaves_the_files_of_the_training_alone(dataset: Path, finished: tuple[Path, EvalResult]) -> None:
+    workdir, lines = finished[0], []
+    names = ("evaluation.json", "evaluation.npz", "report.html")
+    before = [(workdir / name).read_bytes() for name in names]
+    cfg = config_for(dataset)
+    cfg.eval.views = "dense"
+    evaluate_checkpoint(cfg, workdir, log=lines.append)
+    assert [(workdir / name).read_bytes() for name in names] == before
+    folder = workdir / "evaluations" / "split1-dense-1crop"
+    assert lines[-1] == f"report: {folder / 'report.html'}" and all((folder / name).is_file() for name in names)
+    assert "<h2>Training</h2>" in (folder / "report.html").read_text()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(dataset: Path, tmp_path: Path) -> None:
     cfg = config_for(dataset)
     cfg.optimizer.name, cfg.optimizer.learning_rate, cfg.optimizer.clip_norm = "sgd", 1e30, 0.0

@@ -5,10 +5,10 @@ import json
 import shutil
 from pathlib import Path
 
-from r23d_jax import __version__
 from r23d_jax.config import UserError
 from r23d_jax.runtime.disk import write_atomically
 from r23d_jax.runtime.progress import printable
+from r23d_jax.version import __version__
 
 RECORD, BROKEN = "prepare.json", "broken.txt"
 FRAMES, PACKED, STAGING = "frames", "packed", ".staging"
