@@ -16,7 +16,7 @@ from r23d_jax.models.convolution import max_pool
 from r23d_jax.models.layers import BatchNorm, Conv, same_padding
 from r23d_jax.models.network import Spec, Triple
 
-# Channels of branch 0; of branches 1 and 2, reduced and full; and of branch 3. One row per block of a stage.
+# One row per block of a stage: channels of branch 0, of branches 1 and 2 (reduced, then full), and of branch 3
 _MIXED = {
     1: ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64)),
     2: (
@@ -29,7 +29,7 @@ _MIXED = {
     3: ((256, 160, 320, 32, 128, 128), (384, 192, 384, 48, 128, 128)),
 }
 _ENTERING = (64, 192, 480, 832)
-# Of the pool that ends the stem and each stage: window, strides.
+# Window and strides of the pool that ends the stem and each of the first three stages
 _POOLS: tuple[tuple[Triple, Triple], ...] = (
     ((1, 3, 3), (1, 2, 2)),
     ((1, 3, 3), (1, 2, 2)),
@@ -77,26 +77,34 @@ class InceptionSpec(Spec):
         self, in_channels: int, num_frames: int, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> tuple[nnx.Module, list[nnx.Module]]:
         del num_frames  # any length will do
-        stem = Stem(in_channels, self, dtype=dtype, rngs=rngs)
-        return stem, [Stage(index, self, dtype=dtype, rngs=rngs) for index in range(4)]
+        units = Units(self, dtype, rngs)
+        return Stem(in_channels, units), [Stage(index, units) for index in range(4)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """Builds the units of one network: what all of them share."""
+
+    spec: InceptionSpec
+    dtype: DTypeLike
+    rngs: nnx.Rngs
+
+    def unit(self, in_channels: int, out_channels: int, size: int, stride: int = 1) -> "Unit | SeparableUnit":
+        """A unit whose kernel is `size` long on every side; in S3D a pair of units, unless the size is 1."""
+        if self.spec.separable and size > 1:
+            return SeparableUnit(in_channels, out_channels, size, stride, self)
+        return Unit(in_channels, out_channels, (size, size, size), (stride, stride, stride), self)
+
+    def gate(self, channels: int) -> "Gate":
+        return Gate(channels, dtype=self.dtype, rngs=self.rngs)
 
 
 class Unit(nnx.Module):
     """Convolution -> BN -> ReLU."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Triple,
-        strides: Triple,
-        spec: InceptionSpec,
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
-        padding = "SAME" if spec.same_padding else None
-        self.conv = Conv(in_channels, out_channels, kernel_size, strides, padding, dtype=dtype, rngs=rngs)
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Triple, strides: Triple, units: Units):
+        spec, rngs, padding = units.spec, units.rngs, "SAME" if units.spec.same_padding else None
+        self.conv = Conv(in_channels, out_channels, kernel_size, strides, padding, dtype=units.dtype, rngs=rngs)
         self.norm = BatchNorm(
             out_channels, epsilon=spec.bn_epsilon, momentum=spec.bn_momentum, use_scale=spec.bn_scale, rngs=rngs
         )
@@ -108,39 +116,12 @@ class Unit(nnx.Module):
 class SeparableUnit(nnx.Module):
     """1 x k x k unit, then k x 1 x 1 unit."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        size: int,
-        stride: int,
-        spec: InceptionSpec,
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
-        self.spatial = Unit(
-            in_channels, out_channels, (1, size, size), (1, stride, stride), spec, dtype=dtype, rngs=rngs
-        )
-        self.temporal = Unit(out_channels, out_channels, (size, 1, 1), (stride, 1, 1), spec, dtype=dtype, rngs=rngs)
+    def __init__(self, in_channels: int, out_channels: int, size: int, stride: int, units: Units):
+        self.spatial = Unit(in_channels, out_channels, (1, size, size), (1, stride, stride), units)
+        self.temporal = Unit(out_channels, out_channels, (size, 1, 1), (stride, 1, 1), units)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.temporal(self.spatial(x))
-
-
-def _unit(
-    in_channels: int,
-    out_channels: int,
-    size: int,
-    stride: int,
-    spec: InceptionSpec,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
-) -> Unit | SeparableUnit:
-    if spec.separable and size > 1:
-        return SeparableUnit(in_channels, out_channels, size, stride, spec, dtype=dtype, rngs=rngs)
-    kernel, strides = (size, size, size), (stride, stride, stride)
-    return Unit(in_channels, out_channels, kernel, strides, spec, dtype=dtype, rngs=rngs)
 
 
 class Gate(nnx.Module):
@@ -157,25 +138,15 @@ class Gate(nnx.Module):
 class Mixed(nnx.Module):
     """Four branches side by side: 1, 1 -> 3, 1 -> 3, and max-pool -> 1; each with its gate in S3D-G."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: tuple[int, int, int, int, int, int],
-        spec: InceptionSpec,
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
-        def unit(entering: int, leaving: int, size: int) -> Unit | SeparableUnit:
-            return _unit(entering, leaving, size, 1, spec, dtype, rngs)
-
+    def __init__(self, in_channels: int, channels: tuple[int, int, int, int, int, int], units: Units):
+        unit = units.unit
         whole, reduced1, full1, reduced2, full2, pooled = channels
         self.branch0 = unit(in_channels, whole, 1)
         self.branch1 = nnx.List([unit(in_channels, reduced1, 1), unit(reduced1, full1, 3)])
         self.branch2 = nnx.List([unit(in_channels, reduced2, 1), unit(reduced2, full2, 3)])
         self.branch3 = unit(in_channels, pooled, 1)
-        leaving = (whole, full1, full2, pooled) if spec.gated else ()
-        self.gates = nnx.List([Gate(width, dtype=dtype, rngs=rngs) for width in leaving])
+        leaving = (whole, full1, full2, pooled) if units.spec.gated else ()
+        self.gates = nnx.List([units.gate(width) for width in leaving])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, H, W, C_in) -> (B, T, H, W, C_out)."""
@@ -191,28 +162,28 @@ class Mixed(nnx.Module):
 class Stem(nnx.Module):
     """7 x 7 x 7, strided by two everywhere, and a pool over space."""
 
-    def __init__(self, in_channels: int, spec: InceptionSpec, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.unit = _unit(in_channels, 64, 7, 2, spec, dtype, rngs)
-        self.spec = spec
+    def __init__(self, in_channels: int, units: Units):
+        self.unit = units.unit(in_channels, 64, 7, 2)
+        self.spec = units.spec
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return _pool(self.unit(x), 0, self.spec)
 
 
 class Stage(nnx.Module):
-    """Units or Mixed blocks of one size of feature map, and the pool that follows them."""
+    """Units or Mixed blocks on one size of feature map, and the pool that follows them."""
 
-    def __init__(self, index: int, spec: InceptionSpec, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, index: int, units: Units):
         channels = _ENTERING[index]
         blocks: list[nnx.Module] = []
         if index == 0:
-            blocks = [_unit(64, 64, 1, 1, spec, dtype, rngs), _unit(64, 192, 3, 1, spec, dtype, rngs)]
-            blocks += [Gate(192, dtype=dtype, rngs=rngs)] if spec.gated else []
+            blocks = [units.unit(64, 64, 1), units.unit(64, 192, 3)]
+            blocks += [units.gate(192)] if units.spec.gated else []
         for row in _MIXED.get(index, ()):
-            blocks.append(Mixed(channels, row, spec, dtype=dtype, rngs=rngs))
+            blocks.append(Mixed(channels, row, units))
             channels = row[0] + row[2] + row[4] + row[5]
         self.blocks = nnx.List(blocks)
-        self.index, self.spec = index, spec
+        self.index, self.spec = index, units.spec
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(B, T, H, W, C) -> (B, T', H', W', C'); nothing in it is random."""
