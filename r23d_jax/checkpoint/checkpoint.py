@@ -1,4 +1,4 @@
-"""Checkpoints of a run: what is in them, which one to go on from, and a trained network out of one of them."""
+"""Checkpoints of a run: their content, which one to resume from, and loading a trained network from one."""
 
 import dataclasses
 import math
@@ -23,13 +23,13 @@ FOLDER = "checkpoints"
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest `keep`, and besides them the best by video top-1.
+    """The checkpoints of one run: the newest `keep`, and the best by video top-1.
 
-    Opening it settles what a killed run left behind: half-written and empty folders go.
+    Opening it removes half-written and empty folders that a killed run left.
 
     Args:
       workdir: the run's folder; checkpoints are `workdir/checkpoints/<step>/`.
-      keep: newest ones to keep.
+      keep: how many of the newest to keep.
       log: takes one line at a time.
     """
 
@@ -44,10 +44,10 @@ class Checkpoints:
         """Starts writing; returns once the state has been copied off the devices.
 
         Args:
-          state: what to write, under its own step number. A checkpoint of that step that is there already is replaced,
-            once the new one is whole.
-          meta: JSON values that travel along: config, class names, preprocessing.
-          metrics: of an evaluation of this state; without them it is kept as a newest one only.
+          state: to write under its own step number. An existing checkpoint of that step is replaced once the new one is
+            complete.
+          meta: JSON values saved with it: config, class names, preprocessing.
+          metrics: of an evaluation of this state; without them it cannot become the best.
 
         Raises:
           CheckpointError: if this write, or the one before it, failed, e.g. because the disk is full.
@@ -57,13 +57,12 @@ class Checkpoints:
         self._store.write(step, _items(state), {**meta, "metrics": metrics})
 
     def restore_latest(self, shardings: TrainState, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that is whole, with its meta; None if there is none at all.
+        """The newest intact checkpoint with its meta; None if there is no checkpoint.
 
-        Newer ones that are damaged are named in the log and renamed to `<step>.damaged`, so that they cannot crowd out
-        good ones.
+        Newer damaged ones are logged and renamed to `<step>.damaged`, so that they do not displace good ones.
 
         Args:
-          shardings: where each leaf is to live; need not be the mesh that saved.
+          shardings: of each leaf; may differ from the mesh that saved.
           abstract: shapes and dtypes (`jax.eval_shape`'s result, or a state).
 
         Raises:
@@ -90,8 +89,8 @@ class Checkpoints:
                 self._store.rename(bad, DAMAGED)
                 self._policy.set_score(bad, None)
                 self._log(
-                    f"checkpoint {root / str(bad)} is damaged ({reason}): renamed to {bad}{DAMAGED}, going on from "
-                    f"step {step}"
+                    f"checkpoint {root / str(bad)} is damaged ({reason}): renamed to {bad}{DAMAGED}, resuming "
+                    f"from step {step}"
                 )
             return _state(items, abstract), meta
         if damaged:
@@ -99,19 +98,11 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Returns when everything is on disk.
-
-        Raises:
-          CheckpointError: if a write failed; checkpoints written before are intact.
-        """
+        """Returns when everything is on disk; raises CheckpointError if a write failed (earlier ones are intact)."""
         self._store.wait()
 
     def close(self) -> None:
-        """Waits, then lets go of Orbax's threads. Without it the newest checkpoint may be lost at exit.
-
-        Raises:
-          CheckpointError: as in `wait`.
-        """
+        """Waits, then ends Orbax's threads. Without it the newest checkpoint may be lost at exit; raises as `wait`."""
         try:
             self._store.wait()
         finally:
@@ -119,7 +110,7 @@ class Checkpoints:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """The state as trees that can be read one by one; all of plain dicts, whatever optax's state is made of."""
+    """The state as trees of plain dicts that can be read one by one, whatever the types in optax's state."""
     flat, _ = jax.tree_util.tree_flatten_with_path(state.opt_state)
     items = {
         "step": {"step": state.step},
@@ -147,7 +138,7 @@ def _state(items: dict[str, Any], like: TrainState) -> TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A trained network and everything that using it needs.
+    """A trained network and everything needed to use it.
 
     Attributes:
       model: in evaluation mode.
@@ -169,7 +160,7 @@ class LoadedModel:
 
     @property
     def name(self) -> str:
-        """Of the network, in the registry."""
+        """The network's name in the registry."""
         return models.model_name(self.config.model)
 
 
@@ -178,18 +169,18 @@ def _to_stderr(line: str) -> None:
 
 
 def load_checkpoint(path: Path | str, which: str = "best", log: Callable[[str], None] = _to_stderr) -> LoadedModel:
-    """Reads a trained network; needs nothing but the checkpoint, and changes nothing on disk.
+    """Reads a trained network from a checkpoint alone, and changes nothing on disk.
 
-    Uses the moving average of the parameters where there is one. A damaged checkpoint is named in the log and passed
-    over for the next best, or next newest.
+    Prefers the moving average of the parameters. A damaged checkpoint is logged, and the next best or next newest one
+    is read instead.
 
     Args:
       path: a run's folder, its `checkpoints` folder, or one checkpoint `checkpoints/<step>`.
-      which: "best" by video top-1 (the newest, where none was evaluated) or "latest".
+      which: "best" by video top-1 (the newest, if none was evaluated) or "latest".
       log: takes one line at a time; standard error by default.
 
     Raises:
-      CheckpointError: if there is no whole checkpoint under `path`.
+      CheckpointError: if there is no intact checkpoint under `path`.
     """
     if which not in ("best", "latest"):
         raise CheckpointError(f"which={which!r}: known: best, latest")
@@ -208,7 +199,7 @@ def load_checkpoint(path: Path | str, which: str = "best", log: Callable[[str], 
             except UserError:
                 raise
             except Exception as error:  # damage shows in many ways
-                if (root / str(step)).is_dir():  # else a training at work there has just removed it
+                if (root / str(step)).is_dir():  # else a running training has just removed it
                     damaged[step] = damage(error, root / str(step))
                 continue
             for bad, reason in damaged.items():
@@ -228,9 +219,9 @@ def save_model(folder: Path, model: models.VideoNetwork, cfg: Config, class_name
     """Writes a network that was not trained here as a checkpoint, reads it again and compares every value.
 
     Args:
-      folder: for `load_checkpoint`, `--config.init_from` and the commands; there is nothing to resume from in it.
+      folder: for `load_checkpoint`, `--config.init_from` and the commands; training cannot resume from it.
       model: the network.
-      cfg: whose `model` and `data` groups describe it.
+      cfg: its `model` and `data` groups describe the network.
       class_names: of its logits.
 
     Raises:
@@ -254,7 +245,7 @@ def save_model(folder: Path, model: models.VideoNetwork, cfg: Config, class_name
     again = split_model(load_model(folder))[1:]
     same = jax.tree.map(np.array_equal, (params, batch_stats), again)
     if not all(jax.tree.leaves(same)):
-        raise CheckpointError(f"{folder}: what was written reads differently. Is the disk sound?")
+        raise CheckpointError(f"{folder}: reading it back gave other values. Check the disk.")
 
 
 def create_configured_model(cfg: Config, num_classes: int) -> models.VideoNetwork:
@@ -299,7 +290,7 @@ def _best_first(store: Store, newest_first: list[int]) -> list[int]:
 
 
 def _find_root(path: Path) -> tuple[Path, int | None]:
-    """The folder of checkpoints that a path means, and the step if it means one."""
+    """The folder of checkpoints that a path refers to, and the step if it names one."""
     for root in (path / FOLDER, path):  # first, because a run's own folder may be called 2026
         if root.is_dir() and any(child.name.isdigit() for child in root.iterdir()):
             return root, None
@@ -315,5 +306,5 @@ def _nothing(path: Path) -> str:
 def _none_whole(root: Path, damaged: dict[int, str]) -> str:
     listed = "\n".join(f"  {step}: {reason}" for step, reason in damaged.items())
     return (
-        f"no checkpoint in {root} is whole:\n{listed}\nMove the folder away to start again, or choose another --workdir"
+        f"no checkpoint in {root} is intact:\n{listed}\nMove the folder away to start over, or choose another --workdir"
     )

@@ -1,4 +1,4 @@
-"""A checksum per leaf of a tree of arrays, the same however the leaf is spread over devices and hosts."""
+"""A checksum per leaf of a tree of arrays, independent of how the leaf is sharded over devices and hosts."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from jax.experimental import multihost_utils
 def leaf_table(tree: Any) -> dict[str, list]:
     """Shape, dtype and checksum of every leaf.
 
-    On several hosts all must call this together; each reads only what lies on its own devices. Of a leaf that
-    lies whole on devices of each host, each has a checksum of its own.
+    On several hosts all must call this together; each reads only its own devices. A leaf that is replicated on every
+    host is summed by each host alone.
 
     Args:
       tree: nested dicts of `jax.Array`.
@@ -41,8 +41,8 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 def _checksum(leaf: jax.Array) -> int:
     """This host's share of a leaf's checksum: a sum modulo 2^32 over its elements.
 
-    A term is a one-to-one function of an element's bits, another function at every place. So a change of one element,
-    be it a single bit, always changes the sum; any greater damage does with a chance of all but 2^-32.
+    A term is a one-to-one function of an element's bits, a different one at every place. So changing one element always
+    changes the sum; greater damage goes unnoticed with a probability of 2^-32.
     """
     total = 0
     for shard in leaf.addressable_shards:
@@ -53,7 +53,7 @@ def _checksum(leaf: jax.Array) -> int:
 
 
 def _sum(values: np.ndarray, starts: list[int], shape: tuple[int, ...]) -> int:
-    """The terms of a box of elements that begins at `starts` of an array of `shape`."""
+    """The sum over a box of elements that begins at `starts` in an array of `shape`."""
     place = np.zeros([1] * values.ndim, np.uint32)  # row-major, modulo 2^32
     for axis, (start, length) in enumerate(zip(starts, shape, strict=True)):
         along = np.arange(start, start + values.shape[axis]).astype(np.uint32)
@@ -61,7 +61,7 @@ def _sum(values: np.ndarray, starts: list[int], shape: tuple[int, ...]) -> int:
     unsigned = {1: np.uint8, 2: np.uint16, 4: np.uint32}[values.dtype.itemsize]
     terms = place.reshape(-1) * np.uint32(0x9E3779B9)
     terms += np.ascontiguousarray(values).reshape(-1).view(unsigned)
-    # MurmurHash3's finalizer: every line can be undone, and together they spread each bit over all the others.
+    # MurmurHash3's finalizer: every line is invertible, and together they mix each bit into all others.
     terms ^= terms >> np.uint32(16)
     terms *= np.uint32(0x85EBCA6B)
     terms ^= terms >> np.uint32(13)

@@ -1,4 +1,4 @@
-"""What changes from step to step: a frozen dataclass of plain nested dicts, born on the mesh."""
+"""The training state: a frozen dataclass of plain nested dicts, created on the mesh."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Tree = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a run needs to go on, besides its config.
+    """Everything a run needs to continue, besides its config.
 
     Attributes:
       step: () int32, steps done.
@@ -36,14 +36,14 @@ class TrainState:
 
     @property
     def eval_params(self) -> Tree:
-        """The parameters to evaluate and to publish: the moving average where there is one."""
+        """The parameters to evaluate and publish: the moving average if there is one."""
         return self.ema or self.params
 
 
 def create_state(
     initialize: Callable[[], tuple[Tree, Tree]], tx: optax.GradientTransformation, ema_decay: float, mesh: Mesh
 ) -> tuple[TrainState, TrainState]:
-    """The state before the first step, made on the devices where it will live.
+    """The state before the first step, created on its devices.
 
     Args:
       initialize: gives parameters and BN statistics; traced.

@@ -1,9 +1,9 @@
-"""A folder of checkpoints on disk. The only file that knows Orbax, and it closes what Orbax leaves open.
+"""A folder of checkpoints on disk; the only file that uses Orbax, and works around its gaps.
 
-Orbax restores a flipped byte without a word: a checksum of every leaf and of the meta travels along. Its obvious way to
-keep the best drops the newest, and one damaged file of metrics keeps it from opening at all: scores are read from the
-meta, and what is kept is decided here. It never removes what a killed or failed write leaves: `tidy` does. It cannot
-replace a step: the old folder is renamed, and goes once the new one is whole.
+Orbax restores flipped bytes silently, so every leaf and the meta have a checksum. Its option to keep the best drops the
+newest, and a damaged metrics file keeps it from opening, so scores live in the meta and `NewestAndBest` decides. It
+never removes the remains of a killed or failed write, so `tidy` does. It cannot replace a step, so the old folder is
+renamed and removed once the new one is complete.
 """
 
 import contextlib
@@ -34,27 +34,23 @@ from r23d_jax.weights import compare
 
 BEST_METRIC = "val/top1_video"
 
-# Endings of step folders that are not checkpoints: one that waits for its replacement, and one found damaged.
+# Suffixes of step folders that are no longer checkpoints: one being replaced, and one found damaged.
 REPLACED, DAMAGED = ".replaced", ".damaged"
 
 
 class CheckpointError(UserError):
-    """A checkpoint is missing, damaged or of another network; the message says which and what to do."""
+    """A checkpoint is missing, damaged or of another network; the message names it and the remedy."""
 
 
 class NewestAndBest:
-    """Which checkpoints to keep: Orbax's protocol for it, with scores of our own.
-
-    Args:
-      keep: how many of the newest. The best is kept besides; the newer one of two equals.
-    """
+    """Orbax's preservation policy: keeps the newest `keep` checkpoints, and the best (the newer of two equals)."""
 
     def __init__(self, keep: int):
         self._keep = keep
         self._scores: dict[int, float] = {}
 
     def set_score(self, step: int, score: float | None) -> None:
-        """None, like NaN, means not evaluated."""
+        """None and NaN mean not evaluated."""
         self._scores.pop(step, None)
         if score is not None and math.isfinite(score):
             self._scores[step] = score
@@ -78,12 +74,12 @@ class NewestAndBest:
 class Store:
     """Checkpoints `root/<step>/`, each a few trees of arrays and one JSON object, the meta.
 
-    The meta holds, besides what the caller gives, `leaves` (see `checksums.leaf_table`) and a checksum of itself. On
-    several hosts all must call every method together.
+    `leaves` (see `checksums.leaf_table`) and a checksum of the meta are added to it. On several hosts all must call
+    every method together.
 
     Args:
       root: the folder, absolute.
-      policy: what to keep; None opens an existing folder for reading, and changes nothing in it.
+      policy: decides what to keep; None opens an existing folder read-only.
     """
 
     def __init__(self, root: Path, policy: NewestAndBest | None = None):
@@ -102,7 +98,7 @@ class Store:
             self._until_closed = stack.pop_all()
 
     def steps(self) -> list[int]:
-        """Newest first, whole or damaged; a folder that holds nothing is not a checkpoint."""
+        """Newest first, intact or damaged; an empty folder is not a checkpoint."""
         self._manager.reload()
         steps = sorted(self._manager.all_steps(), reverse=True)
         return [step for step in steps if any((self.root / str(step)).iterdir())]
@@ -110,7 +106,7 @@ class Store:
     def write(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
         """Starts writing; returns once the arrays have been copied off the devices.
 
-        A checkpoint of that step that is there already goes once the new one is whole.
+        An existing checkpoint of that step is removed once the new one is complete.
 
         Raises:
           CheckpointError: if this write, or the one before it, failed.
@@ -122,17 +118,13 @@ class Store:
                 self.rename(step, REPLACED)
             trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
             args = ocp.args.Composite(meta=ocp.args.JsonSave(sealed), **trees)
-            # force: Orbax would refuse a step older than the newest, without a word
+            # force: Orbax silently skips a step older than the newest
             self._manager.save(step, args=args, force=True)
         except Exception as error:  # Orbax raises many kinds, a full disk among them
             raise self._write_error(error) from error
 
     def wait(self) -> None:
-        """Returns when everything is on disk.
-
-        Raises:
-          CheckpointError: if a write failed; checkpoints written before are intact.
-        """
+        """Returns when everything is on disk; raises CheckpointError if a write failed (earlier ones are intact)."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
@@ -142,11 +134,11 @@ class Store:
                 shutil.rmtree(folder)
 
     def close(self) -> None:
-        """Lets go of Orbax's threads. Call `wait` before it: without it the newest checkpoint may be lost at exit."""
+        """Ends Orbax's threads. Call `wait` first, or the newest checkpoint may be lost at exit."""
         with self._until_closed:
             self._manager.close()
             if self._writes:
-                self._tidy_here()  # after a failed write, Orbax's threads may have gone on for a while
+                self._tidy_here()  # after a failed write, Orbax's threads may have kept writing
 
     def read_meta(self, step: int) -> dict[str, Any]:
         """The meta of a checkpoint; any exception means damage (see `damage`)."""
@@ -160,7 +152,7 @@ class Store:
         """Video top-1 of a checkpoint; None if it was not evaluated, or is damaged."""
         try:
             return self.read_meta(step)["metrics"].get(BEST_METRIC)
-        except Exception:  # whoever reads more of it will say so
+        except Exception:  # reading the checkpoint reports it
             return None
 
     def read_items(
@@ -171,7 +163,7 @@ class Store:
         Args:
           step: of the checkpoint.
           abstract: shapes and dtypes.
-          shardings: where each leaf is to live.
+          shardings: of each leaf.
           meta: of the same checkpoint.
 
         Raises:
@@ -197,7 +189,7 @@ class Store:
             raise
 
     def rename(self, step: int, ending: str) -> None:
-        """Takes a checkpoint out of the list of steps."""
+        """Removes a checkpoint from the list of steps."""
         if jax.process_index() == 0:
             target = self.root / f"{step}{ending}"
             shutil.rmtree(target, ignore_errors=True)
@@ -206,7 +198,7 @@ class Store:
         self._manager.reload()
 
     def tidy(self) -> None:
-        """Settles what a killed or failed write left: unfinished folders, empty ones, an unfinished replacement."""
+        """Cleans up after a killed or failed write: unfinished and empty folders, an unfinished replacement."""
         self._tidy_here()
         _sync("tidy")
 
@@ -218,14 +210,14 @@ class Store:
                     _remove_while_written(folder)
                 elif folder.name.isdigit() and folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
-                elif folder.suffix == REPLACED and original.exists():  # Orbax renames it into place when it is whole
+                elif folder.suffix == REPLACED and original.exists():  # Orbax renames a complete one into place
                     shutil.rmtree(folder)
                 elif folder.suffix == REPLACED:
                     folder.rename(original)
 
     def _write_error(self, error: Exception) -> CheckpointError:
         _SILENCE.failed = True
-        self.tidy()  # gives back the room that the unfinished write takes, and what it was to replace
+        self.tidy()  # frees the space of the unfinished write, and restores the checkpoint it was to replace
         self._manager.reload()
         full = "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error)
         reason = "the disk is full" if full else _first_line(error)
@@ -248,10 +240,10 @@ class Store:
 
 
 def damage(error: Exception, path: Path) -> str:
-    """What is wrong with a checkpoint that could not be read, in one line.
+    """Why a checkpoint could not be read, in one line.
 
     Raises:
-      CheckpointError: if the error says nothing about the checkpoint itself, so that an older one is no remedy.
+      CheckpointError: if the cause is not the checkpoint itself, so that an older one would not help.
     """
     if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE):
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
@@ -261,10 +253,10 @@ def damage(error: Exception, path: Path) -> str:
 
 
 class _Silence:
-    """Keeps Orbax quiet while any store is open; when the last one closes, the process is as it was before.
+    """Keeps Orbax quiet while any store is open, and restores the process when the last one closes.
 
-    Orbax logs every save, and every failure at length; what matters reaches us as an exception. When it cannot read or
-    write one array of several, it drops the coroutines of the others, and each would print a traceback or a warning.
+    Orbax logs every save, and every failure at length, though it also raises. When one array of several fails, it drops
+    the coroutines of the others, and each would print a traceback or a warning.
 
     Attributes:
       failed: whether a read or a write has failed since the first store was opened.
@@ -306,7 +298,7 @@ class _Silence:
             show(unraisable)
 
     def _await_dropped(self) -> None:
-        """Waits until no more of the dropped work reports: reads that were under way end a moment after the failure."""
+        """Waits until the dropped reads and writes, which end a moment after the failure, report nothing more."""
         gc.collect()
         seen = -1
         while seen != self._dropped:
@@ -318,7 +310,7 @@ _SILENCE = _Silence()
 
 
 def _remove_while_written(folder: Path) -> None:
-    """Orbax raises the first failure of a write; its other threads may go on filling the folder for a moment."""
+    """Removes a folder that Orbax's other threads may keep filling for a moment after the first failure."""
     for _ in range(50):
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(0.1)
@@ -340,11 +332,11 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 
 def _not_dropped(record: logging.LogRecord) -> bool:
-    """When one array of several cannot be written, asyncio would say of each of the others that nobody asked for it."""
+    """Drops asyncio's report about each array that was abandoned because another one could not be written."""
     return "was never retrieved" not in record.getMessage()
 
 
 def _sync(name: str) -> None:
-    """All hosts wait for the one that changes folders."""
+    """Makes all hosts wait for the one that changes folders."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"checkpoints: {name}")

@@ -20,7 +20,7 @@ class Part:
 
     Attributes:
       name: "stem", "stage1" .. "stage4", "head".
-      shape: of what leaves it, (T, H, W, C), or (num_classes,) for the head; without the batch.
+      shape: of its output without the batch: (T, H, W, C), or (num_classes,) for the head.
       parameters: trained values in it.
       macs: multiply-adds of its convolutions and matrix products for one clip; BN, ReLU and pooling do not count
         (torchvision's convention).
@@ -38,7 +38,7 @@ def count_parts(make_model: Callable[[], VideoNetwork], video_shape: tuple[int, 
     """Counts every part of the network that `make_model` builds.
 
     Args:
-      make_model: called abstractly: no memory is taken for its weights.
+      make_model: called abstractly, so its weights take no memory.
       video_shape: (T, H, W, C) of a clip.
 
     Returns:

@@ -1,8 +1,7 @@
 """The 3D convolution and the max-pool, in the form that is fastest on the backend; all forms give the same values.
 
-`FORMS` holds every form, and `chosen_form` is the one place that chooses. "direct" is XLA's own convolution. "folded"
-is the CPU's (`cpu.py`). "padded" is for experiments on tensor cores: the direct form with channels filled up with zeros
-to a multiple of eight.
+"direct" is XLA's own convolution. "folded" is the CPU's (`cpu.py`). "padded" is for experiments on tensor cores: the
+direct form with zero channels added up to a multiple of eight.
 """
 
 import contextlib
@@ -88,7 +87,7 @@ def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Triple | P
       kernel: (kt, kh, kw, C_in / groups, C_out), of the same dtype.
       strides: (time, height, width).
       padding: zeros on both sides of (time, height, width), or (before, after) of each.
-      groups: of channels that do not see each other.
+      groups: number of groups of channels that do not mix.
 
     Returns:
       (B, T', H', W', C_out).

@@ -1,9 +1,8 @@
 """The CPU's forms of convolution and max-pooling; values and gradients equal the direct forms'.
 
-XLA's 3D convolution is slow on CPUs, so 2D convolutions over folded axes take its place. The fastest arrangement
-differs between the forward pass, the gradient of the input and that of the kernel, so each has its own. XLA's gradient
-of a max-pool takes ten times as long as the one here. docs/performance.md has the measurements. No form here has a
-forward-mode derivative.
+XLA's 3D convolution is slow on CPUs, so 2D convolutions over folded axes replace it. The forward pass, the gradient of
+the input and that of the kernel each have their own fastest arrangement. XLA's gradient of a max-pool takes ten times
+as long as the one here. docs/performance.md has the measurements. Nothing here has a forward-mode derivative.
 """
 
 import functools
@@ -18,7 +17,7 @@ from r23d_jax.models.network import Pads, Triple
 
 Convolution = Callable[[jax.Array, jax.Array], jax.Array]  # of x and kernel
 
-CLIP_CHANNELS = 3  # a convolution of so few is a stem's: its frames are stacked, its input needs no gradient
+CLIP_CHANNELS = 3  # a convolution of at most three is a stem's: frames are stacked, its input needs no gradient
 
 
 def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads, groups: int) -> jax.Array:
@@ -52,14 +51,12 @@ def _with_gradients(forward: Convolution, input_form: Convolution, kernel_form: 
 
 
 def _held(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x, as an array that lies in memory.
+    """x, as an array in memory.
 
-    For a kernel's gradient XLA transposes x, and on a CPU it computes x again, element by element, while it does so.
-    XLA drops `optimization_barrier` before it fuses, but fuses nothing into a branch, so x passes through one. The
-    other branch is taken where the kernel is NaN, and its gradient may then be NaN too.
-
-    It pays: without it a training step of r2plus1d_18 in float32 takes 2.1 times as long for 4 clips of 16 x 112 x 112,
-    and 1.2 times for 2 clips of 8 x 56 x 56 (medians of 6 and 15 interleaved rounds on two busy cores).
+    For a kernel's gradient XLA transposes x, and on a CPU it recomputes x element by element meanwhile. XLA drops
+    `optimization_barrier` before it fuses, but fuses nothing into a branch, so x passes through one. The other branch
+    is taken if the kernel is NaN; the gradient may then be NaN too. Without this copy a training step of r2plus1d_18 in
+    float32 takes 2.1 times as long for 4 clips of 16 x 112 x 112, and 1.2 times for 2 clips of 8 x 56 x 56.
     """
     lost = jnp.isnan(lax.stop_gradient(kernel).ravel()[0])
     return lax.cond(lost, lambda x: jnp.full_like(x, jnp.nan), lambda x: x, x)

@@ -19,8 +19,8 @@ Tree = dict[str, Any]
 class Network:
     """The structure of a module without its values; made by `split_model`.
 
-    The values are `params` (trained) and `batch_stats` (BN's running statistics). Merging happens while jax traces, so
-    it costs nothing in a compiled step.
+    The values are `params` (trained) and `batch_stats` (BN's running statistics). Merging happens during tracing, so it
+    costs nothing in a compiled step.
     """
 
     train_graph: nnx.GraphDef
@@ -79,14 +79,14 @@ def split_model(model: VideoNetwork, frozen: tuple[str, ...] = ()) -> tuple[Netw
 
 
 def initialize(make_model: Callable[[], VideoNetwork]) -> VideoNetwork:
-    """The network that `make_model` builds, with its random values made by one compiled program, in evaluation mode."""
+    """The network that `make_model` builds, in evaluation mode; one compiled program draws all random values."""
     network, _, _ = split_model(nnx.eval_shape(make_model))
     values = jax.jit(lambda: split_model(make_model())[1:], compiler_options=initializer_options())
     return network.build(*values())
 
 
 def initializer_options() -> dict[str, str]:
-    """For a program of a hundred random draws that runs once: on a CPU most of its time would go into optimizing it."""
+    """For a program of a hundred random draws that runs once: on a CPU, optimizing it would take most of the time."""
     return {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else {}
 
 

@@ -1,7 +1,6 @@
-"""What turns the last feature map (B, T, H, W, C) into logits: average pool, attention pool, or a vision transformer.
-Or nothing, which leaves the feature map.
+"""Heads turn the last feature map (B, T, H, W, C) into logits: average pool, attention pool, or a vision transformer.
 
-The ViT head reads tokens of the feature map and a CLS token through pre-LN transformer blocks (Dosovitskiy et al. 2021,
+The ViT head runs tokens of the feature map and a CLS token through pre-LN transformer blocks (Dosovitskiy et al. 2021,
 arXiv:2010.11929). On a 3D CNN the literature's best is one layer of eight heads over one token per time step (Kalfaoglu
 et al. 2020, arXiv:2008.01232).
 """
@@ -19,7 +18,7 @@ from r23d_jax import config
 from r23d_jax.config import ConfigError, HeadConfig, look_up
 from r23d_jax.models.network import Triple
 
-# Which axes of (B, T, H, W, C) are averaged before each remaining place becomes a token
+# Axes of (B, T, H, W, C) that are averaged before each remaining place becomes a token
 TOKENS = {"space_time": (), "time": (2, 3)}
 assert tuple(TOKENS) == config.TOKENS
 
@@ -31,10 +30,10 @@ class HeadPlace:
     """What a head is built for.
 
     Attributes:
-      channels: of the backbone's last feature map.
-      num_classes: logits.
-      grid: (time, height, width) of that feature map at the clip size to be trained on.
-      window: of the average pool, see `AvgPoolHead`.
+      channels: width of the backbone's last feature map.
+      num_classes: number of logits.
+      grid: (time, height, width) of that feature map at the training clip size.
+      window: the average pool's, see `AvgPoolHead`.
       dtype: of the computation.
       rngs: `params` initializes.
     """
@@ -47,10 +46,10 @@ class HeadPlace:
     rngs: nnx.Rngs
 
     def width(self, cfg: HeadConfig) -> int:
-        """Of the tokens.
+        """The tokens' width.
 
         Raises:
-          ConfigError: if it cannot be shared among the attention heads.
+          ConfigError: if the attention heads do not divide it.
         """
         width = cfg.hidden_dim or self.channels
         if width % cfg.num_heads:
@@ -59,10 +58,10 @@ class HeadPlace:
 
 
 class AvgPoolHead(nnx.Module):
-    """Mean over time and space, dropout, linear; `cfg.dropout` is read.
+    """Mean over time and space, dropout, linear; reads `cfg.dropout`.
 
-    Where `place.window` is not (1, 1, 1), the mean is one of the means of all such windows (time, height, width), so
-    that places at the border count less; I3D and S3D are defined so. A smaller feature map is one window.
+    I3D and S3D have a `place.window` (time, height, width) other than (1, 1, 1). They take the mean of the means of all
+    such windows, so places at the border count less. A smaller feature map is one window.
     """
 
     def __init__(self, place: HeadPlace, cfg: HeadConfig):
@@ -82,7 +81,7 @@ class AvgPoolHead(nnx.Module):
 
 
 def _window_weights(length: int, window: int) -> np.ndarray:
-    """How much each of `length` places counts in the mean of the means of all windows of neighbours."""
+    """The weight of each of `length` places in the mean of the means of all windows."""
     window = min(window, length)
     counts = np.convolve(np.ones(length - window + 1), np.ones(window))
     return (counts / counts.sum()).astype(np.float32)
@@ -138,7 +137,7 @@ class Tokenizer(nnx.Module):
         self.positions = nnx.Param(token_init(place.rngs.params(), (*grid, dim), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, T, H, W, C) -> (B, N, D) float32; positions are interpolated where the grid is another one."""
+        """(B, T, H, W, C) -> (B, N, D) float32; positions are interpolated if the grid differs."""
         if self.averaged:
             x = jnp.mean(x.astype(jnp.float32), axis=self.averaged, keepdims=True)
         if self.projection is not None:
@@ -149,14 +148,14 @@ class Tokenizer(nnx.Module):
 
 
 def interpolate_positions(positions: jax.Array, grid: Triple) -> jax.Array:
-    """Learned positions (T, H, W, D) for another clip length or crop, (T', H', W', D), by linear interpolation."""
+    """Resizes learned positions (T, H, W, D) linearly to another clip length or crop, (T', H', W', D)."""
     if positions.shape[:3] == tuple(grid):
         return positions
     return jax.image.resize(positions, (*grid, positions.shape[-1]), "linear")
 
 
 class ViTHead(nnx.Module):
-    """CLS and the tokens through transformer blocks; CLS is normalized, dropped out and classified."""
+    """Runs CLS and the tokens through transformer blocks; CLS is normalized, dropped out and classified."""
 
     def __init__(self, place: HeadPlace, cfg: HeadConfig):
         dim, dtype, rngs = place.width(cfg), place.dtype, place.rngs
@@ -179,7 +178,7 @@ class ViTHead(nnx.Module):
 
 
 class TokenDrop(nnx.Module):
-    """While training, keeps a random subset of round(keep * N) tokens, another one for every clip."""
+    """While training, keeps round(keep * N) random tokens of every clip."""
 
     def __init__(self, keep: float):
         self.keep = keep
@@ -224,7 +223,7 @@ class AttentionPoolHead(nnx.Module):
         return self.classifier(self.dropout(y[:, 0], rngs=rngs))
 
 
-# The last one is for Python alone: a config trains a classifier.
+# A config cannot have "none", because a run trains a classifier.
 HEADS: dict[str, Callable[[HeadPlace, HeadConfig], nnx.Module]] = {
     "avgpool": AvgPoolHead,
     "vit": ViTHead,

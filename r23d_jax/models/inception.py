@@ -171,7 +171,7 @@ class Stem(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Units or Mixed blocks of one size of feature map, and the pool that follows them."""
+    """Units or Mixed blocks on one size of feature map, and the pool that follows them."""
 
     def __init__(self, index: int, shared: Shared):
         channels = _ENTERING[index]

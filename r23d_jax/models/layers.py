@@ -19,9 +19,9 @@ kernel_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class InitKeys:
-    """Stands in for `nnx.Rngs` while a network is built: the same keys, without a variable's update for each of them.
+    """Replaces `nnx.Rngs` while a network is built: the same keys, without updating a variable for each of them.
 
-    Under a trace such an update takes 25 ms, and a network of 152 layers asks for 400 keys.
+    Under a trace such an update takes 25 ms, and a network of 152 layers draws 400 keys.
     """
 
     def __init__(self, rngs: nnx.Rngs):
@@ -35,7 +35,7 @@ class InitKeys:
         return key
 
     def close(self) -> None:
-        """Moves the stream on past the keys that were used."""
+        """Advances the stream past the keys that were used."""
         self._stream.count[...] += np.uint32(self._used)
 
 
@@ -58,7 +58,7 @@ class Conv(nnx.Module):
       in_channels, out_channels: widths.
       kernel_size, strides: (time, height, width).
       padding: on both sides of (time, height, width); None pads half the kernel, "SAME" as TensorFlow does.
-      groups: of channels that do not see each other.
+      groups: number of groups of channels that do not mix.
       dtype: of the computation; the kernel itself is float32.
       rngs: `params` initializes the kernel.
     """

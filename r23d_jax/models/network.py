@@ -1,4 +1,4 @@
-"""What every network here is, a stem, stages and a head; and the frozen value, a `Spec`, that one is built from."""
+"""Every network is a stem, four stages and a head, built from a frozen `Spec`."""
 
 import abc
 import dataclasses
@@ -19,23 +19,23 @@ Pads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # (before, afte
 
 @dataclasses.dataclass(frozen=True)
 class Spec(abc.ABC):
-    """Everything that tells one backbone from another; a kind of network subclasses it and says how it is built.
+    """Everything that distinguishes one backbone from another. Each kind of network subclasses it.
 
     Attributes:
       family: its row of the registry; "" for a spec made by hand.
       bn_epsilon, bn_momentum: Flax convention; momentum 0.9 is PyTorch's 0.1.
-      depths: what the family comes in; () where it has one size, and so a name without a number.
+      depths: the family's depths; () if it has one size, so its name has no number.
       bottleneck, block_count: whether its residual blocks have three convolutions, and how many blocks there are.
-      out_channels: of the last feature map.
-      head_window: of the average-pool head, see `heads.AvgPoolHead`.
-      image_network: whose kernels its own are in 2D, so that they can be inflated: "resnet", "googlenet" or "".
+      out_channels: width of the last feature map.
+      head_window: the average-pool head's, see `heads.AvgPoolHead`.
+      image_network: the image network whose kernels can be inflated to its own: "resnet", "googlenet" or "".
       fixed_length: whether it reads clips of one length only, because its stem's kernel is as long as the clip.
     """
 
     family: str = dataclasses.field(default="", compare=False, kw_only=True)
     bn_epsilon: float = dataclasses.field(default=1e-5, kw_only=True)
     bn_momentum: float = dataclasses.field(default=0.9, kw_only=True)
-    # without annotations, so that they are no fields
+    # without annotations, so dataclasses does not make fields of them
     bottleneck = False
     head_window = (1, 1, 1)
 
@@ -60,12 +60,12 @@ class Spec(abc.ABC):
         return False
 
     def at_depth(self, depth: int) -> Self:
-        """The same family at one of its `depths`; a family of one size is as it is."""
+        """The same family at one of its `depths`; a family of one size returns itself."""
         del depth
         return self
 
     def vary(self, choices: Mapping[str, Any]) -> Self:
-        """This backbone with fields that a user may set; empty values keep its own.
+        """This backbone with other values of some fields; empty values keep its own.
 
         Raises:
           ConfigError: for a field that it does not have, or a value that the field cannot take.
@@ -78,7 +78,7 @@ class Spec(abc.ABC):
         return dataclasses.replace(self, **chosen)
 
     def changes(self, other: "Spec") -> dict[str, tuple[Any, Any]]:
-        """Fields in which another spec differs: name -> (here, there); {} where it is of another class."""
+        """Fields in which another spec differs: name -> (here, there); {} if it is of another class."""
         if type(self) is not type(other):
             return {}
         names = [field.name for field in dataclasses.fields(self) if field.compare]
@@ -108,10 +108,10 @@ class VideoNetwork(nnx.Module):
     """A stem, four stages and a head, called on clips (B, T, H, W, C); `Spec.build` makes one.
 
     Args:
-      spec: what was built.
+      spec: describes the backbone.
       stem, stages, head: the parts, in the order in which a clip passes them.
       in_channels: of the clip.
-      num_frames: the only clip length that will do; 0 for any.
+      num_frames: the only clip length it accepts; 0 for any.
       remat: recompute each stage in the backward pass instead of keeping its activations.
     """
 
@@ -151,7 +151,7 @@ class VideoNetwork(nnx.Module):
         return x
 
     def __call__(self, video: Float[Array, "b t h w c"], rngs: nnx.Rngs | None = None) -> Float[Array, "b num_classes"]:
-        """Logits, float32; without a head, the last feature map. `rngs` needs a `dropout` stream while training."""
+        """Float32 logits, or without a head the last feature map. In training, `rngs` needs a `dropout` stream."""
         return self.head(self.features(video, rngs), rngs).astype(jnp.float32)  # type: ignore[operator]
 
 

@@ -10,12 +10,12 @@ from r23d_jax.config import Preprocessing
 def prepare_video(video: UInt8[Array, "b t h w c"], pre: Preprocessing) -> Float[Array, "b t2 h w c"]:
     """Casts, scales and normalizes a batch of clips.
 
-    With `pre.input == "rgb_diff"` the clip holds one frame more than the network reads, and the differences of
-    neighbouring frames are divided by the standard deviation (their mean is about zero already).
+    With `pre.input == "rgb_diff"` the clip has one frame more than the network reads. The differences of neighboring
+    frames are divided by the standard deviation; their mean is about zero already.
 
     Args:
       video: (B, pre.read_frames, H, W, C) uint8.
-      pre: mean and standard deviation, of pixels in [0, 1], or in 0..255 where `byte_range` says so.
+      pre: mean and standard deviation, of pixels in [0, 1], or in 0..255 with `byte_range`.
 
     Returns:
       (B, pre.num_frames, H, W, C) float32.

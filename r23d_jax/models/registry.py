@@ -1,7 +1,4 @@
-"""The networks by name: `<family>_<depth>`, e.g. `r2plus1d_18`, or the family alone where it has one size: `i3d`.
-
-A family is a row of a table, not a class.
-"""
+"""The networks by name: `<family>_<depth>`, e.g. `r2plus1d_18`, or the family alone if it has one size: `i3d`."""
 
 import dataclasses
 import typing
@@ -19,7 +16,7 @@ from r23d_jax.models.video_resnet import DEPTHS, VideoResNetSpec
 
 
 def _mixed(first: str, second: str, switch: int) -> tuple[str, str, str, str]:
-    """Kinds of the stages when conv groups before `switch` (conv1 is the stem, conv2 the first stage) are `first`."""
+    """Convolutions of the stages: `first` before conv group `switch` (conv2 is the first stage), then `second`."""
     kinds = [first if group < switch else second for group in range(2, 6)]
     return kinds[0], kinds[1], kinds[2], kinds[3]
 
@@ -28,8 +25,7 @@ def _all(kind: str) -> tuple[str, str, str, str]:
     return kind, kind, kind, kind
 
 
-# Tran et al. 2018 (arXiv:1711.11248), section 3, unless said otherwise. MCx: groups from x on are 2D, the earlier ones
-# 3D. rMCx: the reverse.
+# Tran et al. 2018 (arXiv:1711.11248), section 3, unless noted. MCx: 3D before group x, 2D from x on; rMCx: reversed.
 FAMILIES: dict[str, Spec] = {
     "r2d": VideoResNetSpec(_all("2d"), stem="Lx7x7"),
     "f_r2d": VideoResNetSpec(_all("2d"), stem="1x7x7"),
@@ -40,7 +36,7 @@ FAMILIES: dict[str, Spec] = {
     "r2plus1d": VideoResNetSpec(_all("2plus1d"), stem="factorized", bn_epsilon=1e-3),
     # torchvision's: mid-planes once per block.
     "r2plus1d_tv": VideoResNetSpec(_all("2plus1d"), stem="factorized", mid_planes="per_block"),
-    # mmaction2's: the formula for the stem too, shortcuts factorized, and another epsilon inside the pairs.
+    # mmaction2's: the formula for the stem too, factorized shortcuts, and another epsilon inside the pairs.
     "r2plus1d_mmaction": VideoResNetSpec(
         _all("2plus1d"),
         stem="factorized",
@@ -61,10 +57,10 @@ FAMILIES: dict[str, Spec] = {
     "r2plus3d": VideoResNetSpec(
         _mixed("2d", "3d", 4), stem="1x7x7", stem_pool="2d", widths=(64, 128, 256, 256), final_relu=False
     ),
-    # Every 3x3x3 convolution of R3D as 1x3x3 then 3x3x3, of the same parameter count; R3D's stem. This project's.
+    # This project's: R3D with each 3x3x3 convolution as 1x3x3 then 3x3x3, of the same parameter count.
     "conv2plus3d": VideoResNetSpec(_all("2plus3d")),
-    # Carreira & Zisserman 2017 as DeepMind published it, its torch ports, and Xie et al. 2018 as torchvision has it;
-    # their S3D-G is that with the gates of their code. (The paper counts 11.56M parameters, which no reading gives.)
+    # Carreira & Zisserman 2017 as DeepMind published it, its torch ports, and Xie et al. 2018 as torchvision has it.
+    # S3D-G adds the gates of its authors' code. (Their paper counts 11.56M parameters, which no reading gives.)
     "i3d": InceptionSpec(),
     "i3d_gamma": InceptionSpec(bn_scale=True),
     "s3d": InceptionSpec(separable=True, same_padding=False, bn_scale=True),
@@ -138,18 +134,18 @@ def create_model(
 
     Args:
       name: one of `list_models()`.
-      num_classes: logits.
+      num_classes: number of logits.
       head: "avgpool", "vit", "attention_pool", "none" (the network returns its last feature map), or a `HeadConfig`. A
         name alone has no dropout before the classifier.
-      num_frames: of the clips; heads learn positions for it and interpolate them elsewhere. Fixed for `r2d`.
-      crop_size: pixels, likewise.
+      num_frames, crop_size: of the clips; heads learn positions for this size and interpolate them for others. `r2d`
+        reads only this length.
       in_channels: of the clips.
       widths: of the four stages; () keeps the family's.
       stem_pool: max-pool after the stem, "none", "2d" (over space) or "3d"; "" keeps the family's.
       block_dropout: inside every residual block.
       dtype: of the computation: float32 or bfloat16. Parameters, BN arithmetic and logits are float32.
       remat: recompute each stage in the backward pass.
-      rngs: `params` initializes.
+      rngs: its `params` stream initializes.
 
     Returns:
       A module called on (B, T, H, W, C) float32 that returns (B, num_classes) float32 logits.

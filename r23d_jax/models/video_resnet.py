@@ -1,8 +1,7 @@
-"""The one network class of the study: a stem, four residual stages and a head.
+"""Residual networks over clips: a stem and four residual stages.
 
 R2D, f-R2D, R3D, MCx, rMCx, R(2+1)D (Tran et al. 2018, arXiv:1711.11248) and R(2+3)D are values of `VideoResNetSpec`,
-listed in `registry.py`; nothing here knows their names. The names that a spec may have are keys of the tables
-`CONVOLUTIONS`, `STEMS`, `POOLS` and `MID_PLANES`, whose values build.
+listed in `registry.py`. Its fields name keys of `CONVOLUTIONS`, `STEMS`, `POOLS` and `MID_PLANES`.
 """
 
 import dataclasses
@@ -34,19 +33,19 @@ class VideoResNetSpec(Spec):
     """A residual network.
 
     Attributes:
-      convolutions: of each of the four stages, keys of `CONVOLUTIONS`.
+      convolutions: one key of `CONVOLUTIONS` per stage.
       layers: residual blocks in each stage.
-      bottleneck: 1x1x1, 3x3x3, 1x1x1 blocks with four times the width out, instead of two 3x3x3.
+      bottleneck: blocks are 1x1x1, 3x3x3, 1x1x1 with four times the width out, instead of two 3x3x3.
       stem: a key of `STEMS`.
       stem_mid_channels: 45 in the paper, torchvision and VMZ; 83 in mmaction2; 110, with a time kernel of 7, in
         3D-ResNets.
-      stem_time_kernel: frames, for the factorized stem.
+      stem_time_kernel: frames seen by the factorized stem.
       stem_pool: max-pool after the stem, a key of `POOLS`.
       widths: of the four stages, before the bottleneck's factor of four.
       mid_planes: a key of `MID_PLANES`.
       factorized_shortcut: shortcuts are 1x1x1 -> BN -> ReLU -> 1x1x1 with the formula's width (mmaction2).
-      final_relu: False leaves the last block's sum as it is (the published 2D-3D layout).
-      mid_bn_epsilon: of the BN inside factorized convolutions; 0 is `bn_epsilon` (mmaction2 has another).
+      final_relu: False omits the ReLU after the last block's sum (the published 2D-3D layout).
+      mid_bn_epsilon: of the BN inside factorized convolutions; 0 means `bn_epsilon` (mmaction2 has another).
       block_dropout: inside every residual block, after the first ReLU (the published code has 0.3).
     """
 
@@ -90,7 +89,7 @@ class VideoResNetSpec(Spec):
 
     @property
     def expansion(self) -> int:
-        """How many times a stage's width its blocks give out."""
+        """Output channels of a block, in multiples of its stage's width."""
         return 4 if self.bottleneck else 1
 
     @property
@@ -140,7 +139,7 @@ def factorized_width(in_channels: int, out_channels: int, second_kernel: Triple)
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a convolution goes: its channels and strides, and what all convolutions of a network share."""
+    """What a convolution needs: its channels and strides, and what all convolutions of a network share."""
 
     in_channels: int
     out_channels: int
@@ -150,13 +149,13 @@ class Place:
     rngs: nnx.Rngs
 
     def conv(self, kernel: Triple, padding: Triple | None = None) -> Conv:
-        """A plain convolution from here to there."""
+        """A plain convolution with these channels and strides."""
         return Conv(
             self.in_channels, self.out_channels, kernel, self.strides, padding, dtype=self.dtype, rngs=self.rngs
         )
 
     def norm(self, channels: int, epsilon: float = 0.0) -> BatchNorm:
-        """BN, with the network's epsilon where none is given."""
+        """BN; epsilon 0 means the network's."""
         return BatchNorm(
             channels, epsilon=epsilon or self.spec.bn_epsilon, momentum=self.spec.bn_momentum, rngs=self.rngs
         )
@@ -178,7 +177,7 @@ class FactorizedConv(nnx.Module):
 
 
 class ChannelSeparatedConv(nnx.Module):
-    """Depthwise 3x3x3, after 1x1x1 -> BN where `interactions` are to be preserved; CSN's way."""
+    """CSN's depthwise 3x3x3, preceded by 1x1x1 -> BN if channel `interactions` are preserved."""
 
     def __init__(self, place: Place, *, interactions: bool):
         channels, how = place.out_channels, {"dtype": place.dtype, "rngs": place.rngs}
@@ -205,12 +204,12 @@ def _factorized(second_kernel: Triple) -> Callable[[Place, int], FactorizedConv]
 
 @dataclasses.dataclass(frozen=True)
 class ConvolutionKind:
-    """What a stage's 3x3x3 convolution is made of.
+    """How a stage's 3x3x3 convolution is built.
 
     Attributes:
-      build: builds one; its second argument is the width that the mid-plane formula counts as entering.
-      strides: of the first block of a stage that halves the size: time only where the convolution sees it.
-      bottleneck_only: whether it keeps the number of channels, so that only bottlenecks can hold it.
+      build: builds one; its second argument is the input width for the mid-plane formula.
+      strides: of the first block of a stage that halves the size; time is halved only by convolutions over time.
+      bottleneck_only: whether it keeps the number of channels, so that only bottlenecks can use it.
     """
 
     build: Callable[[Place, int], StageConv]
@@ -227,7 +226,7 @@ CONVOLUTIONS = {
     "ir_csn": ConvolutionKind(lambda place, _: ChannelSeparatedConv(place, interactions=False), bottleneck_only=True),
     "ip_csn": ConvolutionKind(lambda place, _: ChannelSeparatedConv(place, interactions=True), bottleneck_only=True),
 }
-# The width that the mid-plane formula counts as entering, from that of the convolution and that of its block
+# The input width for the mid-plane formula, from the input widths of the convolution and of its block
 MID_PLANES: dict[str, Callable[[int, int], int]] = {
     "per_conv": lambda convolution, block: convolution,  # paper, VMZ: every convolution from its own widths
     "per_block": lambda convolution, block: block,  # torchvision: once per block
@@ -242,7 +241,7 @@ assert ("", *POOLS) == STEM_POOLS  # "" keeps the family's
 
 
 class Shortcut(nnx.Module):
-    """1x1x1 convolution and BN, where a block changes width or size. The convolution may be a factorized one."""
+    """1x1x1 convolution, possibly factorized, and BN; for blocks that change width or size."""
 
     def __init__(self, place: Place):
         one, entering, leaving = (1, 1, 1), place.in_channels, place.out_channels
@@ -258,38 +257,26 @@ class ResidualBlock(nnx.Module):
     """A basic or bottleneck block.
 
     Args:
-      in_channels: entering.
-      width: the stage's width; `width * spec.expansion` channels leave.
+      whole: the block's channels, and the strides of its first 3x3x3 convolution and its shortcut.
+      width: of the stage; `whole.out_channels` is `width * spec.expansion`.
       kind: of its 3x3x3 convolutions.
-      strides: of the first 3x3x3 convolution and the shortcut.
       relu: whether a ReLU follows the sum.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        width: int,
-        kind: str,
-        strides: Triple,
-        relu: bool,
-        spec: VideoResNetSpec,
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
-        out_channels = width * spec.expansion
-        whole = Place(in_channels, out_channels, strides, spec, dtype, rngs)
+    def __init__(self, whole: Place, width: int, kind: str, relu: bool):
+        spec, in_channels, out_channels, strides = whole.spec, whole.in_channels, whole.out_channels, whole.strides
+        how = {"dtype": whole.dtype, "rngs": whole.rngs}
 
         def conv(entering: int, strides: Triple) -> StageConv:
             place = dataclasses.replace(whole, in_channels=entering, out_channels=width, strides=strides)
             return CONVOLUTIONS[kind].build(place, MID_PLANES[spec.mid_planes](entering, in_channels))
 
         if spec.bottleneck:
-            self.conv1 = Conv(in_channels, width, (1, 1, 1), dtype=dtype, rngs=rngs)
+            self.conv1 = Conv(in_channels, width, (1, 1, 1), **how)
             self.norm1 = whole.norm(width)
             self.conv2 = conv(width, strides)
             self.norm2 = whole.norm(width)
-            self.conv3 = Conv(width, out_channels, (1, 1, 1), dtype=dtype, rngs=rngs)
+            self.conv3 = Conv(width, out_channels, (1, 1, 1), **how)
             self.norm3 = whole.norm(out_channels)
         else:
             self.conv1 = conv(in_channels, strides)
@@ -316,7 +303,7 @@ class ResidualBlock(nnx.Module):
 STEMS: dict[str, Callable[[Place, int], StageConv]] = {
     "1x7x7": lambda place, _: place.conv((1, 7, 7)),
     "3x7x7": lambda place, _: place.conv((3, 7, 7)),
-    # as long as the clip, without padding in time, which leaves one frame
+    # as long as the clip and without padding in time, so its output has one frame
     "Lx7x7": lambda place, num_frames: place.conv((num_frames, 7, 7), (0, 3, 3)),
     # 1x7x7 -> BN -> ReLU -> stem_time_kernel x 1 x 1
     "factorized": lambda place, _: FactorizedConv(
@@ -326,7 +313,7 @@ STEMS: dict[str, Callable[[Place, int], StageConv]] = {
 
 
 class Stem(nnx.Module):
-    """7x7 in space, strided by two; then BN, ReLU and, where the spec asks for it, a max-pool."""
+    """7x7 in space, strided by two; then BN, ReLU and the spec's max-pool."""
 
     def __init__(self, in_channels: int, num_frames: int, spec: VideoResNetSpec, *, dtype: DTypeLike, rngs: nnx.Rngs):
         place = Place(in_channels, spec.widths[0], (1, 2, 2), spec, dtype, rngs)
@@ -342,7 +329,7 @@ class Stem(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Residual blocks of one width; the first may halve the size: space always, time where convolutions see it."""
+    """Residual blocks of one width; except in stage 1, the first block halves space, and time if it convolves it."""
 
     def __init__(self, index: int, in_channels: int, spec: VideoResNetSpec, *, dtype: DTypeLike, rngs: nnx.Rngs):
         kind, width = spec.convolutions[index], spec.widths[index]
@@ -351,8 +338,9 @@ class Stage(nnx.Module):
         for i in range(spec.layers[index]):
             is_last = index == 3 and i == spec.layers[index] - 1
             strides, relu = halve if i == 0 else (1, 1, 1), spec.final_relu or not is_last
-            blocks.append(ResidualBlock(in_channels, width, kind, strides, relu, spec, dtype=dtype, rngs=rngs))
-            in_channels = width * spec.expansion
+            place = Place(in_channels, width * spec.expansion, strides, spec, dtype, rngs)
+            blocks.append(ResidualBlock(place, width, kind, relu))
+            in_channels = place.out_channels
         self.blocks = nnx.List(blocks)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:

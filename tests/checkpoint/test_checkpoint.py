@@ -131,7 +131,7 @@ def test_a_damaged_newest_one_falls_back_and_says_so(damage, tmp_path: Path) -> 
     assert state is not None
     assert_same(state, state_at(1)[0])
     assert meta["note"] == "step 1"
-    assert len(lines) == 1 and "checkpoints/2 is damaged" in lines[0] and "going on from step 1" in lines[0]
+    assert len(lines) == 1 and "checkpoints/2 is damaged" in lines[0] and "resuming from step 1" in lines[0]
     assert steps_in(tmp_path) == {"1", "2.damaged"}
 
 
@@ -147,7 +147,7 @@ def test_all_damaged_is_an_error_that_lists_them(tmp_path: Path) -> None:
     saved(tmp_path, None, None)
     for step in ("1", "2"):
         flip(largest_file(tmp_path / "checkpoints" / step))
-    with pytest.raises(CheckpointError, match=r"(?s)no checkpoint in .* is whole:.*2: .*1: .*another --workdir"):
+    with pytest.raises(CheckpointError, match=r"(?s)no checkpoint in .* is intact:.*2: .*1: .*another --workdir"):
         restore(tmp_path)
     assert steps_in(tmp_path) == {"1", "2"}  # nothing is thrown away
 

@@ -97,7 +97,7 @@ def test_heads_drop_tokens_while_training_only(kind: str) -> None:
 def test_the_class_token_is_what_a_vit_head_classifies() -> None:
     """Blocks that add nothing leave CLS as it was, whatever the clip shows; every other token shows the clip."""
     cfg = HeadConfig(kind="vit", num_heads=2, num_layers=2)
-    head: Any = make_head(8, 5, (2, 2, 2), cfg, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    head: Any = make_head(place((2, 2, 2)), cfg)
     head.eval()
     for block in head.blocks:
         for layer in (block.attention.out, block.linear2):

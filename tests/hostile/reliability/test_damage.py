@@ -51,6 +51,6 @@ def test_a_damaged_checkpoint_is_never_gone_on_from(whole: Path, tmp_path: Path)
         else:
             passed_over += 1
             (line,) = lines
-            assert "checkpoints/2 is damaged (" in line and "going on from step 1" in line, done
+            assert "checkpoints/2 is damaged (" in line and "resuming from step 1" in line, done
             assert steps_in(workdir) == {"1", "2.damaged"}, done
     assert passed_over
