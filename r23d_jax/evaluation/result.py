@@ -259,7 +259,8 @@ def format_table(result: EvalResult) -> str:
     """The table printed at the end of a run: accuracies under both averagings, the protocol, and remarks."""
     rows = [("averaged:", "logits", "softmax")]
     for title, name in VIDEO_METRICS:
-        rows.append((title, *(percent(result.metrics.get(name + suffix)) for suffix in ("", "_softmax"))))
+        logits, softmax = (percent(result.metrics.get(name + suffix)) for suffix in ("", "_softmax"))
+        rows.append((title, logits, softmax))
     rows.append(("clip top-1", percent(result.metrics.get("val/top1_clip")), ""))
     width = max(len(row[0]) for row in rows)
     lines = [f"  {title:<{width}}  {logits:>8}  {softmax:>8}".rstrip() for title, logits, softmax in rows]

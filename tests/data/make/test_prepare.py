@@ -20,6 +20,7 @@ import pytest
 
 from r23d_jax.commands import prepare as command
 from r23d_jax.data.find.frames import PackedFrames, index_frames
+from r23d_jax.data.find.list_format import Subset
 from r23d_jax.data.find.packed import index_packed
 from r23d_jax.data.find.splits import read_list
 from r23d_jax.data.find.video_names import VIDEO_SUFFIXES
@@ -85,7 +86,8 @@ def test_the_class_is_the_first_folder_and_the_rest_is_the_name(
     assert "4 videos of 3 classes found (Run, Sit, Walk)" in capsys.readouterr().out
     (tmp_path / "train.csv").write_text("path,label\nWalk/p1/001.avi,Walk\nRun/p1/001.avi,Run\ntrain/Sit/001.avi,Sit\n")
     (tmp_path / "val.csv").write_text("path,label\nWalk/p2/001.avi,Walk\n")
-    for subset, want in (("train", [1, 3, 4]), ("test", [2])):
+    sides: list[tuple[Subset, list[int]]] = [("train", [1, 3, 4]), ("test", [2])]
+    for subset, want in sides:
         listed = read_list(tmp_path, subset)
         for index in (index_frames(out / "frames", listed), index_packed(out / "packed", listed, subset)):
             assert index.num_frames.tolist() == want and not index.missing

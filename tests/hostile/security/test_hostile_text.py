@@ -20,6 +20,7 @@ from r23d_jax.commands import predict
 from r23d_jax.config import Config, UserError
 from r23d_jax.evaluation import fusion, report
 from r23d_jax.evaluation.result import EvalResult, Protocol, save_evaluation
+from r23d_jax.evaluation.single import Prediction
 from r23d_jax.runtime.progress import PrintableStream, Progress, printable
 from r23d_jax.study.grid import Study, cells
 from r23d_jax.study.results import write_results
@@ -66,10 +67,10 @@ def test_launch_prints_no_commands(tmp_path: Path) -> None:
 
 
 def test_class_names_of_a_foreign_network_are_printed_as_text(capsys: pytest.CaptureFixture[str]) -> None:
-    seen = type("Seen", (), {"num_frames": 1, "num_clips": 1})
+    seen = Prediction(np.ones(2) / 2, num_frames=1, num_clips=1, seen=1.0)
     predict._print_ranking("a\nb", [("Di\x1b[2Jving\nRowing", 0.9), ("x", 0.1)], seen, False)
     assert capsys.readouterr().out.splitlines() == [
-        r"a\nb  (1 frames, 1 clip)",
+        r"a\nb  (1 frames, 1 clip, 100 % of the video seen)",
         "  Di\\x1b[2Jving\\nRowing   90.00 %",
         "  x                       10.00 %",
     ]
