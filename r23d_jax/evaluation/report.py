@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from r23d_jax import config
-from r23d_jax.config import Config, UserError
+from r23d_jax.config import Config, ConfigError, UserError
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.sources import open_index
 from r23d_jax.evaluation import film
@@ -95,7 +95,7 @@ def write_report(
         sections.append(section("Configuration", f"<details><summary>config.json</summary>{text}</details>"))
     versions = result.environment if result else environment()
     sections.append(section("Environment", table((), list(versions.items()))))
-    title = f"{model_name(cfg.model)}, {cfg.model.head.kind} head" if cfg else "Evaluation"
+    title = f"{_network(cfg)}, {cfg.model.head.kind} head" if cfg else "Evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / REPORT, page_of(title, _data_line(cfg) if cfg else "", sections))
     return folder / REPORT
@@ -111,6 +111,14 @@ def page_of(title: str, about: str, sections: Sequence[str]) -> str:
         f'<h1>{escape(title)}</h1><p class="muted">{escape(about)}</p>'
         f"{''.join(sections)}</main></body></html>\n"
     )
+
+
+def _network(cfg: Config) -> str:
+    """The network's name; its family where this version does not know it, because a report must not fail for that."""
+    try:
+        return model_name(cfg.model)
+    except ConfigError:
+        return cfg.model.family
 
 
 def _read_config(workdir: Path) -> Config | None:
