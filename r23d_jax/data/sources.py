@@ -22,7 +22,7 @@ def open_index(cfg: DataConfig, subset: Subset) -> VideoIndex:
     With `hold_out`, "train" lacks some of the training groups, and "held_out" is these.
 
     Raises:
-      UserError: there is no data, or no such source; the message says what to do.
+      UserError: there is no data, or no such source; the message names the remedy.
     """
     root, lists = Path(cfg.root).expanduser(), Path(cfg.lists).expanduser()
     return look_up(SOURCES, cfg.source, "config.data.source")(cfg, root, lists, subset)
@@ -74,7 +74,7 @@ def _wanted(cfg: DataConfig, lists: Path, subset: str) -> VideoList:
 
 
 def _check_kind(cfg: DataConfig, root: Path) -> tuple[str, ...]:
-    """Flow looks like pictures: the record that `prepare` leaves beside them tells which of the two they are."""
+    """Checks with the record that `prepare` leaves whether the pictures are optical flow; returns notes for the log."""
     try:
         record = json.loads((root.absolute().parent / "prepare.json").read_text(encoding="utf-8"))
         method, bound = record.get("flow", ""), record.get("flow_bound", 0)

@@ -55,12 +55,12 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """Result of a scan: the videos in list order, the layout in words, and every folder whose change matters."""
+    """The result of a scan."""
 
-    found: tuple[Found, ...]
-    layout: str
+    found: tuple[Found, ...]  # in list order
+    layout: str  # for the log
     notes: tuple[str, ...]
-    folders: tuple[str, ...]
+    folders: tuple[str, ...]  # every folder whose change matters
 
 
 def scan_frames(root: Path, videos: VideoList, num_workers: int = 0) -> Scan:
@@ -114,9 +114,7 @@ def _number_all(
 
     def number(part: list[tuple[Entry, _Place]]) -> list[Numbering | str]:
         return [
-            read_folder(root.joinpath(*place.parts))
-            if place.files is None
-            else number_files(place.files, place.special)
+            read_folder(root / place.folder) if place.files is None else number_files(place.files, place.special)
             for _, place in part
         ]
 
@@ -228,9 +226,6 @@ def _choose(root: Path, entry: Entry, listing: _Listing) -> _Place | None:
             f"{'/'.join(best[1].parts)}. Is config.data.root one level too high?"
         )
     return best[0]
-
-
-# -- words -------------------------------------------------------------------------------------------------------------
 
 
 def _describe(rows: list[tuple[Entry, _Place, Numbering]]) -> str:

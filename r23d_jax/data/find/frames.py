@@ -42,22 +42,14 @@ class FrameFiles:
     """Frame i of video v is the file folder[v]/prefix[v]{first[v] + step[v] * i, zero-padded to digits[v]}suffix[v].
 
     So 13,320 rows describe the 2.5 million files of UCF101. A hole in the numbering is a frame that cannot be read.
-
-    Attributes:
-      folder: (N,) str, absolute.
-      prefix: (N,) str, e.g. `image_`.
-      suffix: (N,) str, e.g. `.jpg`.
-      first: (N,) int64, number of the first frame.
-      step: (N,) int64, from one frame's number to the next.
-      digits: (N,) int32, minimum number of digits; 1: not padded.
     """
 
-    folder: np.ndarray
-    prefix: np.ndarray
-    suffix: np.ndarray
-    first: np.ndarray
-    step: np.ndarray
-    digits: np.ndarray
+    folder: np.ndarray  # (N,) str, absolute
+    prefix: np.ndarray  # (N,) str, e.g. `image_`
+    suffix: np.ndarray  # (N,) str, e.g. `.jpg`
+    first: np.ndarray  # (N,) int64, number of the first frame
+    step: np.ndarray  # (N,) int64, from one frame's number to the next
+    digits: np.ndarray  # (N,) int32, minimum number of digits; 1: not padded
 
     def path(self, video: int, frame: int) -> str:
         """The file of one frame. In a hole of the numbering it does not exist."""
@@ -77,23 +69,14 @@ class FrameFiles:
 
 @dataclasses.dataclass(frozen=True)
 class PackedFrames:
-    """Frame i of video v is bytes [offset[k], offset[k] + length[k]) of shards[shard[v]], with k = row[v] + i.
+    """Frame i of video v is bytes [offset[k], offset[k] + length[k]) of shards[shard[v]], with k = row[v] + i."""
 
-    Attributes:
-      shards: file names, absolute.
-      shard: (N,) int32.
-      row: (N,) int64.
-      offset: (K,) int64, K frames in total.
-      length: (K,) int64.
-      names: (N,) str, names of the videos, for messages.
-    """
-
-    shards: tuple[str, ...]
-    shard: np.ndarray
-    row: np.ndarray
-    offset: np.ndarray
-    length: np.ndarray
-    names: np.ndarray
+    shards: tuple[str, ...]  # file names, absolute
+    shard: np.ndarray  # (N,) int32
+    row: np.ndarray  # (N,) int64
+    offset: np.ndarray  # (K,) int64, K frames in total
+    length: np.ndarray  # (K,) int64
+    names: np.ndarray  # (N,) str, names of the videos, for messages
 
     def _place(self, video: int, frame: int) -> tuple[str, int, int]:
         """Shard, offset and length."""
@@ -138,27 +121,16 @@ def os_reason(error: OSError) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class VideoIndex:
-    """Where N videos are, and their classes: one row per video.
+    """Where N videos are, and their classes: one row per video."""
 
-    Attributes:
-      class_names: C names; `class_names[labels[v]]`.
-      names: (N,) str.
-      labels: (N,) int32.
-      num_frames: (N,) int32, counted on disk.
-      frames: where the frames are.
-      layout: the detected layout, for the log.
-      missing: names of listed videos without usable frames.
-      notes: further lines for the log, such as why a folder that was found is not used.
-    """
-
-    class_names: tuple[str, ...]
-    names: np.ndarray
-    labels: np.ndarray
-    num_frames: np.ndarray
+    class_names: tuple[str, ...]  # `class_names[labels[v]]`
+    names: np.ndarray  # (N,) str
+    labels: np.ndarray  # (N,) int32
+    num_frames: np.ndarray  # (N,) int32, counted on disk
     frames: Frames
-    layout: str
-    missing: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    layout: str  # for the log
+    missing: tuple[str, ...] = ()  # names of listed videos without usable frames
+    notes: tuple[str, ...] = ()  # further lines for the log, such as why a folder is not used
 
     def __len__(self) -> int:
         return len(self.names)
@@ -183,7 +155,7 @@ def index_frames(root: Path, videos: VideoList, cache: bool = True, num_workers:
       One row per video found, in list order. A hole in the numbering counts as a frame that cannot be read.
 
     Raises:
-      DataError: nothing was found (the message says what was there instead), or a video was found in two places.
+      DataError: nothing was found (the message lists the files that are there), or a video was found in two places.
     """
     root = Path(root)
     if not os.path.isdir(root):
@@ -213,8 +185,6 @@ def _to_index(root: Path, arrays: dict[str, np.ndarray]) -> VideoIndex:
         notes=tuple(arrays["notes"].tolist()),
     )
 
-
-# -- cache -------------------------------------------------------------------------------------------------------------
 
 _NUMBERING = ("prefix", "suffix", "first", "step", "digits")
 _LAYOUT = {

@@ -8,6 +8,7 @@ otherwise they are sorted.
 import csv
 import io
 import re
+from collections import defaultdict
 from pathlib import Path
 
 from r23d_jax.config import nearest
@@ -36,14 +37,13 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 def _read(lists: Path, subset: Subset, split: int) -> Sides:
     if split != 1:
         raise DataError(f"{lists}: holds train.csv and val.csv, which have no split {split}; use split 1")
-    names = {"train": ("train.csv",), "test": _TEST_FILES}
     rows: dict[str, list[tuple[str, str, str]]] = {}
-    for side, candidates in names.items():
-        path = next((lists / name for name in candidates if (lists / name).is_file()), None)
+    for side, names in {"train": ("train.csv",), "test": _TEST_FILES}.items():
+        path = next((lists / name for name in names if (lists / name).is_file()), None)
         if path is not None:
             rows[side] = _read_rows(path)
         elif side == subset:
-            raise DataError(f"{lists / candidates[0]}: no such file; it lists the {side} videos as lines 'path,label'")
+            raise DataError(f"{lists / names[0]}: no such file; it lists the {side} videos as lines 'path,label'")
     every = [row for side in rows.values() for row in side]
 
     classes_file = lists / "classes.txt"
@@ -78,9 +78,8 @@ def _read(lists: Path, subset: Subset, split: int) -> Sides:
         hint = f"numbers go from 0 to {len(class_names) - 1}" if number else nearest(label, class_names)
         raise DataError(f"{where}: label {shown(label)} is not in classes.txt; {hint}")
 
-    sides = {}
+    sides: dict[str, list[Listed]] = defaultdict(list)
     for side, side_rows in rows.items():
-        sides[side] = []
         for text, label, where in side_rows:
             path = without_suffix("/".join(relative_parts(text, where)))
             sides[side].append(Listed(path, path, class_of(label, where), where))

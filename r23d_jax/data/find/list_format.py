@@ -36,19 +36,13 @@ Sides = tuple[tuple[str, ...], dict[str, list[Listed]]]
 
 @dataclasses.dataclass(frozen=True)
 class ListFormat:
-    """A format of split lists.
+    """A format of split lists."""
 
-    Attributes:
-      marks: a folder that holds a file of one of these names has lists of this format.
-      files: the files of the format, for messages.
-      splits: folder -> the numbers of its splits.
-      read: (folder, subset, split) -> both sides of the split. The list of `subset` must exist. Raises DataError, which
-        names the file and the line.
-    """
-
-    marks: tuple[str, ...]
-    files: str
-    splits: Callable[[Path], tuple[int, ...]]
+    marks: tuple[str, ...]  # a folder that holds a file of one of these names has lists of this format
+    files: str  # the files of the format, for messages
+    splits: Callable[[Path], tuple[int, ...]]  # folder -> the numbers of its splits
+    # (folder, subset, split) -> both sides of the split. The list of `subset` must exist. Raises DataError, which names
+    # the file and the line.
     read: Callable[[Path, Subset, int], Sides]
 
 

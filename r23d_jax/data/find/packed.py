@@ -40,29 +40,31 @@ def index_packed(root: Path, videos: VideoList | None, subset: Subset, cache: bo
       root: the dataset's folder (`dataset_info.json`, `features.json`, shards), or one above it.
       videos: the videos to take, and their labels. If records have no names, only the classes and the order of the
         labels are used, and the videos are called `<subset>/<row>`. None takes all videos, with the dataset's labels.
-      subset: the dataset's own split to take, "train" or "test". Used if records have no names, or `videos` is None.
+      subset: the dataset's own split to take. Used if records have no names, or `videos` is None.
       cache: whether to save the index, and to use a saved one.
 
     Returns:
       One row per video. Damaged records are left out and reported in `notes`.
 
     Raises:
-      DataError: there is no such dataset, it holds no video, or it does not fit the lists.
+      DataError: there is no such dataset, it holds no video, or it does not match the lists.
     """
     root = Path(root).expanduser()
     folder = find_dataset(root)
     table = None
     if cache:
         prepare_folder(folder)
-        table = _from_cache(folder, load(folder, _CACHE, TABLE_LAYOUT))
+        if arrays := load(folder, _CACHE, TABLE_LAYOUT):
+            table = _from_cache(folder, arrays)
     if table is None:
         table = read_table(folder)
         if cache:
             save(folder, _CACHE, vars(table))
     if not len(table.names):
         raise DataError(f"{folder}: no record of it can be read{_notes_text(table)}")
-    selection = _select_listed(folder, table, videos) if videos and table.named else None
-    if selection is None:
+    if videos and table.named:
+        selection = _select_listed(folder, table, videos)
+    else:
         selection = _select_split(folder, table, videos, subset)
     if not len(selection.rows):
         some = (
@@ -117,9 +119,9 @@ def _select_listed(folder: Path, table: Table, videos: VideoList) -> _Selection:
     )
 
 
-def _choose(folder: Path, table: Table, entry: Entry, candidates: list[int]) -> int | None:
+def _choose(folder: Path, table: Table, entry: Entry, rows: list[int]) -> int | None:
     ranked: dict[int, list[int]] = defaultdict(list)
-    for row in candidates:
+    for row in rows:
         same_class = str(table.class_names[table.labels[row]]).casefold() == entry.class_name.casefold()
         if table.names[row].casefold() == entry.name.casefold():
             ranked[0 if same_class else 2].append(row)
@@ -169,12 +171,7 @@ def _notes_text(table: Table) -> str:
     return "".join(f". {note}" for note in table.notes.tolist())
 
 
-# -- cache -------------------------------------------------------------------------------------------------------------
-
-
-def _from_cache(folder: Path, arrays: dict[str, np.ndarray] | None) -> Table | None:
-    if arrays is None:
-        return None
+def _from_cache(folder: Path, arrays: dict[str, np.ndarray]) -> Table | None:
     table = Table(**arrays)
     try:
         stats = [os.stat(folder / name) for name in table.shards.tolist()]

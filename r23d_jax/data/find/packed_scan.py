@@ -72,12 +72,10 @@ def find_dataset(root: Path) -> Path:
     """Finds the folder of the only packed dataset at or below root."""
     if not os.path.isdir(root):
         raise DataError(f"config.data.root={root}: no such folder. {_REMEDY}")
-    level, found = [root], []
-    for _ in range(4):
-        found = [folder for folder in level if all(os.path.isfile(folder / name) for name in (_INFO, _FEATURES))]
-        if found:
-            break
-        level = [below for folder in level for below in _folders_in(folder)]
+    found: list[Path] = []
+    for depth in range(4):
+        infos = sorted(root.glob("[!.]*/" * depth + _INFO))
+        found = found or [info.parent for info in infos if os.path.isfile(info.with_name(_FEATURES))]
     if not found:
         raise DataError(f"config.data.root={root}: holds no packed dataset ({_INFO} and {_FEATURES}). {_REMEDY}")
     if len(found) > 1:
@@ -85,13 +83,6 @@ def find_dataset(root: Path) -> Path:
             f"config.data.root={root}: holds {len(found)} packed datasets; choose one: {found[0]}, {found[1]}"
         )
     return found[0]
-
-
-def _folders_in(folder: Path) -> list[Path]:
-    try:
-        return [p for p in sorted(folder.iterdir()) if os.path.isdir(p) and not p.name.startswith(".")]
-    except OSError:  # it may not be read
-        return []
 
 
 def read_table(folder: Path) -> Table:

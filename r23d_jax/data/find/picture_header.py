@@ -2,9 +2,9 @@
 
 import struct
 
-MAX_PIXELS = 1 << 26  # of a frame, 8192 x 8192: a larger claim is damage, or an attack on memory
+MAX_PIXELS = 1 << 26  # in a frame, 8192 x 8192: a larger claim is damage, or an attack on memory
 
-_NO_SIZE = (0xC4, 0xC8, 0xCC)  # JPEG markers in the range of the frame headers that are none
+_NO_SIZE = (0xC4, 0xC8, 0xCC)  # JPEG markers in the range of the frame headers that are not frame headers
 
 
 def claimed_size(content: bytes) -> tuple[int, int] | None:
@@ -72,7 +72,7 @@ def _gif(content: bytes) -> tuple[int, int]:
             while content[position]:
                 position += content[position] + 1
             position += 1
-    except (struct.error, IndexError):  # cut off; what came before counts
+    except (struct.error, IndexError):  # cut off; the frames before count
         pass
     width = max(width, 1)
     return max(height, -(-pixels // width)), width

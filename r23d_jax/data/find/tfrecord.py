@@ -17,7 +17,7 @@ _HEADER, _FOOTER = 12, 4
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One record: its data is bytes [start, end) of the file; `problem` says what is wrong with it, if anything."""
+    """One record: its data is bytes [start, end) of the file; `problem` is "" if it is intact."""
 
     start: int
     end: int

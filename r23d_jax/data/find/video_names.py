@@ -1,9 +1,9 @@
-"""What can be read as a video, and what the names of videos say."""
+"""Formats of video files, and the parts of video names."""
 
 import re
 
-# FFmpeg's readers of files that may be videos -> the suffixes of such files. No other reader is used: playlists and the
-# like would let a data file name other files, or addresses, to read.
+# FFmpeg's readers of videos -> suffixes of their files. No other reader is used: a playlist, for example, could name
+# other files or addresses to read.
 VIDEO_FORMATS: dict[str, tuple[str, ...]] = {
     "avi": (".avi",),
     "mov": (".mp4", ".m4v", ".mov", ".3gp", ".3g2"),
@@ -14,8 +14,8 @@ VIDEO_FORMATS: dict[str, tuple[str, ...]] = {
     "flv": (".flv",),
     "ogg": (".ogv",),
     "gif": (".gif",),
-    # These have no suffix of their own, but other names hide them: some copies of UCF101 hold bare MPEG-4 named .mp4. A
-    # WAV file is opened so that the message can say that it has no video stream.
+    # These have no suffix of their own but may have another's: some copies of UCF101 hold bare MPEG-4 named .mp4. A WAV
+    # file is opened so that the message can report that it has no video stream.
     **dict.fromkeys(("m4v", "h264", "hevc", "av1", "ivf", "obu", "mpegvideo", "mjpeg", "dv", "wav"), ()),
 }
 VIDEO_SUFFIXES = tuple(suffix for suffixes in VIDEO_FORMATS.values() for suffix in suffixes)

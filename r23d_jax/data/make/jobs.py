@@ -165,23 +165,17 @@ def remove_partial(root: Path) -> int:
 
 
 def encoded_frames(job: Job) -> Iterator[bytes]:
-    """Decodes a job's video to JPEG frames.
-
-    Raises:
-      VideoError: it cannot be decoded.
-    """
-    quality = [cv2.IMWRITE_JPEG_QUALITY, job.quality]
+    """Decodes a job's video to JPEG frames; raises VideoError if that is impossible."""
     images = iter_frames(Path(job.video), job.short_side, channels="bgr")
     if job.flow:
         images = flow_pictures(images, job.flow, job.flow_bound)
-    some = False
+    image = None
     for image in images:
-        some = True
-        ok, jpeg = cv2.imencode(".jpg", image, quality)
+        ok, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, job.quality])
         if not ok:
             raise VideoError(f"{job.video}: a frame of {image.shape[1]}x{image.shape[0]} cannot be written as JPEG")
         yield jpeg.tobytes()
-    if not some:
+    if image is None:
         raise VideoError(f"{job.video}: one frame only, which has no optical flow")
 
 

@@ -57,10 +57,9 @@ def write_packed_with_beam(
       The reasons why videos are left out, by file.
 
     Raises:
-      UserError: there is no such runner, or a value has the wrong type for its option. (Apache Beam passes options that
-        it does not know to the runner, with a warning.)
+      UserError: there is no such runner, or a value has the wrong type for its option; Apache Beam passes options that
+        it does not know to the runner, with a warning. `out` is unchanged after this or another error.
       PrepareError: the pipeline failed, or a needed video cannot be decoded.
-      WriteError: e.g. because the disk is full. In all cases `out` is untouched.
     """
     printed = io.StringIO()
     try:

@@ -85,10 +85,7 @@ def write_packed(
       progress: advanced by one for each video.
 
     Returns:
-      The dataset's own folder, below `out`.
-
-    Raises:
-      WriteError: e.g. because the disk is full; `out` is untouched.
+      The dataset's own folder, below `out`, which is unchanged after a WriteError.
     """
 
     def examples() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -100,7 +100,7 @@ def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
 def _check(settings: Settings) -> None:
     if not os.path.isdir(settings.videos):
         raise UserError(f"--videos {settings.videos}: no such folder")
-    if Path(settings.out).exists() and not Path(settings.out).is_dir():
+    if os.path.exists(settings.out) and not os.path.isdir(settings.out):
         raise UserError(f"--out {settings.out}: is a file; give a folder")
     if not 1 <= settings.quality <= 100:
         raise UserError(f"--quality {settings.quality}: must be between 1 and 100")
@@ -123,9 +123,6 @@ def _refuse_undecodable(lost: frozenset[str], videos: list[VideoFile], broken: d
                 f"{broken.get(str(video.path), video.path)}, but it is in the existing shards, which were not changed; "
                 "restore the file, or make the shards without it by --overwrite"
             )
-
-
-# -- on this machine ---------------------------------------------------------------------------------------------------
 
 
 def _folder(settings: Settings, video: VideoFile) -> Path:
@@ -185,15 +182,10 @@ def _decode(settings: Settings, videos: list[VideoFile], num_frames: dict[str, i
 def _pack(settings: Settings, videos: list[VideoFile], class_names: list[str]) -> None:
     from r23d_jax.data.make.packed_builder import PackSource, write_packed  # imports TensorFlow
 
-    sources = [
-        PackSource(video.name, video.class_name, functools.partial(read_folder, _folder(settings, video)))
-        for video in videos
-    ]
+    readers = [functools.partial(read_folder, _folder(settings, video)) for video in videos]
+    sources = [PackSource(v.name, v.class_name, read) for v, read in zip(videos, readers, strict=True)]
     with Progress(len(sources), "videos", "pack") as progress:
         write_packed(Path(settings.out, PACKED), sources, class_names, settings.shards, progress)
-
-
-# -- on workers of Apache Beam -----------------------------------------------------------------------------------------
 
 
 def _pack_with_beam(

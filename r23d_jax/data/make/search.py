@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from r23d_jax.config import UserError
 from r23d_jax.data.find.splits import Entry, available_splits, read_list
@@ -69,6 +69,11 @@ def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], Non
             other = videos.setdefault(video.target.casefold(), video)
             if other is not video:
                 broken[str(path)] = f"has the same class and name as {other.path}; rename one of them"
+    for key, video in list(videos.items()):
+        above = next((videos[str(part)] for part in PurePosixPath(key).parents if str(part) in videos), None)
+        if above is not None:
+            broken[str(video.path)] = f"its frames would be among those of {above.path}; rename one of them"
+            del videos[key]
     if listed is None:
         class_names = sorted({video.class_name for video in videos.values()})
         some = ", ".join(class_names[:3]) + (", ..." if len(class_names) > 3 else "")
@@ -137,10 +142,10 @@ def _identify(root: Path, path: Path, listed: dict[str, list[Entry]] | None) -> 
         class_name = above[-1] if above else _class_in_name(stem) or root.resolve().name
         return VideoFile(path, f"{class_name}/{stem}", stem, class_name)
     here = "/".join(["", root.resolve().name, *above, stem]).casefold()
-    candidates = listed.get(stem.casefold(), [])
-    for entry in candidates:
+    entries = listed.get(stem.casefold(), [])
+    for entry in entries:
         if here.endswith((f"/{entry.class_name}/{entry.name}".casefold(), f"/{entry.name}".casefold())) and (
-            "/" in entry.name or f"/{entry.class_name}/".casefold() in here or len(candidates) == 1
+            "/" in entry.name or f"/{entry.class_name}/".casefold() in here or len(entries) == 1
         ):
             target = entry.name if "/" in entry.name else f"{entry.class_name}/{entry.name}"
             return VideoFile(path, target, entry.name, entry.class_name)

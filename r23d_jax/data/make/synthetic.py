@@ -12,10 +12,9 @@ A video has a period of 16 frames and shows all 16 pictures (a, b) in each. A cl
     Bounce  b runs 0 1 2 3 and then 3 2 1 0
 
 Any 16 consecutive frames of any video therefore hold each of the 16 pictures exactly once, and a network that ignores
-order cannot tell the classes apart. The direction of the slow factor and the starting phase are random per video,
-independent of the class. Shape, size, colors, texture and uneven light are random per group, and brightness per clip.
-All classes share them: `v_Right_g03_c01` and `v_Left_g03_c01` hold the same 16 pictures, byte for byte. The test groups
-show unseen appearances.
+order cannot tell the classes apart. The direction of the slow factor and the starting phase are random per video.
+Shape, size, colors, texture and uneven light are random per group, and brightness per clip. All classes share them:
+`v_Right_g03_c01` and `v_Left_g03_c01` hold the same 16 pictures, byte for byte. The test groups look different.
 
 This argument needs clips of 16 frames (or a multiple) at stride 1 with one crop for the whole clip. `flip` must be off,
 because a mirrored "Right" is a "Left".
@@ -116,20 +115,14 @@ def is_complete(root: Path, arguments: dict[str, int] | None = None) -> bool:
         return False
 
 
-# -- motion ------------------------------------------------------------------------------------------------------------
-
-
 def visiting_order(class_name: str, slow_direction: int, phase: int, num_frames: int) -> np.ndarray:
-    """Gives the picture that each frame of a video shows.
+    """The picture that each frame of a video shows: (num_frames, 2) int64, the factors a and b.
 
     Args:
       class_name: one of `CLASSES`.
       slow_direction: +1 or -1, the direction of the factor that changes after every fourth frame.
       phase: 0..15, the video's starting point in the period.
       num_frames: number of frames in the video.
-
-    Returns:
-      (num_frames, 2) int64, the factors a and b.
     """
     time_step = (np.arange(num_frames) + phase) % PERIOD
     fast, lap = time_step % 4, time_step // 4
@@ -140,9 +133,6 @@ def visiting_order(class_name: str, slow_direction: int, phase: int, num_frames:
     slow = slow_direction * lap % 4
     a, b = (fast, slow) if class_name in ("Left", "Right", "Sway") else (slow, fast)
     return np.stack([a, b], axis=1)
-
-
-# -- pictures ----------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,9 +182,6 @@ def _pictures(look: _Appearance, brightness: float) -> dict[tuple[int, int], byt
         _, jpeg = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
         jpegs[a, b] = jpeg.tobytes()
     return jpegs
-
-
-# -- files -------------------------------------------------------------------------------------------------------------
 
 
 def _write_all(root: Path, arguments: dict[str, int]) -> None:

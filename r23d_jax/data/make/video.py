@@ -25,9 +25,8 @@ from r23d_jax.data.find.picture_header import MAX_PIXELS
 from r23d_jax.data.find.video_names import VIDEO_FORMATS
 
 _CLOCK = re.compile(r"([0-9]+):([0-9]+):([0-9]+(?:[.][0-9]+)?)$")  # 00:00:04.000000000
-_LEAST = (
-    0.5  # least share of the packets to decode, and of the claimed duration; intact files lack a few frames at most
-)
+# Least share of packets that must be decoded, and of the claimed duration; intact files lack a few frames at most
+_LEAST = 0.5
 
 # A video with metadata that is not UTF-8 is read all the same. PyAV 19 and later need no option for it.
 _METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
@@ -54,8 +53,7 @@ def iter_frames(
       num_threads: threads of the decoder; more than one is faster for large frames only; 0: one per core.
 
     Yields:
-      (H, W, 3) uint8 frames of the default video stream as a player shows them: rotated and mirrored as the first frame
-      asks.
+      (H, W, 3) uint8 frames of the default video stream as a player shows them, in the orientation of the first frame.
 
     Raises:
       VideoError: the file is missing or damaged, has no video stream or no frame, or changes its size midway. The error
@@ -74,9 +72,7 @@ def iter_frames(
                 time = packet.dts if packet.pts is None else packet.pts
                 if time is not None:
                     end = max(end, float((time + (packet.duration or 0)) * packet.time_base))
-                    if (
-                        packet.size == 0
-                    ):  # the picture stays for another frame's time; the decoder refuses such a packet
+                    if packet.size == 0:  # repeats the picture; the decoder would refuse it
                         continue
                     num_packets += not packet.is_discard  # an edit list hides the others
                 for frame in packet.decode():

@@ -104,9 +104,6 @@ def mirror(video: tf.Tensor, yes: tf.Tensor) -> tf.Tensor:
     return tf.cond(yes, mirrored, lambda: video)
 
 
-# -- windows -----------------------------------------------------------------------------------------------------------
-
-
 def _crop_side(cfg: DataConfig, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
     short = tf.minimum(height, width)
     side = tf.cast(tf.round(tf.cast(short, tf.float32) * (cfg.crop_size / cfg.short_side)), tf.int32)
@@ -185,9 +182,6 @@ EVAL_CROPS: dict[int, Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]] = 
     3: _three_crops,  # the two ends and the middle of the long side, in the middle of the short side
     10: _ten_crops,  # top left, top right, bottom left, bottom right, center, and then the same five, to be mirrored
 }
-
-
-# -- pixels ------------------------------------------------------------------------------------------------------------
 
 
 def _color_jitter(cfg: DataConfig, key: tf.Tensor, clip: tf.Tensor) -> tf.Tensor:

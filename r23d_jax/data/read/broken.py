@@ -44,18 +44,14 @@ class BrokenLog:
     Args:
       cfg: the policy.
       log: receives one line at a time.
-
-    Attributes:
-      count: training clips that were replaced, and views that were left out.
-      faults: by name of the video, in the order found.
     """
 
     def __init__(self, cfg: DataConfig, log: Callable[[str], None] = print):
         self._cfg, self._log = cfg, log
         self._tried: set[str] = set()
         self._indexes: list[VideoIndex] = []
-        self.count = 0
-        self.faults: dict[str, Fault] = {}
+        self.count = 0  # training clips that were replaced, and views that were left out
+        self.faults: dict[str, Fault] = {}  # by name of the video, in the order found
 
     @property
     def files(self) -> list[tuple[str, str]]:
@@ -128,9 +124,6 @@ class BrokenLog:
         if len(faults) > _MOST_LISTED:
             lines.append(f"  and {len(faults) - _MOST_LISTED} more")
         return "\n".join(lines)
-
-
-# -- finding the fault -------------------------------------------------------------------------------------------------
 
 
 def diagnose(index: VideoIndex, video: int) -> Fault:

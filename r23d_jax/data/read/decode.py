@@ -79,23 +79,13 @@ def decode_clip(
     flow: bool = False,
     fewest_pixels: float = math.inf,
 ) -> tf.Tensor:
-    """Decodes one window of every frame and resizes it; the arguments are those of `decode_windows` and `resize`.
-
-    Returns:
-      (t, size, size, 3) uint8; (t, size, size, 2) for flow.
-    """
+    """`resize(decode_windows(...))`: (t, size, size, 3) uint8; (t, size, size, 2) for flow."""
     return resize(decode_windows(contents, window_of, flow, fewest_pixels), size, antialias)
 
 
 def resize(windows: tf.Tensor, size: int, antialias: bool) -> tf.Tensor:
-    """(t, h, w, c) uint8 -> (t, size, size, c) uint8, bilinear with half-pixel centers.
-
-    Args:
-      windows: pictures.
-      size: side of the result in pixels.
-      antialias: whether to filter when a window is reduced.
-    """
-    resized = tf.cond(  # a window that already has this size need not be converted to floats and back
+    """(t, h, w, c) uint8 -> (t, size, size, c) uint8, bilinear; `antialias`: with a filter if a window is reduced."""
+    resized = tf.cond(  # a window of this size need not be converted to floats and back
         tf.reduce_all(tf.shape(windows)[1:3] == size),
         lambda: windows,
         lambda: to_uint8(tf.image.resize(windows, [size, size], antialias=antialias)),
@@ -186,9 +176,6 @@ def _check_shapes(shapes: tf.Tensor, flow: bool) -> tf.Operation:
     return tf.debugging.Assert(same & fits, ["frames of different or unreasonable sizes:", shapes])
 
 
-# -- files -------------------------------------------------------------------------------------------------------------
-
-
 class _FileReader:
     fetch = None
 
@@ -208,9 +195,6 @@ class _FileReader:
 
     def open(self, plan: Plan) -> list[tf.Tensor]:
         return [tf.io.read_file(path) for path in tf.unstack(plan["paths"])]
-
-
-# -- shards ------------------------------------------------------------------------------------------------------------
 
 
 class _ShardReader:

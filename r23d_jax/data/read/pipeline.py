@@ -137,11 +137,9 @@ def eval_batches(
     If b is a multiple of the number of crops, a clip is decoded once for all of them.
 
     Args:
-      index: the videos.
-      views: which clips and crops of them.
-      cfg: how a clip is cut out.
+      index, cfg, host, num_hosts, broken: as in `train_batches`.
+      views: which clips and crops of the videos.
       batch_size: views in a batch, over all hosts.
-      host, num_hosts, broken: as in `train_batches`.
       crops: crops of a clip, a key of `augment.EVAL_CROPS`; 0: as many as `views` has.
 
     Returns:
@@ -206,9 +204,6 @@ def eval_batches(
     return BatchIterator(make, num_batches, lambda *seen: broken.observe(index, *seen, replaced=False))
 
 
-# -- one clip ----------------------------------------------------------------------------------------------------------
-
-
 def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor) -> tf.Tensor:
     """(t, s, s, c) uint8, cropped and augmented by the key."""
     draws = sampling.uniform(sampling.fold_in(key, _WINDOW), augment.WINDOW_DRAWS)
@@ -252,9 +247,6 @@ def _eval_loader(cfg: DataConfig, crops: int, together: bool) -> Callable[[list[
 
 def _clip_shape(cfg: DataConfig) -> tuple[int, int, int, int]:
     return preprocessing(cfg).read_frames, cfg.crop_size, cfg.crop_size, len(cfg.mean)
-
-
-# -- checks ------------------------------------------------------------------------------------------------------------
 
 
 def _rows_per_host(batch_size: int, host: int, num_hosts: int, name: str) -> int:

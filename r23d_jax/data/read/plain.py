@@ -30,13 +30,7 @@ def center_window(pre: Preprocessing, height: int, width: int) -> Window:
 
 
 def resize(windows: np.ndarray, size: int, antialias: bool) -> np.ndarray:
-    """(t, h, w, c) uint8 -> (t, size, size, c) uint8, bilinear with half-pixel centers, as TensorFlow computes it.
-
-    Args:
-      windows: pictures.
-      size: side of the result in pixels.
-      antialias: whether to filter when a window is reduced.
-    """
+    """(t, h, w, c) uint8 -> (t, size, size, c) uint8, as `decode.resize`."""
     if windows.shape[1:3] == (size, size):
         return windows
     video = windows.astype(np.float32)
@@ -60,11 +54,8 @@ def decode_windows(contents: list[bytes], window_of: Callable[[int, int], Window
     """Decodes one window of every frame: (t, height, width, 3) uint8.
 
     Args:
-      contents: t encoded pictures of one size.
+      contents: t encoded pictures of one size; PictureError if one is damaged or has another size.
       window_of: gives the window for a height and a width.
-
-    Raises:
-      PictureError: a picture cannot be decoded, or its size is not that of the first.
     """
     windows, first = [], None
     for content in contents:

@@ -13,16 +13,11 @@ class Views:
     """One row per view of a video, V rows, sorted by video, then clip (by start), then crop.
 
     The crops of a clip are adjacent, so that a reader can decode it once for all of them.
-
-    Attributes:
-      video: (V,) int32, row of the video in the index.
-      start: (V,) int32, first frame of the clip. A clip that runs past the end of its video wraps around to frame 0.
-      crop: (V,) int32, 0 .. crops-1; see `augment.EVAL_CROPS`.
     """
 
-    video: np.ndarray
-    start: np.ndarray
-    crop: np.ndarray
+    video: np.ndarray  # (V,) int32, row of the video in the index
+    start: np.ndarray  # (V,) int32, first frame of the clip; one that runs past the end wraps around to frame 0
+    crop: np.ndarray  # (V,) int32, 0 .. crops-1; see `augment.EVAL_CROPS`
 
     def __len__(self) -> int:
         return len(self.video)

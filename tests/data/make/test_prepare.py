@@ -86,11 +86,21 @@ def test_the_class_is_the_first_folder_and_the_rest_is_the_name(
     assert "4 videos of 3 classes found (Run, Sit, Walk)" in capsys.readouterr().out
     (tmp_path / "train.csv").write_text("path,label\nWalk/p1/001.avi,Walk\nRun/p1/001.avi,Run\ntrain/Sit/001.avi,Sit\n")
     (tmp_path / "val.csv").write_text("path,label\nWalk/p2/001.avi,Walk\n")
-    sides: list[tuple[Subset, list[int]]] = [("train", [1, 3, 4]), ("test", [2])]
-    for subset, want in sides:
+    wanted: dict[Subset, list[int]] = {"train": [1, 3, 4], "test": [2]}
+    for subset, want in wanted.items():
         listed = read_list(tmp_path, subset)
         for index in (index_frames(out / "frames", listed), index_packed(out / "packed", listed, subset)):
             assert index.num_frames.tolist() == want and not index.missing
+
+
+def test_a_video_beside_a_folder_of_its_name(tmp_path: Path) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    write_video(videos / "A/walk.avi", 2)
+    write_video(videos / "A/walk/001.avi", 3)
+    assert prepare("--videos", videos, "--out", out) == 3
+    assert frame_counts(out) == {"A/walk": 2}
+    reason = f"its frames would be among those of {videos}/A/walk.avi; rename one of them"
+    assert (out / "broken.txt").read_text() == f"{videos}/A/walk/001.avi\t{reason}\n"
 
 
 def test_files_that_are_not_used_are_counted_and_named(
