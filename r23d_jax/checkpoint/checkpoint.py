@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,9 @@ class Checkpoints:
         self._policy.set_score(step, metrics.get(BEST_METRIC))
         self._store.write(step, _items(state), {**meta, "metrics": metrics})
 
-    def restore_latest(self, shardings: TrainState, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore_latest(
+        self, shardings: TrainState, abstract: TrainState, class_names: Sequence[str] = ()
+    ) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest intact checkpoint with its meta; None if there is no checkpoint.
 
         Newer damaged ones are logged and renamed to `<step>.damaged`, so that they do not displace good ones.
@@ -64,10 +66,11 @@ class Checkpoints:
         Args:
           shardings: of each leaf; may differ from the mesh that saved.
           abstract: shapes and dtypes (`jax.eval_shape`'s result, or a state).
+          class_names: of the run; () accepts any.
 
         Raises:
-          CheckpointError: if the checkpoint is of another network, cannot be read for a reason other than damage, or
-            every checkpoint is damaged.
+          CheckpointError: if the checkpoint is of another network or other classes, cannot be read for a reason other
+            than damage, or every checkpoint is damaged.
         """
         damaged: dict[int, str] = {}
         root = self._store.root
@@ -79,6 +82,7 @@ class Checkpoints:
                         f"{root.parent} holds converted weights, and no training to resume: give another --workdir, "
                         f"and start from them with --config.init_from={root.parent}"
                     )
+                _check_classes(meta, class_names, root)
                 items = self._store.read_items(step, _items(abstract), _items(shardings), meta)
             except CheckpointError:
                 raise
@@ -107,6 +111,17 @@ class Checkpoints:
             self._store.wait()
         finally:
             self._store.close()
+
+
+def _check_classes(meta: Mapping[str, Any], class_names: Sequence[str], root: Path) -> None:
+    pairs = zip(meta.get("class_names", ()), class_names, strict=False)
+    number, pair = next(((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1]), (0, ()))
+    if pair:
+        raise CheckpointError(
+            f"{root.parent} was trained with other classes, or in another order: class {number} is {pair[0]} there and "
+            f"{pair[1]} here. Use the lists it was trained with, or give another --workdir and start from its "
+            f"weights with --config.init_from={root.parent}"
+        )
 
 
 def _items(state: TrainState) -> dict[str, Any]:
