@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
             f"{source}: the network reads clips of {channels} channels, and this program has clips of 3 (RGB) or 2 "
             "(flow) only; convert it to a file, e.g. --to model.safetensors, for use in Python"
         )
-    class_names = found.class_names or _numbered(found.num_classes)
+    class_names = found.class_names or tuple(f"class_{k}" for k in range(found.num_classes))
     if args.class_names:
         class_names = _class_names(Path(args.class_names), found.num_classes)
     changed = {field: getattr(args, field) for field in FIELDS if getattr(args, field) is not None}
@@ -146,10 +146,6 @@ def _random(cfg: ModelConfig, num_classes: int, pre: Preprocessing) -> Any:
             cfg, num_classes=num_classes, num_frames=pre.num_frames, crop_size=pre.crop_size, rngs=nnx.Rngs(0)
         )
     )
-
-
-def _numbered(num_classes: int) -> tuple[str, ...]:
-    return tuple(f"class_{k}" for k in range(num_classes))
 
 
 def _class_names(path: Path, count: int) -> tuple[str, ...]:

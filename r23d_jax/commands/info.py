@@ -16,13 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=112, help="height and width in pixels (default 112)")
     parser.add_argument("--classes", type=int, default=101, help="number of classes (default 101)")
     parser.add_argument("--head", choices=HEADS, default="avgpool", help="kind of head (default avgpool)")
-    parser.add_argument(
-        "--mesh", default="", help="DATAxFSDP, e.g. 4x2: print the memory that each of these devices needs"
-    )
+    parser.add_argument("--mesh", default="", help="DATAxFSDP, e.g. 4x2: print the memory that each device needs")
     parser.add_argument("--optimizer", default=OptimizerConfig.name, help="optimizer for --mesh")
-    parser.add_argument(
-        "--tokens", choices=TOKENS, default="space_time", help="tokens of the vit and attention_pool heads"
-    )
+    parser.add_argument("--tokens", choices=TOKENS, default="space_time", help="of the vit and attention_pool heads")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,14 +38,8 @@ def run(args: argparse.Namespace) -> int:
     head = HeadConfig(kind=args.head, tokens=args.tokens)
 
     def make() -> models.VideoNetwork:
-        return models.create_model(
-            args.name,
-            num_classes=args.classes,
-            head=head,
-            num_frames=args.frames,
-            crop_size=args.size,
-            rngs=nnx.Rngs(0),
-        )
+        sizes = {"num_classes": args.classes, "num_frames": args.frames, "crop_size": args.size}
+        return models.create_model(args.name, head=head, rngs=nnx.Rngs(0), **sizes)
 
     if args.mesh and not re.fullmatch(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", args.mesh):
         print(f"error: --mesh {args.mesh}: must be DATAxFSDP, e.g. 4x2 for eight devices", file=sys.stderr)
@@ -64,10 +54,8 @@ def run(args: argparse.Namespace) -> int:
     totals = [sum(getattr(part, name) for part in parts) for name in ("parameters", "macs", "activations")]
     print(_row("total", "", *totals))
     print()
-    print(
-        "For one clip. GMACs: billions of multiply-adds in convolutions and matrix products. Activations: their output"
-    )
-    print("in float32; training keeps about this much per clip (half in bfloat16), plus BN's copies.")
+    print("For one clip. GMACs: billions of multiply-adds in convolutions and matrix products. Activations: their")
+    print("output in float32; training keeps about this much per clip (half in bfloat16), plus BN's copies.")
     if args.mesh:
         _print_mesh(make, args.mesh, args.optimizer)
     return 0

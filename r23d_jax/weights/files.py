@@ -185,11 +185,7 @@ class _Record:
     def __init__(self, *args: Any, **kwargs: Any):
         pass
 
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
+    __setstate__ = __setitem__ = __init__
 
 
 def _load(torch: Any, path: Path) -> tuple[Any, list[str]]:

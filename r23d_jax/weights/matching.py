@@ -14,7 +14,7 @@ from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.registry import create_model, model_spec
 from r23d_jax.weights import layouts
 from r23d_jax.weights.compare import listed
-from r23d_jax.weights.sources import SOURCES, Candidate, Source
+from r23d_jax.weights.sources import SOURCES, Candidate, Source, source_of
 from r23d_jax.weights.tables import ConversionError, Table, differences, make_table
 
 # Modules that training code wraps a network in: DataParallel, torch.compile, Lightning and the like
@@ -100,6 +100,7 @@ def fit(arrays: Mapping[str, np.ndarray], model: VideoNetwork, source: str | Non
         except ConversionError:
             continue
         attempts.append(_compared(key, model, table, stripped, notes))
+    attempts.sort(key=lambda found: found.source != source_of(model))  # if names are those of several sources
     best = _nearest(attempts, arrays, source)
     if best.problems:
         raise ConversionError(f"the weights do not fit this network:\n{listed(best.problems)}")

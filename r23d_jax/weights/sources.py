@@ -58,17 +58,7 @@ class Source:
 def _preprocessing(
     num_frames: int, frame_stride: int, short_side: int, crop_size: int, mean: tuple, std: tuple, byte_range=False
 ) -> Preprocessing:
-    return Preprocessing(
-        input="rgb",
-        num_frames=num_frames,
-        frame_stride=frame_stride,
-        short_side=short_side,
-        crop_size=crop_size,
-        mean=mean,
-        std=std,
-        byte_range=byte_range,
-        antialias=False,
-    )
+    return Preprocessing("rgb", num_frames, frame_stride, short_side, crop_size, mean, std, byte_range, antialias=False)
 
 
 _KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)

@@ -131,8 +131,10 @@ def convert(weights: Weights, name: str | None = None, source: str | None = None
         cfg, preprocessing, class_names = _read_meta(meta)
         if name not in (None, model_name(cfg)):
             raise ConversionError(f"these weights are {model_name(cfg)}, not {name}")
-        sizes = {"num_frames": preprocessing.num_frames, "crop_size": preprocessing.crop_size}
-        model = nnx.eval_shape(lambda: build_model(cfg, num_classes=len(class_names), **sizes, rngs=nnx.Rngs(0)))
+        frames, size, count = preprocessing.num_frames, preprocessing.crop_size, len(class_names)
+        model = nnx.eval_shape(
+            lambda: build_model(cfg, num_classes=count, num_frames=frames, crop_size=size, rngs=nnx.Rngs(0))
+        )
         found, origin = fit(arrays, model), "an export of r23d_jax, names of "
     else:
         found, origin = find(arrays, name, source), ""

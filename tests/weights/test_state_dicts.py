@@ -13,6 +13,7 @@ from r23d_jax import models
 from r23d_jax.config import HeadConfig
 from r23d_jax.models.functional import split_model
 from r23d_jax.weights.files import Content
+from r23d_jax.weights.matching import fit
 from r23d_jax.weights.sources import source_of
 from r23d_jax.weights.state_dicts import convert, to_arrays
 from r23d_jax.weights.tables import ConversionError
@@ -196,4 +197,5 @@ def test_the_source_whose_names_are_written() -> None:
         ("r2plus1d_tv_18", "torchvision"),
         ("r2plus1d_18", "vmz"),
     ):
-        assert source_of(shapes_of(name)) == source
+        model = shapes_of(name)
+        assert source_of(model) == source == fit(to_arrays(model), model).source
