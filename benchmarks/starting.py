@@ -87,13 +87,14 @@ def convert(rounds: int, tiny: bool, peer: bool) -> list[dict[str, Any]]:
 
     import r23d_jax
     from r23d_jax.weights import files
+    from r23d_jax.weights.state_dicts import to_arrays
 
     name = "r2plus1d_tv_18" if tiny or peer else "r2plus1d_34"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"
         model = r23d_jax.create_model(name, num_classes=101, rngs=nnx.Rngs(0))
         model.eval()
-        files.write(path, r23d_jax.to_torch(model), {})
+        files.write(path, to_arrays(model), {})
         candidates: dict[str, Callable[[], object]] = {}
         if peer:
             from safetensors.torch import load_file

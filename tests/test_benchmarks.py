@@ -81,10 +81,7 @@ def test_the_peers_compute_what_our_networks_compute(name: str) -> None:
     assert sum(value.size for value in jax.tree.leaves(nnx.state(model, nnx.Param))) == sum(
         value.numel() for value in peer.parameters()
     )
-    state = {
-        key: torch.tensor(value)
-        for key, value in r23d_jax.to_torch(model, "r23d_jax" if head == "vit" else None).items()
-    }
+    state = r23d_jax.to_torch(model, "r23d_jax" if head == "vit" else None)
     unused = peer.load_state_dict(state, strict=head != "vit")
     assert all(key.startswith("head.") for key in (*unused.missing_keys, *unused.unexpected_keys))
     x = np.random.default_rng(0).standard_normal((2, 8, 32, 32, 3)).astype(np.float32)

@@ -1,9 +1,10 @@
 """Checkpoints of a run: their content, which one to resume from, and loading a trained network from one."""
 
 import dataclasses
+import functools
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ class Checkpoints:
         self._policy.set_score(step, metrics.get(BEST_METRIC))
         self._store.write(step, _items(state), {**meta, "metrics": metrics})
 
-    def restore_latest(self, shardings: TrainState, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore_latest(
+        self, shardings: TrainState, abstract: TrainState, class_names: Sequence[str] = ()
+    ) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest intact checkpoint with its meta; None if there is no checkpoint.
 
         Newer damaged ones are logged and renamed to `<step>.damaged`, so that they do not displace good ones.
@@ -64,38 +67,33 @@ class Checkpoints:
         Args:
           shardings: of each leaf; may differ from the mesh that saved.
           abstract: shapes and dtypes (`jax.eval_shape`'s result, or a state).
+          class_names: of the run; () accepts any.
 
         Raises:
-          CheckpointError: if the checkpoint is of another network, cannot be read for a reason other than damage, or
-            every checkpoint is damaged.
+          CheckpointError: if the checkpoint is of another network or other classes, cannot be read for a reason other
+            than damage, or every checkpoint is damaged.
         """
-        damaged: dict[int, str] = {}
         root = self._store.root
-        for step in self._store.steps():
-            try:
-                meta = self._store.read_meta(step)
-                if meta.get("converted"):
-                    raise CheckpointError(
-                        f"{root.parent} holds converted weights, and no training to resume: give another --workdir, "
-                        f"and start from them with --config.init_from={root.parent}"
-                    )
-                items = self._store.read_items(step, _items(abstract), _items(shardings), meta)
-            except CheckpointError:
-                raise
-            except Exception as error:  # damage shows in many ways
-                damaged[step] = damage(error, root / str(step))
-                continue
-            for bad, reason in damaged.items():
-                self._store.rename(bad, DAMAGED)
-                self._policy.set_score(bad, None)
-                self._log(
-                    f"checkpoint {root / str(bad)} is damaged ({reason}): renamed to {bad}{DAMAGED}, resuming "
-                    f"from step {step}"
+
+        def read_step(step: int) -> tuple[TrainState, dict[str, Any]]:
+            meta = self._store.read_meta(step)
+            if meta.get("converted"):
+                raise CheckpointError(
+                    f"{root.parent} holds converted weights, and no training to resume: give another --workdir, "
+                    f"and start from them with --config.init_from={root.parent}"
                 )
-            return _state(items, abstract), meta
-        if damaged:
-            raise CheckpointError(_none_whole(root, damaged))
-        return None
+            _check_classes(meta, class_names, root)
+            return _state(self._store.read_items(step, _items(abstract), _items(shardings), meta), abstract), meta
+
+        restored, damaged = _first_intact(root, self._store.steps(), read_step)
+        for step, reason in damaged.items():
+            self._store.rename(step, DAMAGED)
+            self._policy.set_score(step, None)
+            self._log(
+                f"checkpoint {root / str(step)} is damaged ({reason}): renamed to {step}{DAMAGED}, resuming from step "
+                f"{int(restored[0].step)}"
+            )
+        return restored
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises CheckpointError if a write failed (earlier ones are intact)."""
@@ -107,6 +105,17 @@ class Checkpoints:
             self._store.wait()
         finally:
             self._store.close()
+
+
+def _check_classes(meta: Mapping[str, Any], class_names: Sequence[str], root: Path) -> None:
+    pairs = zip(meta.get("class_names", ()), class_names, strict=False)
+    number, pair = next(((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1]), (0, ()))
+    if pair:
+        raise CheckpointError(
+            f"{root.parent} was trained with other classes, or in another order: class {number} is {pair[0]} there and "
+            f"{pair[1]} here. Use the lists it was trained with, or give another --workdir and start from its "
+            f"weights with --config.init_from={root.parent}"
+        )
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -186,28 +195,18 @@ def load_checkpoint(path: Path | str, which: str = "best", log: Callable[[str], 
         raise CheckpointError(f"which={which!r}: known: best, latest")
     root, only = _find_root(Path(path).absolute())
     store = Store(root)
-    damaged: dict[int, str] = {}
     try:
-        steps = store.steps()
-        if only is not None:
-            steps = [step for step in steps if step == only]
-        elif which == "best":
+        steps = [step for step in store.steps() if only in (None, step)]
+        if which == "best":
             steps = _best_first(store, steps)
-        for step in steps:
-            try:
-                loaded = _load(store, step)
-            except UserError:
-                raise
-            except Exception as error:  # damage shows in many ways
-                if (root / str(step)).is_dir():  # else a running training has just removed it
-                    damaged[step] = damage(error, root / str(step))
-                continue
-            for bad, reason in damaged.items():
-                log(f"checkpoint {root / str(bad)} is damaged ({reason}): using {root / str(step)}")
-            return loaded
+        loaded, damaged = _first_intact(root, steps, functools.partial(_load, store))
     finally:
         store.close()
-    raise CheckpointError(_none_whole(root, damaged) if damaged else _nothing(Path(path)))
+    if loaded is None:
+        raise CheckpointError(_nothing(Path(path)))
+    for step, reason in damaged.items():
+        log(f"checkpoint {root / str(step)} is damaged ({reason}): using {loaded.path}")
+    return loaded
 
 
 def load_model(path: Path | str, which: str = "best") -> models.VideoNetwork:
@@ -303,8 +302,24 @@ def _nothing(path: Path) -> str:
     return f"there is no checkpoint in {path}: give the --workdir of a run, its checkpoints folder, or one step in it"
 
 
-def _none_whole(root: Path, damaged: dict[int, str]) -> str:
+def _first_intact(root: Path, steps: list[int], read_step: Callable[[int], Any]) -> tuple[Any, dict[int, str]]:
+    """What `read_step` gives for the first undamaged step (None without steps), and what is wrong with those before it.
+
+    Raises:
+      CheckpointError: if all are damaged, or one cannot be read for another reason.
+    """
+    damaged: dict[int, str] = {}
+    for step in steps:
+        try:
+            return read_step(step), damaged
+        except UserError:
+            raise
+        except Exception as error:  # damage shows in many ways
+            if (root / str(step)).is_dir():  # else a running training has just removed it
+                damaged[step] = damage(error, root / str(step))
+    if not damaged:
+        return None, {}
     listed = "\n".join(f"  {step}: {reason}" for step, reason in damaged.items())
-    return (
+    raise CheckpointError(
         f"no checkpoint in {root} is intact:\n{listed}\nMove the folder away to start over, or choose another --workdir"
     )

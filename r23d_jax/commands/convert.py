@@ -1,8 +1,9 @@
-"""python -m r23d_jax convert --from WEIGHTS --to OUT: weights of other code bases to ours, and ours to theirs."""
+"""python -m r23d_jax convert --from WEIGHTS --to OUT: converts weights from and to other code bases."""
 
 import argparse
 import dataclasses
 import functools
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,28 +19,25 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of this sub-command."""
-    parser.add_argument(
-        "--from",
-        dest="source_path",
-        required=True,
-        metavar="WEIGHTS",
-        help=".pth, .pt, .pth.tar, .safetensors, a TensorFlow checkpoint of I3D, or a run's folder",
-    )
-    parser.add_argument(
-        "--to", required=True, metavar="OUT", help="a folder for a checkpoint, or a file (.safetensors, .pth, ...)"
-    )
+    kinds = ".pth, .pt, .pth.tar, .ckpt, .pyth, .safetensors, a TensorFlow checkpoint of I3D, or a run's folder"
+    parser.add_argument("--from", dest="source_path", required=True, metavar="WEIGHTS", help=kinds)
+    targets = "a folder for a checkpoint, or a file (.safetensors, .pth, ...)"
+    parser.add_argument("--to", required=True, metavar="OUT", help=targets)
     parser.add_argument("--model", metavar="NAME", help="the network, e.g. r3d_18 (default: found from the weights)")
-    parser.add_argument("--source", help="the code base, where names do not tell it (e.g. published)")
+    parser.add_argument("--source", help="the code base, if the tensor names do not tell (e.g. published)")
     parser.add_argument("--names", metavar="SOURCE", help="write a state dict under the names of this code base")
-    parser.add_argument("--num-classes", type=int, help="another number of classes gets a new, random classifier")
-    parser.add_argument("--class-names", metavar="FILE", help="one name a line, in the order of the logits")
+    parser.add_argument("--num-classes", type=int, help="replace the classifier by a random one of so many classes")
+    parser.add_argument(
+        "--class-names", metavar="FILE", help="text file with one class name per line, in the order of the logits"
+    )
     parser.add_argument("--inflate", choices=INFLATIONS, help="how 2D kernels become 3D ones (needs --model)")
     for field in FIELDS:
-        parser.add_argument(f"--{field.replace('_', '-')}", type=int, help="of the clips, if the source's is wrong")
+        help_text = f"the {field.replace('_', ' ')} used in training, if not the source's usual one"
+        parser.add_argument(f"--{field.replace('_', '-')}", type=int, help=help_text)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Converts, verifies what was written, and says what it found; returns the exit status."""
+    """Converts, verifies the output, and prints what it found; returns the exit status."""
     source, to = Path(args.source_path), Path(args.to)
     for field in ("num_classes", *FIELDS):
         if getattr(args, field) is not None and getattr(args, field) < 1:
@@ -49,13 +47,19 @@ def run(args: argparse.Namespace) -> int:
         export.check_target(to)
     elif to.suffix:
         raise UserError(
-            f"--to {to}: a checkpoint's folder has no ending; files end in "
+            f"--to {to}: a checkpoint's folder has no suffix; files end in "
             f"{', '.join((*export.STATE_DICTS, *export.PORTABLE))}"
         )
     elif to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"--to {to}: is there already; give a new folder")
+        raise UserError(f"--to {to}: already exists; give a new folder")
     found = _read(args, source)
-    class_names = found.class_names or _numbered(found.num_classes)
+    channels = found.model.in_channels
+    if not to_file and channels not in (2, 3):
+        raise UserError(
+            f"{source}: the network reads clips of {channels} channels, and this program has clips of 3 (RGB) or 2 "
+            "(flow) only; convert it to a file, e.g. --to model.safetensors, for use in Python"
+        )
+    class_names = found.class_names or tuple(f"class_{k}" for k in range(found.num_classes))
     if args.class_names:
         class_names = _class_names(Path(args.class_names), found.num_classes)
     changed = {field: getattr(args, field) for field in FIELDS if getattr(args, field) is not None}
@@ -94,8 +98,8 @@ def _inflated(args: argparse.Namespace, arrays: Any) -> "Converted":
 
     if args.model is None:
         raise UserError(
-            f"--from {args.source_path}: an image network; say what it is to become, e.g. --model r3d_18 for resnet18, "
-            "or i3d_gamma for googlenet"
+            f"--from {args.source_path}: an image network; choose the video network with --model, e.g. --model r3d_18 "
+            "for resnet18, or i3d_gamma for googlenet"
         )
     how, num_classes = args.inflate or "repeat", args.num_classes or 0
     cfg = model_config(args.model)
@@ -105,7 +109,9 @@ def _inflated(args: argparse.Namespace, arrays: Any) -> "Converted":
         cfg.stem_pool = "2d"
         notes.append("it pools after its stem, as the image network does: config.model.stem_pool='2d'")
     if num_classes:
-        notes.append(f"the classifier of {num_classes} classes is random, unless the image network has as many")
+        notes.append(
+            f"the classifier of {num_classes} classes is random, unless the image network has that many classes"
+        )
     changed = {field: getattr(args, field) for field in ("num_frames", "crop_size") if getattr(args, field)}
     random = _random(cfg, num_classes, dataclasses.replace(IMAGENET, **changed))
     model, origin = inflate(arrays, random, how), f"an image network, inflated ({how})"
@@ -113,7 +119,7 @@ def _inflated(args: argparse.Namespace, arrays: Any) -> "Converted":
 
 
 def _with_classifier(num_classes: int, found: "Converted") -> "Converted":
-    """The same backbone with a new classifier of another number of classes."""
+    """The same backbone with a random classifier."""
     cfg = found.config
     if cfg.head.kind == "none":
         cfg = dataclasses.replace(cfg, head=HeadConfig(kind="avgpool", dropout=0.0))
@@ -140,10 +146,6 @@ def _random(cfg: ModelConfig, num_classes: int, pre: Preprocessing) -> Any:
             cfg, num_classes=num_classes, num_frames=pre.num_frames, crop_size=pre.crop_size, rngs=nnx.Rngs(0)
         )
     )
-
-
-def _numbered(num_classes: int) -> tuple[str, ...]:
-    return tuple(f"class_{k}" for k in range(num_classes))
 
 
 def _class_names(path: Path, count: int) -> tuple[str, ...]:
@@ -179,7 +181,7 @@ def _describe(found: "Converted", pre: Preprocessing) -> None:
         f"{pre.short_side}, mean {mean}, std {std}"
     )
     if found.assumed:
-        print("         (what the source trains with: weights do not hold it; --num-frames, --crop-size, ... set it)")
+        print("         (the source's usual values: weights do not store them; change them with --num-frames, ...)")
 
 
 def _write_checkpoint(
@@ -189,6 +191,10 @@ def _write_checkpoint(
 
     whole = Config(model=cfg)
     whole.data = dataclasses.replace(whole.data, **dataclasses.asdict(preprocessing))
-    save_model(to, model, whole, class_names)
-    print(f"to       {to}: a checkpoint, read again and equal")
+    try:
+        save_model(to, model, whole, class_names)
+    except UserError:
+        shutil.rmtree(to, ignore_errors=True)  # `run` has refused a folder that held anything
+        raise
+    print(f"to       {to}: a checkpoint, read back and equal")
     print(f"         --config.init_from={to} starts a training from it")

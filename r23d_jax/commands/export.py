@@ -1,4 +1,4 @@
-"""python -m r23d_jax export --workdir DIR --to FILE: a trained network for PyTorch, or to run without this code."""
+"""python -m r23d_jax export --workdir DIR --to FILE: writes a trained network for PyTorch, StableHLO or TensorFlow."""
 
 import argparse
 import dataclasses
@@ -14,9 +14,11 @@ PORTABLE = (".stablehlo", ".savedmodel")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of this sub-command."""
     parser.add_argument("--workdir", required=True, help="a run's folder, or one checkpoint in it")
-    parser.add_argument("--to", required=True, metavar="FILE", help=f"ends in {', '.join((*STATE_DICTS, *PORTABLE))}")
-    parser.add_argument("--which", choices=("best", "latest"), default="best", help="checkpoint (default: best)")
-    parser.add_argument("--names", metavar="SOURCE", help="a state dict under the names of this code base, e.g. hara")
+    parser.add_argument(
+        "--to", required=True, metavar="FILE", help=f"output that ends in {', '.join((*STATE_DICTS, *PORTABLE))}"
+    )
+    parser.add_argument("--which", choices=("best", "latest"), default="best", help="which checkpoint (default: best)")
+    parser.add_argument("--names", metavar="SOURCE", help="code base whose tensor names a state dict gets, e.g. hara")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,16 +35,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def target_kind(to: Path) -> str:
-    """The ending that says what to write; a bare `stablehlo` or `savedmodel` counts as one."""
+    """The suffix, which decides what to write; a bare `stablehlo` or `savedmodel` counts as one."""
     return to.suffix or f".{to.name}"
 
 
 def check_target(to: Path) -> None:
-    """Refuses, before any work, what could not be written.
-
-    Raises:
-      UserError: for an unknown ending, a missing folder, or a .pth without torch.
-    """
+    """Raises UserError, before any work, for an unknown suffix, a missing folder, or a .pth without torch."""
     if target_kind(to) not in (*STATE_DICTS, *PORTABLE):
         raise UserError(f"--to {to}: must end in {', '.join((*STATE_DICTS, *PORTABLE))}")
     if not to.parent.is_dir():
@@ -63,14 +61,16 @@ def write(
     preprocessing: Preprocessing,
     names: str | None = None,
 ) -> None:
-    """Writes a network in the form that `to` ends in, reads it again, compares, and says so.
+    """Writes a network in the form that the suffix of `to` asks for, reads it back, compares, and prints the result.
 
     Raises:
       UserError: if it cannot be written, or reads differently.
     """
     from r23d_jax.models.registry import model_name
+    from r23d_jax.weights.files import FORMAT
 
     meta = {
+        "format": FORMAT,
         "model": model_name(cfg),
         "head": cfg.head.kind,
         "bn_epsilon": model.spec.bn_epsilon,
@@ -89,17 +89,17 @@ def write(
         shape = f"(B, {preprocessing.read_frames}, {size}, {size}, {model.in_channels}) uint8"
         what = f"(B, {len(class_names)}) float32 logits" if class_names else "the last feature map, float32"
         print(f"to       {to}: {shape} -> {what}")
-        print(f"         read again and run: the same values within {error:.1e} of the largest")
+        print(f"         read back and run: the same values within {error:.1e} of the largest")
         return
 
     from r23d_jax.weights import files
     from r23d_jax.weights.sources import SOURCES, source_of
-    from r23d_jax.weights.state_dicts import count_parameters, to_torch
+    from r23d_jax.weights.state_dicts import count_parameters, to_arrays
 
-    state = to_torch(model, names)
+    state = to_arrays(model, names)
     files.write(to, state, meta)
-    print(f"to       {to}: {len(state)} tensors, {count_parameters(model):,} parameters, read again and equal")
+    print(f"to       {to}: {len(state)} tensors, {count_parameters(model):,} parameters, read back and equal")
     title = SOURCES[names or source_of(model)].title
-    epsilon = f"BN epsilon {model.spec.bn_epsilon:g}"
-    print(f"         names of {title}; {epsilon}; input (B, C, T, H, W); mean and std are")
-    print("         in the file's metadata")
+    where = "the file's metadata" if to.suffix == ".safetensors" else f"{to.name}.json"
+    print(f"         names of {title}; BN epsilon {model.spec.bn_epsilon:g}; input (B, C, T, H, W)")
+    print(f"         class names, mean and std are in {where}")

@@ -1,4 +1,4 @@
-"""python -m r23d_jax info [NAME]: what a network costs, part by part; or the names of all networks."""
+"""python -m r23d_jax info [NAME]: the cost of each part of a network; or the names of all networks."""
 
 import argparse
 import re
@@ -11,13 +11,13 @@ from r23d_jax.config import HEADS, TOKENS, HeadConfig, OptimizerConfig
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of this sub-command."""
-    parser.add_argument("name", nargs="?", help="e.g. r2plus1d_18; without it, all names are listed")
-    parser.add_argument("--frames", type=int, default=16, help="frames of a clip (default 16)")
+    parser.add_argument("name", nargs="?", help="network, e.g. r2plus1d_18 (default: list all names)")
+    parser.add_argument("--frames", type=int, default=16, help="frames per clip (default 16)")
     parser.add_argument("--size", type=int, default=112, help="height and width in pixels (default 112)")
-    parser.add_argument("--classes", type=int, default=101, help="classes (default 101)")
-    parser.add_argument("--head", choices=HEADS, default="avgpool")
-    parser.add_argument("--mesh", default="", help="DATAxFSDP, e.g. 4x2: what each of these devices holds")
-    parser.add_argument("--optimizer", default=OptimizerConfig.name, help="for --mesh")
+    parser.add_argument("--classes", type=int, default=101, help="number of classes (default 101)")
+    parser.add_argument("--head", choices=HEADS, default="avgpool", help="kind of head (default avgpool)")
+    parser.add_argument("--mesh", default="", help="DATAxFSDP, e.g. 4x2: print the memory that each device needs")
+    parser.add_argument("--optimizer", default=OptimizerConfig.name, help="optimizer for --mesh")
     parser.add_argument("--tokens", choices=TOKENS, default="space_time", help="of the vit and attention_pool heads")
 
 
@@ -38,14 +38,8 @@ def run(args: argparse.Namespace) -> int:
     head = HeadConfig(kind=args.head, tokens=args.tokens)
 
     def make() -> models.VideoNetwork:
-        return models.create_model(
-            args.name,
-            num_classes=args.classes,
-            head=head,
-            num_frames=args.frames,
-            crop_size=args.size,
-            rngs=nnx.Rngs(0),
-        )
+        sizes = {"num_classes": args.classes, "num_frames": args.frames, "crop_size": args.size}
+        return models.create_model(args.name, head=head, rngs=nnx.Rngs(0), **sizes)
 
     if args.mesh and not re.fullmatch(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", args.mesh):
         print(f"error: --mesh {args.mesh}: must be DATAxFSDP, e.g. 4x2 for eight devices", file=sys.stderr)
@@ -60,17 +54,15 @@ def run(args: argparse.Namespace) -> int:
     totals = [sum(getattr(part, name) for part in parts) for name in ("parameters", "macs", "activations")]
     print(_row("total", "", *totals))
     print()
-    print(
-        "For one clip. GMACs: multiply-adds of convolutions and matrix products, in billions. Activations: what those"
-    )
-    print("write, in float32; training keeps about this much per clip (half in bfloat16), besides BN's copies.")
+    print("For one clip. GMACs: billions of multiply-adds in convolutions and matrix products. Activations: their")
+    print("output in float32; training keeps about this much per clip (half in bfloat16), plus BN's copies.")
     if args.mesh:
         _print_mesh(make, args.mesh, args.optimizer)
     return 0
 
 
 def _print_mesh(make_model: Callable[[], Any], mesh_text: str, optimizer: str) -> None:
-    """What training keeps from step to step on each device, by shapes alone and the rules of a real run."""
+    """Prints what training keeps on each device between steps, from shapes and the sharding rules of a real run."""
     import jax
     from flax import nnx
 
@@ -85,7 +77,7 @@ def _print_mesh(make_model: Callable[[], Any], mesh_text: str, optimizer: str) -
     state = {"parameters": params, "BN statistics": batch_stats, f"{optimizer} state": jax.eval_shape(tx.init, params)}
     print()
     print(f"{data * fsdp} devices, parameters and optimizer state split over {fsdp} of them:")
-    print(f"{'':16}{'in all':>14}{'per device':>14}")
+    print(f"{'':16}{'total':>14}{'per device':>14}")
     alone = parallel.abstract_mesh(1, 1)
     totals = [0, 0]
     for name, tree in state.items():
@@ -94,8 +86,8 @@ def _print_mesh(make_model: Callable[[], Any], mesh_text: str, optimizer: str) -
         print(f"{name:16}{sizes[0] / 2**20:>10.2f} MiB{sizes[1] / 2**20:>10.2f} MiB")
     print(f"{'total':16}{totals[0] / 2**20:>10.2f} MiB{totals[1] / 2**20:>10.2f} MiB")
     whole = parallel.bytes_per_device(params, alone) / 2**20
-    print(f"While a step runs, each device holds all parameters and their gradients besides: {2 * whole:.1f} MiB.")
-    print("A moving average (train.ema_decay) takes as much as the parameters.")
+    print(f"While a step runs, each device also holds all parameters and their gradients: {2 * whole:.1f} MiB.")
+    print("A moving average (train.ema_decay) takes as much memory as the parameters.")
     summed, gathered = (size / 2**20 for size in parallel.bytes_moved(params, mesh))
     print(
         f"A step adds up gradients: {summed:.1f} MiB sent and received by each device, times train.accumulate; "

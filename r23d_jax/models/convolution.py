@@ -33,22 +33,18 @@ def _padded_conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads,
     return y[..., : kernel.shape[4]]
 
 
-def _max_pool(x: jax.Array, window: Triple, strides: Triple, pads: Pads) -> jax.Array:
-    return nnx.max_pool(x, window, strides, pads)  # pyright: ignore[reportArgumentType]  it is annotated as str only
-
-
 @dataclasses.dataclass(frozen=True)
 class Form:
     """One way to compute both operations; arguments as in `conv3d` and `max_pool`, with (before, after) pads."""
 
     conv3d: Callable[[jax.Array, jax.Array, Triple, Pads, int], jax.Array]
-    max_pool: Callable[[jax.Array, Triple, Triple, Pads], jax.Array]
+    max_pool: Callable[..., jax.Array]  # nnx.max_pool is annotated as if pads were names only
 
 
 FORMS = {
-    "direct": Form(_conv3d, _max_pool),
+    "direct": Form(_conv3d, nnx.max_pool),
     "folded": Form(cpu.conv3d, cpu.max_pool),
-    "padded": Form(_padded_conv3d, _max_pool),
+    "padded": Form(_padded_conv3d, nnx.max_pool),
 }
 FORMULATIONS = ("auto", *FORMS)
 

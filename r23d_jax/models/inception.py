@@ -56,12 +56,8 @@ class InceptionSpec(Spec):
     bn_epsilon: float = 1e-3
     bn_momentum: float = 0.999
 
-    # The published head averages windows of this size, moved by one, before it averages over time.
-    head_window = (2, 7, 7)
-
-    @property
-    def out_channels(self) -> int:
-        return 1024
+    out_channels = 1024
+    head_window = (2, 7, 7)  # the published head averages windows of this size, moved by one, before it averages time
 
     @property
     def image_network(self) -> str:

@@ -35,29 +35,12 @@ class Spec(abc.ABC):
     family: str = dataclasses.field(default="", compare=False, kw_only=True)
     bn_epsilon: float = dataclasses.field(default=1e-5, kw_only=True)
     bn_momentum: float = dataclasses.field(default=0.9, kw_only=True)
-    # without annotations, so dataclasses does not make fields of them
-    bottleneck = False
+    # Defaults that a subclass may override; without annotations, so that dataclasses does not make fields of them
+    depths = ()
+    bottleneck = fixed_length = False
+    block_count = out_channels = 0
     head_window = (1, 1, 1)
-
-    @property
-    def depths(self) -> tuple[int, ...]:
-        return ()
-
-    @property
-    def block_count(self) -> int:
-        return 0
-
-    @property
-    @abc.abstractmethod
-    def out_channels(self) -> int: ...
-
-    @property
-    def image_network(self) -> str:
-        return ""
-
-    @property
-    def fixed_length(self) -> bool:
-        return False
+    image_network = ""
 
     def at_depth(self, depth: int) -> Self:
         """The same family at one of its `depths`; a family of one size returns itself."""

@@ -133,7 +133,7 @@ def _set_up(
             workdir.mkdir(parents=True, exist_ok=True)
             held.enter_context(disk.hold(workdir, log=log))
     checkpoints = Checkpoints(workdir, cfg.checkpoint.keep, log=log)
-    restored = checkpoints.restore_latest(shardings, state)
+    restored = checkpoints.restore_latest(shardings, state, train_index.class_names)
     evaluated = False
     if restored is not None:
         state, meta = restored
@@ -141,7 +141,7 @@ def _set_up(
         log(f"resumed from step {int(state.step)} of {num_steps} ({workdir})")
         _log_changes(meta["config"], cfg, log)
     elif cfg.init_from:
-        state = warm_start(cfg, state, shardings, num_classes, log)
+        state = warm_start(cfg, state, shardings, num_classes, log, tuple(train_index.class_names))
     if jax.process_index() == 0:
         disk.write_atomically(workdir / "config.json", config.to_json(cfg) + "\n")
     return (

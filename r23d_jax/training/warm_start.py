@@ -1,6 +1,7 @@
-"""Reading the network of any file or folder of weights, and starting a run from it: `config.init_from`."""
+"""Reads the network in any file or folder of weights, and starts a run from it: `config.init_from`."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ Tree = dict[str, Any]
 
 
 class WarmStartError(UserError):
-    """The weights that a run should start from do not fit its network; the message lists what differs."""
+    """The weights that a run should start from do not fit its network; the message lists the differences."""
 
 
 def read_network(
@@ -43,10 +44,10 @@ def read_network(
 
     Args:
       path: of the folder or file.
-      inflated: makes a video network of the weights of an image network.
-      name: the network that is expected; None takes what it finds.
-      source: the code base, where names do not tell it; a key of `weights.sources.SOURCES`.
-      log: takes what is to be said about damaged checkpoints.
+      inflated: makes a video network from the weights of an image network.
+      name: the expected network; None accepts any.
+      source: the code base, if names do not tell; a key of `weights.sources.SOURCES`.
+      log: takes messages about damaged checkpoints.
 
     Raises:
       UserError: if it cannot be read, or holds another network.
@@ -65,19 +66,19 @@ def read_network(
             origin=f"{loaded.path}: a checkpoint of r23d_jax, step {loaded.step:,}",
             assumed=False,
         )
-    arrays, meta = read_arrays(path)
+    content = read_arrays(path)
     try:
-        converted = inflated(arrays) if is_2d(arrays) else convert(arrays, name, source, meta=meta)
+        converted = inflated(content.arrays) if is_2d(content.arrays) else convert(content, name, source)
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from None
     return dataclasses.replace(converted, origin=f"{path}: {converted.origin}")
 
 
 def check_source(cfg: Config, workdir: Path) -> None:
-    """Refuses a run whose weights to start from are not there, before anything else takes time.
+    """Refuses a run whose initial weights are missing, before anything else takes time.
 
     Raises:
-      WarmStartError: if `cfg.init_from` does not exist, and there is nothing in `workdir` to resume from.
+      WarmStartError: if `cfg.init_from` does not exist, and `workdir` has nothing to resume from.
     """
     path = Path(cfg.init_from)
     there = path.exists() or path.with_name(f"{path.name}.index").is_file()
@@ -89,19 +90,26 @@ def check_source(cfg: Config, workdir: Path) -> None:
 
 
 def warm_start(
-    cfg: Config, state: TrainState, shardings: TrainState, num_classes: int, log: Callable[[str], None]
+    cfg: Config,
+    state: TrainState,
+    shardings: TrainState,
+    num_classes: int,
+    log: Callable[[str], None],
+    class_names: tuple[str, ...] = (),
 ) -> TrainState:
     """The state before the first step, with the weights that `cfg.init_from` names instead of random ones.
 
-    The backbone must be the same but for what is in `cfg.init_skip`. Of the head: where its kind differs all of it
-    stays random; where the number of classes differs the classifier does; positions are interpolated.
+    The backbone must be the same, except for parts in `cfg.init_skip`. A head of another kind stays random. So does a
+    classifier of other classes; the rows of the same classes in another order follow their names. Positions are
+    interpolated.
 
     Args:
       cfg: `init_from` is a file of foreign weights, a run's folder or a checkpoint; image networks are inflated.
       state: fresh.
       shardings: of the state.
       num_classes: of the run.
-      log: says what was taken and what was not.
+      log: takes one line for each part that was or was not taken.
+      class_names: of the run, in the order of the logits; () trusts the order in the weights.
 
     Raises:
       UserError: if the weights cannot be read or do not fit.
@@ -121,6 +129,15 @@ def warm_start(
     log(f"init: {source.origin}: {source.name}, {source.config.head.kind} head, {source.num_classes} classes")
     _, params, batch_stats = split_model(source.model)
     skip, notes = _skipped(cfg, (params, batch_stats), target)
+    if not {"head", "head/classifier"} & skip:
+        order, note = _class_order(source.class_names, class_names)
+        if note:
+            notes.append(note)
+        if order is None:
+            skip.add("head/classifier")
+        elif order:
+            kernel, bias = (params["head"]["classifier"][name][..., np.asarray(order)] for name in ("kernel", "bias"))
+            params["head"]["classifier"] |= {"kernel": kernel, "bias": bias}
     unseen = [  # an epsilon, a pool, a ReLU
         f"{field} is {here!r}, and the weights were trained with {there!r}"
         for field, (here, there) in ours.spec.changes(source.model.spec).items()
@@ -161,7 +178,7 @@ def warm_start(
 
 
 def _skipped(cfg: Config, source: tuple[Tree, Tree], target: tuple[Tree, Tree]) -> tuple[set[str], list[str]]:
-    """Parts, and paths in the head, that stay random; and what to say of it."""
+    """Parts, and paths in the head, that stay random, and notes on why."""
     skip, notes = set(cfg.init_skip), [f"{part} stays random, as config.init_skip says" for part in cfg.init_skip]
     if "head" in skip:
         return skip, notes
@@ -182,6 +199,18 @@ def _skipped(cfg: Config, source: tuple[Tree, Tree], target: tuple[Tree, Tree]) 
             grid, to = shapes[path][:3], wanted[path][:3]
             notes.append(f"positions are interpolated from {' x '.join(map(str, grid))} to {' x '.join(map(str, to))}")
     return skip, notes
+
+
+def _class_order(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[list[int] | None, str]:
+    """Where each class of a run is among the weights' classes: [] for the same place, None if they are others."""
+    if not old or not new or old == new or all(re.fullmatch(r"class_\d+", name) for name in old):
+        return [], ""
+    if set(old) == set(new):
+        return [
+            old.index(name) for name in new
+        ], "the classes have another order here; the classifier's rows follow them"
+    other = next(name for name in old if name not in new)
+    return None, f"the classifier starts random: the weights have other classes, e.g. {other}"
 
 
 def _is_skipped(path: tuple[str, ...], skip: set[str]) -> bool:

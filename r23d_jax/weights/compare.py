@@ -1,4 +1,4 @@
-"""What tells two tables of named values apart; for foreign weights, checkpoints and warm starts alike."""
+"""Differences between two tables of named values, for foreign weights, checkpoints and warm starts."""
 
 from collections.abc import Mapping
 
@@ -6,10 +6,10 @@ MOST_LINES = 12
 
 
 def differences(found: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
-    """One line for each name that is missing, unexpected, or described otherwise.
+    """One line for each name that is missing, unexpected, or has another description.
 
     Args:
-      found, wanted: name -> what describes the value there, e.g. its shape as a list; equal where they fit.
+      found, wanted: name -> description of the value, e.g. its shape as a list.
     """
     problems = [f"{name}: missing" for name in wanted if name not in found]
     problems += [f"{name}: not in this network" for name in found if name not in wanted]

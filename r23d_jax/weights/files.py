@@ -1,17 +1,16 @@
-"""Files of weights: what kind a file is, and how it is read and written.
+"""Weight files: what kind a file is by its content, and how it is read and written.
 
-torch is imported for .pth files only, TensorFlow for its checkpoints only.
+torch is imported for its own files only, TensorFlow for its checkpoints only.
 """
 
 import json
 import os
-import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,45 +19,79 @@ from r23d_jax.runtime import disk
 from r23d_jax.weights.tables import ConversionError
 from r23d_jax.weights.tensorflow_checkpoint import read_tensorflow
 
-TORCH_SUFFIXES = (".pth", ".pt", ".tar")
-LEAST_TORCH = (2, 6)  # whose weights_only=True holds
-# Keys below which training scripts keep the state dict.
-CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net")
+FORMAT = "r23d_jax"  # `format` in the metadata of files that describe their network
+TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".pyth")
+LEAST_TORCH = (2, 6)  # the first version whose weights_only=True is safe
+# Keys under which training scripts keep the state dict, and a moving average of it; the first one present is read.
+CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module")
+AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "ema")
+# First bytes of files that are often taken for weights -> what such a file is, and the remedy
+_UNPACK = "unpack it, and give the weight file inside"
+_OTHERS = (
+    (rb"version https://git-lfs", "is a Git LFS pointer; the weights were not downloaded. Fetch them: git lfs pull"),
+    (
+        rb"\s*<(!doctype|html|head|\?xml)",
+        "is a web page, which a server sent instead of the weights; download them again in a browser",
+    ),
+    (rb"\x1f\x8b", f"is a gzip archive; {_UNPACK}"),
+    (rb"BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", f"is a compressed archive; {_UNPACK}"),
+    # torch's oldest format is a tar file that starts with one of these members
+    (rb"(?!(?:storages|tensors|pickle)\0)[^\0]{1,100}.{157,256}ustar", f"is a tar archive; {_UNPACK}"),
+)
+_MOST_UNKNOWN = 32  # classes in one pickle that are replaced by records
+
+
+class Content(NamedTuple):
+    """What a weight file holds.
+
+    Attributes:
+      arrays: numpy arrays or torch tensors by name.
+      meta: other values in the file, {} if none.
+      notes: what was chosen or left out, for the user.
+    """
+
+    arrays: dict[str, Any]
+    meta: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def kind_of(path: Path | str | os.PathLike) -> str:
-    """What a file is by its name: "safetensors", "torch" or "tensorflow".
+    """The kind of a file by its name and first bytes: "safetensors", "torch" or "tensorflow".
 
     Raises:
-      ConversionError: if there is no such file, or its name ends in nothing that is known.
+      ConversionError: if there is no such file, or it is not a weight file; says what it is instead.
     """
     path = Path(path)
-    # os.path, because a Path raises an error where a folder above may not be read
+    # os.path, because a Path raises an error if a parent folder is not readable
     if os.path.isfile(f"{path}.index") or path.suffix == ".index":
         return "tensorflow"
     if not os.path.exists(path):
         raise ConversionError(f"{path}: there is no such file")
     if not os.access(path, os.R_OK):
         raise ConversionError(f"{path}: cannot be read (Permission denied)")
-    if not path.is_file():  # opening a pipe would wait for ever
+    if not path.is_file():  # opening a pipe would wait forever
         raise ConversionError(f"{path}: is no file, but a folder, a pipe or a device")
-    if not path.stat().st_size:
+    if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
+        raise ConversionError(
+            f"{path}: not a weight file by its name: .pth, .pt, .pth.tar, .ckpt, .pyth, .safetensors, or a TensorFlow "
+            "checkpoint (the name before .index)"
+        )
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
         raise ConversionError(f"{path}: is empty (0 bytes); copy or download it again")
-    if path.suffix == ".safetensors":
+    for pattern, what in _OTHERS:
+        if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
+            raise ConversionError(f"{path}: {what}")
+    length = int.from_bytes(head[:8], "little")
+    is_safetensors = head[8:9] == b"{" and length <= path.stat().st_size
+    if is_safetensors or (path.suffix == ".safetensors" and not head.startswith(b"PK\3\4")):
         return "safetensors"
-    if path.suffix in TORCH_SUFFIXES:
-        return "torch"
-    raise ConversionError(
-        f"{path}: not a file of weights by its name: .pth, .pt, .pth.tar, .safetensors, or a TensorFlow checkpoint "
-        "(the name before .index)"
-    )
+    return "torch"
 
 
-def read(path: Path | str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads a file of weights.
-
-    Returns:
-      Arrays (numpy, or torch tensors) by name, and what else the file says, {} if nothing.
+def read(path: Path | str | os.PathLike) -> Content:
+    """Reads a weight file.
 
     Raises:
       ConversionError: if the file is damaged, holds no weights, or can only be read by running code that is in it.
@@ -68,16 +101,16 @@ def read(path: Path | str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def write(path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-    """Writes a state dict, reads it again and compares; the file appears only once it is equal.
+    """Writes a state dict, reads it again and compares; the file appears only if it is equal.
 
     Args:
-      path: ends in .safetensors, .pth or .pt.
+      path: ends in .safetensors, .pth or .pt. A .pth is the state dict alone, for `load_state_dict`.
       state: numpy arrays by name.
-      meta: what else the file is to say; safetensors keeps each value as JSON text.
+      meta: JSON values: in the metadata of a .safetensors, or in `<path>.json` beside a .pth.
 
     Raises:
-      ConversionError: for another ending, if torch is needed and missing, if the file cannot be written, or if what was
-        written reads differently.
+      ConversionError: for another suffix, if torch is needed and missing, if the file cannot be written, or if it reads
+        differently.
     """
     from safetensors import SafetensorError
 
@@ -88,14 +121,14 @@ def write(path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) 
     try:
         with disk.replacing(path) as partial:
             _write(partial, state, meta)
-            again, _ = read(partial)
+            again = read(partial).arrays
             if again.keys() != state.keys() or not all(np.array_equal(as_numpy(again[n]), state[n]) for n in state):
-                raise ConversionError(
-                    f"{path}: what was written reads differently; nothing was kept. Is the disk sound?"
-                )
+                raise ConversionError(f"{path}: reading it back gave other values; nothing was kept. Check the disk.")
+        if path.suffix != ".safetensors" and meta:
+            disk.write_atomically(_beside(path), json.dumps(dict(meta), indent=2) + "\n")
     except UserError:
         raise
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch has a RuntimeError where no file can be made
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch raises RuntimeError if it cannot create a file
         raise ConversionError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
 
 
@@ -104,97 +137,164 @@ def _write(path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any])
         from safetensors.numpy import save
 
         texts = {name: json.dumps(value) for name, value in meta.items()}
-        path.write_bytes(save(dict(state), texts))  # its own `save_file` lets nobody else read the file
+        path.write_bytes(save(dict(state), texts))  # its own `save_file` makes the file unreadable for other users
     else:
         torch = import_torch(path)
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
-        torch.save({"state_dict": tensors, **meta}, path)
+        torch.save({name: torch.from_numpy(np.array(value)) for name, value in state.items()}, path)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
 
 
 def as_numpy(value: Any) -> np.ndarray:
-    """A torch tensor of any dtype, or anything numpy takes, as numpy."""
+    """A torch tensor of any dtype, or anything numpy accepts, as numpy."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         return (value.float() if value.is_floating_point() else value).numpy()
     return np.asarray(value)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_safetensors(path: Path) -> Content:
     from safetensors import safe_open
 
     try:
         with safe_open(path, "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}
             texts = file.metadata() or {}
-    except Exception as error:  # SafetensorError; of dtypes that numpy does not have, TypeError or AttributeError
+    except Exception as error:  # SafetensorError; for dtypes that numpy lacks, TypeError or AttributeError
         raise ConversionError(
             f"{path}: not a whole safetensors file of float16, float32 or float64 ({_first_line(error)})"
         ) from None
-    meta = {}
-    for name, text in texts.items():
-        try:
-            meta[name] = json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
-            meta[name] = text
-    return arrays, meta
+    return Content(arrays, {name: _json(text, text) for name, text in texts.items()})
 
 
-def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    torch = import_torch(path)
-    _refuse_compressed(path)
+def _json(text: str, otherwise: Any) -> Any:
     try:
-        with warnings.catch_warnings(action="ignore"):  # of an archive of TorchScript, which is refused just after
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile file can raise anything
-        text = str(error)
-        if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
-            # Nothing else of what torch says is repeated: it goes on to explain how to run the code all the same.
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return otherwise
+
+
+class _Record:
+    """Replaces an object whose class is not known to be safe: it keeps nothing, and nothing of the class runs."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Record":
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    __setstate__ = __setitem__ = __init__
+
+
+def _load(torch: Any, path: Path) -> tuple[Any, list[str]]:
+    """What a torch file holds, and the classes in it whose objects became records."""
+    records: dict[str, type] = {}
+    while True:
+        try:
+            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([*records.values()]):
+                return torch.load(path, map_location="cpu", weights_only=True), list(records)
+        except Exception as error:  # a hostile file can raise anything
+            text = str(error)
             wanted = re.search(r"GLOBAL ([\w.]+)", text)
-            reason = f"it asks for {wanted[1]}" if wanted else "it is no plain state dict"
-            raise ConversionError(
-                f"{path}: refused, because reading it could run code that is stored in it ({reason}). In the program "
-                "that wrote it: torch.save(model.state_dict(), path)"
-            ) from None
-        raise ConversionError(f"{path}: damaged, or not a torch file ({_first_line(error)})") from None
+            if wanted is not None and wanted[1] not in records and len(records) < _MOST_UNKNOWN:
+                if "is blocked" not in text:
+                    module, _, name = wanted[1].rpartition(".")
+                    records[wanted[1]] = type(name, (_Record,), {"__module__": module})
+                    continue
+            if wanted is not None:
+                raise _refusal(path, wanted[1]) from None
+            # torch's own text is not repeated: it explains how to run the code anyway
+            reason = "it is no pickle of tensors" if "weights_only" in text else _first_line(error)
+            raise ConversionError(f"{path}: damaged, or not a torch file ({reason})") from None
+
+
+def _refusal(path: Path, name: str) -> ConversionError:
+    return ConversionError(
+        f"{path}: refused, because reading it could run code that is stored in it (it asks for {name}). In the program "
+        "that wrote it: torch.save(model.state_dict(), path)"
+    )
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(hasattr(leaf, "detach") for leaf in value.values())
+
+
+def _read_torch(path: Path) -> Content:
+    torch = import_torch(path)
+    _check_zip(path)
+    content, unknown = _load(torch, path)
+    if isinstance(content, _Record):
+        raise _refusal(path, unknown[-1])
     if not isinstance(content, Mapping):
         raise ConversionError(f"{path}: holds a {type(content).__name__}, not a state dict")
-    for container in CONTAINERS:
-        if isinstance(content.get(container), Mapping):
-            _refuse_stretched(path, content[container])
-            return dict(content[container]), {k: v for k, v in content.items() if k != container}
-    if not any(hasattr(value, "detach") for value in content.values()):
+    notes = []
+    states = [key for key in (*CONTAINERS, *AVERAGES) if _is_state(content.get(key))]
+    if states:
+        state = content[states[0]]
+        meta = {str(key): value for key, value in content.items() if key != states[0]}
+        others = [key for key, value in meta.items() if _is_state(value) or hasattr(value, "detach")]
+        if others or states[0] in AVERAGES:
+            average = ", a moving average of the weights" if states[0] in AVERAGES else ""
+            not_read = f"; not read: {', '.join(others)}" if others else ""
+            notes.append(f"the weights are {states[0]!r} of the file{average}{not_read}")
+    elif _is_state(content):
+        state, meta = content, _json(_text(_beside(path)), {})
+    elif unknown:
+        raise _refusal(path, unknown[-1])
+    else:
         raise ConversionError(
             f"{path}: holds no state dict: looked for tensors at the top and below {', '.join(CONTAINERS)}; it has "
             f"{', '.join(map(str, list(content)[:5])) or 'nothing'}"
         )
-    _refuse_stretched(path, content)
-    return dict(content), {}
+    tensors = {str(name): value for name, value in state.items() if hasattr(value, "detach")}
+    other = [str(name) for name in state if not hasattr(state[name], "detach")]
+    if any(isinstance(state[name], _Record) for name in state):
+        raise _refusal(path, unknown[-1])
+    if other:
+        notes.append(f"left out, because they are no tensors: {', '.join(other[:5])}")
+    if unknown:
+        notes.append(f"left out, because only running code could read them: objects of {', '.join(unknown[:5])}")
+    size = path.stat().st_size
+    for name, value in tensors.items():  # a tensor may claim that it repeats one number endlessly
+        if value.numel() * value.element_size() > size:
+            raise ConversionError(f"{path}: {name} claims {value.numel()} values, more than the file can hold")
+    return Content(tensors, meta if isinstance(meta, dict) else {}, tuple(notes))
 
 
 _READERS = {
     "safetensors": _read_safetensors,
     "torch": _read_torch,
-    "tensorflow": lambda path: (read_tensorflow(path), {}),
+    "tensorflow": lambda path: Content(read_tensorflow(path), {}),
 }
 
 
-def _refuse_compressed(path: Path) -> None:
-    """torch compresses nothing, so what is small on disk and large in memory is an attack."""
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _check_zip(path: Path) -> None:
+    """Refuses zip files that are not plain torch files; torch itself reports damaged ones."""
     try:
         with zipfile.ZipFile(path) as file:
             members = file.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):  # torch will say it in its own words
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return
+    names = {member.filename.rpartition("/")[2] for member in members}
+    if "data.pkl" not in names:
+        raise ConversionError(f"{path}: is a zip archive that torch did not write; {_UNPACK}")
+    if "constants.pkl" in names:
+        raise ConversionError(
+            f"{path}: is a TorchScript archive, a program with its weights. Save the weights alone: "
+            "torch.save(torch.jit.load(path, 'cpu').state_dict(), 'weights.pth')"
+        )
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        # small on disk and large in memory
         raise ConversionError(f"{path}: its members are compressed, which torch never does; it was not read")
-
-
-def _refuse_stretched(path: Path, state: Mapping[str, Any]) -> None:
-    """A tensor may say that it repeats one number without end."""
-    size = path.stat().st_size
-    for name, value in state.items():
-        if hasattr(value, "detach") and value.numel() * value.element_size() > size:
-            raise ConversionError(f"{path}: {name} claims {value.numel()} values, more than the file can hold")
 
 
 def _first_line(error: Exception) -> str:
@@ -216,7 +316,7 @@ def import_torch(path: Path) -> Any:
         ) from None
     if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < LEAST_TORCH:
         raise ConversionError(
-            f"{path}: torch {torch.__version__} can be made to run code by a .pth file even where it is told not to "
+            f"{path}: torch {torch.__version__} can be made to run code by a .pth file even with weights_only=True "
             "(CVE-2025-32434); pip install --upgrade torch"
         )
     return torch

@@ -1,8 +1,8 @@
 """Image networks as video networks: 2D kernels become 3D ones (Carreira & Zisserman 2017, section 2.4).
 
-On a clip that does not move the video network then gives what the image network gives on one frame: "repeat" has the
-kernel at every time tap, divided by their number, so this holds away from the clip's ends; "center" has it at the
-middle tap and zeros elsewhere, so it holds everywhere.
+On a static clip the video network then gives the image network's output for one frame. "repeat" has the kernel, divided
+by the number of time taps, at every tap, so this holds away from the clip's ends. "center" has it at the middle tap and
+zeros elsewhere, so it holds everywhere.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ from r23d_jax.models.functional import split_model
 from r23d_jax.models.network import VideoNetwork
 from r23d_jax.weights import compare, layouts
 from r23d_jax.weights.layouts import Layout
-from r23d_jax.weights.matching import is_2d
+from r23d_jax.weights.matching import is_2d, unwrapped
 from r23d_jax.weights.state_dicts import Weights, read_arrays
 from r23d_jax.weights.tables import ConversionError, make_table, part_of
 
 _AUXILIARY = ("aux1.", "aux2.")  # GoogLeNet's classifiers for training
-# A name that tells an image network -> what specs call it, its layout, and what it inflates to
+# A distinctive name -> the image network's name in specs, its layout, and what it inflates to
 _IMAGE_NETWORKS = {
     "conv1.conv.weight": (
         "googlenet",
@@ -40,8 +40,8 @@ _IMAGE_NETWORKS = {
 def inflate(weights: Weights, model: VideoNetwork, how: str = "repeat", skip: tuple[str, ...] = ()) -> VideoNetwork:
     """A video network with the weights of an image network.
 
-    Clips of another number of channels than three (optical flow has two) get the mean over the three colors in each
-    (Wang et al. 2016, arXiv:1608.00859, section 3.2).
+    If clips do not have three channels (optical flow has two), each channel gets the mean over the three colors (Wang
+    et al. 2016, arXiv:1608.00859, section 3.2).
 
     Args:
       weights: of torchvision's resnet18, 34, 50, 101 or 152, or its googlenet; a state dict or a file of one.
@@ -51,15 +51,15 @@ def inflate(weights: Weights, model: VideoNetwork, how: str = "repeat", skip: tu
       skip: parts that keep their values: "stem", "stage1" .. "stage4", "head".
 
     Returns:
-      The network in evaluation mode. torchvision's image networks pool after the stem, which the video ResNets do with
-      `stem_pool="2d"` only; and GoogLeNet's pools lie as I3D's for sizes of 32 n - 1 pixels only.
+      The network in evaluation mode. torchvision's image networks pool after the stem; the video ResNets do so only
+      with `stem_pool="2d"`. GoogLeNet's pools line up with I3D's only for sizes of 32 n - 1 pixels.
 
     Raises:
       ConversionError: if these are not such weights, or do not fit; lists every name.
     """
     if how not in INFLATIONS:
         raise ConversionError(f"inflate={how!r}: unknown; {nearest(how, INFLATIONS)}")
-    arrays, _ = read_arrays(weights)
+    arrays = unwrapped(read_arrays(weights).arrays, _IMAGE_NETWORKS)
     layout = _layout(arrays, model)
     table = make_table(model, layout)
     classifier = (f"{layout.classifier}.weight", f"{layout.classifier}.bias")
@@ -103,7 +103,7 @@ def _layout(arrays: Mapping[str, np.ndarray], model: VideoNetwork) -> Layout:
 
 
 def _in_2d(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """What a 3D kernel (out, in, t, h, w) is in 2D; the stem's, of any number of channels, comes from three colors."""
+    """The 2D shape of a 3D kernel (out, in, t, h, w); the stem's always has three input channels."""
     if len(shape) != 5:
         return shape
     return (shape[0], 3 if path[0] == "stem" else shape[1], *shape[3:])

@@ -1,7 +1,7 @@
-"""How each code base names and lays out the values of a network: one table of renamings per code base, and no code.
+"""How each code base names and lays out the values of a network: one table of renamings per code base.
 
-A rule says what a module of ours is called there. Our side is the path of the module, `stages/0` written `stage1` and
-BN's inner module left out: `stage1/blocks/0/conv1/spatial`. The first rule that matches the whole path counts.
+A rule maps the path of our module to the name of theirs. In our path `stages/0` is written `stage1`, and BN's inner
+module is left out: `stage1/blocks/0/conv1/spatial`. The first rule that matches the whole path counts.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ class Layout:
       conv_classifier: whether that is a 1x1x1 convolution.
       leaves: our last name -> theirs.
       norm_leaves: the same, for BN where it differs.
-      kernel: "torch" has (out, in, t, h, w), "tensorflow" our own (t, h, w, in, out).
+      kernel: "torch" has (out, in, t, h, w), "tensorflow" (t, h, w, in, out), which is also ours.
       separator: between a module's name and a value's.
-      gammas: whether BN has a gamma there. A network without one gets, and accepts, a gamma of ones.
+      gammas: whether BN has a gamma there. If our network has none, ones are written and accepted.
       counter: torch's count of training batches, written as zero and not read.
     """
 
@@ -61,7 +61,7 @@ _TORCHVISION_BLOCKS = (
     (rf"{_BLOCK}/shortcut/conv", r"layer\1.\2.downsample.0"),
     (rf"{_BLOCK}/shortcut/norm", r"layer\1.\2.downsample.1"),
 )
-# torchvision/models/video/resnet.py; VMZ's pt models and the published video_resnet.py are built of it.
+# torchvision/models/video/resnet.py; VMZ's pt models and the published video_resnet.py build on it.
 TORCHVISION = Layout((("stem/conv", "stem.0"), ("stem/norm", "stem.1"), *_TORCHVISION_BLOCKS))
 TORCHVISION_2PLUS1D = Layout(
     (
@@ -101,7 +101,7 @@ HARA = Layout(
         (rf"{_BLOCK}/shortcut/norm", r"layer\1.\2.downsample.1"),
     )
 )
-# In its basic blocks the BN after a factorized convolution is bn1_t, in bottlenecks bn1 follows a plain one.
+# In basic blocks the BN after a factorized convolution is bn1_t; in bottlenecks bn1 follows a plain convolution.
 HARA_BASIC = Layout((*HARA.rules, (rf"{_BLOCK}/norm(\d)", r"layer\1.\2.bn\3_t")))
 HARA_BOTTLENECK = Layout(
     (*HARA.rules, (rf"{_BLOCK}/norm2", r"layer\1.\2.bn2_t"), (rf"{_BLOCK}/norm(\d)", r"layer\1.\2.bn\3"))
@@ -127,8 +127,8 @@ MMACTION = Layout(
 
 # -- Inceptions --------------------------------------------------------------------------------------------------------
 
-# The Mixed blocks in order: our place, then their suffix in DeepMind's names and its ports', torchvision's index in
-# `features`, and their suffix in GoogLeNet.
+# The Mixed blocks in order: our path, then their suffix in DeepMind's names and its ports, their index in torchvision's
+# `features`, and their suffix in GoogLeNet
 _PLACES = ("stage2/blocks/0", "stage2/blocks/1", *(f"stage3/blocks/{k}" for k in range(5)))
 _PLACES += ("stage4/blocks/0", "stage4/blocks/1")
 _DEEPMIND = ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c")
@@ -142,10 +142,10 @@ def _inception(
     """Rules for the convolution and the BN of every unit of an Inception.
 
     Args:
-      units: our place -> their name; counts before what follows.
+      units: our path -> their name; takes precedence over the Mixed blocks.
       mixed: template of a Mixed block's name, for each of `names`.
-      branches: our place in such a block -> what they append to the block's name.
-      conv, norm: what they append to a unit's name.
+      branches: our path in such a block -> their suffix to the block's name.
+      conv, norm: their suffixes to a unit's name.
     """
     blocks = {
         f"{place}/{ours}": mixed.format(name) + theirs
@@ -262,7 +262,7 @@ GOOGLENET = Layout(
         {"branch0": "branch1", r"branch1/(\d)": r"branch2.\1", r"branch2/(\d)": r"branch3.\1", "branch3": "branch4.1"},
         conv=".conv",
         norm=".bn",
-    ),
+    )
 )
 
 
@@ -270,12 +270,12 @@ GOOGLENET = Layout(
 
 
 def their_name(path: Path, layout: Layout, only_classifier: bool) -> str:
-    """Their name of the value at `path` of our trees.
+    """Their name for the value at `path` of our trees.
 
     Args:
       path: e.g. ("stem", "norm", "norm", "scale").
       layout: the code base.
-      only_classifier: whether the head is an average pool, which code bases have a name for. Other heads keep ours.
+      only_classifier: whether the head is an average pool; other heads keep our names.
     """
     *module, leaf = path
     if module[0] == "head":

@@ -1,9 +1,9 @@
-"""Which code base and which network a set of weights is of, from names and shapes alone."""
+"""Finds the code base and the network of a set of weights from names and shapes alone."""
 
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,101 +14,111 @@ from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.registry import create_model, model_spec
 from r23d_jax.weights import layouts
 from r23d_jax.weights.compare import listed
-from r23d_jax.weights.layouts import Layout
-from r23d_jax.weights.sources import SOURCES, Candidate, Source
+from r23d_jax.weights.sources import SOURCES, Candidate, Source, source_of
 from r23d_jax.weights.tables import ConversionError, Table, differences, make_table
+
+# Modules that training code wraps a network in: DataParallel, torch.compile, Lightning and the like
+_WRAPPERS = r"(?:(?:module|model|net|network|backbone|encoder|resnet|_orig_mod)\.)*"
+# Arrays beside the weights -> why they are not needed
+_IGNORED = (
+    (r"(.*\.)?total_(ops|params)", "a profiler's counters"),
+    (r"(criterion|loss|loss_fn)\..*", "part of the loss"),
+    (r"n_averaged", "the count of averaged states"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Which network a set of weights is of.
+    """A network that a set of weights was compared with.
 
     Attributes:
       source: a key of `SOURCES`.
-      candidate: its network.
-      model: the network, abstract.
+      model: the network, perhaps abstract.
       table: its values in the source's layout.
       arrays: the weights under the names of the table.
-      num_classes: of its logits; 0 without a classifier.
-      notes: what the user should know besides.
+      notes: for the user.
+      problems: differences between the two, one line each.
+      candidate: of the source, if the network was found.
+      num_classes: of its logits, if the network was found; 0 without a classifier.
     """
 
     source: str
-    candidate: Candidate
     model: VideoNetwork
     table: Table
     arrays: dict[str, np.ndarray]
-    num_classes: int
     notes: tuple[str, ...]
+    problems: list[str]
+    candidate: Candidate = Candidate("", layouts.TORCHVISION)
+    num_classes: int = 0
 
 
 def find(arrays: Mapping[str, np.ndarray], name: str | None = None, source: str | None = None) -> Found:
-    """Finds the code base and the network that weights are of, from names and shapes alone.
+    """Finds the code base and the network of a set of weights.
 
     Args:
       arrays: the weights.
-      name: the network that is expected, in the registry's words; None takes what it finds.
+      name: the expected network's name in the registry; None accepts any.
       source: the code base, a key of `SOURCES`; None finds it.
 
     Raises:
-      ConversionError: if nothing fits exactly; names the nearest network and lists what differs from it.
+      ConversionError: if nothing fits exactly; names the nearest network and lists the differences.
     """
-    if source is not None:
-        _known(source)
     if name is not None:
         model_spec(name)  # refuses an unknown name
-    closest: tuple[int, str, list[str]] | None = None
-    matches = [key for key in _matching(arrays) if source is None or key == source]
-    for key in matches:
-        stripped, notes = _strip(arrays, SOURCES[key])
+    attempts = []
+    for key, stripped, notes in _matching(arrays, source):
         for candidate in _plausible(SOURCES[key], stripped):
-            model, num_classes = _abstract(candidate, stripped)
-            table = make_table(model, candidate.layout)
-            filled, more = _fill_statistics(stripped, table)
-            problems = differences(table, filled)
-            if not problems:
-                found = Found(key, candidate, model, table, filled, num_classes, (*notes, *more))
-                if name is not None and candidate.name != name:
-                    raise ConversionError(
-                        f"these weights are {candidate.name} ({SOURCES[key].title}), not {name}: "
-                        f"{_why_not(name, candidate.name)}"
-                    )
+            model, num_classes = _abstract(candidate, stripped, SOURCES[key])
+            found = _compared(key, model, make_table(model, candidate.layout), stripped, notes)
+            found = dataclasses.replace(found, candidate=candidate, num_classes=num_classes)
+            if found.problems:
+                attempts.append(found)
+            elif name in (None, candidate.name):
                 return found
-            if closest is None or len(problems) < closest[0]:
-                closest = len(problems), f"{candidate.name} ({SOURCES[key].title})", problems
-    if closest is not None:
-        raise ConversionError(
-            f"no network has exactly these weights; the nearest is {closest[1]}, which differs in {closest[0]} names "
-            f"or shapes:\n{listed(closest[2])}"
-        )
-    raise ConversionError(_unknown(arrays, source))
+            else:
+                raise ConversionError(
+                    f"these weights are {candidate.name} ({SOURCES[key].title}), not {name}: "
+                    f"{_why_not(name, candidate.name)}"
+                )
+    best = _nearest(attempts, arrays, source)
+    raise ConversionError(
+        f"no network has exactly these weights; the nearest is {best.candidate.name} ({SOURCES[best.source].title}), "
+        f"which differs in {len(best.problems)} names or shapes:\n{listed(best.problems)}"
+    )
 
 
-def fit(arrays: Mapping[str, np.ndarray], model: VideoNetwork, source: str | None = None) -> tuple[Table, Layout, dict]:
-    """A network's values under the names that `arrays` has, and the arrays under exactly these.
+def fit(arrays: Mapping[str, np.ndarray], model: VideoNetwork, source: str | None = None) -> Found:
+    """Compares weights with a network.
 
     Raises:
-      ConversionError: if they do not fit; lists what is missing, left over or of another shape.
+      ConversionError: if they do not fit; lists names that are missing, left over or of another shape.
     """
-    closest: list[str] | None = None
-    for key in [key for key in _matching(arrays) if source is None or key == source]:
+    attempts = []
+    for key, stripped, notes in _matching(arrays, source):
         try:
-            table, layout = table_of(model, key)
+            table = table_of(model, key)
         except ConversionError:
             continue
-        stripped, _ = _strip(arrays, SOURCES[key])
-        filled, _ = _fill_statistics(stripped, table)
-        problems = differences(table, filled)
-        if not problems:
-            return table, layout, filled
-        if closest is None or len(problems) < len(closest):
-            closest = problems
-    if closest is None:
+        attempts.append(_compared(key, model, table, stripped, notes))
+    attempts.sort(key=lambda found: found.source != source_of(model))  # if names are those of several sources
+    best = _nearest(attempts, arrays, source)
+    if best.problems:
+        raise ConversionError(f"the weights do not fit this network:\n{listed(best.problems)}")
+    return best
+
+
+def _compared(key: str, model: VideoNetwork, table: Table, arrays: dict[str, np.ndarray], notes: list[str]) -> Found:
+    filled, more = _fill_statistics(arrays, table)
+    return Found(key, model, table, filled, (*notes, *more), differences(table, filled))
+
+
+def _nearest(attempts: list[Found], arrays: Mapping[str, np.ndarray], source: str | None) -> Found:
+    if not attempts:
         raise ConversionError(_unknown(arrays, source))
-    raise ConversionError(f"the weights do not fit this network:\n{listed(closest)}")
+    return min(attempts, key=lambda found: len(found.problems))
 
 
-def table_of(model: VideoNetwork, source: str) -> tuple[Table, Layout]:
+def table_of(model: VideoNetwork, source: str) -> Table:
     """A network's values under the names of a source.
 
     Raises:
@@ -119,7 +129,7 @@ def table_of(model: VideoNetwork, source: str) -> tuple[Table, Layout]:
     reason = ""
     for layout in dict.fromkeys(fitting):
         try:
-            return make_table(model, layout), layout
+            return make_table(model, layout)
         except ConversionError as error:
             reason = f": {error}"
     raise ConversionError(f"{SOURCES[source].title} has no names for this network{reason}")
@@ -131,12 +141,18 @@ def _known(source: str) -> Source:
     return SOURCES[source]
 
 
-def _matching(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """Sources whose telling names are there, those that are tried unasked first."""
-    if is_2d(arrays):
-        return []
-    fitting = [key for key, source in SOURCES.items() if _prefix(arrays, source) is not None]
-    return sorted(fitting, key=lambda key: not SOURCES[key].automatic)
+def _matching(
+    arrays: Mapping[str, np.ndarray], only: str | None
+) -> Iterator[tuple[str, dict[str, np.ndarray], list[str]]]:
+    """Sources whose distinctive names are there, automatic ones first, each with what `_strip` gives."""
+    keys = sorted(SOURCES, key=lambda key: not SOURCES[key].automatic)
+    if only is not None:
+        _known(only)
+        keys = [only]
+    for key in keys:
+        prefix = None if is_2d(arrays) else _prefix(arrays, SOURCES[key])
+        if prefix is not None:
+            yield key, *_strip(arrays, SOURCES[key], prefix)
 
 
 def is_2d(arrays: Mapping[str, np.ndarray]) -> bool:
@@ -145,31 +161,72 @@ def is_2d(arrays: Mapping[str, np.ndarray]) -> bool:
 
 
 def _prefix(arrays: Mapping[str, Any], source: Source) -> str | None:
-    for prefix in source.prefixes:
-        if all(prefix + name in arrays for name in source.has):
-            return None if any(prefix + name in arrays for name in source.lacks) else prefix
-    return None
+    """What precedes the names of a source: nothing, modules that wrap a network, or the source's own prefix."""
+    first = source.has[0]
+    prefixes = [name.removesuffix(first) for name in arrays if name.endswith(first)]
+    fitting = [
+        prefix
+        for prefix in prefixes
+        if (re.fullmatch(_WRAPPERS, prefix) or prefix in source.prefixes)
+        and all(prefix + name in arrays for name in source.has)
+        and not any(prefix + name in arrays for name in source.lacks)
+    ]
+    return min(fitting, key=len, default=None)
 
 
-def _strip(arrays: Mapping[str, np.ndarray], source: Source) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The weights without prefix, other forms of a name, and what is not part of the network."""
-    prefix = _prefix(arrays, source)
-    assert prefix is not None
-    kept, dropped = {}, []
+def without_prefix(name: str, prefix: str) -> str:
+    """A name without a prefix, or without as many of the prefix's leading modules as it has."""
+    while prefix and not name.startswith(prefix):
+        prefix = re.sub(r"[^.]*\.?$", "", prefix[:-1])
+    return name.removeprefix(prefix)
+
+
+def unwrapped(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> dict[str, np.ndarray]:
+    """The arrays without the modules that wrap a network which has one of `names`.
+
+    Raises:
+      ConversionError: if two arrays get the same name.
+    """
+    pattern = rf"({_WRAPPERS})({'|'.join(map(re.escape, names))})"
+    prefix = next((match[1] for name in arrays if (match := re.fullmatch(pattern, name))), "")
+    short = {without_prefix(name, prefix): value for name, value in arrays.items()}
+    if len(short) < len(arrays):
+        raise ConversionError(f"arrays with and without the prefix {prefix} have the same names; save only one network")
+    return short
+
+
+def _strip(arrays: Mapping[str, np.ndarray], source: Source, prefix: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The network's weights under the source's names, and notes on every array that is left out.
+
+    Raises:
+      ConversionError: if two arrays get the same name.
+    """
+    kept, origins = {}, {}
+    dropped: dict[str, list[str]] = {}
+    ignored = (*_IGNORED, *((pattern, "not part of the backbone") for pattern in source.ignored))
     for name, value in arrays.items():
-        short = name.removeprefix(prefix)
-        if any(re.fullmatch(pattern, short) for pattern in source.ignored):
-            dropped.append(name)
+        short = without_prefix(name, prefix)
+        reason = next((reason for pattern, reason in ignored if re.fullmatch(pattern, short)), None)
+        if reason is not None:
+            dropped.setdefault(reason, []).append(short)
             continue
         for pattern, replacement in source.aliases:
             short = re.sub(rf"^{pattern}$", replacement, short)
-        kept[short] = value
-    groups = sorted({name.split(".")[0] for name in dropped})
-    return kept, [f"left out {len(dropped)} values of {', '.join(groups)}: no part of the backbone"] if dropped else []
+        if short in kept:
+            raise ConversionError(
+                f"{origins[short]} and {name} would both become {short}: a classifier of several layers is not "
+                "supported, and no array may be lost. To convert the backbone alone, save the file without the "
+                "classifier; --num-classes then adds a new one"
+            )
+        kept[short], origins[short] = value, name
+    return kept, [
+        f"left out {len(names)} arrays, {reason}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for reason, names in dropped.items()
+    ]
 
 
 def _plausible(source: Source, arrays: Mapping[str, np.ndarray]) -> list[Candidate]:
-    """Candidates with as many residual blocks, of the same kind; shapes decide among them."""
+    """Candidates with the same number and kind of residual blocks; shapes decide among them."""
     blocks = len({match.group() for name in arrays if (match := re.search(r"layer\d+\.\d+\.", name))})
     bottleneck = any(re.search(r"\.conv3[._]", name) for name in arrays)
 
@@ -180,26 +237,12 @@ def _plausible(source: Source, arrays: Mapping[str, np.ndarray]) -> list[Candida
     return [candidate for candidate in source.candidates if fits(candidate)]
 
 
-def _abstract(candidate: Candidate, arrays: Mapping[str, np.ndarray]) -> tuple[VideoNetwork, int]:
+def _abstract(candidate: Candidate, arrays: Mapping[str, np.ndarray], source: Source) -> tuple[VideoNetwork, int]:
     layout = candidate.layout
     weight = arrays.get(f"{layout.classifier}{layout.separator}{dict(layout.leaves)['kernel']}")
-    if weight is None:
-        num_classes = 0
-    else:
-        num_classes = int(weight.shape[-1] if layout.kernel == "tensorflow" else weight.shape[0])
-    return _build(candidate, num_classes, _in_channels(candidate, arrays)), num_classes
-
-
-def _in_channels(candidate: Candidate, arrays: Mapping[str, np.ndarray]) -> int:
-    layout = candidate.layout
-    for place in ("stem/conv", "stem/conv/spatial", "stem/unit/conv", "stem/unit/spatial/conv"):
-        try:
-            name = layouts.their_name((*place.split("/"), "kernel"), layout, False)
-        except KeyError:
-            continue
-        if name in arrays and arrays[name].ndim == 5:
-            return int(arrays[name].shape[3 if layout.kernel == "tensorflow" else 1])
-    return 3
+    stem, out_axis, in_axis = arrays[source.has[0]], *((-1, -2) if layout.kernel == "tensorflow" else (0, 1))
+    num_classes = 0 if weight is None or not weight.ndim else weight.shape[out_axis]
+    return _build(candidate, num_classes, stem.shape[in_axis] if stem.ndim == 5 else 3), num_classes
 
 
 @functools.cache
@@ -218,7 +261,7 @@ def _build(candidate: Candidate, num_classes: int, in_channels: int) -> VideoNet
 
 
 def _fill_statistics(arrays: Mapping[str, np.ndarray], table: Table) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Without any running statistics (DPC trains so) mean 0 and variance 1 are put in, and said."""
+    """Fills in mean 0 and variance 1, with a note, if there are no running statistics at all (DPC's training)."""
     wanted = [entry for entry in table.entries if entry.path[-1] in ("mean", "var")]
     filled = {name: value for name, value in arrays.items() if name not in table.counters}
     if any(entry.name in arrays for entry in wanted):
@@ -226,13 +269,13 @@ def _fill_statistics(arrays: Mapping[str, np.ndarray], table: Table) -> tuple[di
     for entry in wanted:
         filled[entry.name] = np.full(entry.shape, 0.0 if entry.path[-1] == "mean" else 1.0, np.float32)
     return filled, [
-        "there are no running statistics of BN in these weights (track_running_stats=False): mean 0 and variance 1 "
-        "were put in. Train the network before you evaluate it"
+        "these weights have no running statistics of BN (track_running_stats=False): mean 0 and variance 1 were filled "
+        "in. Train the network before you evaluate it"
     ]
 
 
 def _why_not(name: str, found: str) -> str:
-    """What tells two networks apart, for those who expected the other."""
+    """How the network that was found differs from the expected one."""
     wanted, has = model_spec(name), model_spec(found)
     if type(wanted) is not type(has):
         return "another architecture"
@@ -249,7 +292,10 @@ def _unknown(arrays: Mapping[str, np.ndarray], source: str | None) -> str:
     first = ", ".join(list(arrays)[:3])
     if source is not None:
         return (
-            f"these are not weights of {SOURCES[source].title}, which have {SOURCES[source].has[0]}: they have {first}"
+            f"these are not weights of {SOURCES[source].title}, which have {' and '.join(SOURCES[source].has)}: they "
+            f"have {first}"
         )
     known = "\n".join(f"  {item.title}: {item.has[0]}" for item in SOURCES.values() if item.automatic)
-    return f"no known code base names its weights like this ({first}, ...). Known, each with a name it has:\n{known}"
+    return (
+        f"no known code base names its weights like this ({first}, ...). Known ones, each with a typical name:\n{known}"
+    )

@@ -23,7 +23,7 @@ from r23d_jax.runtime import disk
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 META = "r23d_jax.json"  # in a SavedModel's folder; beside a StableHLO file it is called <file>.json
-# What is read back may be computed by other convolutions: float32 rounding through the network.
+# The file may use other convolutions: float32 rounding through the network
 TOLERANCE = 1e-3
 
 
@@ -37,14 +37,14 @@ def write_stablehlo(path: Path, model: VideoNetwork, pre: Preprocessing, meta: M
     Args:
       path: of the file; `<path>.json` gets `meta`.
       model: the network.
-      pre: what stands before it.
+      pre: its preprocessing.
       meta: JSON values: class names, preprocessing.
 
     Returns:
       The largest difference of logits after reading it again, relative to the largest logit.
 
     Raises:
-      ExportError: if what was written computes something else; nothing is kept then.
+      ExportError: if the file computes something else; nothing is kept then.
     """
     apply = _function(model, pre)
     (batch,) = jax.export.symbolic_shape("b")
@@ -119,5 +119,5 @@ def _compare(path: Path, model: VideoNetwork, pre: Preprocessing, apply: Callabl
     expected, found = np.asarray(jax.jit(apply)(video)), np.asarray(again(video))
     error = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not error <= TOLERANCE:
-        raise ExportError(f"{path}: what was written gives other logits ({error:.1e} of the largest); nothing was kept")
+        raise ExportError(f"{path}: the file gives other logits ({error:.1e} of the largest); nothing was kept")
     return error

@@ -1,4 +1,4 @@
-"""Where weights come from: the table of code bases."""
+"""The table of code bases whose weights can be converted."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -6,19 +6,19 @@ from typing import Any
 
 from r23d_jax.config import Preprocessing
 from r23d_jax.models.network import VideoNetwork
-from r23d_jax.models.registry import FAMILIES, names_of
+from r23d_jax.models.registry import FAMILIES, model_spec, names_of
 from r23d_jax.weights import layouts
 from r23d_jax.weights.layouts import Layout
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A network that a source may hold, and the names it has there.
+    """A network that a source may hold.
 
     Attributes:
       name: in the registry.
       layout: of the source.
-      fields: of `create_model`, besides.
+      fields: other arguments of `create_model`.
     """
 
     name: str
@@ -32,15 +32,15 @@ class Source:
 
     Attributes:
       title: for messages.
-      has: names that tell it from all others, after its prefix.
-      candidates: what it may hold, in the order in which they are tried.
-      preprocessing: what its networks were trained with, as far as known; never part of the weights.
+      has: distinctive names, after any prefix; first that of the convolution which reads the clip.
+      candidates: networks it may hold, in the order in which they are tried.
+      preprocessing: its networks' usual preprocessing; never part of the weights.
       own: families that `to_torch` writes under its names by default.
-      prefixes: that may precede every name.
-      ignored: patterns of names that are no part of the network.
+      prefixes: of its own that may precede every name.
+      ignored: patterns of names that are not part of the network.
       lacks: names that it does not have.
       aliases: (pattern, replacement) of names that come in several forms.
-      automatic: whether it is tried where no source is asked for.
+      automatic: whether it is tried if no source is given.
     """
 
     title: str
@@ -48,7 +48,7 @@ class Source:
     candidates: tuple[Candidate, ...]
     preprocessing: Preprocessing
     own: tuple[str, ...] = ()
-    prefixes: tuple[str, ...] = ("",)
+    prefixes: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
@@ -58,17 +58,7 @@ class Source:
 def _preprocessing(
     num_frames: int, frame_stride: int, short_side: int, crop_size: int, mean: tuple, std: tuple, byte_range=False
 ) -> Preprocessing:
-    return Preprocessing(
-        input="rgb",
-        num_frames=num_frames,
-        frame_stride=frame_stride,
-        short_side=short_side,
-        crop_size=crop_size,
-        mean=mean,
-        std=std,
-        byte_range=byte_range,
-        antialias=False,
-    )
+    return Preprocessing("rgb", num_frames, frame_stride, short_side, crop_size, mean, std, byte_range, antialias=False)
 
 
 _KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
@@ -89,7 +79,7 @@ IMAGENET = _preprocessing(16, 1, 128, 112, *_IMAGENET)  # of inflated image netw
 _TORCHVISION = _preprocessing(16, 2, 128, 112, *_KINETICS)
 _VMZ = _preprocessing(32, 1, 128, 112, *_KINETICS)
 _DEEPMIND = _preprocessing(64, 1, 256, 224, *_SYMMETRIC)
-# The order decides where two code bases agree in every name and shape.
+# The first one counts if two code bases agree in every name and shape.
 SOURCES: dict[str, Source] = {
     "torchvision": Source(
         title="torchvision",
@@ -111,7 +101,7 @@ SOURCES: dict[str, Source] = {
     ),
     "vmz": Source(
         title="VMZ / ig65m R(2+1)D",
-        has=("stem.3.weight",),
+        has=("stem.0.weight", "stem.3.weight"),
         candidates=(
             *_all(("r2plus1d",), layouts.TORCHVISION_2PLUS1D, (34, 18, 10)),
             *_all(("r2plus1d",), layouts.TORCHVISION_2PLUS1D, (50, 101, 152), stem_pool="2d"),
@@ -120,22 +110,20 @@ SOURCES: dict[str, Source] = {
         preprocessing=_VMZ,
         aliases=_FC_ALIASES,
     ),
-    "vmz_csn": Source(
-        title="VMZ CSN",
-        has=("stem.0.weight", "layer1.0.conv2.0.weight"),
-        candidates=_all(("ir_csn",), layouts.VMZ_IR_CSN),
-        own=("ir_csn",),
-        preprocessing=dataclasses.replace(_VMZ, short_side=256, crop_size=224),
-        aliases=_FC_ALIASES,
-    ),
-    "vmz_ip_csn": Source(
-        title="VMZ CSN",
-        has=("stem.0.weight", "layer1.0.conv2.0.2.weight"),
-        candidates=_all(("ip_csn",), layouts.VMZ_IP_CSN),
-        own=("ip_csn",),
-        preprocessing=dataclasses.replace(_VMZ, short_side=256, crop_size=224),
-        aliases=_FC_ALIASES,
-    ),
+    **{
+        key: Source(
+            title="VMZ CSN",
+            has=("stem.0.weight", f"layer1.0.{depthwise}.weight"),
+            candidates=_all((family,), layout),
+            own=(family,),
+            preprocessing=dataclasses.replace(_VMZ, short_side=256, crop_size=224),
+            aliases=_FC_ALIASES,
+        )
+        for key, family, layout, depthwise in (
+            ("vmz_csn", "ir_csn", layouts.VMZ_IR_CSN, "conv2.0"),
+            ("vmz_ip_csn", "ip_csn", layouts.VMZ_IP_CSN, "conv2.0.2"),
+        )
+    },
     "published": Source(
         title="the published video_resnet.py, whose names are torchvision's",
         has=("stem.0.weight", "stem.1.weight"),
@@ -151,8 +139,7 @@ SOURCES: dict[str, Source] = {
         has=("conv1.weight", "layer1.0.conv1.weight"),
         candidates=_all(("r2plus3d",), layouts.FLAT),
         preprocessing=_preprocessing(5, 3, 136, 128, *_IMAGENET),
-        prefixes=("backbone.", "resnet.", ""),
-        # What DPC puts on top: the aggregation, the prediction, and the classifier of its linear evaluation.
+        # DPC's aggregation, prediction, and the classifier of its linear evaluation
         ignored=(r"(agg|network_pred|convrnn|final_bn|final_fc)\..*",),
         lacks=("conv1_s.weight",),
         aliases=_FC_ALIASES,
@@ -196,7 +183,7 @@ SOURCES: dict[str, Source] = {
     ),
 }
 _OWNED = {family for source in SOURCES.values() for family in source.own}
-# Last: residual networks that no other code base has, or has at one depth only.
+# Last: residual networks that no other code base has, or has at one depth only
 SOURCES["r23d_jax"] = Source(
     title="r23d_jax (torchvision's style)",
     has=("stem.0.weight", "stem.1.weight"),
@@ -208,5 +195,7 @@ SOURCES["r23d_jax"] = Source(
 
 
 def source_of(model: VideoNetwork) -> str:
-    """The source whose names `to_torch` gives a network by default: its own code base's, or else torchvision's."""
+    """The source whose names a network gets by default: its own code base's, or this project's."""
+    if any(model_spec(candidate.name) == model.spec for candidate in SOURCES["torchvision"].candidates):
+        return "torchvision"
     return next((key for key, source in SOURCES.items() if model.spec.family in source.own), "r23d_jax")

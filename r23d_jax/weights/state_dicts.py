@@ -15,28 +15,30 @@ from r23d_jax.models.functional import flatten, split_model
 from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.registry import build_model, model_config, model_name
 from r23d_jax.weights import files, layouts
-from r23d_jax.weights.layouts import Layout
+from r23d_jax.weights.files import FORMAT, Content
 from r23d_jax.weights.matching import Found, find, fit, table_of
 from r23d_jax.weights.sources import SOURCES, source_of
 from r23d_jax.weights.tables import ConversionError, Table
 
-Weights = Mapping[str, Any] | str | os.PathLike
+Weights = Mapping[str, Any] | str | os.PathLike | Content
+# What our own files say of their network; another program's file may have a `config` of its own.
+_OWN = ("config", "class_names", "preprocessing")
 
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """A network made of foreign weights, and what is known of it.
+    """A network made from foreign weights, and what is known about it.
 
     Attributes:
       model: in evaluation mode.
       config: that builds it.
       num_classes: of its logits; 0 if it has none and returns its last feature map.
       source: a key of `sources.SOURCES`.
-      class_names: of the logits; () where the weights do not say.
-      preprocessing: what the network was trained with, as far as its source says.
-      notes: what the user should know besides.
-      origin: what it was read from, in words.
-      assumed: whether the preprocessing is only what such networks usually have.
+      class_names: of the logits; () if unknown.
+      preprocessing: that the network was trained with, as far as its source says.
+      notes: for the user.
+      origin: where it was read from, in words.
+      assumed: whether the preprocessing is only the usual one of such networks.
     """
 
     model: VideoNetwork
@@ -51,38 +53,47 @@ class Converted:
 
     @property
     def name(self) -> str:
-        """Of the network, in the registry."""
+        """The network's name in the registry."""
         return model_name(self.config)
 
 
-def to_torch(model: VideoNetwork, source: str | None = None) -> dict[str, np.ndarray]:
-    """All values of a network as a torch state dict of numpy arrays.
+def to_torch(model: VideoNetwork, source: str | None = None) -> dict[str, Any]:
+    """All values of a network as a state dict for `load_state_dict`: torch tensors, or numpy arrays without torch.
 
-    The names are those of the code base that the network is from, so that its own class takes them with
-    `load_state_dict`, as they are: torchvision for `r3d_18`, `mc3_18`, `r2plus1d_tv_18` and `s3d`, VMZ for `r2plus1d_*`
-    and `*_csn_*`, pytorch-i3d for `i3d`, and so on; torchvision's style where there is none. Heads that no code base
-    has keep our names. BN's epsilon is no part of a state dict and must be set in the torch network.
+    The names are those of the network's code base, so that its own class accepts them: torchvision for `r3d_18`,
+    `mc3_18`, `r2plus1d_tv_18` and `s3d`, VMZ for `r2plus1d_*` and `*_csn_*`, pytorch-i3d for `i3d`, and so on;
+    torchvision's style if there is none. Heads that no code base has keep our names. BN's epsilon is not part of a
+    state dict and must be set in the torch network.
 
     Args:
       model: a network; left in evaluation mode.
       source: another code base's names, a key of `weights.sources.SOURCES`.
 
     Returns:
-      float32 arrays, and an int64 zero per BN layer, which torch counts batches with.
+      float32 values, and an int64 zero per BN layer, torch's count of batches.
 
     Raises:
       ConversionError: if `source` is unknown or has no names for this network.
     """
-    table, layout = table_of(model, source or source_of(model))
+    arrays = to_arrays(model, source)
+    try:
+        import torch
+    except ImportError:
+        return arrays
+    return {name: torch.tensor(value) for name, value in arrays.items()}
+
+
+def to_arrays(model: VideoNetwork, source: str | None = None) -> dict[str, np.ndarray]:
+    """`to_torch` in numpy arrays."""
     _, params, batch_stats = split_model(model)
-    return rename(table, layout, params, batch_stats)
+    return rename(table_of(model, source or source_of(model)), params, batch_stats)
 
 
-def rename(table: Table, layout: Layout, *trees: layouts.Tree) -> dict[str, np.ndarray]:
-    """The leaves of our trees (values, or gradients of them) under the names and in the shapes of a layout."""
+def rename(table: Table, *trees: layouts.Tree) -> dict[str, np.ndarray]:
+    """The leaves of our trees (values, or gradients of them) under the names and in the shapes of a table."""
     leaves = {path: leaf for tree in trees for path, leaf in flatten(tree).items()}
     state = {
-        entry.name: np.ascontiguousarray(layouts.encode(entry.path, np.asarray(leaves[entry.path]), layout))
+        entry.name: np.ascontiguousarray(layouts.encode(entry.path, np.asarray(leaves[entry.path]), table.layout))
         for entry in table.entries
         if entry.path in leaves
     }
@@ -94,11 +105,12 @@ def from_torch(weights: Weights, model: VideoNetwork | str | None = None, source
     """A network with the values of a torch state dict.
 
     Args:
-      weights: numpy arrays or torch tensors by name, or a file of them: .pth, .pt, .pth.tar (a state dict or a training
-        checkpoint), .safetensors. `module.` prefixes are removed. `r23d_jax.read_tensorflow` reads DeepMind's I3D.
+      weights: numpy arrays or torch tensors by name, or a file of them: .safetensors, or .pth, .pt, .pth.tar, .ckpt,
+        .pyth (a state dict or a training checkpoint). Prefixes such as `module.` are removed.
+        `r23d_jax.read_tensorflow` reads DeepMind's I3D.
       model: the network to fill (its own values are lost), or the name of one; None finds the network from names and
         shapes.
-      source: the code base, where it cannot be told from the names; a key of `weights.sources.SOURCES`.
+      source: the code base, if the names do not tell; a key of `weights.sources.SOURCES`.
 
     Returns:
       The network in evaluation mode. A source without classifier gives one that returns its last feature map,
@@ -108,49 +120,41 @@ def from_torch(weights: Weights, model: VideoNetwork | str | None = None, source
       ConversionError: if the file cannot be read, names or shapes do not fit, or no known network has them.
     """
     if isinstance(model, VideoNetwork):
-        arrays, _ = read_arrays(weights)
-        table, layout, fitting = fit(arrays, model, source)
-        return _filled(model, table, layout, fitting)
+        return _filled(fit(read_arrays(weights).arrays, model, source))
     return convert(weights, model, source).model
 
 
-def convert(
-    weights: Weights, name: str | None = None, source: str | None = None, meta: Mapping[str, Any] | None = None
-) -> Converted:
-    """`from_torch` with all that is known of the network; see there for arguments and errors.
-
-    `meta` is what a file said besides, where `weights` are its arrays.
-    """
-    arrays, read_meta = read_arrays(weights)
-    meta = meta or read_meta
-    if "config" in meta:  # our own file says what it is
+def convert(weights: Weights, name: str | None = None, source: str | None = None) -> Converted:
+    """`from_torch` with all that is known about the network; see there for arguments and errors."""
+    arrays, meta, notes = read_arrays(weights)
+    if meta.get("format") == FORMAT or ("family" in _mapping(meta.get("config")) and meta.keys() >= set(_OWN)):
         cfg, preprocessing, class_names = _read_meta(meta)
         if name not in (None, model_name(cfg)):
             raise ConversionError(f"these weights are {model_name(cfg)}, not {name}")
+        frames, size, count = preprocessing.num_frames, preprocessing.crop_size, len(class_names)
         model = nnx.eval_shape(
-            lambda: build_model(
-                cfg,
-                num_classes=len(class_names),
-                num_frames=preprocessing.num_frames,
-                crop_size=preprocessing.crop_size,
-                rngs=nnx.Rngs(0),
-            )
+            lambda: build_model(cfg, num_classes=count, num_frames=frames, crop_size=size, rngs=nnx.Rngs(0))
         )
-        table, layout, fitting = fit(arrays, model)
-        filled = _filled(model, table, layout, fitting)
-        title, own = SOURCES["r23d_jax"].title, "r23d_jax"
-        return Converted(filled, cfg, len(class_names), own, class_names, preprocessing, origin=title, assumed=False)
-    found = find(arrays, name, source)
+        found, origin = fit(arrays, model), "an export of r23d_jax, names of "
+    else:
+        found, origin = find(arrays, name, source), ""
+        cfg, preprocessing = _config(found), _preprocessing(found)
+        class_names = _class_names(meta.get("class_names"), found.num_classes)
     return Converted(
-        model=_filled(found.model, found.table, found.candidate.layout, found.arrays),
-        config=_config(found),
-        num_classes=found.num_classes,
+        model=_filled(found),
+        config=cfg,
+        num_classes=found.num_classes or len(class_names),
         source=found.source,
-        class_names=tuple(meta.get("class_names", ())),
-        preprocessing=_preprocessing(found),
-        notes=found.notes,
-        origin=SOURCES[found.source].title,
+        class_names=class_names,
+        preprocessing=preprocessing,
+        notes=(*notes, *found.notes),
+        origin=origin + SOURCES[found.source].title,
+        assumed=not origin,
     )
+
+
+def _mapping(value: Any) -> Mapping:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _read_meta(meta: Mapping[str, Any]) -> tuple[ModelConfig, Preprocessing, tuple[str, ...]]:
@@ -159,12 +163,24 @@ def _read_meta(meta: Mapping[str, Any]) -> tuple[ModelConfig, Preprocessing, tup
         cfg, preprocessing = from_dict(meta["config"], ModelConfig), from_dict(meta["preprocessing"], Preprocessing)
         class_names = tuple(meta["class_names"])
     except (KeyError, TypeError, ConfigError) as error:
-        raise ConversionError(f"what the file says of its network cannot be used ({error})") from None
+        raise ConversionError(f"the file's description of its network cannot be used ({error})") from None
     return cfg, preprocessing, tuple(map(str, class_names))
 
 
+def _class_names(names: Any, num_classes: int) -> tuple[str, ...]:
+    """The class names in another program's file; () if it has none."""
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return ()
+    if names and len(names) != num_classes:
+        raise ConversionError(
+            f"the file's class_names has {len(names)} names, and the weights have {num_classes} classes: correct "
+            "class_names in the file, or remove it"
+        )
+    return tuple(names)
+
+
 def count_parameters(model: VideoNetwork) -> int:
-    """Trained values."""
+    """Number of trained values."""
     return sum(leaf.size for leaf in jax.tree.leaves(split_model(model)[1]))
 
 
@@ -180,34 +196,34 @@ def _preprocessing(found: Found) -> Preprocessing:
     channels = found.model.in_channels
     if channels == 3:
         return preprocessing
-    return dataclasses.replace(preprocessing, mean=(0.5,) * channels, std=(0.5,) * channels)  # flow in [-1, 1]
+    kind = "flow" if channels == 2 else preprocessing.input
+    return dataclasses.replace(preprocessing, input=kind, mean=(0.5,) * channels, std=(0.5,) * channels)  # [-1, 1]
 
 
-def read_arrays(weights: Weights) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Numpy arrays by name without `module.` prefixes, and what else a file says."""
-    if isinstance(weights, (str, os.PathLike)):
-        read, meta = files.read(weights)
-    else:
-        read, meta = weights, {}
-    where = weights if isinstance(weights, (str, os.PathLike)) else "weights"
-    if not read:
+def read_arrays(weights: Weights) -> Content:
+    """Finite numpy arrays by name, and what else a file says."""
+    if isinstance(weights, Content):
+        return weights
+    is_file = isinstance(weights, (str, os.PathLike))
+    content, where = (files.read(weights), weights) if is_file else (Content(dict(weights), {}), "weights")
+    if not content.arrays:
         raise ConversionError(f"{where}: holds no values")
-    arrays = {str(name).removeprefix("module."): files.as_numpy(value) for name, value in read.items()}
+    arrays = {str(name): files.as_numpy(value) for name, value in content.arrays.items()}
     wrong = [name for name, value in arrays.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
     if wrong:
         raise ConversionError(
             f"{where}: {len(wrong)} of {len(arrays)} tensors hold values that are not numbers (NaN or infinite), e.g. "
             f"{wrong[0]}: the training that wrote them diverged; take an earlier file of it"
         )
-    return arrays, meta
+    return content._replace(arrays=arrays)
 
 
-def _filled(model: VideoNetwork, table: Table, layout: Layout, arrays: Mapping[str, np.ndarray]) -> VideoNetwork:
-    network, params, batch_stats = split_model(model)
-    names = {entry.path: entry.name for entry in table.entries}
+def _filled(found: Found) -> VideoNetwork:
+    network, params, batch_stats = split_model(found.model)
+    names = {entry.path: entry.name for entry in found.table.entries}
 
     def value(path: tuple, leaf: Any) -> jax.Array:
         keys = tuple(entry.key for entry in path)
-        return jnp.asarray(layouts.decode(keys, arrays[names[keys]], leaf, layout))
+        return jnp.asarray(layouts.decode(keys, found.arrays[names[keys]], leaf, found.table.layout))
 
     return network.build(jax.tree.map_with_path(value, params), jax.tree.map_with_path(value, batch_stats))

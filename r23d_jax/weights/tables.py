@@ -1,4 +1,4 @@
-"""A network's values under the names of a code base: one table to fill it, to write it, and to say what differs."""
+"""A network's values under the names of a code base: one table to fill, write and compare networks."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ class ConversionError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One value of a network: where it is in our trees, and its name and shape in a layout."""
+    """One value of a network: its path in our trees, and its name and shape in a layout."""
 
     path: tuple[str, ...]
     name: str
@@ -27,8 +27,9 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """All values of a network in a layout; `gammas` are those that the network does not have, and which must be one."""
+    """All values of a network in a layout; `gammas` are in the layout but not in the network, and must be one."""
 
+    layout: Layout
     entries: tuple[Entry, ...]
     gammas: tuple[tuple[str, tuple[int, ...]], ...]
     counters: tuple[str, ...]
@@ -64,11 +65,11 @@ def make_table(model: VideoNetwork, layout: Layout) -> Table:
                 counters.append(module + layout.counter)
             if layout.gammas and (*path[:-1], "scale") not in params:
                 gammas.append((module + norm_leaves["scale"], shape))
-    return Table(tuple(entries), tuple(gammas), tuple(counters))
+    return Table(layout, tuple(entries), tuple(gammas), tuple(counters))
 
 
 def differences(table: Table, arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """What keeps weights from being those of the table, one line each."""
+    """Differences between weights and the table, one line each."""
     found = {name: list(array.shape) for name, array in arrays.items()}
     problems = compare.differences(found, {name: list(shape) for name, shape in table.shapes.items()})
     problems += [

@@ -1,4 +1,4 @@
-"""Weights in a TensorFlow checkpoint, as DeepMind published I3D; apart because `weights/` needs no TensorFlow."""
+"""Weights in a TensorFlow checkpoint, the format of DeepMind's I3D; the rest of `weights/` needs no TensorFlow."""
 
 import os
 from pathlib import Path

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import r23d_jax
 from r23d_jax.__main__ import main
 from r23d_jax.checkpoint.checkpoint import load_checkpoint
+from r23d_jax.config import validate
 from r23d_jax.weights import files
+from r23d_jax.weights.state_dicts import to_arrays
 from tests.weights.random_networks import as_image_network, trained
 
 
@@ -25,7 +26,7 @@ def lines_of(capsys: pytest.CaptureFixture[str]) -> str:
 def torchvision_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """mc3_18 under torchvision's names, without a word on what it is."""
     path = tmp_path_factory.mktemp("weights") / "mc3_18.safetensors"
-    files.write(path, r23d_jax.to_torch(trained("mc3_18", num_classes=12)), {})
+    files.write(path, to_arrays(trained("mc3_18", num_classes=12)), {})
     return path
 
 
@@ -48,13 +49,13 @@ def test_foreign_weights_become_a_checkpoint(
         f"from {torchvision_file}: torchvision network mc3_18, avgpool head, 12 classes, 11,496,396 parameters",
         "BN epsilon 1e-05; no pool after the stem",
         "input 8 frames at stride 2, crop 112 of short side 128, mean (0.43216, 0.394666, 0.37645)",
-        "weights do not hold it; --num-frames",
-        f"to {tmp_path / 'out'}: a checkpoint, read again and equal",
+        "weights do not store them; change them with --num-frames",
+        f"to {tmp_path / 'out'}: a checkpoint, read back and equal",
     ):
         assert part in said
     loaded = load_checkpoint(tmp_path / "out")
     assert loaded.class_names[3] == "name 3" and loaded.preprocessing.num_frames == 8
-    state, again = files.read(torchvision_file)[0], r23d_jax.to_torch(loaded.model)
+    state, again = files.read(torchvision_file)[0], to_arrays(loaded.model)
     assert all(np.array_equal(again[name], state[name]) for name in state)
 
 
@@ -63,8 +64,8 @@ def test_and_back_under_any_code_bases_names(
 ) -> None:
     assert convert("--from", folder, "--to", tmp_path / "back.safetensors", "--names", "torchvision") == 0
     said = lines_of(capsys)
-    assert "a checkpoint of r23d_jax, step 0" in said and "read again and equal names of torchvision" in said
-    assert "weights do not hold it" not in said
+    assert "a checkpoint of r23d_jax, step 0" in said and "read back and equal names of torchvision" in said
+    assert "weights do not store them" not in said
     state, again = files.read(torchvision_file)[0], files.read(tmp_path / "back.safetensors")[0]
     assert again.keys() == state.keys() and all(np.array_equal(again[name], state[name]) for name in state)
     assert convert("--from", folder, "--to", tmp_path / "flat.safetensors", "--names", "hara") == 2
@@ -95,11 +96,11 @@ def test_a_source_that_only_the_user_knows(
 
 def test_an_image_network_is_inflated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     video: Any = trained("f_r2d_18", num_classes=6)
-    flat = as_image_network(r23d_jax.to_torch(video))
+    flat = as_image_network(to_arrays(video))
     path = tmp_path / "resnet18.safetensors"
     files.write(path, flat, {})
     assert convert("--from", path, "--to", tmp_path / "out") == 2
-    assert "an image network; say what it is to become, e.g. --model r3d_18" in capsys.readouterr().err
+    assert "an image network; choose the video network with --model, e.g. --model r3d_18" in capsys.readouterr().err
     args = ("--model", "r3d_18", "--inflate", "center", "--num-classes", 6)
     assert convert("--from", path, "--to", tmp_path / "out", *args) == 0
     assert "an image network, inflated (center) note it pools after its stem" in lines_of(capsys)
@@ -112,8 +113,8 @@ def test_an_image_network_is_inflated(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--from", "{file}", "--to", "{tmp}/a.onnx"), "a.onnx: a checkpoint's folder has no ending; files end in"),
-        (("--from", "{file}", "--to", "{tmp}"), "is there already; give a new folder"),
+        (("--from", "{file}", "--to", "{tmp}/a.onnx"), "a.onnx: a checkpoint's folder has no suffix; files end in"),
+        (("--from", "{file}", "--to", "{tmp}"), "already exists; give a new folder"),
         (("--from", "{tmp}/no.pth", "--to", "{tmp}/a"), "no.pth: there is no such file"),
         (("--from", "{file}", "--to", "{tmp}/no/a.pth"), "there is no folder"),
         (("--from", "{file}", "--to", "{tmp}/a", "--num-classes", "0"), "--num-classes 0: must be at least 1"),
@@ -139,3 +140,29 @@ def test_mistakes(
     assert convert(*filled) == 2
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["two"]
+
+
+def test_a_network_that_no_other_command_takes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Clips have three channels, or two; other networks are for Python alone."""
+    for channels in (1, 4):
+        path = tmp_path / f"{channels}.safetensors"
+        files.write(path, to_arrays(trained("mc3_18", in_channels=channels)), {})
+        assert convert("--from", path, "--to", tmp_path / "out") == 2
+        assert f"reads clips of {channels} channels, and this program has clips of 3" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+        assert convert("--from", path, "--to", tmp_path / f"{channels}b.safetensors") == 0
+    files.write(tmp_path / "flow.safetensors", to_arrays(trained("mc3_18", in_channels=2)), {})
+    assert convert("--from", tmp_path / "flow.safetensors", "--to", tmp_path / "flow") == 0
+    loaded = load_checkpoint(tmp_path / "flow")
+    assert loaded.preprocessing.input == "flow"
+    validate(loaded.config)
+
+
+def test_class_names_of_the_wrong_length_leave_no_folder(
+    torchvision_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "named.safetensors"
+    files.write(path, files.read(torchvision_file).arrays, {"class_names": ["a", "b"]})
+    assert convert("--from", path, "--to", tmp_path / "out") == 2
+    assert "named.safetensors: the file's class_names has 2 names" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -33,7 +33,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_safetensors(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "model.safetensors"
     assert main(["export", "--workdir", str(workdir), "--to", str(path)]) == 0
-    assert "read again and equal" in capsys.readouterr().out
+    assert "read back and equal" in capsys.readouterr().out
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
     with safe_open(path, "numpy") as file:
         meta = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
@@ -49,9 +49,12 @@ def test_pth_is_read_without_pickled_code(workdir: Path, tmp_path: Path) -> None
     path = tmp_path / "model.pth"
     assert main(["export", "--workdir", str(workdir), "--to", str(path)]) == 0
     content = torch.load(path, weights_only=True)
-    assert content["class_names"] == ["a", "b", "c"]
+    assert all(isinstance(value, torch.Tensor) for value in content.values()), "as load_state_dict wants it"
+    assert json.loads((tmp_path / "model.pth.json").read_text())["class_names"] == ["a", "b", "c"]
     model = load_model(workdir)
-    again = r23d_jax.from_torch(content["state_dict"], load_model(workdir))
+    again = r23d_jax.from_torch(content, load_model(workdir))
+    jax.tree.map(np.testing.assert_array_equal, split_model(again)[1:], split_model(model)[1:])
+    again = r23d_jax.from_torch(path)
     jax.tree.map(np.testing.assert_array_equal, split_model(again)[1:], split_model(model)[1:])
 
 
@@ -59,7 +62,7 @@ def test_pth_is_read_without_pickled_code(workdir: Path, tmp_path: Path) -> None
 def test_stablehlo(name: str, workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--workdir", str(workdir), "--to", str(tmp_path / name)]) == 0
     said = capsys.readouterr().out
-    assert "(B, 4, 16, 16, 3) uint8 -> (B, 3) float32 logits" in said and "read again and run: the same values" in said
+    assert "(B, 4, 16, 16, 3) uint8 -> (B, 3) float32 logits" in said and "read back and run: the same values" in said
     assert json.loads((tmp_path / f"{name}.json").read_text())["class_names"] == ["a", "b", "c"]
 
 

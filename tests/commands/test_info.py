@@ -27,7 +27,7 @@ def test_mesh(capsys: pytest.CaptureFixture[str]) -> None:
     out, rows = table("4x1")
     in_all, each = rows["parameters"]
     assert f"adds up gradients: {1.5 * in_all:.1f} MiB sent and received by each device, times train.accumulate" in out
-    assert "gathers parameters: 0.0 MiB." in out and f"their gradients besides: {2 * in_all:.1f} MiB." in out
+    assert "gathers parameters: 0.0 MiB." in out and f"and their gradients: {2 * in_all:.1f} MiB." in out
     assert in_all == each and abs(rows["adamw state"][0] - 2 * in_all) < 0.02
     out, rows = table("1x8")
     assert "8 devices, parameters and optimizer state split over 8 of them:" in out

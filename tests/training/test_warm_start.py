@@ -15,6 +15,7 @@ from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.config import Config, UserError
 from r23d_jax.training.warm_start import WarmStartError, check_source, warm_start
 from r23d_jax.weights import files
+from r23d_jax.weights.state_dicts import to_arrays
 from tests.training.tiny import NUM_CLASSES, batch, start, tiny_config
 from tests.weights.random_networks import as_image_network, trained
 
@@ -30,7 +31,7 @@ def source(cfg: Config, folder: Path, num_classes: int = NUM_CLASSES, **fields: 
         "class_names": [f"class_{k}" for k in range(num_classes)],
         "preprocessing": dataclasses.asdict(r23d_jax.config.preprocessing(cfg.data)),
     }
-    files.write(folder / "weights.safetensors", r23d_jax.to_torch(model), meta)
+    files.write(folder / "weights.safetensors", to_arrays(model), meta)
     return folder / "weights.safetensors"
 
 
@@ -50,7 +51,7 @@ def test_everything_is_taken_where_everything_fits(tmp_path: Path) -> None:
     cfg.train.ema_decay = 0.9
     cfg.init_from = str(source(cfg, tmp_path))
     fresh, state, said = started(cfg)
-    expected = r23d_jax.to_torch(r23d_jax.from_torch(cfg.init_from))
+    expected = to_arrays(r23d_jax.from_torch(cfg.init_from))
     again = files.read(tmp_path / "weights.safetensors")[0]
     assert all(np.array_equal(expected[name], again[name]) for name in again)
     assert not same(state.params, fresh.params) and same(state.ema, state.params)
@@ -134,7 +135,7 @@ def test_an_image_network_is_inflated(tmp_path: Path) -> None:
     cfg = tiny_config("f_r2d")
     cfg.model.stem_pool = "2d"
     model: Any = trained("f_r2d_10", widths=cfg.model.widths, num_classes=NUM_CLASSES)
-    flat = as_image_network(r23d_jax.to_torch(model))
+    flat = as_image_network(to_arrays(model))
     files.write(tmp_path / "resnet.safetensors", flat, {})
     cfg.init_from, cfg.init_skip = str(tmp_path / "resnet.safetensors"), ("stage3",)
     fresh, warm, said = started(cfg)
@@ -176,3 +177,40 @@ def test_frozen_parts_keep_the_weights_they_started_from(tmp_path: Path) -> None
     for part, frozen in (("0", True), ("1", True), ("2", False)):
         assert same(state.params["stages"][part], warm.params["stages"][part]) is frozen
         assert same(state.batch_stats["stages"][part], warm.batch_stats["stages"][part]) is frozen
+
+
+def test_the_classifiers_rows_follow_the_class_names(tmp_path: Path) -> None:
+    cfg = tiny_config("r3d")
+    model: Any = trained("r3d_10", widths=cfg.model.widths, num_classes=NUM_CLASSES)
+    save_model(tmp_path / "run", model, cfg, ("a", "b", "c"))
+    cfg.init_from = str(tmp_path / "run")
+    fresh, shardings, _, _ = start(cfg)
+    kernel = np.asarray(model.head.classifier.kernel[...])
+    for names, order, note in (
+        (("a", "b", "c"), [0, 1, 2], ""),
+        (("c", "a", "b"), [2, 0, 1], "init: the classes have another order here; the classifier's rows follow them"),
+        (("a", "b", "d"), None, "init: the classifier starts random: the weights have other classes, e.g. c"),
+    ):
+        said: list[str] = []
+        classifier = warm_start(cfg, fresh, shardings, NUM_CLASSES, said.append, names).params["head"]["classifier"]
+        if order is None:
+            assert same(classifier, fresh.params["head"]["classifier"])
+        else:
+            np.testing.assert_array_equal(classifier["kernel"], kernel[:, order])
+            np.testing.assert_array_equal(classifier["bias"], model.head.classifier.bias[...][np.asarray(order)])
+        assert note in said if note else not any(line.startswith("init: the class") for line in said)
+
+
+def test_a_run_is_not_resumed_with_exchanged_classes(tmp_path: Path) -> None:
+    cfg = tiny_config("r3d")
+    state, shardings, _, _ = start(cfg)
+    checkpoints = Checkpoints(tmp_path, log=lambda line: None)
+    checkpoints.save(state, {"class_names": ["a", "b", "c"]})
+    checkpoints.wait()
+    assert checkpoints.restore_latest(shardings, state, ("a", "b", "c")) is not None
+    with pytest.raises(
+        UserError,
+        match=r"other classes, or in another order: class 1 is b there and c here\..*--config\.init_from",
+    ):
+        checkpoints.restore_latest(shardings, state, ("a", "c", "b"))
+    checkpoints.close()

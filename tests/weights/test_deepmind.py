@@ -8,7 +8,7 @@ import pytest
 
 import r23d_jax
 from r23d_jax import models
-from r23d_jax.weights.state_dicts import convert
+from r23d_jax.weights.state_dicts import convert, to_arrays
 from r23d_jax.weights.tables import ConversionError
 
 tf = pytest.importorskip("tensorflow")
@@ -88,7 +88,7 @@ def test_logits_equal_tensorflows(scope: str, channels: int, tmp_path: Path) -> 
     # float32 through 22 layers: 1e-4 of the logits' scale
     np.testing.assert_allclose(logits, want, atol=1e-4 * float(np.abs(want).max()))
     assert converted.model.spec == models.model_spec("i3d")
-    state = r23d_jax.to_torch(converted.model, "i3d_deepmind")
+    state = to_arrays(converted.model, "i3d_deepmind")
     for name, value in state.items():
         np.testing.assert_array_equal(value, network.variables[f"{scope}/inception_i3d/{name}"])
 

@@ -10,6 +10,7 @@ from flax import nnx
 import r23d_jax
 from r23d_jax import models
 from r23d_jax.models.functional import split_model
+from r23d_jax.weights.state_dicts import to_arrays
 from r23d_jax.weights.tables import ConversionError
 from tests.weights.random_networks import trained
 
@@ -148,6 +149,6 @@ def test_what_does_not_fit_is_refused(torchvision_video: Any) -> None:
     with pytest.raises(ConversionError, match="inflate='twice': unknown; known: repeat, center"):
         r23d_jax.inflate(state, blank("r3d_18"), "twice")
     with pytest.raises(ConversionError, match="not the weights of an image network"):
-        r23d_jax.inflate(r23d_jax.to_torch(trained("r3d_10")), blank("r3d_10"))
+        r23d_jax.inflate(to_arrays(trained("r3d_10")), blank("r3d_10"))
     with pytest.raises(ConversionError, match="GoogLeNet inflates to i3d_gamma only"):
         r23d_jax.inflate({"conv1.conv.weight": np.zeros((64, 3, 7, 7))}, blank("i3d"))

@@ -17,7 +17,7 @@ from flax import nnx  # noqa: E402
 import r23d_jax  # noqa: E402
 from r23d_jax.models.functional import split_model  # noqa: E402
 from r23d_jax.weights.matching import find, table_of  # noqa: E402
-from r23d_jax.weights.state_dicts import rename  # noqa: E402
+from r23d_jax.weights.state_dicts import rename, to_arrays  # noqa: E402
 from tests.weights import torch_networks as peers  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -122,7 +122,7 @@ def test_every_stage_and_the_logits(pair: tuple[Case, Any, Any]) -> None:
 
 def test_the_way_back_is_bit_exact(pair: tuple[Case, Any, Any]) -> None:
     case, theirs, ours = pair
-    state = r23d_jax.to_torch(ours, case.source)
+    state = to_arrays(ours, case.source)
     prefix = "resnet." if "resnet.conv1.weight" in theirs.state_dict() else ""
     expected = {name.removeprefix(prefix): value.numpy() for name, value in theirs.state_dict().items()}
     assert state.keys() == expected.keys()
@@ -191,15 +191,15 @@ def test_one_training_step(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (ours_loss, new_stats), grads = step(params, batch_stats)
     prefix = "resnet." if "resnet.conv1.weight" in before else ""
     np.testing.assert_allclose(ours_loss, loss.item(), rtol=1e-4)
-    table, layout = table_of(ours, case.source)
-    named = rename(table, layout, grads)
+    table = table_of(ours, case.source)
+    named = rename(table, grads)
     norms = {name: float(p.grad.norm()) for name, p in theirs.named_parameters() if p.grad is not None}
     whole = max(norms.values())
     for name, parameter in theirs.named_parameters():
         assert parameter.grad is not None, name
         error = np.linalg.norm(named[name.removeprefix(prefix)] - parameter.grad.numpy())
         assert error <= case.gradients * max(norms[name], 1e-3 * whole), f"{name}: {error / norms[name]:.1e}"
-    named = rename(table, layout, new_stats)
+    named = rename(table, new_stats)
     for module, n in counts.items():
         name = module.removeprefix(prefix)
         for leaf, factor in (("running_mean", 1.0), ("running_var", (n - 1) / n)):
@@ -265,7 +265,7 @@ def test_torchvision_itself(ours: str, theirs: str, torchvision_video: Any) -> N
     with torch.no_grad():
         want = peer(torch.tensor(x.transpose(0, 4, 1, 2, 3))).numpy()
     assert_close(jax.jit(lambda model, x: model(x))(model, x), want, "logits")
-    back = r23d_jax.to_torch(model)
+    back = to_arrays(model)
     peer.load_state_dict({name: torch.tensor(value) for name, value in back.items()})
     assert all(np.array_equal(back[name], value.numpy()) for name, value in peer.state_dict().items())
 
@@ -285,6 +285,6 @@ def test_torchvision_s3d(name: str, torchvision_video: Any) -> None:
     ours_features, logits = run(model, x)
     assert_close(ours_features, features, "features")
     assert_close(logits, want, "logits")
-    back = r23d_jax.to_torch(model)
+    back = to_arrays(model)
     assert back.keys() == peer.state_dict().keys()
     assert all(np.array_equal(back[name], value.numpy()) for name, value in peer.state_dict().items())

@@ -12,6 +12,10 @@ import r23d_jax
 from r23d_jax import models
 from r23d_jax.config import HeadConfig
 from r23d_jax.models.functional import split_model
+from r23d_jax.weights.files import Content
+from r23d_jax.weights.matching import fit
+from r23d_jax.weights.sources import source_of
+from r23d_jax.weights.state_dicts import convert, to_arrays
 from r23d_jax.weights.tables import ConversionError
 from tests.weights.random_networks import trained
 
@@ -31,7 +35,7 @@ def values(model: models.VideoNetwork) -> tuple[dict, dict]:
 )
 def test_there_and_back_is_bit_exact(name: str, head: str) -> None:
     model = trained(name, head=HeadConfig(kind=head, num_heads=2), widths=(4, 6, 8, 8))
-    state = r23d_jax.to_torch(model)
+    state = to_arrays(model)
     assert all(value.flags.c_contiguous for value in state.values())
     like = trained(name, head=HeadConfig(kind=head, num_heads=2), widths=(4, 6, 8, 8))
     state = {f"module.{key}": value for key, value in state.items()}
@@ -41,13 +45,13 @@ def test_there_and_back_is_bit_exact(name: str, head: str) -> None:
 @pytest.mark.parametrize("name", ["r2plus1d_10", "r2plus1d_tv_10", "mc3_10", "r2plus3d_10"])
 def test_the_network_is_found_from_the_shapes(name: str) -> None:
     model = shapes_of(name)
-    found = r23d_jax.from_torch(r23d_jax.to_torch(model))
+    found = r23d_jax.from_torch(to_arrays(model))
     assert jax.tree.map(jnp.shape, values(found)) == jax.tree.map(jnp.shape, values(model))
 
 
 def test_what_does_not_fit_is_listed_at_once() -> None:
     model = trained("r3d_10", widths=(4, 6, 8, 8))
-    state = r23d_jax.to_torch(model)
+    state = to_arrays(model)
     state["layer9.0.weight"] = state.pop("layer1.0.conv1.0.weight")
     state["fc.bias"] = np.zeros(9, np.float32)
     with pytest.raises(ConversionError) as caught:
@@ -55,7 +59,7 @@ def test_what_does_not_fit_is_listed_at_once() -> None:
     message = str(caught.value)
     assert "layer1.0.conv1.0.weight: missing" in message and "layer9.0.weight: not in this network" in message
     assert "fc.bias: [9], expected [7]" in message
-    broken = {**r23d_jax.to_torch(model), "fc.weight": np.full((7, 8), np.nan, np.float32)}
+    broken = {**to_arrays(model), "fc.weight": np.full((7, 8), np.nan, np.float32)}
     with pytest.raises(ConversionError, match=r"1 of \d+ tensors hold values that are not numbers .*fc\.weight"):
         r23d_jax.from_torch(broken, model)
     state["layer1.0.conv1.0.weight"] = state.pop("layer9.0.weight")
@@ -71,15 +75,17 @@ def test_what_is_not_known_is_said() -> None:
         r23d_jax.from_torch(arrays)
     with pytest.raises(ConversionError, match="source 'vzm' is unknown; did you mean vmz"):
         r23d_jax.from_torch(arrays, source="vzm")
-    with pytest.raises(ConversionError, match=r"these are not weights of VMZ.*which have stem\.3\.weight"):
+    with pytest.raises(
+        ConversionError, match=r"these are not weights of VMZ.*which have stem\.0\.weight and stem\.3\.weight"
+    ):
         r23d_jax.from_torch(arrays, source="vmz")
     with pytest.raises(ConversionError, match="weights of an image network: inflate them"):
         r23d_jax.from_torch({"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)})
-    state = r23d_jax.to_torch(shapes_of("r2plus1d_tv_10"))
+    state = to_arrays(shapes_of("r2plus1d_tv_10"))
     with pytest.raises(ConversionError, match=r"are r2plus1d_tv_10 \(torchvision\), not r2plus1d_10: .*mid_planes"):
         r23d_jax.from_torch(state, "r2plus1d_10")
     with pytest.raises(ConversionError, match="has no names for this network"):
-        r23d_jax.to_torch(shapes_of("r3d_10"), "hara")
+        to_arrays(shapes_of("r3d_10"), "hara")
 
 
 def shapes_of(name: str) -> models.VideoNetwork:
@@ -91,7 +97,7 @@ def shapes_of(name: str) -> models.VideoNetwork:
 
 def test_a_gamma_of_ones_is_no_gamma() -> None:
     """DeepMind's I3D has BN without gamma; its torch ports write ones, and trained ports have others."""
-    state = r23d_jax.to_torch(shapes_of("i3d"))
+    state = to_arrays(shapes_of("i3d"))
     assert all((value == 1).all() for name, value in state.items() if name.endswith("bn.weight"))
     assert r23d_jax.from_torch(state).spec == models.model_spec("i3d")
     state["Mixed_3b.b0.bn.weight"] = np.full(64, 2, np.float32)
@@ -100,7 +106,7 @@ def test_a_gamma_of_ones_is_no_gamma() -> None:
 
 def test_a_network_without_classifier_returns_its_feature_map() -> None:
     model = trained("r3d_10", widths=(4, 6, 8, 8))
-    state = {name: value for name, value in r23d_jax.to_torch(model).items() if not name.startswith("fc.")}
+    state = {name: value for name, value in to_arrays(model).items() if not name.startswith("fc.")}
     like = trained("r3d_10", widths=(4, 6, 8, 8), head="none")
     bare = r23d_jax.from_torch(state, like)
     video = jnp.ones((2, 4, 32, 32, 3))
@@ -110,7 +116,86 @@ def test_a_network_without_classifier_returns_its_feature_map() -> None:
 
 def test_several_forms_of_a_classifier() -> None:
     """fc as a Sequential of dropout and linear, which fine-tuning scripts write."""
-    state = r23d_jax.to_torch(shapes_of("r3d_18"))
+    state = to_arrays(shapes_of("r3d_18"))
     state["fc.1.weight"], state["fc.1.bias"] = state.pop("fc.weight") + 2, state.pop("fc.bias")
     model: Any = r23d_jax.from_torch(state)
     assert float(model.head.classifier.kernel[...][0, 0]) == 2.0
+
+
+def test_a_classifier_of_several_layers_is_refused() -> None:
+    """Two arrays may not become one."""
+    state = to_arrays(shapes_of("mc3_18"))
+    classifier = {"weight": state.pop("fc.weight"), "bias": state.pop("fc.bias")}
+    state |= {f"fc.{k}.{name}": value for k in (1, 4) for name, value in classifier.items()}
+    with pytest.raises(ConversionError, match=r"fc\.1\.weight and fc\.4\.weight would both become fc\.weight"):
+        r23d_jax.from_torch(state)
+    with pytest.raises(ConversionError, match=r"no array may be lost.*--num-classes then adds a new one"):
+        r23d_jax.from_torch(state, shapes_of("mc3_18"))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "classifier"),
+    [
+        ("model.", "model."),
+        ("net.", "net."),
+        ("_orig_mod.module.", "_orig_mod.module."),
+        ("model.backbone.", "model."),
+        ("encoder.", ""),
+        ("network._orig_mod.", "network."),
+    ],
+)
+def test_wrapping_modules_are_recognized_by_what_follows(backbone: str, classifier: str) -> None:
+    state = to_arrays(shapes_of("mc3_18"))
+    state["stem.1.running_var"] = np.full(64, 3, np.float32)
+    wrapped = {(classifier if name.startswith("fc.") else backbone) + name: value for name, value in state.items()}
+    again = to_arrays(r23d_jax.from_torch(wrapped))
+    assert again.keys() == state.keys() and all(np.array_equal(again[name], state[name]) for name in state)
+
+
+def test_a_name_with_and_without_a_prefix_is_refused() -> None:
+    state = to_arrays(shapes_of("mc3_18"))
+    state = {f"module.{name}": value for name, value in state.items()} | {"fc.bias": state["fc.bias"]}
+    with pytest.raises(ConversionError, match=r"module\.fc\.bias and fc\.bias would both become fc\.bias"):
+        r23d_jax.from_torch(state)
+
+
+def test_what_is_left_out_is_named() -> None:
+    state = to_arrays(shapes_of("mc3_18"))
+    extras = {"layer1.total_ops": np.zeros(1), "total_params": np.zeros(1), "criterion.weight": np.ones(3)}
+    assert convert(state | extras).notes == (
+        "left out 2 arrays, a profiler's counters: layer1.total_ops, total_params",
+        "left out 1 arrays, part of the loss: criterion.weight",
+    )
+    with pytest.raises(ConversionError, match=r"proj\.weight: not in this network"):
+        convert(state | {"proj.weight": np.ones(3)})
+
+
+def test_another_programs_fields_are_not_taken_for_ours() -> None:
+    state = to_arrays(shapes_of("mc3_18"))
+    for meta in ({"config": {"name": "ucf", "lr": 0.1}}, {"config": "a.yaml", "class_names": 3, "preprocessing": None}):
+        assert convert(Content(state, meta)).name == "mc3_18"
+    assert convert(Content(state, {"class_names": ["a", "b", "c"]})).class_names == ("a", "b", "c")
+    with pytest.raises(ConversionError, match="class_names has 2 names, and the weights have 3 classes: correct"):
+        convert(Content(state, {"class_names": ["a", "b"]}))
+
+
+@pytest.mark.parity
+def test_to_torch_gives_tensors_for_load_state_dict(torchvision_video: Any) -> None:
+    import torch
+
+    model = trained("r3d_18")
+    peer = torchvision_video.r3d_18(weights=None, num_classes=7)
+    peer.load_state_dict(r23d_jax.to_torch(model))
+    assert torch.equal(peer.stem[0].weight, torch.tensor(to_arrays(model)["stem.0.weight"]))
+
+
+def test_the_source_whose_names_are_written() -> None:
+    for name, source in (
+        ("mc3_18", "torchvision"),
+        ("r3d_18", "torchvision"),
+        ("r3d_34", "r23d_jax"),
+        ("r2plus1d_tv_18", "torchvision"),
+        ("r2plus1d_18", "vmz"),
+    ):
+        model = shapes_of(name)
+        assert source_of(model) == source == fit(to_arrays(model), model).source

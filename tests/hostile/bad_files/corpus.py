@@ -541,8 +541,8 @@ WEIGHTS = {
     "lies_about_itself": BadFile(
         "a config inside that is none",
         ".safetensors",
-        lambda: safetensors({"a": tensor(), "__metadata__": {"config": "5"}}, bytes(16)),
-        r"what the file says of its network cannot be used \(config=5: must be the group",
+        lambda: safetensors({"a": tensor(), "__metadata__": {"config": "5", "format": '"r23d_jax"'}}, bytes(16)),
+        r"the file's description of its network cannot be used \(config=5: must be the group",
     ),
     "torch_zero_byte": BadFile("an empty .pth", ".pth", lambda: b"", r"is empty \(0 bytes\)"),
     "torch_text": BadFile("text called .pth", ".pth", _text, r"damaged, or not a torch file|refused"),

@@ -68,7 +68,7 @@ def test_flipped_bits(tmp_path: Path) -> None:
     for seed in range(50):
         path.write_bytes(flip_bits(safetensors({"a": tensor(), "b": tensor(16, 32)}, bytes(32)), 3, seed))
         try:
-            arrays, _ = files.read(path)
+            arrays = files.read(path).arrays
         except ConversionError as error:
             assert str(path) in str(error)
         else:

@@ -157,7 +157,7 @@ def weights(data: bytes) -> None:
     path = _FOLDER / ("weights.pth" if data[:1] == b"t" else "weights.safetensors")
     path.write_bytes(data[1:])
     try:
-        arrays, meta = state_dicts.read_arrays(path)
+        arrays, meta, _ = state_dicts.read_arrays(path)
     except UserError as error:
         assert str(path) in str(error) and len(str(error)) < 2000
         return

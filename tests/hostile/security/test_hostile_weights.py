@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pickle
+import pkgutil
 import shutil
 import zlib
 from pathlib import Path
@@ -37,7 +38,7 @@ def test_a_pickle_that_would_run_code_is_refused(
     said = capsys.readouterr().err
     assert said.startswith(f"error: {path}: ") and said.count("\n") == 1
     refusals = ("refused, because reading it could run code", "damaged, or not a torch file", "members are compressed")
-    assert any(refusal in said for refusal in refusals)
+    assert any(refusal in said for refusal in (*refusals, "is a TorchScript archive"))
     # torch explains how to run the code all the same; that is not repeated
     assert not {"trust", "weights_only", "safe_globals"} & set(said.replace("=", " ").replace("`", " ").split())
     assert not marker.exists() and not (tmp_path / "out").exists()
@@ -49,6 +50,31 @@ def test_what_a_pickle_asks_for_is_named(marker: Path, tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(torch_zip({"a": Code(marker)}))
     with pytest.raises(ConversionError, match=r"could run code that is stored in it \(it asks for posix\.system\)"):
         files.read(tmp_path / "a.pth")
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("target", ["subprocess.check_call", "shutil.rmtree", "torch.serialization.load"])
+def test_code_beside_the_weights_is_left_out_and_not_run(target: str, marker: Path, tmp_path: Path) -> None:
+    """Classes that torch does not know become records: nothing is imported, called or set."""
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install -r requirements-torch.txt")
+    folder = tmp_path / "precious"
+    folder.mkdir()
+    arguments = {"subprocess.check_call": ["touch", str(marker)], "shutil.rmtree": str(folder)}
+
+    class Call:
+        def __reduce__(self) -> tuple:
+            return pkgutil.resolve_name(target), (arguments.get(target, "a.pth"),), {"state": 1}
+
+    path = tmp_path / "a.pth"
+    torch.save({"model": {"a": torch.ones(2)}, "args": Call()}, path)
+    content = files.read(path)
+    assert list(content.arrays) == ["a"] and content.arrays["a"].tolist() == [1, 1]
+    asked = target.replace("subprocess", "commands")  # the module's name in the pickles that torch writes
+    assert content.notes == (f"left out, because only running code could read them: objects of {asked}",)
+    torch.save({"model": {"a": torch.ones(2), "b": Call()}}, path)
+    with pytest.raises(ConversionError, match=rf"could run code .*it asks for {asked}\)"):
+        files.read(path)
+    assert not marker.exists() and folder.is_dir()
 
 
 @pytest.mark.parity
