@@ -208,7 +208,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], fake: t
     assert main(["study", "--config=configs/studdy.py", "--workdir=x"]) == 2
     assert "no such file" in capsys.readouterr().err
     assert main(["study", "--config=configs/r23d.py", "--workdir=x"]) == 2
-    assert "has no get_study(arg); it describes one training: use launch.py or the command train" in capsys.readouterr().err
+    assert (
+        "has no get_study(arg); it describes one training: use launch.py or the command train"
+        in capsys.readouterr().err
+    )
     assert main(["study"]) == 2
 
 
