@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from r23d_jax.config import ConfigError, ModelConfig, Preprocessing, from_dict
-from r23d_jax.models.functional import flatten, split_model
+from r23d_jax.models.functional import HasNetwork, bare, flatten, split_model
 from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.registry import build_model, model_config, model_name
 from r23d_jax.weights import files, layouts
@@ -55,7 +55,7 @@ class Converted:
         return model_name(self.config)
 
 
-def to_torch(model: VideoNetwork, source: str | None = None) -> dict[str, np.ndarray]:
+def to_torch(model: VideoNetwork | HasNetwork, source: str | None = None) -> dict[str, np.ndarray]:
     """All values of a network as a torch state dict of numpy arrays.
 
     The names are those of the code base that the network is from, so that its own class takes them with
@@ -73,6 +73,7 @@ def to_torch(model: VideoNetwork, source: str | None = None) -> dict[str, np.nda
     Raises:
       ConversionError: if `source` is unknown or has no names for this network.
     """
+    model = bare(model)
     table, layout = table_of(model, source or source_of(model))
     _, params, batch_stats = split_model(model)
     return rename(table, layout, params, batch_stats)
@@ -90,7 +91,9 @@ def rename(table: Table, layout: Layout, *trees: layouts.Tree) -> dict[str, np.n
     return state | {name: np.zeros((), np.int64) for name in table.counters}
 
 
-def from_torch(weights: Weights, model: VideoNetwork | str | None = None, source: str | None = None) -> VideoNetwork:
+def from_torch(
+    weights: Weights, model: VideoNetwork | HasNetwork | str | None = None, source: str | None = None
+) -> VideoNetwork:
     """A network with the values of a torch state dict.
 
     Args:
@@ -107,11 +110,11 @@ def from_torch(weights: Weights, model: VideoNetwork | str | None = None, source
     Raises:
       ConversionError: if the file cannot be read, names or shapes do not fit, or no known network has them.
     """
-    if isinstance(model, VideoNetwork):
-        arrays, _ = read_arrays(weights)
-        table, layout, fitting = fit(arrays, model, source)
-        return _filled(model, table, layout, fitting)
-    return convert(weights, model, source).model
+    if model is None or isinstance(model, str):
+        return convert(weights, model, source).model
+    model, (arrays, _) = bare(model), read_arrays(weights)
+    table, layout, fitting = fit(arrays, model, source)
+    return _filled(model, table, layout, fitting)
 
 
 def convert(

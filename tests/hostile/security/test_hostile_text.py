@@ -66,10 +66,10 @@ def test_launch_prints_no_commands(tmp_path: Path) -> None:
 
 
 def test_class_names_of_a_foreign_network_are_printed_as_text(capsys: pytest.CaptureFixture[str]) -> None:
-    seen = type("Seen", (), {"num_frames": 1, "num_clips": 1})
+    seen = type("Seen", (), {"num_frames": 1, "num_clips": 1, "seen": 1.0})
     predict._print_ranking("a\nb", [("Di\x1b[2Jving\nRowing", 0.9), ("x", 0.1)], seen, False)
     assert capsys.readouterr().out.splitlines() == [
-        r"a\nb  (1 frames, 1 clip)",
+        r"a\nb  (1 frames, 1 clip, 100 % of the video seen)",
         "  Di\\x1b[2Jving\\nRowing   90.00 %",
         "  x                       10.00 %",
     ]
@@ -133,7 +133,7 @@ def result_of(names: tuple[str, ...]) -> EvalResult:
 
 def page_of(names: tuple[str, ...], workdir: Path) -> str:
     cfg = Config()
-    cfg.model.family, cfg.model.head.kind, cfg.data.root, cfg.data.source = names[:4]
+    cfg.model.head.kind, cfg.data.root, cfg.data.source = names[:3]  # an unknown family is refused
     cfg.data.classes = names
     save_evaluation(result_of(names), workdir)
     return report.write_report(workdir, cfg=cfg).read_text()
