@@ -21,12 +21,12 @@ def run(rounds: int, workers: int, tiny: bool, peer: bool) -> list[dict[str, Any
 
     Args:
       rounds: how often each is timed.
-      workers: threads of ours, processes of the peer's.
+      workers: threads of r23d_jax, processes of the peer.
       tiny: few views, to see that it works.
       peer: measure torch's DataLoader too; the program needs a main guard.
 
     Returns:
-      Of each pipeline "name", "views_per_second", "ratio" against the first, and "spread".
+      "name", "views_per_second", "ratio" against the first, and "spread" (smallest and largest) of each pipeline.
     """
     from r23d_jax.data import sources
     from r23d_jax.data.read import pipeline

@@ -29,7 +29,7 @@ _NUM_FRAMES, _CROP = 16, 112
 _WIDTH, _HEIGHT = 320, 240  # UCF101's
 _SMALL_WIDTH, _SMALL_HEIGHT = 171, 128
 _QUALITY, _SMALL_QUALITY = 77, 82  # of the JPEGs: about 12 and 5 KB a frame
-_FINE_QUALITY = 98  # of the pictures that show what a resize does
+_FINE_QUALITY = 98  # of the pictures that show the effect of a resize
 _SPEED = 2  # pixels from frame to frame
 _NOISE = 4.0  # gray levels
 _DCT_SCALING = 0.9  # a window of 210 pixels is decoded as 105, and becomes 112
@@ -43,7 +43,7 @@ def run(rounds: int, workers: int, tiny: bool, peer: bool) -> dict[str, Any]:
 
     Args:
       rounds: how often each pipeline is timed.
-      workers: threads of ours, processes of the peer's.
+      workers: threads of r23d_jax, processes of the peer.
       tiny: few and short videos, to see that it works.
       peer: measure torch's DataLoader too. Its processes are spawned, so the program needs a main guard.
 
@@ -245,7 +245,7 @@ def _until_idle() -> None:
     quiet, deadline = 0, time.monotonic() + 60
     while quiet < 3:
         if time.monotonic() > deadline:
-            raise RuntimeError("a thread of this process never rests: what is read ahead cannot be told from its work")
+            raise RuntimeError("a thread never rests, so prefetching cannot be distinguished from its work")
         time.sleep(0.002)
         quiet = 0 if _others_run() else quiet + 1
 

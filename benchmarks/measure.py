@@ -1,4 +1,4 @@
-"""Times in strict alternation, and what they were taken on."""
+"""Times in strict alternation, with a description of the machine."""
 
 import dataclasses
 import importlib.metadata

@@ -21,7 +21,7 @@ PARTS = ("input", "step", "forward", "eval", "convert", "start", "scale")
 
 
 def main() -> int:
-    """Runs what is asked for; returns the exit status."""
+    """Runs the chosen parts; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("part", nargs="?", default="all", choices=[*PARTS, "all"])
     parser.add_argument("--peer", action="store_true", help="against torch, which must be installed")
@@ -80,7 +80,7 @@ def _range(pair: list[float] | None) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """A table for each part, below the machine it was taken on."""
+    """A table for each part, below the machine that ran it."""
     lines = ["# Measurements", ""]
     for part in PARTS:
         if part not in results:
@@ -144,7 +144,7 @@ def _scale_lines(found: list[dict[str, Any]]) -> list[str]:
 
 
 def picture(results: dict[str, Any]) -> str:
-    """Speed against the reference, as bars in one SVG: what is longer is faster."""
+    """Speed against the reference, as bars in one SVG; a longer bar is faster."""
     import io
 
     import matplotlib

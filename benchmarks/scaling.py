@@ -1,4 +1,4 @@
-"""How the cost of a training step grows with the batch, the clip and the number of devices; ours alone."""
+"""How the cost of a training step of r23d_jax grows with the batch, the clip and the number of devices."""
 
 import json
 import os

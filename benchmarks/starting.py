@@ -20,7 +20,7 @@ def run(rounds: int, tiny: bool) -> list[dict[str, Any]]:
       tiny: leaves out the trainings.
 
     Returns:
-      Of each command "name", "seconds" and "spread".
+      "name", "seconds" and "spread" (smallest and largest) of each command.
     """
     root = Path(__file__).parents[1]
 
@@ -73,7 +73,7 @@ def _first_step(root: Path, data: Path, workdir: Path, fresh: bool) -> float:
 
 
 def convert(rounds: int, tiny: bool, peer: bool) -> list[dict[str, Any]]:
-    """Times the way of a torch file of R(2+1)D-34 (tiny: 18) into a network: ours into jax, and torch's own.
+    """Times loading a torch file of R(2+1)D-34 (tiny: 18) into a network, in r23d_jax and in torch.
 
     Args:
       rounds: how often each is timed.
@@ -81,7 +81,7 @@ def convert(rounds: int, tiny: bool, peer: bool) -> list[dict[str, Any]]:
       peer: time torch too. It reads the same file into the same network of its own only where that is r2plus1d_18.
 
     Returns:
-      Of each "name", "seconds" and "spread".
+      "name", "seconds" and "spread" (smallest and largest) of each.
     """
     from flax import nnx
 

@@ -1,4 +1,4 @@
-"""A training step and a forward pass of the same network, ours and torch's, on whatever device there is.
+"""Times a training step and a forward pass of one network in r23d_jax and in torch, on the available device.
 
 Both read uint8 clips that lie on the device, normalize them, and train with cross-entropy and SGD with momentum, in
 float32 on a CPU, and in bfloat16 with float32 parameters on a GPU.
@@ -228,7 +228,7 @@ def run(kind: str, rounds: int, clips: Clips, networks: list[str], variants: lis
       rounds: of A B C A B C.
       clips: the batch.
       networks: of `NETWORKS`.
-      variants: of `TORCH_VARIANTS`; none: ours alone. One that torch cannot build here is left out and said.
+      variants: keys of `TORCH_VARIANTS`; none for r23d_jax alone. One that torch cannot build is logged and left out.
 
     Returns:
       A row per network and candidate; `ratio` above 1 is faster than the fastest torch variant of the same row.

@@ -1,4 +1,4 @@
-"""The networks that ours are timed against, in plain torch: torchvision's r3d_18 and r2plus1d_18, and R(2+3)D-18 + ViT.
+"""The networks to time r23d_jax against, in plain torch: torchvision's r3d_18 and r2plus1d_18, and R(2+3)D-18 + ViT.
 
 Modules are named and nested as in torchvision/models/video/resnet.py, so that `r23d_jax.to_torch` fills them.
 """

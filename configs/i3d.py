@@ -9,7 +9,7 @@ the fine-tuning; 0.01 is a guess).
 Published: 95.1 % RGB, mean of 3 splits, or 95.6 % with ImageNet first (their Table 5).
 `inflate`: from torchvision's googlenet (ImageNet). Published: 84.5 % RGB, split 1 (their Table 2).
 Scratch: about 50 to 60 % RGB (Carreira, kinetics-i3d issue 46). Frames must be extracted with --short-side 256.
-Hardware: written for one 80 GB GPU in bfloat16. Result: not yet measured at full size; docs/results.md has what was.
+Hardware: written for one 80 GB GPU in bfloat16. Result: not yet measured at full size; see docs/results.md.
 """
 
 from r23d_jax.config import Config, ConfigError, use_flow
@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> Config:
     cfg.optimizer.weight_decay = 1e-7
     cfg.optimizer.nesterov = False
     cfg.optimizer.learning_rate = 0.1
-    cfg.parallel.compute_dtype, cfg.parallel.remat = "bfloat16", True
+    cfg.parallel.compute_dtype, cfg.parallel.remat = "auto", True
     cfg.train.global_batch_size, cfg.train.accumulate = 96, 4
     cfg.train.epochs = 200.0
     cfg.eval.batch_size = 8

@@ -1,9 +1,9 @@
-"""The recipe of the published code, quirks and all.
+"""The recipe of the published code, including its mistakes.
 
     python launch.py --config=configs/original.py --config.data.root=FRAMES --config.data.lists=LISTS
 
-What the published `train-test.py` runs (not what its README describes): r3d_18 with dropout 0.3 inside every block and
-no pretrained weights; 16 consecutive frames; short side 136, a crop of one of five scales, flip; pixels left in 0..255
+It follows the published `train-test.py`, not its README: r3d_18 with dropout 0.3 inside every block and no pretrained
+weights; 16 consecutive frames; short side 136, a crop of one of five scales, flip; pixels left in 0..255
 and then normalized by 0.5 and 0.5; SGD with Nesterov momentum and no weight decay; a cosine that ends at about 0.195 of
 the learning rate; batch 64, 300 epochs, one GPU. Tested on all non-overlapping clips, center crop.
 `original.py:r2plus3d` trains its other backbone, which the published trainer never builds, under the same recipe.

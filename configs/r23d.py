@@ -7,7 +7,7 @@ Variants: `r23d.py:34` (depth), `r23d.py:18,vit_time`, `r23d.py:18,avgpool`, `r2
 backbone (--config.init_from=FILE): the backbone at a tenth of the rate, weight decay 1e-3, dropout 0.5, at 128 pixels
 (TengdaHan/DPC; its Adam has no decoupled decay, and a ConvGRU in place of the ViT head). Published: 68.2 % with
 Kinetics-400 videos (Han et al. 2019, R18).
-Hardware: written for one 80 GB GPU in bfloat16. Result: not yet measured at full size; docs/results.md has what was.
+Hardware: written for one 80 GB GPU in bfloat16. Result: not yet measured at full size; see docs/results.md.
 """
 
 from r23d_jax.config import Config, ConfigError, nearest, use_flow
@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> Config:
     cfg.optimizer.weight_decay = 5e-4
     cfg.optimizer.warmup_epochs = 5.0
     cfg.train.label_smoothing = 0.1
-    cfg.parallel.compute_dtype = "bfloat16"
+    cfg.parallel.compute_dtype = "auto"
     if arg == "flow":
         return use_flow(cfg)
     if finetune:

@@ -10,7 +10,7 @@ Variants: `r2plus1d.py:34`; `18,tv` with torchvision's mid-planes, `18,flow` on 
 `bert` R(2+1)D-34 and a ViT head on time tokens (Kalfaoglu et al. 2020). Published: 98.69 %, mean of 3 splits, of IG-65M
   weights, 64 frames and 10 crops, which is not the head's merit alone.
 From scratch, training follows configs/r23d.py, so that the two differ in the network and its head only.
-Hardware: written for one 80 GB GPU in bfloat16. Result: not yet measured at full size; docs/results.md has what was.
+Hardware: written for one 80 GB GPU in bfloat16. Result: not yet measured at full size; see docs/results.md.
 Published for orientation: R(2+1)D-50 from scratch, split 1, 56.6 % (fourierer's 3D-ResNets runs, video level).
 """
 
@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> Config:
     cfg.model.depth = 18 if arg.startswith("18") or arg == "finetune,tv" else 34
     cfg.model.head.kind = "avgpool"
     cfg.data.short_side = 128
-    cfg.parallel.compute_dtype = "bfloat16"
+    cfg.parallel.compute_dtype = "auto"
     opt, train = cfg.optimizer, cfg.train
     if arg[0].isdigit():
         cfg.data.color_jitter = 0.2

@@ -6,7 +6,7 @@
 `finetune`: torchvision's r3d_18 (Kinetics-400), stages up to the third frozen, SGD 0.001, weight decay 1e-5, 128 clips
 (kenshohara/3D-ResNets-PyTorch, README). Published: 84.4 % split 1 (Hara et al. 2018, R3D-18 of their own weights).
 `inflate`: from torchvision's resnet18 (ImageNet), with the image network's pool after the stem. Nothing is published.
-Hardware: written for one 80 GB GPU in bfloat16. Result: not yet measured at full size; docs/results.md has what was.
+Hardware: written for one 80 GB GPU in bfloat16. Result: not yet measured at full size; see docs/results.md.
 Published for orientation: R3D-50 from scratch, split 1, 46.42 % (fourierer's 3D-ResNets runs, video level).
 """
 
@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> Config:
     cfg.model.family, cfg.model.depth = "r3d", 18
     cfg.model.head.kind = "avgpool"
     cfg.data.short_side = 128
-    cfg.parallel.compute_dtype = "bfloat16"
+    cfg.parallel.compute_dtype = "auto"
     if arg == "finetune":
         cfg.init_from = "weights/r3d_18.pth"
         cfg.optimizer.freeze = ("stem", "stage1", "stage2", "stage3")

@@ -4,7 +4,7 @@
     python launch.py --config=configs/ucf5_cpu.py --config.data.lists=ucfTrainTestlist
 
 The classes are HandstandPushups, JumpingJack, PullUps, PushUps and WallPushups. Variants: `ucf5_cpu.py:avgpool`,
-`ucf5_cpu.py:vit,rgb_diff`, `ucf5_cpu.py:vit,flow` (head, input; flow is what prepare --flow wrote to data/ucf5_flow).
+`ucf5_cpu.py:vit,rgb_diff`, `ucf5_cpu.py:vit,flow` (head, input; `prepare --flow` writes flow to data/ucf5_flow).
 Hardware: 2 CPU cores, 22 min.
 Results, video top-1 (docs/results.md): vit 47.27 %, avgpool 50.91 %, vit,rgb_diff 79.09 %, vit,flow 82.73 %.
 """

@@ -3,7 +3,8 @@
     model = r23d_jax.create_model("r2plus3d_18", num_classes=101, head="vit", rngs=nnx.Rngs(0))
     model = r23d_jax.load_model("runs/r23d")
 
-A model is called on (B, T, H, W, C) float32 and returns (B, num_classes) float32 logits.
+Both are called on (B, T, H, W, C) float32 and return (B, num_classes) float32 logits. A loaded one takes uint8 clips
+too, and `model.predict("video.mp4")` returns probabilities by class name.
 """
 
 import importlib
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from r23d_jax.version import __version__  # noqa: F401
 
 if TYPE_CHECKING:
-    from r23d_jax.checkpoint.checkpoint import load_checkpoint, load_model
+    from r23d_jax.checkpoint.checkpoint import load_checkpoint
+    from r23d_jax.evaluation.trained import load_model
     from r23d_jax.models.registry import create_model, list_models
     from r23d_jax.weights.inflate import inflate
     from r23d_jax.weights.state_dicts import from_torch, to_torch
@@ -36,7 +38,7 @@ _HOMES = {
     "inflate": "r23d_jax.weights.inflate",
     "list_models": "r23d_jax.models.registry",
     "load_checkpoint": "r23d_jax.checkpoint.checkpoint",
-    "load_model": "r23d_jax.checkpoint.checkpoint",
+    "load_model": "r23d_jax.evaluation.trained",
     "read_tensorflow": "r23d_jax.weights.tensorflow_checkpoint",
     "to_torch": "r23d_jax.weights.state_dicts",
 }

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
+from r23d_jax.commands import train
 from r23d_jax.config import Config, ConfigError, validate
 from r23d_jax.study.grid import cells, load_study
+from r23d_jax.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = [
@@ -86,6 +89,7 @@ def launch(*args: str) -> subprocess.CompletedProcess[str]:
         (["--config=configs/r3d.py:finetune"], "config.init_from=weights/r3d_18.pth: there is no such file or folder"),
         (["--config=configs/study.py"], "has no get_config(arg); it describes a study: use the command study"),
         (["--config=configs/quickstart.py", "--config.optimizer.name=lyon"], "config.optimizer.name='lyon': unknown"),
+        (["--config=configs/two_stream.py"], "trained streams, which can only be evaluated: use python "),
         ([], "--config is missing: --config=configs/quickstart.py runs anywhere"),
     ],
 )
@@ -120,6 +124,29 @@ def test_a_wrong_config_file_gets_one_sentence(tmp_path: Path, text: str, messag
     done = launch(f"--config={file}", "--config.optimizer.learning_rate=0.1", f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 2 and not (tmp_path / "run").exists()
     assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")  # ml_collections' own way to run a file
+def test_a_lack_of_memory_names_the_fields_to_change(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(loop, "train", lambda cfg, workdir: jax.numpy.zeros(2**46, "uint8").block_until_ready())
+    assert train.main(["--config=quickstart", f"--workdir={tmp_path}"], "train") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: out of memory: lower config.train.global_batch_size, or set config.train.accumulate")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("command", [["info"], ["train", "--help"]], ids=" ".join)
+def test_a_reader_that_ends_is_no_error(command: list[str], unbuffered: str) -> None:
+    """As `| head -1`, which closes the pipe before everything is written."""
+    full = [sys.executable, "-m", "r23d_jax", *command]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(full, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read().decode() == "" and process.wait() == 141
 
 
 def test_help() -> None:

@@ -26,7 +26,7 @@ from r23d_jax.evaluation import fusion, two_stream
         (config.FUSED_SCORES, fusion.SCORES),
         (config.FUSION_CHOICES, two_stream.CHOICES),
     ],
-    ids=["crops", "evaluation crops", "sampling", "views", "sources", "flow", "scores", "choices"],
+    ids=["crops", "evaluation crops", "sampling", "views", "sources", "scores", "choices"],
 )
 def test_allowed_names_are_the_keys_of_the_table(names: Collection, table: dict) -> None:
     assert tuple(names) == tuple(table)

@@ -18,6 +18,7 @@ from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.checkpoint.store import BEST_METRIC, DAMAGED, CheckpointError, NewestAndBest, Store, damage
 from r23d_jax.config import Config, Preprocessing, UserError
 from r23d_jax.models.functional import split_model
+from r23d_jax.runtime import parallel
 from r23d_jax.version import __version__
 
 FOLDER = "checkpoints"
@@ -209,11 +210,6 @@ def load_checkpoint(path: Path | str, which: str = "best", log: Callable[[str], 
     return loaded
 
 
-def load_model(path: Path | str, which: str = "best") -> models.VideoNetwork:
-    """The network of a checkpoint, in evaluation mode; see `load_checkpoint`."""
-    return load_checkpoint(path, which).model
-
-
 def save_model(folder: Path, model: models.VideoNetwork, cfg: Config, class_names: tuple[str, ...]) -> None:
     """Writes a network that was not trained here as a checkpoint, reads it again and compares every value.
 
@@ -241,7 +237,7 @@ def save_model(folder: Path, model: models.VideoNetwork, cfg: Config, class_name
         store.wait()
     finally:
         store.close()
-    again = split_model(load_model(folder))[1:]
+    again = split_model(load_checkpoint(folder).model)[1:]
     same = jax.tree.map(np.array_equal, (params, batch_stats), again)
     if not all(jax.tree.leaves(same)):
         raise CheckpointError(f"{folder}: reading it back gave other values. Check the disk.")
@@ -254,7 +250,7 @@ def create_configured_model(cfg: Config, num_classes: int) -> models.VideoNetwor
         num_classes=num_classes,
         num_frames=cfg.data.num_frames,
         crop_size=cfg.data.crop_size,
-        dtype=jnp.dtype(cfg.parallel.compute_dtype),
+        dtype=jnp.dtype(parallel.compute_dtype(cfg.parallel)),
         remat=cfg.parallel.remat,
         rngs=nnx.Rngs(cfg.seed),
     )

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from r23d_jax.evaluation.single import Prediction
 
 EXIT_OK, EXIT_SKIPPED = 0, 3
-LEAST_CLIPS = 10  # a training may evaluate one clip per video to save time, which says little about a long video
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--clips",
         type=int,
         default=0,
-        help=f"evenly spaced clips per video; 0: as the run was evaluated, but at least {LEAST_CLIPS} (default: 0)",
+        help="evenly spaced clips per video; 0: as the run was evaluated, but at least 10 (default: 0)",
     )
     parser.add_argument("--batch-size", type=int, default=8, help="clips per call of the network (default: 8)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per video")
@@ -50,18 +49,16 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: must be at least {least}")
     from r23d_jax.checkpoint.checkpoint import load_checkpoint
     from r23d_jax.data.make.video import VideoError
-    from r23d_jax.evaluation.single import Predictor
+    from r23d_jax.evaluation.single import Predictor, clips_of
 
     loaded = load_checkpoint(Path(args.workdir))
     if not loaded.class_names:
         raise UserError(f"{loaded.path}: has no classifier; train one with --config.init_from={args.workdir}")
     if loaded.model.in_channels != 3:
         raise UserError(f"{loaded.path}: reads {loaded.model.in_channels} channels of optical flow, not RGB")
-    views = loaded.config.eval
+    views = clips_of(loaded.config.eval)
     if args.clips:
         views = dataclasses.replace(views, views="uniform", num_clips=args.clips)
-    elif views.views == "uniform":
-        views = dataclasses.replace(views, num_clips=max(views.num_clips, LEAST_CLIPS))
     predictor = Predictor(loaded.model, loaded.preprocessing, views, args.batch_size)
     if not args.json:
         accuracy = loaded.metrics.get("val/top1_video")

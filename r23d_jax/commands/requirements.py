@@ -1,4 +1,4 @@
-"""`requirements`: which packages each command needs, which of them are missing here, and how to install those."""
+"""`requirements`: the packages that each command needs, and how to install those that are missing."""
 
 import argparse
 import importlib.util
@@ -7,20 +7,10 @@ from importlib import metadata
 
 from r23d_jax.runtime import program
 
-# Packages that some commands can do without
+# Packages that only some commands need
 OPTIONAL = ("tensorflow", "tensorflow_datasets", "tensorboardX", "matplotlib", "torch", "apache_beam")
-BASE = (
-    "jax",
-    "flax",
-    "optax",
-    "orbax.checkpoint",
-    "ml_collections",
-    "jaxtyping",
-    "numpy",
-    "safetensors",
-    "flatbuffers",
-    "tqdm",
-)
+BASE = ("jax", "flax", "optax", "orbax.checkpoint", "ml_collections", "jaxtyping", "numpy", "safetensors")
+BASE += ("flatbuffers", "tqdm")
 VIDEO = ("av", "cv2")
 _TRAINING = (*VIDEO, "tensorflow", "tensorboardX", "matplotlib")
 NEEDS = {
@@ -39,12 +29,12 @@ NEEDS = {
     "export to .savedmodel": ("tensorflow",),
     "export to .pth or .pt": ("torch",),
 }
-# What pip calls a package, where that is not the name to import
+# Names for pip that differ from the name to import
 _PIP_NAMES = {
     "orbax.checkpoint": "orbax-checkpoint",
     "ml_collections": "ml-collections",
     "cv2": "opencv-contrib-python-headless",
-    "tensorflow": "tensorflow-cpu",  # plain tensorflow where there is no such wheel
+    "tensorflow": "tensorflow-cpu",  # `_remedy` replaces it where there is no such wheel
     "tensorflow_datasets": "tensorflow-datasets importlib-resources",
     "apache_beam": "apache-beam",
 }
@@ -55,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a table; returns 0 whatever is missing, because no command needs everything."""
+    """Prints a table; always returns 0, because no command needs every package."""
     del args
     print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
     for name in (*BASE, *VIDEO, *OPTIONAL):
@@ -67,12 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def explain(command: str, error: Exception) -> str | None:
-    """One sentence and the pip command, if an error means that an optional package is missing; else None.
-
-    Args:
-      command: a key of `__main__.COMMANDS`.
-      error: what the command raised.
-    """
+    """A sentence with the pip command, if an error of a command means that an optional package is missing."""
     name = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else ""
     if name not in OPTIONAL:
         return None

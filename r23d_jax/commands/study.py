@@ -1,4 +1,4 @@
-"""python -m r23d_jax study --config=configs/study.py --workdir DIR: a grid of trainings, its tables and pictures."""
+"""`study`: runs a grid of trainings, and makes tables and pictures of the results."""
 
 import argparse
 from pathlib import Path
@@ -10,22 +10,17 @@ from r23d_jax.runtime import program
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of this sub-command."""
     parser.add_argument("--config", metavar="FILE[:ARG]", help="a file with get_study(arg)")
-    parser.add_argument("--workdir", help="each training gets a folder in it; results.md lies there")
-    parser.add_argument("--list", action="store_true", help="show the grid, what is done, and what the rest will cost")
-    parser.add_argument("--shard", default="", metavar="i/n", help="only this part of the grid, to share it out")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only cells whose name contains this")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="of the base config, e.g. data.root=FRAMES; an axis that sets the same field comes after it",
-    )
-    parser.add_argument("--cell", help=argparse.SUPPRESS)  # what the process of one cell is called with
+    parser.add_argument("--workdir", help="folder for results.md and a folder per training")
+    parser.add_argument("--list", action="store_true", help="show the grid, its progress, and the cost of the rest")
+    parser.add_argument("--shard", default="", metavar="i/n", help="run the i-th of n parts, e.g. one per machine")
+    parser.add_argument("--only", default="", metavar="TEXT", help="run only trainings whose name contains TEXT")
+    override = "set a field of the base config, e.g. data.root=FRAMES; an axis may override it again"
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=override)
+    parser.add_argument("--cell", help=argparse.SUPPRESS)  # starts the process of one training
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs what is not done yet and writes the results; returns 3 if a cell failed."""
+    """Runs the trainings that are not done yet and writes the results; returns 3 if one failed."""
     from r23d_jax.study.run import run_cells, train_cell
 
     if args.cell:
@@ -55,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(grid: list, workdir: Path) -> None:
-    """The grid as a table; hours by the rate of what is done already."""
+    """Prints the grid as a table, and the time left at the rate of the finished trainings."""
     from r23d_jax.runtime.progress import format_seconds
     from r23d_jax.study.costs import cost_of
     from r23d_jax.study.run import read_outcome
@@ -82,4 +77,4 @@ def _show(grid: list, workdir: Path) -> None:
     if unknown:
         print(f"{unknown} of them have neither dataset nor lists on disk yet, so their length is unknown")
     if worked and left:
-        print(f"left: {left:.3g} PMACs, about {format_seconds(left * spent / worked)} at the rate of what is done")
+        print(f"left: {left:.3g} PMACs, about {format_seconds(left * spent / worked)} at the rate so far")

@@ -1,13 +1,11 @@
-"""The configuration of a run: small typed groups, each field with its constraint beside it, and their JSON form.
+"""The configuration of a run: small groups of typed fields, each with its constraint beside it, and their JSON form.
 
-Every config file in `configs/` has one `get_config(arg)` that returns a `Config`. Values are overridden on the command
-line (`--config.optimizer.learning_rate=0.01`). Standard library only, so that reading a config never imports jax or
-TensorFlow. An empty tuple or string means "take the default of whatever this refers to"; there are no `None` fields,
-because a `None` cannot be overridden from the command line.
+A config file has one `get_config(arg)` that returns a `Config`. The command line overrides its fields, e.g.
+`--config.optimizer.learning_rate=0.01`. An empty tuple or string means the default of the part that the field
+describes; no field is `None`, because the command line cannot override a `None`.
 
-Names that choose what is built are keys of a table beside the builders. The command line needs some of them before jax
-or TensorFlow can be imported, so those are listed here too, and a test compares them with the tables. The optimizers
-and schedules stand in `training/optimizer.py` alone, which checks them before any data is read.
+Only the standard library is imported here, so that reading a config never imports jax or TensorFlow. Therefore the keys
+of some tables of builders are listed here too; a test compares the two.
 """
 
 import dataclasses
@@ -36,7 +34,7 @@ from r23d_jax.config.fields import (
 
 
 class Input(NamedTuple):
-    """What a network reads: channels of a clip, and frames read beyond those it sees."""
+    """The input of a network: channels of a clip, and frames to read beyond those of the clip."""
 
     channels: int
     extra_frames: int = 0
@@ -56,7 +54,7 @@ TEMPORAL_VIEWS = ("dense", "uniform")
 SPATIAL_CROPS = (1, 3, 10)
 STEM_POOLS = ("", "none", "2d", "3d")
 PARTS = ("stem", "stage1", "stage2", "stage3", "stage4")
-COMPUTE_DTYPES = ("float32", "bfloat16")
+COMPUTE_DTYPES = ("float32", "bfloat16", "auto")
 
 Count = Annotated[int, at_least(1)]
 CountOrZero = Annotated[int, at_least(0)]
@@ -75,42 +73,41 @@ Rising = Annotated[tuple[Positive, ...], must(lambda m: list(m) == sorted(set(m)
 
 
 class HeadConfig(Group, place="config.model.head"):
-    """What turns the last feature map (B, T, H, W, C) into logits."""
+    """The head, which turns the last feature map (B, T, H, W, C) into logits."""
 
     kind: Annotated[str, one_of(*HEADS)] = "vit"
-    tokens: Annotated[str, one_of(*TOKENS)] = "space_time"  # one per place; "time": one per step, averaged over space
+    tokens: Annotated[str, one_of(*TOKENS)] = "space_time"  # per location; time: per step, averaged over space
     num_layers: Count = 1
     num_heads: Count = 8
     hidden_dim: CountOrZero = 0  # 0: the width of the backbone's last stage
     mlp_ratio: Positive = 4.0
     dropout: FractionBelowOne = 0.5  # before the classifier
     transformer_dropout: FractionBelowOne = 0.1  # inside the transformer blocks
-    token_keep: FractionAboveZero = 1.0  # probability that a token is kept while training
+    token_keep: FractionAboveZero = 1.0  # probability of keeping a token while training
 
 
 class ModelConfig(Group, place="config.model"):
-    """Which row of the registry to build, and how to vary it."""
+    """The network: a row of the registry, and variations of it."""
 
     family: str = "r2plus3d"
-    depth: Count = 18  # not read for families of one size, such as i3d
-    widths: Widths = ()  # of the four stages; (): the registry's
-    # max-pool after the stem: none, 2d (over space), 3d (and time); "": the registry's
+    depth: Count = 18  # ignored for families of one size, such as i3d
+    widths: Widths = ()  # channels of the four stages; (): those of the registry
+    # max-pool after the stem: none, 2d (over space), 3d (over space and time); "": that of the registry
     stem_pool: Annotated[str, one_of(*STEM_POOLS)] = ""
-    in_channels: Count = 3  # of the clips; 2 for optical flow
+    in_channels: Count = 3  # channels of a clip; 2 for optical flow
     block_dropout: FractionBelowOne = 0.0  # inside every residual block (the published code has 0.3)
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
 
 
 class DataConfig(Group, place="config.data"):
-    """Which videos, and how a clip is cut out of them."""
+    """The videos, and how clips are cut from them."""
 
     source: Annotated[str, one_of(*SOURCES)] = "frames"
     root: str = "data/UCF-101-frames"  # folder of frame folders, or of packed shards
-    # folder of classInd.txt, trainlist0N.txt, testlist0N.txt; or train.csv, val.csv
-    lists: str = "data/ucfTrainTestlist"
+    lists: str = "data/ucfTrainTestlist"  # folder of classInd.txt and train|testlist0N.txt; or train.csv, val.csv
     split: Annotated[int, one_of(1, 2, 3)] = 1
     classes: tuple[str, ...] = ()  # (): all classes of the lists
-    hold_out: FractionBelowOne = 0.0  # of the training groups of a class: not trained on, to choose a fusion weight by
+    hold_out: FractionBelowOne = 0.0  # share of each class's training groups to keep for choosing a fusion weight
     input: Annotated[str, one_of(*INPUTS)] = "rgb"
     num_frames: Count = 16
     frame_stride: Count = 1  # frames from one sampled frame to the next
@@ -119,16 +116,16 @@ class DataConfig(Group, place="config.data"):
     short_side: Count = 136  # pixels; the scale at which crops are taken
     crop_size: Count = 112  # pixels
     crop: Annotated[str, one_of(*CROPS)] = "multi_scale"
-    crop_scales: Scales = (1.0, 0.8409, 0.7071, 0.5946, 0.5)  # multi_scale: of the short side
-    crop_area: Area = (0.25, 1.0)  # random_resized: fraction of the frame
+    crop_scales: Scales = (1.0, 0.8409, 0.7071, 0.5946, 0.5)  # for crop="multi_scale": fractions of the short side
+    crop_area: Area = (0.25, 1.0)  # for crop="random_resized": fraction of the frame
     flip: bool = True
     color_jitter: NotNegative = 0.0  # strength; 0 is off
     antialias: bool = False
-    # Decode JPEGs at 1/2, 1/4 or 1/8 where this share of the crop's pixels remains; 0: off; 1: never enlarges. Quick.
+    # decode JPEGs faster, at 1/2, 1/4 or 1/8 of their size, if this share of the crop's pixels remains; 0: off
     dct_scaling: Fraction = 0.0
     mean: tuple[float, ...] = (0.43216, 0.394666, 0.37645)  # of pixels in [0, 1]; two values for input="flow"
     std: tuple[Positive, ...] = (0.22803, 0.22145, 0.216989)
-    byte_range: bool = False  # True: mean and std apply to pixels in 0..255 (the published code's slip)
+    byte_range: bool = False  # True: mean and std apply to pixels in 0..255 (a mistake of the published code)
     on_broken: Annotated[str, one_of(*BROKEN_POLICIES)] = "skip"
     max_broken_fraction: Fraction = 0.05
     num_workers: CountOrZero = 0  # threads that read and decode; 0: one per core
@@ -158,31 +155,29 @@ class DataConfig(Group, place="config.data"):
 class OptimizerConfig(Group, place="config.optimizer"):
     """Update rule, learning-rate schedule and regularization."""
 
-    name: str = "sgd"  # a key of training/optimizer.py's OPTIMIZERS
+    name: str = "sgd"  # a key of OPTIMIZERS in training/optimizer.py
     learning_rate: Positive = 0.03
     momentum: FractionBelowOne = 0.9
     nesterov: bool = True
     b2: FractionBelowOne = 0.999  # adamw
     weight_decay: NotNegative = 0.0  # on convolution and linear kernels only
     clip_norm: NotNegative = 0.0  # global norm; 0: off
-    schedule: str = "cosine"  # a key of training/optimizer.py's SCHEDULES
+    schedule: str = "cosine"  # a key of SCHEDULES in training/optimizer.py
     warmup_epochs: NotNegative = 0.0
     milestones: Rising = ()  # epochs, for schedule="multistep"
     decay_factor: FractionAboveZero = 0.1
-    backbone_multiplier: NotNegative = 1.0  # of the learning rate
+    backbone_multiplier: NotNegative = 1.0  # multiplies the learning rate of the backbone
     head_multiplier: NotNegative = 1.0
-    freeze: tuple[Part, ...] = ()  # parts not trained
+    freeze: tuple[Part, ...] = ()  # parts that are not trained
 
     def conflicts(self) -> Iterator[str]:
         if self.schedule == "multistep" and not self.milestones:
-            yield (
-                "config.optimizer.milestones=(): must be rising epochs for optimizer.schedule='multistep', "
-                "e.g. (20, 30, 40)"
-            )
+            wanted = "rising epochs for optimizer.schedule='multistep', e.g. (20, 30, 40)"
+            yield f"config.optimizer.milestones=(): must be {wanted}"
 
 
 class TrainConfig(Group, place="config.train"):
-    """Length of the run and what happens in a step."""
+    """The length of the run and the content of a step."""
 
     epochs: Positive = 300.0
     global_batch_size: Count = 64
@@ -195,46 +190,44 @@ class TrainConfig(Group, place="config.train"):
 
     def conflicts(self) -> Iterator[str]:
         if self.accumulate > 0 and self.global_batch_size % self.accumulate:
-            yield (
-                f"config.train.accumulate={self.accumulate}: must divide "
-                f"train.global_batch_size={self.global_batch_size}"
-            )
+            total = f"train.global_batch_size={self.global_batch_size}"
+            yield f"config.train.accumulate={self.accumulate}: must divide {total}"
 
 
 class EvalConfig(Group, place="config.eval"):
-    """Which views of a video are scored."""
+    """The views of a video to score."""
 
-    views: Annotated[str, one_of(*TEMPORAL_VIEWS)] = "dense"  # all whole clips in a row; uniform: num_clips, spread out
+    views: Annotated[str, one_of(*TEMPORAL_VIEWS)] = "dense"  # all non-overlapping clips; uniform: num_clips
     num_clips: Count = 10
     crops: Annotated[int, one_of(*SPATIAL_CROPS)] = 1
     batch_size: Count = 32  # views per batch, over all devices
 
 
 class FusionConfig(Group, place="config.fusion"):
-    """Two trained streams whose scores are added; `--mode=eval` does it where `first` is set."""
+    """Two trained streams whose scores `--mode=eval` adds, if `first` is set."""
 
-    first: str = ""  # folder of a run, usually of RGB
-    second: str = ""  # of optical flow
-    first_root: str = ""  # of its frames; "": as in its training
+    first: str = ""  # folder of a run, usually on RGB
+    second: str = ""  # folder of a run, usually on optical flow
+    first_root: str = ""  # folder of its frames; "": as in its training
     second_root: str = ""
-    scores: Annotated[str, one_of(*FUSED_SCORES)] = "softmax"  # which are averaged over views and added
-    # how the weight is chosen: fixed, sum (both alike), held_out (the best on videos that neither was trained on)
+    scores: Annotated[str, one_of(*FUSED_SCORES)] = "softmax"  # the scores to average over views and add
+    # how to choose the weight: fixed, sum (equal weights), held_out (the best on videos that neither was trained on)
     choice: Annotated[str, one_of(*FUSION_CHOICES)] = "fixed"
-    weight: Fraction = 0.6  # of the first, for choice="fixed" (VMZ's scripts have 0.6 for RGB)
+    weight: Fraction = 0.6  # weight of the first stream for choice="fixed" (VMZ's scripts have 0.6 for RGB)
 
 
 class CheckpointConfig(Group, place="config.checkpoint"):
-    """When state is saved and how much of it is kept."""
+    """When to save the state, and how many checkpoints to keep."""
 
     every_steps: Count = 500
-    keep: Count = 2  # newest; the best by video top-1 is kept as well
+    keep: Count = 2  # number of newest ones; the best by video top-1 is kept as well
 
 
 class ParallelConfig(Group, place="config.parallel"):
-    """How the run is laid over devices."""
+    """How to use the devices."""
 
     fsdp: Count = 1  # devices that share one copy of the parameters; the rest is data parallel
-    compute_dtype: Annotated[str, one_of(*COMPUTE_DTYPES)] = "float32"
+    compute_dtype: Annotated[str, one_of(*COMPUTE_DTYPES)] = "float32"  # auto: bfloat16, but float32 on a CPU
     remat: bool = False  # recompute each stage in the backward pass
 
 
@@ -244,14 +237,13 @@ def _is_profile(text: str) -> bool:
 
 
 class Config(Group, place="config"):
-    """Everything a run depends on."""
+    """Everything that a run depends on."""
 
     seed: int = 0
     init_from: str = ""  # weights to start from: .pth, .safetensors, a run's folder, ...; "": random
-    init_skip: tuple[Annotated[str, one_of(*PARTS, "head")], ...] = ()  # parts that stay random all the same
+    init_skip: tuple[Annotated[str, one_of(*PARTS, "head")], ...] = ()  # parts of `init_from` to leave random
     inflate: Annotated[str, one_of(*INFLATIONS)] = "repeat"  # how 2D weights become 3D: repeat (and divide) or center
-    # steps of which a trace is written to the workdir
-    profile: Annotated[str, must(_is_profile, "START:STOP, e.g. 20:25")] = ""
+    profile: Annotated[str, must(_is_profile, "START:STOP, e.g. 20:25")] = ""  # steps to trace into the workdir
     compilation_cache: bool = True  # keep compiled programs in the workdir, so that a resumed run starts sooner
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -270,7 +262,7 @@ class Config(Group, place="config"):
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How raw frames become the network's input; travels with every checkpoint."""
+    """How raw frames become the network's input; part of every checkpoint."""
 
     input: str
     num_frames: int
@@ -288,16 +280,11 @@ class Preprocessing:
         return self.num_frames + look_up(INPUTS, self.input, "config.data.input").extra_frames
 
 
-# Optical flow is kept as bytes: 128 is no motion, 1 and 255 are the bound.
-FLOW_ZERO, FLOW_SCALE = 128, 127
+FLOW_ZERO, FLOW_SCALE = 128, 127  # optical flow is stored as bytes: 128 is no motion, 1 and 255 are the bound
 
 
 def use_flow(cfg: Config) -> Config:
-    """Makes a config read optical flow as `prepare --flow` writes it: 128 is no motion, 1 and 255 are the bound.
-
-    Returns:
-      The same config.
-    """
+    """Makes a config read optical flow as `prepare --flow` writes it; returns the same config."""
     cfg.model.in_channels = 2
     cfg.data.input = "flow"
     cfg.data.mean, cfg.data.std = (FLOW_ZERO / 255,) * 2, (FLOW_SCALE / 255,) * 2  # so that values lie in [-1, 1]
@@ -307,7 +294,7 @@ def use_flow(cfg: Config) -> Config:
 
 
 def preprocessing(cfg: DataConfig) -> Preprocessing:
-    """The part of a data config that a trained network cannot be used without."""
+    """The part of a data config that using a trained network requires."""
     names = [f.name for f in dataclasses.fields(Preprocessing)]
     return Preprocessing(**{name: getattr(cfg, name) for name in names})
 
@@ -340,11 +327,7 @@ def to_json(cfg: Any) -> str:
 
 
 def from_json(text: str, kind: type = Config) -> Any:
-    """Reads what `to_json` wrote. A field that an older version did not have takes its default.
-
-    Raises:
-      ConfigError: if it is no JSON; or as `from_dict`.
-    """
+    """Reads the text of `to_json`; raises ConfigError if it is not JSON, or as `from_dict`."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -353,9 +336,9 @@ def from_json(text: str, kind: type = Config) -> Any:
 
 
 def from_dict(values: dict[str, Any], kind: type = Config) -> Any:
-    """The same from what `dataclasses.asdict` gave, with lists where JSON turned tuples into them.
+    """Reads the result of `dataclasses.asdict`, in which tuples may be lists. A missing field takes its default.
 
     Raises:
-      ConfigError: naming a field that is unknown here, or missing there without a default here, or of another type.
+      ConfigError: naming a field that is unknown, or missing without a default, or of the wrong type.
     """
     return build(values, kind, "config")

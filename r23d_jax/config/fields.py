@@ -1,4 +1,4 @@
-"""Groups of typed fields whose constraints stand beside them, and the errors that name a wrong field and its remedy."""
+"""Groups of typed fields with constraints, and errors that name the wrong field and its remedy."""
 
 import dataclasses
 import difflib
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class UserError(Exception):
-    """Something the user can put right. Its message is all that is shown: what is wrong, where, and the remedy."""
+    """A mistake that the user can correct. Only its message is shown: what is wrong, where, and the remedy."""
 
 
 class ConfigError(UserError, ValueError):
@@ -19,7 +19,7 @@ class ConfigError(UserError, ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A remedy for an unknown name: the nearest known ones, or all of them when nothing is near."""
+    """A remedy for an unknown name: the nearest known ones, or all of them if none is near."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     near = near or [other for other in known if "".join(word[:1] for word in other.split("_")) == name]  # lr, wd
@@ -27,11 +27,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def look_up(table: Mapping[Any, T], name: Any, field: str) -> T:
-    """The entry of a table under the name that a user wrote.
-
-    Raises:
-      ConfigError: if there is none; names the field, and the nearest keys.
-    """
+    """The entry of a table under a user's name; raises ConfigError with the field and the nearest keys."""
     try:
         return table[name]
     except (KeyError, TypeError):  # TypeError: not hashable
@@ -40,7 +36,7 @@ def look_up(table: Mapping[Any, T], name: Any, field: str) -> T:
 
 # -- constraints -------------------------------------------------------------------------------------------------------
 
-# Says what a value must be instead; "" if it is right. The value has the field's type already.
+# Returns a complaint about a value of the field's type; "" if it is right.
 Constraint = Callable[[Any], str]
 
 
@@ -58,7 +54,7 @@ above, below = _compared(operator.gt, "above"), _compared(operator.lt, "below")
 
 
 def between(low: float, high: float) -> Constraint:
-    """A constraint: the value is in [low, high]."""
+    """A constraint to [low, high]."""
     return must(lambda value: low <= value <= high, f"between {low} and {high}")
 
 
@@ -80,10 +76,10 @@ def one_of(*known: Any) -> Constraint:
 
 @typing.dataclass_transform()
 class Group:
-    """Base of the groups of a config: each is a dataclass that refuses names it does not have.
+    """Base of the groups of a config, which are dataclasses that refuse unknown names.
 
     A field is `name: Annotated[type, constraint, ...] = default`; the elements of a tuple may have constraints too.
-    Constraints are checked by `validate`, not on assignment, so that a config file may set fields in any order.
+    `validate` checks constraints, not assignment, so that a config file may set fields in any order.
 
     Attributes:
       place: the group's name in messages, e.g. `config.optimizer`.
@@ -97,7 +93,7 @@ class Group:
         dataclasses.dataclass(cls)
         plain = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
-            field.type = plain[field.name]  # ml_collections parses overrides by it, and knows no Annotated
+            field.type = plain[field.name]  # ml_collections parses overrides by it, and does not know Annotated
 
     def __new__(cls, *args: Any, **values: Any) -> typing.Self:
         for name in values:
@@ -115,7 +111,7 @@ class Group:
             raise ConfigError(f"{cls.place}.{name}: unknown; {nearest(name, cls.__dataclass_fields__)}")
 
     def conflicts(self) -> Iterator[str]:
-        """Fields that are right by themselves and do not go together, each as a whole message."""
+        """A message for each combination of fields that does not work."""
         return iter(())
 
 
@@ -123,13 +119,10 @@ G = TypeVar("G", bound=Group)
 
 
 def validate(group: G) -> G:
-    """Checks types and values of every field of a config or of one of its groups.
-
-    Returns:
-      The same group.
+    """Checks types and values of every field of a config or of one of its groups; returns the same group.
 
     Raises:
-      ConfigError: listing every wrong field at once, each with its value and what it may be.
+      ConfigError: listing every wrong field with its value and the possible ones.
     """
     groups = list(_groups(group))
     values = [(part, field.name, field.type) for part in groups for field in dataclasses.fields(part)]
@@ -177,7 +170,7 @@ _LARGEST_INT, _LARGEST_FLOAT = 2**31 - 1, 1e30
 
 
 def type_problem(path: str, value: Any, kind: Any) -> str:
-    """What is wrong with the type of a value; "" if nothing is."""
+    """A complaint about the type of a value; "" if it is right."""
     return "" if _is_a(value, kind) else f"{path}={value!r}: must be {_describe(kind)}"
 
 
@@ -219,11 +212,7 @@ def kinds_of(kind: Any) -> dict[str, Any]:
 
 
 def build(values: Any, kind: Any, path: str) -> Any:
-    """A dataclass from what `dataclasses.asdict` gave; lists become tuples.
-
-    Raises:
-      ConfigError: naming a field that is unknown here, or missing there without a default here, or of another type.
-    """
+    """A dataclass from the result of `dataclasses.asdict`; see `config.from_dict`."""
     kinds = kinds_of(kind)
     if not isinstance(values, dict):
         raise ConfigError(f"{path}={values!r}: must be the group {', '.join(kinds)}")

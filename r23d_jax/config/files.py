@@ -10,7 +10,7 @@ from r23d_jax.config.fields import ConfigError, UserError, nearest
 
 T = TypeVar("T")
 
-# The purpose of a file that lacks the wanted function, by the function that it has
+# The purpose of a file that has one of these functions, and not the wanted one
 _OTHERS = {
     "get_study": "it describes a study: use the command study",
     "get_config": "it describes one training: use launch.py or the command train",
@@ -21,14 +21,14 @@ def call_file(path: str, function: str, kind: type[T], *args: str) -> T:
     """Runs a config file and calls its function.
 
     Args:
-      path: of the file.
+      path: path of the file.
       function: "get_config" or "get_study".
-      kind: what the function must return.
-      args: of the function.
+      kind: type that the function must return.
+      args: arguments of the function.
 
     Raises:
       ConfigError: if there is no such file, or anything in it fails; one sentence that names the file and the line.
-      UserError: as raised by the file itself.
+      UserError: raised by the file itself.
     """
     if not Path(path).is_file():
         known = [str(found) for found in sorted(Path("configs").glob("*.py"))]
@@ -56,7 +56,7 @@ def call_file(path: str, function: str, kind: type[T], *args: str) -> T:
 
 
 def _line(error: Exception, path: str) -> str:
-    """Where in the file an error arose; "" if it was not in the file."""
+    """The line of the file that caused an error; "" if the error is not in the file."""
     if isinstance(error, SyntaxError):
         return f", line {error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)

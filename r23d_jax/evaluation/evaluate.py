@@ -3,7 +3,7 @@
 import collections
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -78,44 +78,27 @@ def evaluate(
         broken=broken,
         crops=cfg.eval.crops,
     )
-    for scores in _scores(eval_step, params, batch_stats, batches, mesh, len(views), should_stop):
-        if scores is None:
-            return None
-        sums.add(*scores)
+    in_flight: collections.deque[tuple[jax.Array, jax.Array, jax.Array]] = collections.deque()
+    with Progress(len(views), "views", "evaluate", shown=jax.process_index() == 0) as progress:
+
+        def add_oldest() -> None:
+            logits, view, mask = jax.device_get(in_flight.popleft())
+            progress.update(min(len(mask), len(views) - progress.done))  # the rest of the last batch is padding
+            sums.add(logits, view, mask)
+
+        for batch in batches:
+            if should_stop is not None and should_stop():
+                return None
+            rows = {name: batch[name] for name in ("video", "mask", "view")}
+            in_flight.append(eval_step(params, batch_stats, parallel.global_batch(rows, mesh)))
+            if len(in_flight) > BATCHES_IN_FLIGHT:
+                add_oldest()
+        while in_flight:
+            add_oldest()
     result = sums.result(cfg, broken)
     if result.not_evaluated:
         log(f"not evaluated, because no view could be read: {', '.join(result.not_evaluated)}")
     return result
-
-
-def _scores(
-    eval_step: EvalStep,
-    params: Any,
-    batch_stats: Any,
-    batches: Iterator[dict[str, np.ndarray]],
-    mesh: Mesh,
-    num_views: int,
-    should_stop: Callable[[], bool] | None,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray] | None]:
-    """Logits, views and masks of one batch after another; None as the last item when stopped."""
-    in_flight: collections.deque[tuple[jax.Array, jax.Array, jax.Array]] = collections.deque()
-    with Progress(num_views, "views", "evaluate", shown=jax.process_index() == 0) as progress:
-
-        def oldest() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            logits, view, mask = jax.device_get(in_flight.popleft())
-            progress.update(min(len(mask), num_views - progress.done))  # the rest of the last batch is padding
-            return logits, view, mask
-
-        for batch in batches:
-            if should_stop is not None and should_stop():
-                yield None
-                return
-            rows = {name: batch[name] for name in ("video", "mask", "view")}
-            in_flight.append(eval_step(params, batch_stats, parallel.global_batch(rows, mesh)))
-            if len(in_flight) > BATCHES_IN_FLIGHT:
-                yield oldest()
-        while in_flight:
-            yield oldest()
 
 
 def _on_mesh(tree: Any, mesh: Mesh) -> Any:

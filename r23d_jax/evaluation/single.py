@@ -5,7 +5,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,17 +19,7 @@ from r23d_jax.evaluation.step import make_eval_step
 from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import parallel
 
-
-class Source(Protocol):
-    """A video that clips can be cut from."""
-
-    def count(self) -> int:
-        """Frames in the video, at least 1."""
-        ...
-
-    def clips(self, starts: np.ndarray) -> Iterator[np.ndarray]:
-        """Clips that begin at `starts`, (V,) rising, each (read_frames, crop_size, crop_size, 3) uint8."""
-        ...
+LEAST_CLIPS = 10  # a training may evaluate one clip per video to save time, which says little about a long video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +58,13 @@ class Predictor:
         network, self._params, self._batch_stats = split_model(model)
         self._step = make_eval_step(network, pre, self._mesh)
 
-    def __call__(self, path: Path) -> Prediction:
-        """Scores a video file, or a folder of numbered JPEG or PNG frames.
+    def __call__(self, video: Path | np.ndarray) -> Prediction:
+        """Scores a video file, a folder of numbered JPEG or PNG frames, or frames (T, H, W, 3) uint8 RGB.
 
         Raises:
           VideoError: if it cannot be read or decoded; the message names the file and the reason.
         """
-        source = open_source(path, self._pre)
+        source = open_source(video, self._pre)
         num_frames = source.count()
         starts = make_views(np.array([num_frames]), self._pre, self._views).start
         clips = source.clips(starts)
@@ -97,13 +87,41 @@ class Predictor:
         return shares / shares.sum(axis=1, keepdims=True)
 
 
-def open_source(path: Path, pre: Preprocessing) -> Source:
-    """A folder is read as frames, anything else as a video file.
+def clips_of(views: EvalConfig) -> EvalConfig:
+    """The clips to predict from: those of an evaluation, but at least `LEAST_CLIPS`."""
+    return dataclasses.replace(views, num_clips=max(views.num_clips, LEAST_CLIPS))
+
+
+def open_source(video: Path | np.ndarray, pre: Preprocessing) -> "FrameArray | FrameFolder | VideoFile":
+    """An array or a folder is read as frames, anything else as a video file.
 
     Raises:
-      VideoError: if a folder holds no frames. A bad file is noticed when it is read.
+      VideoError: if an array or a folder holds no frames. A bad file is noticed when it is read.
     """
-    return FrameFolder(path, pre) if os.path.isdir(path) else VideoFile(path, pre)
+    if isinstance(video, np.ndarray):
+        return FrameArray(video, pre)
+    return FrameFolder(video, pre) if os.path.isdir(video) else VideoFile(video, pre)
+
+
+class FrameArray:
+    """A video as an array of frames, (T, H, W, C) uint8."""
+
+    def __init__(self, video: np.ndarray, pre: Preprocessing):
+        channels = len(pre.mean)
+        if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != channels or not video.size:
+            raise VideoError(f"frames are {video.dtype} {video.shape}; expected uint8 (T, H, W, {channels})")
+        self._video, self._pre = video, pre
+
+    def count(self) -> int:
+        """Frames in the array."""
+        return len(self._video)
+
+    def clips(self, starts: np.ndarray) -> Iterator[np.ndarray]:
+        """The same as `FrameFolder.clips`."""
+        top, left, height, width = plain.center_window(self._pre, *self._video.shape[1:3])
+        windows = self._video[:, top : top + height, left : left + width]
+        for numbers in _clip_frames(starts, self.count(), self._pre):
+            yield plain.resize(windows[numbers], self._pre.crop_size, self._pre.antialias)
 
 
 class FrameFolder:
@@ -124,7 +142,7 @@ class FrameFolder:
         return self.numbering.count
 
     def clips(self, starts: np.ndarray) -> Iterator[np.ndarray]:
-        """See `Source`.
+        """Clips that begin at `starts`, (V,) rising, each (read_frames, crop_size, crop_size, 3) uint8.
 
         Raises:
           VideoError: if a frame cannot be read.
@@ -159,7 +177,7 @@ class VideoFile:
         return self._count
 
     def clips(self, starts: np.ndarray) -> Iterator[np.ndarray]:
-        """See `Source`. Keeps only the frames that later clips need.
+        """The same as `FrameFolder.clips`. Keeps only the frames that later clips need.
 
         Raises:
           VideoError: if the video cannot be decoded.

@@ -77,6 +77,6 @@ def _held_out(cfg: Config, streams: list[LoadedModel], log: Callable[[str], None
 # config.fusion.choice -> (config, streams, log) -> weight of the first stream, and how it was chosen
 CHOICES: dict[str, Callable[[Config, list[LoadedModel], Callable[[str], None]], tuple[float, str]]] = {
     "fixed": lambda cfg, streams, log: (cfg.fusion.weight, "fixed"),
-    "sum": lambda cfg, streams, log: (0.5, "both alike"),
+    "sum": lambda cfg, streams, log: (0.5, "equal weights"),
     "held_out": _held_out,
 }

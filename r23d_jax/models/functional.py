@@ -5,7 +5,7 @@ The dicts have string keys only (the index of a list is written "0", "1", ...), 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from flax import nnx
@@ -56,7 +56,21 @@ class Network:
         return nnx.merge(graph, nnx.from_flat_state(flat), copy=True)
 
 
-def split_model(model: VideoNetwork, frozen: tuple[str, ...] = ()) -> tuple[Network, Tree, Tree]:
+class HasNetwork(Protocol):
+    """An object with a network, e.g. from `r23d_jax.load_model`."""
+
+    @property
+    def model(self) -> VideoNetwork:
+        """The network."""
+        ...
+
+
+def bare(model: VideoNetwork | HasNetwork) -> VideoNetwork:
+    """The network itself."""
+    return model if isinstance(model, VideoNetwork) else model.model
+
+
+def split_model(model: VideoNetwork | HasNetwork, frozen: tuple[str, ...] = ()) -> tuple[Network, Tree, Tree]:
     """Takes a module apart.
 
     Args:
@@ -67,6 +81,7 @@ def split_model(model: VideoNetwork, frozen: tuple[str, ...] = ()) -> tuple[Netw
     Returns:
       Its structure, its parameters, and its BN statistics. The module itself is left in evaluation mode.
     """
+    model = bare(model)
     model.train()
     for part in frozen:
         (model.stem if part == "stem" else model.stages[int(part.removeprefix("stage")) - 1]).eval()

@@ -1,4 +1,4 @@
-"""Prepares the process before jax is imported: its backend, what it prints, and how it keeps memory."""
+"""Prepares the process before jax is imported: its backend, its output, and its memory."""
 
 import ctypes
 import importlib.util
@@ -11,30 +11,29 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def prepare_process() -> None:
-    """Call before the first import of jax.
+    """Must be called before the first import of jax.
 
-    `jax[cuda12]` on a machine without a usable NVIDIA GPU works, after it has printed ten lines of a CUDA error. Where
-    that would happen, and the user has not set JAX_PLATFORMS, this asks for the CPU outright. With glibc, freed memory
-    stays with the process; where MALLOC_... or GLIBC_TUNABLES are set, they are left to decide.
+    Without a usable NVIDIA GPU, `jax[cuda12]` prints ten lines of a CUDA error before it uses the CPU. This selects the
+    CPU there, unless the user has set JAX_PLATFORMS. It also makes glibc keep freed memory, unless MALLOC_... or
+    GLIBC_TUNABLES are set.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # TensorFlow only reads data here, for which oneDNN does nothing; but on processors with AVX512_VNNI it says that it
-    # is on, whatever the log level.
+    # TensorFlow only reads data here, which oneDNN does not speed up, and oneDNN prints a line at every log level.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files, which are printed, need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")  # printed file names need not be text
     if not os.environ.get("JAX_PLATFORMS") and _cuda_plugin() and not _cuda_works() and not _tpu():
         os.environ["JAX_PLATFORMS"] = "cpu"
     _keep_memory()
 
 
 def _keep_memory() -> None:
-    """Has glibc keep freed memory, which the next frames and batches use, instead of giving it back to the system.
+    """Makes glibc keep freed memory for the next frames and batches.
 
-    By itself it gives back what it took for a batch, and what is free at the end of its heaps, and the system zeroes it
-    anew, page by page, for the next one; docs/performance.md says what that costs. What a thread other than the main
-    one takes in pieces of more than 64 MiB, such as XLA for a training step on a CPU, still goes back. Kept as well, it
-    would let the process grow, because glibc does not take an aligned array from where one of the same size was freed.
+    By default it returns the memory of a batch to the system, which zeroes every page again for the next batch
+    (docs/performance.md has the cost). Pieces of more than 64 MiB from threads other than the main one, such as those
+    of XLA's training step on a CPU, are still returned. If they were kept, the process would grow, because glibc does
+    not reuse freed space for an aligned array of the same size.
     """
     if sys.platform != "linux" or any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
         return
@@ -50,7 +49,7 @@ def _cuda_plugin() -> bool:
 
 
 def _cuda_works() -> bool:
-    """Asks the driver as jax's plugin does: a library or a device file alone does not make a GPU."""
+    """Asks the driver, as jax's plugin does: a library or a device file alone does not prove a GPU."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk, where nobody but their owner can have put them."""
+"""Keeps compiled programs on disk, in a folder that only their owner can have written."""
 
 import hmac
 import os
@@ -10,25 +10,25 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 _SECRET_SIZE = 32  # bytes
-_ZSTANDARD = b"\x28\xb5\x2f\xfd"  # with which its files begin
+_ZSTANDARD = b"\x28\xb5\x2f\xfd"  # its files begin with this
 
 
 def keep_compiled(folder: Path) -> None:
-    """Keeps compiled programs below a folder, where the next process finds them; JAX_COMPILATION_CACHE_DIR goes first.
+    """Keeps compiled programs below a folder for the next process, unless JAX_COMPILATION_CACHE_DIR names another.
 
-    They are machine code, which jax runs without a question, and a workdir may come from somebody else. So they lie in
-    a subfolder whose name nobody else can know. Without a home folder to keep a secret in, none are kept.
+    They are machine code, which jax runs without a check, and a workdir may come from somebody else. Therefore they are
+    in a subfolder with an unpredictable name. Without a home folder for the secret, none are kept.
     """
     mark = _secret_name(folder)
     if os.environ.get("JAX_COMPILATION_CACHE_DIR") or mark is None:
         return
     _remove_torn(folder / mark)
-    compilation_cache.reset_cache()  # another folder's, if this process has used one
+    compilation_cache.reset_cache()  # this process may have used another folder
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / mark))
 
 
 def _secret_name(folder: Path) -> str | None:
-    """A name that follows from the folder's path and a secret of this user, made at the first call."""
+    """A name computed from the folder's path and a secret of this user, which the first call creates."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     path = Path(home, "r23d_jax", "secret")
     try:
@@ -45,10 +45,10 @@ def _secret_name(folder: Path) -> str | None:
 
 
 def _remove_torn(folder: Path) -> None:
-    """Removes what cannot be read back.
+    """Removes files that cannot be read back.
 
-    jax writes these files in place, and never again one that is there: one that a kill or a full disk has torn would
-    cost a compilation, and a warning, at every start. It compresses them with zstandard, or with zlib without it.
+    jax writes them in place and never replaces one, so a file torn by a kill or a full disk would cost a compilation
+    and a warning at every start. It compresses them with zstandard if that is installed, else with zlib.
     """
     for file in folder.glob("*-cache"):
         try:

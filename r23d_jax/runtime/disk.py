@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders in which one process works at a time."""
+"""Files that are complete or absent, and folders in which one process works at a time."""
 
 import contextlib
 import errno
@@ -21,14 +21,14 @@ _PARTIAL, _REPLACED = ".partial", ".replaced"
 
 
 class WriteError(UserError, OSError):
-    """Something could not be written; the message names it and the remedy."""
+    """A file or folder could not be written; the message names it and the remedy."""
 
 
 class InUse(UserError):
     """Another process holds a folder; the message names both, and the remedy."""
 
 
-# What a user can put right about a disk, and how; EFBIG comes from a limit on the size of files (ulimit -f).
+# Errors of a disk that a user can correct, and how; EFBIG comes from a limit on the size of files (ulimit -f).
 REMEDIES = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room, or have the quota raised",
@@ -41,10 +41,10 @@ REMEDIES = {
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Makes of a full disk, a missing permission and the like, met in the block, one message about `path`.
+    """Turns a full disk, a missing permission and the like in the block into one message about `path`.
 
     Raises:
-      WriteError: naming `path`, the reason and the remedy; what else may be raised passes through.
+      WriteError: naming `path`, the reason and the remedy; other errors pass through.
     """
     try:
         yield
@@ -53,25 +53,24 @@ def writing(path: Path) -> Iterator[None]:
             raise
         raise WriteError(
             f"{path}: cannot be written ({error.strerror}): {REMEDIES[error.errno]} and run the same command again; "
-            "what was there is untouched"
+            "existing files are untouched"
         ) from error
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; what is written there takes its place when the block ends without an error.
+    """Yields a temporary path, which replaces `path` when the block ends without an error.
 
-    A reader, or whoever comes after a kill or a loss of power, meets the old content or the new, never a part of it. (A
-    folder has first to go before another can take its name: for a moment there may be none. After a kill in that moment
-    `hold` brings the old one back.) Nobody can guess the temporary name: in a shared folder, such as /tmp, somebody
-    else could put a link there.
+    Readers see the old content or the new, never a part of it, even after a kill or a power cut. A folder must be moved
+    away before another can take its name; after a kill in that moment `hold` restores it. The temporary name cannot be
+    guessed, because in a shared folder such as /tmp somebody else could put a link there.
 
     Args:
       path: a file, or a folder. The temporary name keeps its ending.
 
     Raises:
-      WriteError: as `writing` does; `path` is untouched then.
-      OSError: any other that writing raises; likewise.
+      WriteError: as `writing`; `path` is untouched.
+      OSError: any other error of writing; `path` is untouched.
     """
     partial = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{_PARTIAL}{path.suffix}")
     try:
@@ -92,37 +91,33 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    r"""Writes a file as a whole; text as UTF-8, where names of files that are no text become `\udce9` and the like.
-
-    Raises:
-      WriteError, OSError: as `replacing`; what was there before is untouched.
-    """
+    r"""Writes a file by `replacing`; text as UTF-8, in which bytes of a file name that are not text become `\udce9`."""
     with replacing(path) as partial:
         partial.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
 def hold(folder: Path, name: str = ".lock", log: Callable[[str], None] | None = None) -> Iterator[IO[str]]:
-    """Keeps other processes that ask for the same out of a folder while the block runs.
+    """Locks a folder against other processes that call this while the block runs.
 
-    The lock is the operating system's, on a file in the folder: it ends with the process, however that ends. The file
-    stays, and says who holds it. What a killed holder's `replacing` has left in the folder is settled.
+    The lock is the operating system's, on a file in the folder, and ends with the process. The file stays, and names
+    the holder. Leftovers of `replacing` from a killed holder are restored or removed.
 
     Args:
       folder: must exist.
-      name: of the file.
-      log: told where locks are not to be had (some network file systems); then nobody is kept out.
+      name: name of the file.
+      log: gets a line where the file system has no locks, as some network file systems; then nobody is kept out.
 
     Yields:
-      The locked file: a child process that is given its descriptor holds the lock as well.
+      The locked file: a child process that inherits its descriptor holds the lock as well.
 
     Raises:
-      InUse: if another process holds it; names that process.
+      InUse: if another process holds it; the message names that process.
       WriteError: if this user may not write there.
     """
     path = folder / name
     with writing(folder):
-        file = open(path, "a+", encoding="utf-8")  # not "w", which would empty it before it is ours
+        file = open(path, "a+", encoding="utf-8")  # not "w", which would empty another holder's file
     with file:
         try:
             if fcntl is None:
@@ -136,10 +131,10 @@ def hold(folder: Path, name: str = ".lock", log: Callable[[str], None] | None = 
                     f"{folder}: {holder} is at work there; wait until it ends, or stop it, or choose another folder"
                 ) from None
             if log is not None:
-                log(f"{path}: no locks here ({error.strerror}); see to it that nothing else writes there")
+                log(f"{path}: no locks here ({error.strerror}); make sure that nothing else writes there")
         else:
             _tidy(folder)
-            with contextlib.suppress(OSError):  # a full disk: the lock itself needs no room
+            with contextlib.suppress(OSError):  # a full disk: the lock itself needs no space
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
                 file.flush()
@@ -147,26 +142,23 @@ def hold(folder: Path, name: str = ".lock", log: Callable[[str], None] | None = 
 
 
 def sync(path: Path, inside: bool = True) -> None:
-    """Waits until the disk has a file, or a folder with all that is in it (or its own entries only).
-
-    For a folder that is one call for everything, since one for each of thousands of small files would take minutes.
-    """
+    """Waits until the disk has a file, or a folder with its content (or, without `inside`, only its entries)."""
     if inside and path.is_dir() and hasattr(os, "sync"):
-        os.sync()
+        os.sync()  # one call, because a call for each of thousands of small files takes minutes
         return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot do that for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot do it for folders
             raise
     finally:
         os.close(handle)
 
 
 def _tidy(folder: Path) -> None:
-    """Brings back a folder that was about to be replaced, and removes what was not finished."""
-    with contextlib.suppress(OSError):  # of another user: nothing here needs it to be gone
+    """Restores a folder that was about to be replaced, and removes unfinished files."""
+    with contextlib.suppress(OSError):  # another user's leftovers do no harm
         for old in folder.glob(f".*{_REPLACED}"):
             path = old.with_name(old.name.removesuffix(_REPLACED)[1:].rpartition(".")[0])
             if path.exists():

@@ -9,19 +9,15 @@ import time
 from r23d_jax.config import ConfigError, UserError
 
 LOOKED_FOR = "SLURM (srun), Open MPI 4 (mpirun), Kubernetes (with the package `kubernetes`), a Cloud TPU"
-JOIN_SECONDS = 300  # in which all processes of a job must have come
+JOIN_SECONDS = 300  # time for all processes of a job to arrive
 HEARTBEAT_SECONDS = 30
-LOST = 3  # exit status where another process of the job is gone
-# In the words of the libraries that processes talk through
+LOST = 3  # exit status after the loss of another process of the job
+# Words in the errors of the libraries that connect processes
 _SIGNS_OF_LOSS = ("Gloo", "NCCL", "oordination service", "heartbeat", "onnection reset", "onnection closed")
 
 
 def check_flags(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
-    """Checks what names a place in a job by hand.
-
-    Raises:
-      ConfigError: if part of it is missing or wrong; names the flag.
-    """
+    """Raises ConfigError, naming the flag, if the flags for a place in a job are incomplete or wrong."""
     given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
     missing = [flag for flag, value in given.items() if value in ("", None)]
     if missing:
@@ -44,20 +40,20 @@ def join(
     heartbeat_seconds: int = HEARTBEAT_SECONDS,
     join_seconds: int = JOIN_SECONDS,
 ) -> None:
-    """Joins the other processes; all see each other's devices from then on. Call it before anything else of jax.
+    """Joins the other processes, which then see each other's devices. Must precede every other use of jax.
+
+    If the others do not arrive in time, this process ends with a message and status 2.
 
     Args:
-      coordinator: HOST:PORT of process 0; "": all of these as the cluster's own environment says.
-      num_processes: of the job.
-      process_id: of this process, 0 to num_processes - 1.
-      heartbeat_seconds: a process not heard of for so long counts as lost, and all others end.
+      coordinator: HOST:PORT of process 0; "": the cluster's environment gives this and the next two.
+      num_processes: number of processes of the job.
+      process_id: number of this process, 0 to num_processes - 1.
+      heartbeat_seconds: a process that is silent for this long counts as lost, and all others end.
       join_seconds: how long to wait for the others.
 
     Raises:
       ConfigError: if the flags are wrong, or no cluster is recognized.
-      UserError: if the coordinator is not to be reached, or the cluster refuses an answer.
-
-    Where others do not come in time this process ends, with a message and status 2.
+      UserError: if the coordinator cannot be reached, or the cluster refuses an answer.
     """
     import jax
 
@@ -67,7 +63,7 @@ def join(
             _check_free(coordinator)
         else:
             _await_coordinator(coordinator, join_seconds)
-    # jax itself would abort, with a stack of C++; nor can it be interrupted while it waits
+    # jax itself would abort with a C++ stack, and cannot be interrupted while it waits.
     late = threading.Timer(join_seconds, _give_up, (num_processes, join_seconds))
     late.daemon = True
     late.start()
@@ -87,9 +83,9 @@ def join(
             f"--distributed: no cluster is recognized here; looked for {LOOKED_FOR}. Elsewhere give --coordinator, "
             "--num_processes and --process_id"
         ) from None
-    except RuntimeError as error:  # of what jax asks a cluster: an answer that is refused, a name that is not known
+    except RuntimeError as error:  # the cluster refused jax's request, or does not know a name
         raise UserError(
-            f"the processes of the job cannot be joined: {error}\n--coordinator, --num_processes and --process_id give "
+            f"the processes of the job cannot be joined: {error}\n--coordinator, --num_processes and --process_id set "
             "the place of each by hand"
         ) from error
     finally:
@@ -97,16 +93,16 @@ def join(
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which speaks for all."""
+    """Whether this is process 0, which prints for all."""
     import jax
 
     return jax.process_index() == 0
 
 
 def leave_job(message: str, status: int) -> None:
-    """Ends a process that has failed at once; returns if it is the only one of its job.
+    """Ends a failed process at once, without waiting for the others of its job; returns if there are no others.
 
-    A plain exit would wait for the others. They end when they miss its heartbeat, or its part in what they compute.
+    The others end when they miss its heartbeat, or its part of their computation.
     """
     import jax
 
@@ -119,12 +115,12 @@ def leave_job(message: str, status: int) -> None:
 
 
 def leave_lost_job(error: Exception) -> None:
-    """Ends this process, with a message, if an error means that another process of its job is gone; else returns."""
+    """Ends this process with a message if an error means that another process of its job is gone; else returns."""
     lines = str(error).strip().splitlines()
     if lines and any(word in lines[0] for word in _SIGNS_OF_LOSS):
         leave_job(
             f"another process of the job has ended or hangs ({lines[0][:160]}). Start all processes again with the "
-            "same command: they go on from the newest checkpoint.",
+            "same command: they resume from the newest checkpoint.",
             LOST,
         )
 
@@ -132,8 +128,8 @@ def leave_lost_job(error: Exception) -> None:
 def _give_up(num_processes: int | None, seconds: float) -> None:
     several = f"{num_processes} processes" if num_processes else "processes"
     print(
-        f"error: the {several} of the job have not come together in {seconds:g} s; see whether all of them were "
-        "started and what the others say, and start all again with the same --coordinator and --num_processes",
+        f"error: the {several} of the job have not come together in {seconds:g} s; check that all of them were "
+        "started, read their messages, and start all again with the same --coordinator and --num_processes",
         file=sys.stderr,
         flush=True,
     )

@@ -1,4 +1,4 @@
-"""What a run writes down: `metrics.jsonl` and TensorBoard, consistent with the checkpoint that it resumes from."""
+"""Records metrics in `metrics.jsonl` and TensorBoard, consistent with the checkpoint that a run resumes from."""
 
 import contextlib
 import json
@@ -22,14 +22,14 @@ BOARD_SECONDS = 30.0  # after which TensorBoard sees new values
 class Journal:
     """Appends rows of metrics to `workdir/metrics.jsonl` and mirrors them in `workdir/tensorboard`.
 
-    Rows written after the checkpoint that a run resumes from describe steps that will be run again; they are taken out
-    at the start, so that every step stands in the file once. A torn last line, from a killed process, is dropped too.
+    Rows after the checkpoint that a run resumes from describe steps that will run again; they are removed at the start,
+    so that every step is in the file once. A torn last line from a killed process is removed too.
 
     Args:
       workdir: the run's folder.
       resume_step: the step of the checkpoint that the run starts from, 0 for a fresh run.
-      evaluated: whether that checkpoint holds an evaluation. If not, one of that step is made again, and its row goes.
-      active: False on all but the first process of a multi-host run, where nothing is written.
+      evaluated: whether that checkpoint holds an evaluation. If not, the step is evaluated again and its row removed.
+      active: False on all but the first process of a multi-host run, which write nothing.
 
     Raises:
       WriteError: here and from `write` and `sync`, e.g. because the disk is full.
@@ -41,25 +41,26 @@ class Journal:
         self.rows = [
             row
             for row in read_metrics(workdir)
-            if row["step"] < resume_step or (row["step"] == resume_step and (evaluated or not _is_evaluation(row)))
+            if row["step"] < resume_step
+            or (row["step"] == resume_step and (evaluated or not any(name.startswith("val/") for name in row)))
         ]
         if not active:
             return
         workdir.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        # tensorboardX's own writer works in a thread: if that dies of a full disk, the run hangs once a queue is full.
+        # tensorboardX's own writer has a thread: if that dies on a full disk, the run hangs once a queue is full.
         self._folder = workdir / "tensorboard"
         with writing(self._folder):
             self._folder.mkdir(exist_ok=True)
             self._board = RecordWriter(f"{self._folder}/events.out.tfevents.{time.time():.0f}.{socket.gethostname()}")
         self._file = self.path.open("a", encoding="utf-8")
         self._add_event(Event(file_version="brain.Event:2"))
-        # TensorBoard forgets what an earlier process wrote of these steps.
+        # Makes TensorBoard forget these steps of an earlier process.
         self._add_event(Event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START)))
         self._flushed = time.monotonic()
 
     def write(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
-        """Writes one row; values that are not finite become null in the file, because JSON has no NaN."""
+        """Writes one row; a value that is not finite becomes null in the file, because JSON has no NaN."""
         row = {"step": step, "epoch": round(epoch, 4)}
         row |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self.rows.append(row)
@@ -78,7 +79,7 @@ class Journal:
         return any(row["step"] == step and name in row for row in self.rows)
 
     def sync(self) -> None:
-        """Returns when the disk has all rows: before a checkpoint, whose steps are not run again."""
+        """Returns when the disk has all rows; needed before a checkpoint, whose steps will not run again."""
         if self._active:
             with writing(self.path):
                 os.fsync(self._file.fileno())
@@ -88,7 +89,7 @@ class Journal:
         """Closes both files."""
         if self._active:
             for file in (self._file, self._board):
-                with contextlib.suppress(OSError):  # what cannot be written was complained about before
+                with contextlib.suppress(OSError):  # `write` has raised it already
                     file.close()
 
     def _add_event(self, event: Event) -> None:
@@ -114,7 +115,3 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
     return rows
-
-
-def _is_evaluation(row: Mapping[str, object]) -> bool:
-    return any(name.startswith("val/") for name in row)

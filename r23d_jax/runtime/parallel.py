@@ -1,4 +1,4 @@
-"""Devices: one mesh with the axes ("data", "fsdp"), and where every array of a run lies on it."""
+"""Devices: one mesh with the axes ("data", "fsdp"), and the placement of every array of a run on it."""
 
 import functools
 import math
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from r23d_jax.config import ConfigError
+from r23d_jax.config import ConfigError, ParallelConfig
 
 AXES = ("data", "fsdp")
 # Smaller leaves (biases, BN) stay whole on every device: splitting them saves nothing and costs a gather each.
@@ -21,11 +21,7 @@ _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """All devices as (data, fsdp).
-
-    Args:
-      fsdp: devices that share one copy of the parameters.
-      devices: those to use; all by default.
+    """A mesh (data, fsdp) of `devices`, by default all, where `fsdp` devices share one copy of the parameters.
 
     Raises:
       ConfigError: if `fsdp` does not divide their number.
@@ -38,7 +34,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def abstract_mesh(data: int, fsdp: int) -> AbstractMesh:
-    """A mesh of devices that need not exist, to ask where things would lie."""
+    """A mesh of devices that need not exist, to plan a placement."""
     return AbstractMesh((data, fsdp), AXES)
 
 
@@ -53,22 +49,20 @@ def bytes_per_device(tree: Any, mesh: Mesh | AbstractMesh) -> int:
 
 
 def bytes_moved(params: Any, mesh: Mesh | AbstractMesh) -> tuple[int, int]:
-    """What each device sends, and receives as much, in a training step, as rings of devices do it.
+    """The bytes that each device sends, and receives, in a training step with ring exchanges.
 
     Returns:
-      Bytes to add up the gradients over all devices, which is done once for each of `train.accumulate` micro-batches,
-      and bytes to gather the parameters that are split over `fsdp`, once.
+      Bytes to sum the gradients over all devices, once per micro-batch (`train.accumulate`), and bytes to gather the
+      parameters that are split over `fsdp`, once per step.
     """
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     return 2 * whole * (mesh.size - 1) // mesh.size, whole - bytes_per_device(params, mesh)
 
 
 def state_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """A sharding per leaf: split over `fsdp` along the longest axis that divides, or whole on every device.
+    """A sharding per leaf: split over `fsdp` along the longest axis that divides, or a copy on every device.
 
-    Args:
-      tree: arrays, or anything with a shape (`jax.eval_shape`'s result).
-      mesh: the mesh.
+    Leaves are arrays, or anything with a shape, e.g. from `jax.eval_shape`.
     """
     size = mesh.shape["fsdp"]
 
@@ -78,9 +72,7 @@ def state_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
         if size == 1 or not divisible or np.prod(shape) < MIN_SHARDED_SIZE:
             return NamedSharding(mesh, PartitionSpec())
         longest = max(divisible, key=lambda axis: shape[axis])
-        return NamedSharding(
-            mesh, PartitionSpec(*(["fsdp" if axis == longest else None for axis in range(len(shape))]))
-        )
+        return NamedSharding(mesh, PartitionSpec(*("fsdp" if axis == longest else None for axis in range(len(shape)))))
 
     return jax.tree.map(sharding, tree)
 
@@ -91,7 +83,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This host's rows, on its devices, as its part of the global batch; the copy runs in the background.
+    """Puts this host's rows on its devices as its part of the global batch; the copy runs in the background.
 
     Raises:
       ConfigError: if the global batch does not divide by the number of devices.
@@ -107,7 +99,7 @@ def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 
 def place(values: np.ndarray | jax.Array, sharding: NamedSharding) -> jax.Array:
-    """An array that every host has whole, spread over the mesh; each host gives its own devices their part."""
+    """Places an array that every host holds; each host gives its own devices their part."""
     if jax.process_count() == 1:
         return jax.device_put(values, sharding)
     host = np.asarray(values)
@@ -118,25 +110,30 @@ def place(values: np.ndarray | jax.Array, sharding: NamedSharding) -> jax.Array:
 def compiler_options() -> dict[str, str]:
     """Options for `jax.jit(..., compiler_options=...)` that make convolutions fast on this backend; may be empty.
 
-    The option is experimental and bound to versions of jaxlib, so it is tried on a trivial program first.
+    The option is experimental and differs between versions of jaxlib, so it is tried on a trivial program first.
     """
     if jax.default_backend() != "cpu":
         return {}
     try:
         jax.jit(lambda x: x + 1, compiler_options=_CPU_OPTIONS).lower(0).compile()
-    except Exception:  # noqa: BLE001  whatever this jaxlib says, the answer is to do without
+    except Exception:  # noqa: BLE001  this jaxlib does not know the option
         return {}
     return _CPU_OPTIONS
 
 
-def loggers(log: Callable[[str], None]) -> tuple[Callable[[str], None], Callable[[str], None]]:
-    """Of a run on several processes: what is true of all is said by the first, what is true of one by that one.
+def compute_dtype(cfg: ParallelConfig) -> str:
+    """The dtype to compute in; "auto" is bfloat16, but float32 on a CPU, where bfloat16 is slower."""
+    if cfg.compute_dtype != "auto":
+        return cfg.compute_dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
-    Args:
-      log: takes one line at a time.
+
+def loggers(log: Callable[[str], None]) -> tuple[Callable[[str], None], Callable[[str], None]]:
+    """Two loggers for a run on several processes; both are `log` if there is one process.
 
     Returns:
-      One that is silent on all processes but the first, and one that names the process; both are `log` if it is alone.
+      A logger for facts about all processes, which is silent on all but the first, and a logger for facts about this
+      process, which names it.
     """
     if jax.process_count() == 1:
         return log, log

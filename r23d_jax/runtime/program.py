@@ -1,4 +1,4 @@
-"""What a reader types to start this program, and the config files that come with it."""
+"""The command line that starts this program, and the config files that come with it."""
 
 import shlex
 import sys
@@ -14,10 +14,9 @@ CONFIGS = next(folder for folder in (_PACKAGE / "configs", _CHECKOUT / "configs"
 
 
 def command(name: str) -> str:
-    """How the reader of a message starts a command, e.g. `r23d-jax predict` or `python -m r23d_jax predict`.
+    """The command line for a key of `__main__.COMMANDS`, e.g. `r23d-jax predict` or `python -m r23d_jax predict`.
 
-    Args:
-      name: a key of `__main__.COMMANDS`. In a checkout, training and evaluation go through launch.py.
+    In a checkout, training and evaluation use launch.py.
     """
     started = Path(sys.argv[0])
     if started.stem == "r23d-jax":

@@ -1,13 +1,11 @@
-"""Progress of long work: a bar with a rate and the time left on a terminal, plain lines elsewhere.
-
-And what may go to a terminal at all: names of videos and classes are data, and may hold commands to it.
-"""
+"""Progress of long work, and the escaping of printed text: names of videos and classes may hold terminal commands."""
 
 import contextlib
 import sys
+import threading
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -17,19 +15,18 @@ PLAIN_LINE_SECONDS = 10.0
 
 
 class Progress:
-    """Counts `total` units of work; use as a context manager.
+    """Counts `total` units of work; a context manager.
 
-    On a terminal this is a tqdm bar. Elsewhere (a log file, CI) it prints one line every ten seconds and one at the
-    end, so that a log stays readable. `message` prints a line without tearing the bar. The first update often waits for
-    a compilation, so it does not count towards the rate once others have followed.
+    On a terminal this is a tqdm bar. Elsewhere (a log file, CI) it prints a line every ten seconds and one at the end.
+    The first update often waits for a compilation, so it does not count towards the rate once others have followed.
 
     Args:
-      total: units of work in all.
+      total: number of units.
       unit: plural name of a unit, e.g. "clips".
-      description: what is being done, e.g. "train".
+      description: name of the work, e.g. "train".
       initial: units already done, e.g. when a run resumes; they do not count towards the rate.
       stream: where to write; standard error by default.
-      shown: False counts, and writes nothing.
+      shown: False counts without writing.
     """
 
     def __init__(
@@ -43,25 +40,19 @@ class Progress:
     ):
         self.total, self.unit, self.description = total, unit, description
         self.done = self._initial = self._printed = initial
-        self._stream = getattr(stream or sys.stderr, "stream", stream or sys.stderr)  # a bar moves the cursor itself
+        stream = stream or sys.stderr
+        self._stream = getattr(stream, "stream", stream)  # a bar moves the cursor itself
         self._started = self._last_line = time.monotonic()
-        self._first_update: tuple[float, int] | None = None  # when, and what was done by then
+        self._first_update: tuple[float, int] | None = None  # its time, and the units done by then
         self._note = ""
         self._bar = None
         self._shown = shown
         if shown and self._stream.isatty():
-            self._bar = tqdm(
-                total=total,
-                initial=initial,
-                unit=f" {unit}",
-                desc=description,
-                file=self._stream,
-                dynamic_ncols=True,
-                smoothing=0.1,
-            )
+            place = {"total": total, "initial": initial, "unit": f" {unit}", "desc": description}
+            self._bar = tqdm(**place, file=self._stream, dynamic_ncols=True, smoothing=0.1)
 
     def update(self, count: int = 1, note: str = "") -> None:
-        """Adds `count` finished units; `note` is a short text shown beside them, e.g. the loss."""
+        """Adds `count` finished units; `note` is a short text to show beside them, e.g. the loss."""
         self.done += count
         if self._first_update is None:
             self._first_update = (time.monotonic(), self.done)
@@ -74,33 +65,34 @@ class Progress:
             self._print_line()
 
     def message(self, text: str) -> None:
-        """Prints a line of its own, as `printable`."""
+        """Prints a line, escaped by `printable`, without tearing the bar."""
         text = printable(text, lines=True)
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         elif self._shown:
             print(text, file=self._stream, flush=True)
 
+    def seconds_left(self) -> float:
+        """The expected time to the end at the rate since the first update; infinite before a second one."""
+        since, done_then = self._first_update or (self._started, self.done)
+        if self.done <= done_then:
+            return 0.0 if self.done >= self.total else float("inf")
+        return (self.total - self.done) * (time.monotonic() - since) / (self.done - done_then)
+
     def _print_line(self) -> None:
-        if not self._shown:
-            return
-        now = time.monotonic()
+        self._last_line, self._printed = time.monotonic(), self.done
         since, done_then = self._first_update or (self._started, self._initial)
-        several = self.done > done_then
-        if not several:
+        if self.done <= done_then:
             since, done_then = self._started, self._initial
-        rate = (self.done - done_then) / max(now - since, 1e-9)
-        left = (self.total - self.done) / rate if several and rate > 0 else float("inf")
-        if self.done >= self.total:
-            left = 0.0
+        rate = (self.done - done_then) / max(self._last_line - since, 1e-9)
         note = f"  {self._note}" if self._note else ""
-        print(
-            f"{self.description}: {self.done}/{self.total} {self.unit}  {rate:.1f} {self.unit}/s  "
-            f"{format_seconds(left)} left{note}",
-            file=self._stream,
-            flush=True,
-        )
-        self._last_line, self._printed = now, self.done
+        if self._shown:
+            print(
+                f"{self.description}: {self.done}/{self.total} {self.unit}  {rate:.1f} {self.unit}/s  "
+                f"{format_seconds(self.seconds_left())} left{note}",
+                file=self._stream,
+                flush=True,
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -112,8 +104,20 @@ class Progress:
             self._print_line()
 
 
+@contextlib.contextmanager
+def announced(text: str, say: Callable[[str], None], after: float = 5.0) -> Iterator[None]:
+    """Says `text` if the block takes longer than `after` seconds."""
+    timer = threading.Timer(after, say, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def format_seconds(seconds: float) -> str:
-    """`3:07`, `1:02:33`, or `?` when unknown."""
+    """Formats as `3:07` or `1:02:33`, and infinity as `?`."""
     if seconds == float("inf"):
         return "?"
     minutes, rest = divmod(int(seconds + 0.5), 60)
@@ -122,31 +126,23 @@ def format_seconds(seconds: float) -> str:
 
 
 def printable(text: object, lines: bool = False) -> str:
-    """Text as it may stand in a log or on a terminal.
+    """Text that is safe in a log or on a terminal.
 
-    Control characters, which clear screens and forge lines, characters that turn the direction of writing, and bytes
-    of a file name that are no text are written as escapes, e.g. `\\x1b`.
-
-    Args:
-      text: anything.
-      lines: keep line ends and tabs.
+    Control characters, which clear screens and forge lines, characters that change the direction of writing, and bytes
+    of a file name that are not text become escapes, e.g. `\\x1b`. With `lines`, line ends and tabs are kept.
     """
+
+    def is_harmless(char: str) -> bool:
+        return unicodedata.category(char)[0] != "C" and char not in "\u2028\u2029" or (lines and char in "\n\t")
+
     text = str(text)
     if text.isprintable():
         return text
-    return "".join(char if _is_harmless(char) or (lines and char in "\n\t") else _escaped(char) for char in text)
-
-
-def _is_harmless(char: str) -> bool:
-    return unicodedata.category(char)[0] != "C" and char not in "\u2028\u2029"
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape", "surrogatepass").decode()
+    return "".join(c if is_harmless(c) else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 class PrintableStream:
-    """A text stream that writes what `printable` makes of everything."""
+    """A text stream that escapes everything by `printable`."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -162,7 +158,7 @@ class PrintableStream:
 
 @contextlib.contextmanager
 def printable_output() -> Iterator[None]:
-    """Everything that is printed inside passes `printable`, errors included."""
+    """Escapes everything that is printed inside by `printable`, errors included."""
     out: Any = PrintableStream(sys.stdout)
     error: Any = PrintableStream(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):

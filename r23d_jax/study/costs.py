@@ -1,4 +1,4 @@
-"""What a study will cost, from shapes and the number of videos, before anything runs."""
+"""Predicts the cost of a study from shapes and the number of videos."""
 
 import dataclasses
 import functools
@@ -10,12 +10,12 @@ from r23d_jax.study.grid import Cell
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one training.
+    """The cost of one training.
 
     Attributes:
-      parameters: of the network.
+      parameters: number of parameters of the network.
       gmacs: billions of multiply-adds for one clip.
-      clips: that are trained on; None while neither the dataset nor its lists are there.
+      clips: number of training clips; None while neither the dataset nor its lists exist.
     """
 
     parameters: int
@@ -24,12 +24,12 @@ class Cost:
 
     @property
     def pmacs(self) -> float | None:
-        """Million billions of multiply-adds: forward, and twice that backward, of all training clips."""
+        """10^15 multiply-adds for all training clips: forward, and twice that backward."""
         return None if self.clips is None else 3 * self.gmacs * self.clips / 1e6
 
 
 def cost_of(cell: Cell) -> Cost:
-    """Parameters and multiply-adds by shape, and the length of the training if its dataset, or its lists, are there."""
+    """Parameters and multiply-adds by shape, and the number of clips if the dataset or its lists exist."""
     cfg = cell.config
     parameters, macs = _count(to_json(cfg.model), cfg.data.num_frames, cfg.data.crop_size)
     d = cfg.data
@@ -58,7 +58,7 @@ def _videos_at(source: str, root: str, lists: str, split: int, classes: tuple[st
     from r23d_jax.data.sources import open_index
 
     if source == "synthetic" and not (Path(root) / "lists").is_dir():
-        return None  # written when it is first trained on
+        return None  # the first training writes it
     try:
         cfg = DataConfig(source=source, root=root, lists=lists, split=split, classes=classes)
         return len(open_index(cfg, "train").names)

@@ -1,4 +1,4 @@
-"""What a study consists of: a base config, and axes whose values are combined into cells."""
+"""A study: a base config, and axes whose values are combined into cells, each a training."""
 
 import ast
 import copy
@@ -11,7 +11,7 @@ from typing import Any
 from r23d_jax.config import Config, ConfigError, UserError, check_override, validate
 from r23d_jax.config.files import call_file
 
-# A value of an axis: fields of the config, as on the command line but without "config.", to what they are set.
+# A value of an axis: new values of config fields, which are named as on the command line without "config.".
 Overrides = Mapping[str, Any]
 
 
@@ -20,11 +20,11 @@ class Study:
     """A grid of trainings.
 
     Attributes:
-      title: heads the results.
+      title: heading of the results.
       base: the config that every cell starts from.
-      axes: name of an axis -> label of a value -> what it overrides. The axes `seed` and `split` are repetitions:
-        results are means over them, with their spread. All combinations are cells.
-      skip: combinations that are left out, each as {axis: label}.
+      axes: name of an axis -> label of a value -> its overrides. All combinations are cells. The axes `seed` and
+        `split` are repetitions: results are means over them, with standard deviations.
+      skip: combinations to leave out, each as {axis: label}.
     """
 
     title: str
@@ -41,7 +41,7 @@ class Cell:
     """One training of a study.
 
     Attributes:
-      name: of its folder, made of its labels.
+      name: name of its folder, made of its labels.
       labels: axis -> label.
       config: validated.
     """
@@ -52,17 +52,17 @@ class Cell:
 
     @property
     def group(self) -> tuple[str, ...]:
-        """Labels of the axes that are compared, which repetitions share."""
+        """Labels of the compared axes, which repetitions share."""
         return tuple(label for axis, label in self.labels.items() if axis not in REPETITIONS)
 
 
 def cells(study: Study) -> list[Cell]:
-    """All cells, repetitions last to vary least: every comparison is complete once before any is repeated.
+    """All cells, repetition by repetition, so that every comparison is complete once before any is repeated.
 
     Raises:
       UserError: naming the cell and the field, if an override names no field or gives no valid config.
     """
-    from r23d_jax.training.optimizer import check_names  # not at the top: a study's file need not wait for jax
+    from r23d_jax.training.optimizer import check_names  # not at the top, so that a study's file need not import jax
 
     axes = sorted(study.axes, key=lambda axis: axis not in REPETITIONS)  # the first varies slowest
     made = []
@@ -97,11 +97,7 @@ def _in_file_name(axis: str, label: str) -> str:
 
 
 def shard(all_cells: list[Cell], text: str) -> list[Cell]:
-    """The cells of one machine: "i/n" with i from 1 to n; "" for all.
-
-    Raises:
-      UserError: if the text is something else.
-    """
+    """The cells of part "i/n", with i from 1 to n; all for ""; raises UserError for another text."""
     if not text:
         return all_cells
     match = re.fullmatch(r"(\d+)/(\d+)", text)
@@ -111,14 +107,14 @@ def shard(all_cells: list[Cell], text: str) -> list[Cell]:
 
 
 def with_settings(study: Study, settings: list[str]) -> Study:
-    """The study with fields of its base set to other values.
+    """A copy of the study with new values for fields of its base.
 
     Args:
-      study: is not changed.
-      settings: each "data.root=PATH": a field, and a Python value or plain text.
+      study: a study; unchanged.
+      settings: e.g. "data.root=PATH": a field, and a Python value or plain text.
 
     Raises:
-      UserError: for something else, or an unknown field. A wrong value shows when the cells are made.
+      UserError: for another form, or an unknown field. `cells` refuses wrong values.
     """
     base = copy.deepcopy(study.base)
     for text in settings:
@@ -146,5 +142,5 @@ def _set(config: Config, path: str, value: Any, where: str) -> None:
 
 
 def load_study(path: str, arg: str) -> Study:
-    """The study that a file's `get_study(arg)` returns; raises UserError if it returns none."""
+    """The study that a file's `get_study(arg)` returns; raises UserError for anything else."""
     return call_file(path, "get_study", Study, arg)

@@ -147,12 +147,12 @@ def _cells_of_row(group: Group) -> list[str]:
     if not group.outcomes:
         return ["failed" if group.failed else "", "", "", "0", "", "", ""]
     first = group.outcomes[0][1]
-    scores = [_spread(group.values(name)) for name in ("val/top1_video", "val/mean_class", "val/top1_clip")]
+    scores = [_mean_and_deviation(group.values(name)) for name in ("val/top1_video", "val/mean_class", "val/top1_clip")]
     seconds = statistics.fmean(outcome.seconds for _, outcome in group.outcomes)
     return [*scores, str(len(group.outcomes)), f"{first.parameters:,}", f"{first.gmacs:.3f}", format_seconds(seconds)]
 
 
-def _spread(values: Sequence[float]) -> str:
+def _mean_and_deviation(values: Sequence[float]) -> str:
     if not values:
         return ""
     mean = f"{statistics.fmean(values):.2f}"

@@ -1,4 +1,4 @@
-"""Runs the cells of a study one after the other, each in a process of its own, and keeps what became of them."""
+"""Runs the cells of a study one after another, each in a process of its own, and keeps their outcomes."""
 
 import dataclasses
 import json
@@ -18,21 +18,21 @@ from r23d_jax.study.costs import Cost, cost_of
 from r23d_jax.study.grid import Cell
 
 CELL, OUTCOME, LOG, LOCK = "cell.json", "outcome.json", "log.txt", ".cell.lock"
-LAST_LINES = 5  # of a failed cell's log
+LAST_LINES = 5  # of a failed cell's log, to show
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a cell; lies in its folder.
+    """The outcome of a cell, which is kept in its folder.
 
     Attributes:
       status: "done" or "failed".
-      seconds: of all its processes together, without pauses between them.
-      metrics: of its last evaluation.
+      seconds: running time of all its processes.
+      metrics: metrics of its last evaluation.
       per_class: accuracy by class name; None for a class without videos.
-      parameters, gmacs: of the network and one clip.
-      device: that it ran on.
-      reason: of a failure: the end of its log.
+      parameters, gmacs: the cost of the network and of one clip.
+      device: the device it ran on.
+      reason: the end of a failed cell's log.
     """
 
     status: str
@@ -46,7 +46,7 @@ class Outcome:
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """What became of the cell in a folder; None if it was never run to an end, or its record is damaged."""
+    """The outcome of the cell in a folder; None if it has not ended, or its record is damaged."""
     try:
         return Outcome(**json.loads((folder / OUTCOME).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -54,18 +54,18 @@ def read_outcome(folder: Path) -> Outcome | None:
 
 
 def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = print) -> tuple[int, int]:
-    """Runs what is not done yet. A cell that fails is recorded and the rest go on; a failed one is tried again.
+    """Runs the cells that are not done, in order. A failed cell does not stop the rest, and is tried again next time.
 
-    A cell that was stopped goes on from its checkpoint; one that another process is at work on is passed over. Ctrl-C
-    stops the running cell, which saves its state, and the study.
+    A stopped cell resumes from its checkpoint. A cell that another process is working on is skipped. Ctrl-C stops the
+    study and the running cell, which saves its state.
 
     Args:
-      cells: in the order in which they run.
-      workdir: each cell gets the folder `workdir/<name>`.
+      cells: each gets the folder `workdir/<name>`.
+      workdir: the folder of the study.
       log: takes one line at a time.
 
     Returns:
-      How many are done, and how many failed.
+      The numbers of finished and of failed cells.
     """
     done = failed = 0
     for number, cell in enumerate(cells, start=1):
@@ -80,7 +80,7 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
             with disk.hold(folder, LOCK, log=log) as lock:
                 outcome = _run_cell(cell, folder, before.seconds if before else 0.0, lock.fileno())
         except disk.InUse as error:
-            log(f"    passed over: {error}")
+            log(f"    skipped: {error}")
             continue
         if outcome.status == "done":
             done += 1
@@ -88,7 +88,7 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
             log(f"    video top-1 {accuracy:.2f} % in {format_seconds(outcome.seconds)}")
         else:
             failed += 1
-            log(f"    failed; the rest go on. The end of {folder / LOG}:\n{outcome.reason}")
+            log(f"    failed; the next one follows. The end of {folder / LOG}:\n{outcome.reason}")
     return done, failed
 
 
@@ -98,11 +98,11 @@ def _run_cell(cell: Cell, folder: Path, seconds_before: float, lock: int) -> Out
     started = time.monotonic()
     command = [sys.executable, "-m", "r23d_jax", "study", "--cell", str(folder)]
     with (folder / LOG).open("a", encoding="utf-8") as file:
-        # With the lock, which so outlives a study that is killed: the cell's process trains on.
+        # The process inherits the lock, because it continues to train if the study is killed.
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, pass_fds=[lock])
         try:
             status = process.wait()
-        except KeyboardInterrupt:  # the cell has got it too, and saves its state
+        except KeyboardInterrupt:  # the cell receives it too, and saves its state
             process.wait()
             raise
     seconds = seconds_before + time.monotonic() - started
@@ -134,7 +134,7 @@ def _outcome(folder: Path, status: int, seconds: float, cost: Cost) -> Outcome:
 
 
 def train_cell(folder: Path) -> int:
-    """What the process of a cell does; returns its exit status: 1 where it was stopped before its end."""
+    """Trains the cell in this process; returns the exit status, which is 1 if it was stopped before its end."""
     cfg: Config = config.from_json((folder / CELL).read_text(encoding="utf-8"))
     from r23d_jax.training import loop
 

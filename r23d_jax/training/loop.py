@@ -1,8 +1,9 @@
-"""A whole run: data, network, steps, evaluations, checkpoints, report; stopped and resumed at any step."""
+"""A whole training run, which can be stopped at any step and resumed."""
 
 import collections
 import contextlib
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Generator
@@ -17,7 +18,7 @@ from r23d_jax import config, models
 from r23d_jax.checkpoint.checkpoint import Checkpoints, create_configured_model
 from r23d_jax.checkpoint.state import TrainState, create_state
 from r23d_jax.checkpoint.store import BEST_METRIC
-from r23d_jax.config import Config, Preprocessing
+from r23d_jax.config import Config
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read.broken import BrokenLog
 from r23d_jax.data.read.pipeline import train_batches
@@ -26,10 +27,10 @@ from r23d_jax.evaluation.evaluate import evaluate
 from r23d_jax.evaluation.result import EvalResult, format_table, load_evaluation, save_evaluation
 from r23d_jax.evaluation.run import open_videos
 from r23d_jax.evaluation.step import EvalStep, make_eval_step
-from r23d_jax.models.functional import Network, split_model
+from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import compilation_cache, disk, distributed, parallel
 from r23d_jax.runtime.journal import Journal
-from r23d_jax.runtime.progress import Progress
+from r23d_jax.runtime.progress import Progress, announced, format_seconds
 from r23d_jax.training import optimizer
 from r23d_jax.training.interrupt import StopRequest
 from r23d_jax.training.meter import Meter, Profile
@@ -37,16 +38,18 @@ from r23d_jax.training.step import make_train_step
 from r23d_jax.training.warm_start import check_source, warm_start
 from r23d_jax.version import __version__
 
+COMPILING = "compiling the training step, which may take a minute or more the first time"
+STEPS_TO_TIME = 3  # on a CPU, before the time of the whole run is estimated; the first is not counted
+LONG_SECONDS = 3 * 3600.0  # a CPU run that takes longer is warned of
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What stays the same from the first step to the last."""
+    """Everything that stays the same from the first step to the last."""
 
     cfg: Config
     workdir: Path
     mesh: Mesh
-    network: Network
-    pre: Preprocessing
     train_index: VideoIndex
     test_index: VideoIndex
     train_step: Callable[[TrainState, dict], tuple[TrainState, dict]]
@@ -54,6 +57,9 @@ class Run:
     num_steps: int
     steps_per_epoch: float
     broken: BrokenLog
+    checkpoints: Checkpoints
+    journal: Journal
+    stop: StopRequest
     log: Callable[[str], None]
 
     def epoch(self, step: int) -> float:
@@ -68,51 +74,49 @@ class Run:
 
 
 def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> EvalResult | None:
-    """Trains from the newest checkpoint in `workdir`, or from the start, to the last step.
+    """Trains to the last step, from the newest checkpoint in `workdir` if there is one.
 
     Args:
-      cfg: a config; checked here.
-      workdir: where everything the run writes goes (see ARCHITECTURE.md).
+      cfg: a config; validated here.
+      workdir: the folder of everything the run writes (see ARCHITECTURE.md).
       log: takes one line at a time.
 
     Returns:
-      The final evaluation; None when SIGTERM or SIGINT stopped the run early, after its state was saved.
+      The final evaluation; None if SIGTERM or SIGINT stopped the run early, after its state was saved.
 
     Raises:
-      config.UserError: for anything the user can put right; the message says how.
+      config.UserError: for every mistake that the user can correct; the message says how.
     """
     config.validate(cfg)
     if cfg.compilation_cache:
         compilation_cache.keep_compiled(workdir / "compilation_cache")
     log, log_own = parallel.loggers(log)
     with StopRequest(log_own) as stop, contextlib.ExitStack() as held:
-        run, state, checkpoints, evaluated = _set_up(cfg, workdir, log, log_own, held)
-        journal = Journal(workdir, int(state.step), evaluated=evaluated, active=jax.process_index() == 0)
+        run, state = _set_up(cfg, workdir, stop, log, log_own, held)
         try:
-            return _train(run, state, checkpoints, journal, stop)
+            return _train(run, state)
         except Exception as error:
-            distributed.leave_lost_job(error)  # closing would wait for them
+            distributed.leave_lost_job(error)  # closing would wait for the other processes
             raise
         finally:
-            checkpoints.close()
-            journal.close()
+            run.checkpoints.close()
+            run.journal.close()
 
 
 def _set_up(
     cfg: Config,
     workdir: Path,
+    stop: StopRequest,
     log: Callable[[str], None],
     log_own: Callable[[str], None],
     held: contextlib.ExitStack,
-) -> tuple[Run, TrainState, Checkpoints, bool]:
-    """What a run needs, its state, and whether the checkpoint that this is from holds an evaluation."""
+) -> tuple[Run, TrainState]:
     log(parallel.describe_devices())
-    name = models.model_name(cfg.model)  # unknown names are refused before any data is touched
+    name = models.model_name(cfg.model)  # unknown names are refused before any data is read
     optimizer.check_names(cfg.optimizer)
     check_source(cfg, workdir)
     train_index, test_index = open_videos(cfg, "train", log), open_videos(cfg, "test", log)
     mesh = parallel.make_mesh(cfg.parallel.fsdp)
-    pre = config.preprocessing(cfg.data)
     num_classes = len(train_index.class_names)
 
     def initialize() -> tuple[dict, dict]:
@@ -126,9 +130,12 @@ def _set_up(
     tx, schedule = optimizer.make_optimizer(cfg.optimizer, abstract_params, steps_per_epoch, num_steps)
     state, shardings = create_state(initialize, tx, cfg.train.ema_decay, mesh)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    log(f"model: {name}, {cfg.model.head.kind} head, {count:,} parameters, {cfg.parallel.compute_dtype}")
+    log(f"model: {name}, {cfg.model.head.kind} head, {count:,} parameters, {parallel.compute_dtype(cfg.parallel)}")
+    if cfg.parallel.compute_dtype == "auto" and jax.default_backend() == "cpu":
+        log("float32, because bfloat16 is slower on a CPU (--config.parallel.compute_dtype=bfloat16 selects it)")
 
-    if jax.process_index() == 0:  # before anything in the folder changes
+    is_first = jax.process_index() == 0
+    if is_first:  # before anything in the folder changes
         with disk.writing(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
             held.enter_context(disk.hold(workdir, log=log))
@@ -139,35 +146,44 @@ def _set_up(
         state, meta = restored
         evaluated = BEST_METRIC in meta["metrics"]
         log(f"resumed from step {int(state.step)} of {num_steps} ({workdir})")
+        _check_classes(tuple(meta["class_names"]), train_index.class_names, workdir)
         _log_changes(meta["config"], cfg, log)
     elif cfg.init_from:
         state = warm_start(cfg, state, shardings, num_classes, log, tuple(train_index.class_names))
-    if jax.process_index() == 0:
+    if is_first:
         disk.write_atomically(workdir / "config.json", config.to_json(cfg) + "\n")
-    return (
-        Run(
-            cfg=cfg,
-            workdir=workdir,
-            mesh=mesh,
-            network=network,
-            pre=pre,
-            train_index=train_index,
-            test_index=test_index,
-            train_step=make_train_step(network, tx, cfg, num_classes, mesh, shardings, schedule),
-            eval_step=make_eval_step(network, pre, mesh),
-            num_steps=num_steps,
-            steps_per_epoch=steps_per_epoch,
-            broken=BrokenLog(cfg.data, log=log_own),
-            log=log,
-        ),
-        state,
-        checkpoints,
-        evaluated,
+    run = Run(
+        cfg=cfg,
+        workdir=workdir,
+        mesh=mesh,
+        train_index=train_index,
+        test_index=test_index,
+        train_step=make_train_step(network, tx, cfg, num_classes, mesh, shardings, schedule),
+        eval_step=make_eval_step(network, config.preprocessing(cfg.data), mesh),
+        num_steps=num_steps,
+        steps_per_epoch=steps_per_epoch,
+        broken=BrokenLog(cfg.data, log=log_own),
+        checkpoints=checkpoints,
+        journal=Journal(workdir, int(state.step), evaluated=evaluated, active=is_first),
+        stop=stop,
+        log=log,
     )
+    return run, state
+
+
+def _check_classes(before: tuple[str, ...], now: tuple[str, ...], workdir: Path) -> None:
+    """Raises UserError if the logits of a checkpoint belong to other classes than those of the lists."""
+    if before != now:
+        place = next(k for k, pair in enumerate(itertools.zip_longest(before, now)) if len(set(pair)) > 1)
+        old, new = (names[place] if place < len(names) else "none" for names in (before, now))
+        raise config.UserError(
+            f"{workdir}: was trained on other classes than the lists have now: class {place + 1} was {old} and is "
+            f"{new}. Train on the same config.data.lists and config.data.classes, or choose another --workdir"
+        )
 
 
 def _log_changes(old: dict[str, Any], cfg: Config, log: Callable[[str], None]) -> None:
-    """Says which fields differ from those of the checkpoint, because a changed field makes another run."""
+    """Logs the fields that differ from those of the checkpoint, because a changed field makes another run."""
 
     def flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
         out = {}
@@ -185,72 +201,59 @@ def _log_changes(old: dict[str, Any], cfg: Config, log: Callable[[str], None]) -
 # -- the loop ----------------------------------------------------------------------------------------------------------
 
 
-def _train(
-    run: Run, state: TrainState, checkpoints: Checkpoints, journal: Journal, stop: StopRequest
-) -> EvalResult | None:
-    step = int(state.step)
+def _train(run: Run, state: TrainState) -> EvalResult | None:
+    step = saved = int(state.step)  # `saved` is the newest step on disk
     result = None
-    saved = step  # the newest step on disk
-    if run.is_eval_step(step) and not journal.has(step, BEST_METRIC):  # stopped between a save and its evaluation
-        result = _evaluate(run, state, step, journal, stop)
+    if run.is_eval_step(step) and not run.journal.has(step, BEST_METRIC):  # stopped between a save and its evaluation
+        result = _evaluate(run, state)
         if result is not None:
-            _save(run, checkpoints, state, result)
+            _save(run, state, result)
+    first, on_cpu = step, jax.default_backend() == "cpu"
     batches = _device_batches(run, step)
     with (
         Progress(run.num_steps, "steps", "train", initial=step, shown=jax.process_index() == 0) as progress,
         contextlib.closing(Profile(run.cfg.profile, run.workdir, progress.message)) as profile,
     ):
-        meter = Meter(
-            journal,
-            run.workdir,
-            global_batch_size=run.cfg.train.global_batch_size,
-            log_every=run.cfg.train.log_every,
-            steps_per_epoch=run.steps_per_epoch,
-            say=progress.message,
-        )
-        while step < run.num_steps and not stop.asked():
+        meter = Meter(run.journal, run.workdir, run.cfg.train, run.steps_per_epoch, progress.message)
+        while step < run.num_steps and not run.stop.asked():
             profile.before(step)
             waited = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - waited
-            state, metrics = run.train_step(state, batch)
+            with announced(COMPILING, progress.message) if step == first else contextlib.nullcontext():
+                state, metrics = run.train_step(state, batch)
             step += 1
+            if on_cpu and step - first <= STEPS_TO_TIME:
+                jax.block_until_ready(metrics)
             profile.after(step, metrics)
             meter.add(step, metrics, waited)
             progress.update(1, note=meter.note)
+            if on_cpu and step - first == STEPS_TO_TIME and progress.seconds_left() > LONG_SECONDS:
+                progress.message(
+                    f"on this CPU the run takes about {format_seconds(progress.seconds_left())} more: use a GPU or a "
+                    "TPU, or a smaller network and smaller clips as in configs/ucf5_cpu.py"
+                )
 
             result = None
             if run.is_eval_step(step):
                 meter.flush()
-                result = _evaluate(run, state, step, journal, stop)
-            if result is not None or stop.requested or step % run.cfg.checkpoint.every_steps == 0:
+                result = _evaluate(run, state)
+            if result is not None or run.stop.requested or step % run.cfg.checkpoint.every_steps == 0:
                 meter.flush()  # a state is saved only once its losses are known to be finite
-                journal.sync()
-                _save(run, checkpoints, state, result)
+                run.journal.sync()
+                _save(run, state, result)
                 saved = step
                 meter.restart()
     batches.close()
-    if step < run.num_steps or (stop.requested and result is None):
-        if saved != step:
-            _save(run, checkpoints, state, None)
-        checkpoints.wait()
+    stopped = step < run.num_steps or (run.stop.requested and result is None)
+    if stopped and saved != step:
+        _save(run, state, None)
+    run.checkpoints.wait()
+    if stopped:
         run.log(f"stopped at step {step} of {run.num_steps}; state saved in {run.workdir}")
         return None
-    return _finish(run, state, step, result, checkpoints, journal, stop)
-
-
-def _finish(
-    run: Run,
-    state: TrainState,
-    step: int,
-    result: EvalResult | None,
-    checkpoints: Checkpoints,
-    journal: Journal,
-    stop: StopRequest,
-) -> EvalResult | None:
-    checkpoints.wait()
-    if result is None:  # this command found the run already complete
-        result = load_evaluation(run.workdir) or _evaluate(run, state, step, journal, stop)
+    if result is None:  # the run was complete already
+        result = load_evaluation(run.workdir) or _evaluate(run, state)
     if result is not None and jax.process_index() == 0:
         path = report.write_report(run.workdir, run.test_index, run.cfg)
         run.log(format_table(result))
@@ -258,8 +261,8 @@ def _finish(
     return result
 
 
-def _evaluate(run: Run, state: TrainState, step: int, journal: Journal, stop: StopRequest) -> EvalResult | None:
-    """One evaluation, written to the journal and to disk; None when a stop was asked for before it was done."""
+def _evaluate(run: Run, state: TrainState) -> EvalResult | None:
+    """One evaluation, written to the journal and to disk; None if a stop was requested before its end."""
     result = evaluate(
         run.eval_step,
         state.eval_params,
@@ -268,27 +271,28 @@ def _evaluate(run: Run, state: TrainState, step: int, journal: Journal, stop: St
         run.cfg,
         run.mesh,
         broken=run.broken,
-        should_stop=stop.asked,
+        should_stop=run.stop.asked,
     )
     if result is not None:
-        journal.write(step, run.epoch(step), result.metrics)
+        step = int(state.step)
+        run.journal.write(step, run.epoch(step), result.metrics)
         if jax.process_index() == 0:
             save_evaluation(result, run.workdir)
     return result
 
 
-def _save(run: Run, checkpoints: Checkpoints, state: TrainState, result: EvalResult | None) -> None:
+def _save(run: Run, state: TrainState, result: EvalResult | None) -> None:
     meta = {
         "config": dataclasses.asdict(run.cfg),
         "class_names": list(run.train_index.class_names),
-        "preprocessing": dataclasses.asdict(run.pre),
+        "preprocessing": dataclasses.asdict(config.preprocessing(run.cfg.data)),
         "version": __version__,
     }
-    checkpoints.save(state, meta, None if result is None else result.metrics)
+    run.checkpoints.save(state, meta, None if result is None else result.metrics)
 
 
 def _device_batches(run: Run, start_step: int) -> Generator[dict[str, jax.Array]]:
-    """Batches on the device, the next one on its way while the current one is used."""
+    """Batches on the device; the next one is copied while the current one is used."""
     host_batches = train_batches(
         run.train_index,
         run.cfg.data,

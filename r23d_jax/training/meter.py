@@ -1,4 +1,4 @@
-"""What is measured while a run trains: losses, speed, the wait for input, and a profile of some steps."""
+"""Measures a training: losses, speed, the wait for input, and a profile of some steps."""
 
 import time
 from collections.abc import Callable
@@ -7,13 +7,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from r23d_jax.config import UserError
+from r23d_jax.config import TrainConfig, UserError
 from r23d_jax.runtime.journal import Journal
 
-# Steps that may be queued on the device before the host waits for the oldest of them: enough to hide the host's work,
-# few enough that queued batches do not fill the device's memory.
+# Steps that may be queued on the device before the host waits for the oldest: enough to hide the host's work, few
+# enough that queued batches do not fill the device's memory.
 STEPS_IN_FLIGHT = 4
-STEPS_PER_REPORT = 100  # of the wait for input
+STEPS_PER_REPORT = 100  # between two lines about the wait for input
 
 
 class TrainingDiverged(UserError):
@@ -21,29 +21,21 @@ class TrainingDiverged(UserError):
 
 
 class Meter:
-    """Holds metrics on the device between logs, so that the host never waits for the step it has just dispatched.
+    """Keeps metrics on the device between log rows, so that the host never waits for the step it has just dispatched.
 
     Args:
       journal: gets a row every `log_every` steps.
-      workdir: for messages.
-      global_batch_size: clips of a step.
-      log_every: steps.
+      workdir: the run's folder, for messages.
+      cfg: `global_batch_size` and `log_every` are read.
       steps_per_epoch: may be fractional.
       say: takes one line at a time.
     """
 
     def __init__(
-        self,
-        journal: Journal,
-        workdir: Path,
-        *,
-        global_batch_size: int,
-        log_every: int,
-        steps_per_epoch: float,
-        say: Callable[[str], None],
+        self, journal: Journal, workdir: Path, cfg: TrainConfig, steps_per_epoch: float, say: Callable[[str], None]
     ):
         self._journal, self._workdir, self._say = journal, workdir, say
-        self._clips, self._log_every, self._steps_per_epoch = global_batch_size, log_every, steps_per_epoch
+        self._clips, self._log_every, self._steps_per_epoch = cfg.global_batch_size, cfg.log_every, steps_per_epoch
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._waited = 0.0  # since the last row
         self._all_waited = self._all_seconds = 0.0  # since the last line about it
@@ -52,11 +44,11 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Starts the clock again, after something else (an evaluation, a checkpoint) has taken its time."""
+        """Restarts the clock, after an evaluation or a checkpoint has taken time."""
         self._since = time.perf_counter()
 
     def add(self, step: int, metrics: dict[str, jax.Array], waited: float) -> None:
-        """Takes the metrics of a dispatched step, which waited so many seconds for its batch."""
+        """Takes the metrics of a dispatched step that waited `waited` seconds for its batch."""
         self._pending.append((step, metrics))
         self._waited += waited
         self._steps += 1
@@ -71,7 +63,7 @@ class Meter:
             self._steps = 0
 
     def flush(self) -> None:
-        """Fetches what is pending, checks it and writes its mean as one row.
+        """Fetches the pending metrics, checks them and writes their mean as one row.
 
         Raises:
           TrainingDiverged: naming the first step whose loss is not finite.
@@ -100,13 +92,7 @@ class Meter:
 
 
 class Profile:
-    """Writes a trace of some steps, for TensorBoard and Perfetto, to `workdir/profile`.
-
-    Args:
-      steps: "START:STOP", as `config.profile` has it; "" for none.
-      workdir: of the run.
-      say: takes one line at a time.
-    """
+    """Writes a trace of the steps "START:STOP" (none if ""), for TensorBoard and Perfetto, to `workdir/profile`."""
 
     def __init__(self, steps: str, workdir: Path, say: Callable[[str], None]):
         self._start, self._stop = map(int, steps.split(":")) if steps else (-1, -1)
@@ -114,13 +100,13 @@ class Profile:
         self._running = False
 
     def before(self, step: int) -> None:
-        """Call before the step after `step` steps is dispatched."""
+        """Must be called before the step after `step` steps is dispatched."""
         if step == self._start:
             jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
             self._running = True
 
     def after(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Call once `step` steps are dispatched, with what the last of them gives."""
+        """Must be called once `step` steps are dispatched, with the metrics of the last."""
         if self._running and step == self._stop:
             jax.block_until_ready(metrics)
             self.close()
@@ -130,7 +116,7 @@ class Profile:
             )
 
     def close(self) -> None:
-        """Ends a trace that is still being taken."""
+        """Ends a running trace."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()

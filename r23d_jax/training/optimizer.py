@@ -1,7 +1,4 @@
-"""From an `OptimizerConfig` to an optax transformation: schedule, update rule, decay, groups, frozen parts.
-
-To add a schedule or an optimizer, add a row to `SCHEDULES` or `OPTIMIZERS`: the keys are the names a config may have.
-"""
+"""Turns an `OptimizerConfig` into an optax transformation: schedule, update rule, decay, groups, frozen parts."""
 
 import math
 from collections.abc import Callable, Hashable
@@ -21,7 +18,8 @@ def _multistep(cfg: OptimizerConfig, steps_per_epoch: float, step: jax.Array, do
     return cfg.decay_factor ** jnp.sum(step >= milestones)
 
 
-# (config, steps per epoch, step, share of the steps after warm-up that are done) -> factor of the learning rate
+# config.optimizer.schedule -> (config, steps per epoch, step, completed share of the steps after warm-up) -> factor of
+# the learning rate
 SCHEDULES: dict[str, Callable[[OptimizerConfig, float, jax.Array, jax.Array], jax.Array]] = {
     "cosine": lambda cfg, steps_per_epoch, step, done: 0.5 * (1 + jnp.cos(math.pi * done)),
     # ends at 0.195 of the full rate (Sohn et al. 2020, FixMatch)
@@ -34,7 +32,7 @@ SCHEDULES: dict[str, Callable[[OptimizerConfig, float, jax.Array, jax.Array], ja
 def make_schedule(cfg: OptimizerConfig, steps_per_epoch: float, num_steps: int) -> optax.Schedule:
     """Learning rate against the step (0 is the first).
 
-    A linear warm-up over `warmup_epochs` reaches the full rate with its last step; then follows one of `SCHEDULES`.
+    A linear warm-up over `warmup_epochs` reaches the full rate with its last step. One of `SCHEDULES` follows.
 
     Raises:
       ConfigError: if there is no such schedule.
@@ -63,16 +61,11 @@ def _adamw(cfg: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransfor
 
 def _lars(cfg: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     return optax.lars(
-        rate,
-        weight_decay=cfg.weight_decay,
-        weight_decay_mask=_kernels,
-        trust_ratio_mask=_kernels,
-        momentum=cfg.momentum,
-        nesterov=cfg.nesterov,
+        rate, cfg.weight_decay, _kernels, trust_ratio_mask=_kernels, momentum=cfg.momentum, nesterov=cfg.nesterov
     )
 
 
-# (config, learning rate of the group) -> update rule
+# config.optimizer.name -> (config, learning rate of the group) -> update rule
 OPTIMIZERS: dict[str, Callable[[OptimizerConfig, optax.Schedule], optax.GradientTransformation]] = {
     "sgd": _sgd,
     "adamw": _adamw,
@@ -81,7 +74,7 @@ OPTIMIZERS: dict[str, Callable[[OptimizerConfig, optax.Schedule], optax.Gradient
 
 
 def check_names(cfg: OptimizerConfig) -> None:
-    """Raises ConfigError if there is no such optimizer or schedule; needs no parameters, and so no data."""
+    """Raises ConfigError if there is no such optimizer or schedule; needs no parameters, and thus no data."""
     make_optimizer(cfg, {}, steps_per_epoch=1, num_steps=1)
 
 
@@ -90,17 +83,17 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The update rule for a parameter tree.
 
-    Weight decay acts on leaves named `kernel` only: not on BN, biases, positions or the CLS token. SGD and LARS couple
-    it (added to the gradient before the momentum, as PyTorch does), AdamW decouples it.
+    Weight decay acts on leaves named `kernel` only, not on BN, biases, positions or the CLS token. SGD and LARS add it
+    to the gradient before the momentum, as PyTorch does; AdamW decouples it.
 
     Args:
       cfg: the optimizer's config.
       params: nested dict with `stem`, `stages` and `head`; shapes are enough.
-      steps_per_epoch: for everything that is given in epochs.
-      num_steps: of the whole run.
+      steps_per_epoch: converts fields that are given in epochs.
+      num_steps: length of the whole run.
 
     Returns:
-      The transformation, and the schedule of the learning rate before any group's multiplier.
+      The transformation, and the schedule of the learning rate before the multiplier of a group.
 
     Raises:
       ConfigError: if there is no such optimizer or schedule.
@@ -133,7 +126,7 @@ def _decay(cfg: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _kernels(params: Any) -> Any:
-    # by name: attention biases have two axes, so their rank does not tell them from kernels
+    # By name, because attention biases have two axes, like linear kernels.
     return jax.tree.map_with_path(lambda path, _: _names(path)[-1] == "kernel", params)
 
 

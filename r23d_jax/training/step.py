@@ -30,24 +30,24 @@ def make_train_step(
     shardings: TrainState,
     schedule: optax.Schedule,
 ) -> TrainStep:
-    """Compiles forward, backward and update into one program; the state's memory is reused.
+    """Compiles forward, backward and update into one program, which reuses the state's memory.
 
     BatchNorm sees the whole global batch: under `jit` a mean over a sharded axis is a mean over all devices. With
     `cfg.train.accumulate` > 1 it sees one micro-batch at a time, in order. All randomness comes from (seed, step).
 
     Args:
-      network, tx, schedule: what to train and how.
-      cfg: the data, train and optimizer groups are read.
-      num_classes: of the logits.
+      network, tx, schedule: the network, its update rule and its learning rate.
+      cfg: its data and train groups and its seed are read.
+      num_classes: number of logits.
       mesh: the devices.
-      shardings: of the state.
+      shardings: sharding of every leaf of the state.
 
     Returns:
       A function of (state, {"video" uint8, "label", "mask"}) that returns the next state and float32 device scalars
       `train/loss`, `train/top1`, `train/grad_norm` and `train/learning_rate`.
 
     Raises:
-      ConfigError: if a micro-batch cannot be spread over the devices.
+      ConfigError: if the devices do not divide a micro-batch.
     """
     pre = config.preprocessing(cfg.data)
     seed, train = cfg.seed, cfg.train
@@ -91,8 +91,8 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        # Parameters that are split are gathered here, once a step. Left to choose, XLA splits some convolutions over
-        # their channels instead and moves activations.
+        # Parameters that are split over `fsdp` are gathered here, once per step. Otherwise XLA splits some convolutions
+        # over their channels and moves activations.
         gathered = jax.lax.with_sharding_constraint(state.params, whole)
         if train.accumulate > 1:
             loss, top1, grads, batch_stats = accumulated(gathered, state.batch_stats, batch, key)
@@ -120,6 +120,6 @@ def make_train_step(
 
 
 def _micro_batches(rows: jax.Array, count: int, mesh: Mesh) -> jax.Array:
-    """(B, ...) -> (count, B / count, ...), where every device keeps the rows it has."""
+    """(B, ...) -> (count, B / count, ...) without moving rows between devices."""
     rows = rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1)
     return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec(None, parallel.AXES)))

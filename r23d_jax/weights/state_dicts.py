@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from r23d_jax.config import ConfigError, ModelConfig, Preprocessing, from_dict
-from r23d_jax.models.functional import flatten, split_model
+from r23d_jax.models.functional import HasNetwork, bare, flatten, split_model
 from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.registry import build_model, model_config, model_name
 from r23d_jax.weights import files, layouts
@@ -57,7 +57,7 @@ class Converted:
         return model_name(self.config)
 
 
-def to_torch(model: VideoNetwork, source: str | None = None) -> dict[str, Any]:
+def to_torch(model: VideoNetwork | HasNetwork, source: str | None = None) -> dict[str, Any]:
     """All values of a network as a state dict for `load_state_dict`: torch tensors, or numpy arrays without torch.
 
     The names are those of the network's code base, so that its own class accepts them: torchvision for `r3d_18`,
@@ -83,8 +83,9 @@ def to_torch(model: VideoNetwork, source: str | None = None) -> dict[str, Any]:
     return {name: torch.tensor(value) for name, value in arrays.items()}
 
 
-def to_arrays(model: VideoNetwork, source: str | None = None) -> dict[str, np.ndarray]:
+def to_arrays(model: VideoNetwork | HasNetwork, source: str | None = None) -> dict[str, np.ndarray]:
     """`to_torch` in numpy arrays."""
+    model = bare(model)
     _, params, batch_stats = split_model(model)
     return rename(table_of(model, source or source_of(model)), params, batch_stats)
 
@@ -101,7 +102,9 @@ def rename(table: Table, *trees: layouts.Tree) -> dict[str, np.ndarray]:
     return state | {name: np.zeros((), np.int64) for name in table.counters}
 
 
-def from_torch(weights: Weights, model: VideoNetwork | str | None = None, source: str | None = None) -> VideoNetwork:
+def from_torch(
+    weights: Weights, model: VideoNetwork | HasNetwork | str | None = None, source: str | None = None
+) -> VideoNetwork:
     """A network with the values of a torch state dict.
 
     Args:
@@ -122,6 +125,7 @@ def from_torch(weights: Weights, model: VideoNetwork | str | None = None, source
     if isinstance(model, VideoNetwork):
         return _filled(fit(read_arrays(weights).arrays, model, source))
     return convert(weights, model, source).model
+    model = bare(model)
 
 
 def convert(weights: Weights, name: str | None = None, source: str | None = None) -> Converted:

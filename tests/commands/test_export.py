@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 import r23d_jax
 from r23d_jax import config
 from r23d_jax.__main__ import main
-from r23d_jax.checkpoint.checkpoint import Checkpoints, load_model
+from r23d_jax.checkpoint.checkpoint import Checkpoints
+from r23d_jax.evaluation.trained import load_model
 from r23d_jax.models.functional import split_model
 from tests.training.tiny import start, tiny_config
 

@@ -22,12 +22,13 @@ from r23d_jax.commands import predict
 from r23d_jax.config import Config, UserError, preprocessing
 from r23d_jax.data.find.frames import index_frames
 from r23d_jax.data.find.splits import Entry, VideoList
-from r23d_jax.data.make.video import iter_frames
+from r23d_jax.data.make.video import VideoError, iter_frames
 from r23d_jax.evaluation import evaluate as evaluation
 from r23d_jax.evaluation import single
 from r23d_jax.evaluation.single import Predictor, VideoFile
 from r23d_jax.evaluation.step import make_eval_step
 from r23d_jax.models.functional import split_model
+from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.runtime import parallel
 from tests.hostile.bad_files.corpus import PICTURES, VIDEOS, picture, pipe
 
@@ -314,6 +315,24 @@ def test_every_kind_of_bad_file(workdir, tmp_path, capsys):
         else:
             reason = "is .*, unlike 1.jpg" if "where the video began" in file.reason else file.reason
             assert re.search(reason, row["error"]) and row["error"].startswith(str(path))
+
+
+def test_a_loaded_model_takes_clips_frames_and_files(workdir, videos, predictor):
+    model = r23d_jax.load_model(workdir)
+    want = predictor(videos / "v0.avi").probabilities
+    order = np.argsort(-want)
+    for video in (str(videos / "v0.avi"), np.stack(list(iter_frames(videos / "v0.avi")))):
+        got = model.predict(video)
+        assert list(got) == [CLASSES[k] for k in order]
+        np.testing.assert_allclose(list(got.values()), want[order], atol=1e-6)
+    clips = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
+    logits = model(clips)
+    assert logits.shape == (2, 3)
+    np.testing.assert_array_equal(logits, model.model(prepare_video(jnp.asarray(clips), model.preprocessing)))
+    np.testing.assert_array_equal(model(clips.astype(np.float32)), model.model(jnp.asarray(clips, jnp.float32)))
+    with pytest.raises(VideoError, match=r"frames are float32 \(2, 8, 8, 3\); expected uint8 \(T, H, W, 3\)"):
+        model.predict(np.zeros((2, 8, 8, 3), np.float32))
+    assert set(r23d_jax.to_torch(model)) == set(r23d_jax.to_torch(model.model))
 
 
 def test_names_cannot_command_the_terminal(workdir, tmp_path, capsys):

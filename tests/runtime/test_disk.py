@@ -112,7 +112,7 @@ def test_where_there_are_no_locks_it_is_said_and_work_goes_on(tmp_path: Path, mo
     with disk.hold(tmp_path, log=said.append):
         pass
     assert said == [
-        f"{tmp_path / '.lock'}: no locks here (No locks available); see to it that nothing else writes there"
+        f"{tmp_path / '.lock'}: no locks here (No locks available); make sure that nothing else writes there"
     ]
 
 

@@ -212,7 +212,7 @@ def test_those_who_do_not_come_are_not_waited_for_without_end() -> None:
     )
     ((status, output),) = finish([start([sys.executable, "-c", code], devices=1)])
     assert status == 2
-    assert output.startswith("error: the 2 processes of the job have not come together in 1 s; see whether all of them")
+    assert output.startswith("error: the 2 processes of the job have not come together in 1 s; check that all of them")
 
 
 def test_two_processes_agree() -> None:

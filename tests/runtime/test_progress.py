@@ -1,6 +1,7 @@
 """Progress lines where there is no terminal."""
 
 import io
+import time
 
 import pytest
 
@@ -47,6 +48,16 @@ def test_work_done_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] += 2.0
         bar.update(10)
     assert out.getvalue() == "index: 10/10 files  5.0 files/s  0:00 left\n"
+
+
+def test_only_long_work_is_announced() -> None:
+    lines: list[str] = []
+    with progress.announced("compiling", lines.append, after=60.0):
+        pass
+    assert lines == []
+    with progress.announced("compiling", lines.append, after=0.01):
+        time.sleep(0.5)
+    assert lines == ["compiling"]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (187, "3:07"), (3753, "1:02:33"), (float("inf"), "?")])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -143,6 +144,37 @@ def test_a_complete_run_is_reported_again_without_a_step(dataset: Path, finished
     assert any(line.startswith("report: ") for line in lines) and losses(workdir) == before
 
 
+def test_other_classes_are_refused_on_resume(dataset: Path, finished: tuple[Path, EvalResult], tmp_path: Path) -> None:
+    """With as many classes, only their names tell that the logits would change their meaning."""
+    cfg = config_for(dataset)
+    cfg.data.lists = str(shutil.copytree(dataset / "lists", tmp_path / "lists"))
+    classes = tmp_path / "lists" / "classInd.txt"
+    names = [line.split()[1] for line in classes.read_text().splitlines()]
+    names[0], names[1] = names[1], names[0]
+    classes.write_text("".join(f"{number} {name}\n" for number, name in enumerate(names, start=1)))
+    for file in (tmp_path / "lists").glob("trainlist*"):  # labels stand there too
+        lines = [line.split()[0] for line in file.read_text().splitlines()]
+        file.write_text("".join(f"{line} {names.index(line.split('/')[0]) + 1}\n" for line in lines))
+    before = (finished[0] / "config.json").read_bytes()
+    with pytest.raises(
+        UserError, match=f"other classes than the lists have now: class 1 was {names[1]} and is {names[0]}"
+    ):
+        run(cfg, finished[0])
+    assert (finished[0] / "config.json").read_bytes() == before
+
+
+def test_a_long_run_on_a_cpu_is_warned_of(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loop, "LONG_SECONDS", 0.0)
+    cfg = config_for(dataset)
+    cfg.parallel.compute_dtype, cfg.train.epochs = "auto", 4 / 3
+    _, lines = run(cfg, tmp_path)
+    assert capsys.readouterr().err.count("on this CPU the run takes about ") == 1
+    assert any(line.startswith("float32, because bfloat16 is slower on a CPU") for line in lines)
+    assert load_checkpoint(tmp_path).config.parallel.compute_dtype == "auto"
+
+
 def test_a_changed_field_is_named_on_resume(dataset: Path, finished: tuple[Path, EvalResult]) -> None:
     cfg = config_for(dataset)
     cfg.optimizer.learning_rate = 0.5
@@ -205,7 +237,7 @@ def test_broken_frames_are_named_once_and_the_run_goes_on(tmp_path: Path) -> Non
 def test_an_unknown_network_is_refused_before_data_is_touched(tmp_path: Path) -> None:
     cfg = config_for(tmp_path / "nowhere")
     cfg.model.family = "r2plus4d"
-    with pytest.raises(UserError, match="'r2plus4d_10' is unknown; did you mean r2plus"):
+    with pytest.raises(UserError, match="config.model.family='r2plus4d': unknown; did you mean r2plus"):
         run(cfg, tmp_path / "run")
 
 

@@ -134,7 +134,7 @@ def result_of(names: tuple[str, ...]) -> EvalResult:
 
 def page_of(names: tuple[str, ...], workdir: Path) -> str:
     cfg = Config()
-    cfg.model.family, cfg.model.head.kind, cfg.data.root, cfg.data.source = names[:4]
+    cfg.model.head.kind, cfg.data.root, cfg.data.source = names[:3]  # an unknown family is refused
     cfg.data.classes = names
     save_evaluation(result_of(names), workdir)
     return report.write_report(workdir, cfg=cfg).read_text()

@@ -15,8 +15,9 @@ import pytest
 import r23d_jax
 from r23d_jax import config
 from r23d_jax.__main__ import main
-from r23d_jax.checkpoint.checkpoint import Checkpoints, load_model
+from r23d_jax.checkpoint.checkpoint import Checkpoints
 from r23d_jax.config import UserError
+from r23d_jax.evaluation.trained import load_model
 from r23d_jax.runtime import compilation_cache, disk
 from r23d_jax.training.warm_start import warm_start
 from r23d_jax.weights import files
