@@ -8,7 +8,8 @@ import pytest
 from r23d_jax import config
 from r23d_jax.checkpoint.checkpoint import load_checkpoint
 from r23d_jax.config import Config, UserError
-from r23d_jax.data.find.splits import DataError, Entry, VideoList, hold_out
+from r23d_jax.data.find.errors import DataError
+from r23d_jax.data.find.splits import Entry, VideoList, hold_out
 from r23d_jax.data.make.synthetic import write_synthetic
 from r23d_jax.data.sources import open_index
 from r23d_jax.evaluation.two_stream import evaluate_two_streams
@@ -48,6 +49,13 @@ def test_both_streams_and_their_sum(runs: Path, tmp_path: Path, choice: str, sai
     assert "first stream:" in text and said in text and "report:" in text
     page = (tmp_path / "report.html").read_text()
     assert "rgb (f_r2d_10)" in page and "rgb_diff (f_r2d_10)" in page and "gain over the better stream" in page
+
+
+def test_the_report_of_a_stream_stays(runs: Path) -> None:
+    before = (runs / "rgb" / "report.html").read_bytes()
+    evaluate_two_streams(fused_config(runs), runs / "rgb", lambda line: None)
+    assert (runs / "rgb" / "report.html").read_bytes() == before
+    assert (runs / "rgb" / "evaluations" / "two-streams" / "report.html").is_file()
 
 
 def test_mistakes(runs: Path, tmp_path: Path) -> None:
