@@ -257,7 +257,7 @@ def remarks(result: EvalResult) -> list[str]:
 
 def format_table(result: EvalResult) -> str:
     """The table printed at the end of a run: accuracies under both averagings, the protocol, and remarks."""
-    rows = [("averaged:", "logits", "softmax")]
+    rows: list[tuple[str, ...]] = [("averaged:", "logits", "softmax")]
     for title, name in VIDEO_METRICS:
         logits, softmax = (percent(result.metrics.get(name + suffix)) for suffix in ("", "_softmax"))
         rows.append((title, logits, softmax))

@@ -8,11 +8,11 @@ from typing import Literal
 import jax
 
 from r23d_jax import config
-from r23d_jax.checkpoint.checkpoint import LoadedModel, load_checkpoint
+from r23d_jax.checkpoint.checkpoint import FOLDER, LoadedModel, load_checkpoint
 from r23d_jax.config import Config, look_up
 from r23d_jax.evaluation import fusion
 from r23d_jax.evaluation.result import EvalResult
-from r23d_jax.evaluation.run import score_checkpoint
+from r23d_jax.evaluation.run import EVALUATIONS, score_checkpoint
 from r23d_jax.runtime import parallel
 
 
@@ -38,7 +38,9 @@ def evaluate_two_streams(cfg: Config, workdir: Path, log: Callable[[str], None] 
     results = first, second, fusion.fuse(first, second, weight, fields.scores)
     if jax.process_index() == 0:
         titles = tuple(f"{stream.config.data.input} ({stream.name})" for stream in streams)
-        page = fusion.write_page(workdir, titles, results, weight, how, fields.scores)
+        trained_here = (workdir / FOLDER).is_dir()  # its own report stays
+        folder = workdir / EVALUATIONS / "two-streams" if trained_here else workdir
+        page = fusion.write_page(folder, titles, results, weight, how, fields.scores)
         log(fusion.format_streams(titles, results, weight, how, fields.scores))
         log(f"report: {page}")
     return results[2]

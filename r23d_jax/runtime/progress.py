@@ -41,7 +41,7 @@ class Progress:
         self.total, self.unit, self.description = total, unit, description
         self.done = self._initial = self._printed = initial
         stream = stream or sys.stderr
-        self._stream = getattr(stream, "stream", stream)  # a bar moves the cursor itself
+        self._stream: TextIO = getattr(stream, "stream", stream)  # a bar moves the cursor itself
         self._started = self._last_line = time.monotonic()
         self._first_update: tuple[float, int] | None = None  # its time, and the units done by then
         self._note = ""

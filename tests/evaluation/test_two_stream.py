@@ -51,6 +51,13 @@ def test_both_streams_and_their_sum(runs: Path, tmp_path: Path, choice: str, sai
     assert "rgb (f_r2d_10)" in page and "rgb_diff (f_r2d_10)" in page and "gain over the better stream" in page
 
 
+def test_the_report_of_a_stream_stays(runs: Path) -> None:
+    before = (runs / "rgb" / "report.html").read_bytes()
+    evaluate_two_streams(fused_config(runs), runs / "rgb", lambda line: None)
+    assert (runs / "rgb" / "report.html").read_bytes() == before
+    assert (runs / "rgb" / "evaluations" / "two-streams" / "report.html").is_file()
+
+
 def test_mistakes(runs: Path, tmp_path: Path) -> None:
     cfg = fused_config(runs)
     cfg.fusion.second = ""
