@@ -12,7 +12,6 @@ official splits:
         --config.data.root=~/tensorflow_datasets/ucf101/ucf101_1/2.0.0
 """
 
-import dataclasses
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -63,41 +62,36 @@ def index_packed(root: Path, videos: VideoList | None, subset: Subset, cache: bo
     if not len(table.names):
         raise DataError(f"{folder}: no record of it can be read{_notes_text(table)}")
     if videos and table.named:
-        selection = _select_listed(folder, table, videos)
+        rows, names, labels, class_names, missing = _select_listed(folder, table, videos)
     else:
-        selection = _select_split(folder, table, videos, subset)
-    if not len(selection.rows):
+        rows, names, labels, class_names, missing = _select_split(folder, table, videos, subset)
+    if not len(rows):
         some = (
             f"none of the {len(videos.entries)} listed videos, e.g. {videos.entries[0].name}" if videos else "no video"
         )
         have = f"; it holds e.g. {table.names[0]}" if table.named else ""
         raise DataError(f"{folder}: holds {some}{have}{_notes_text(table)}")
     return VideoIndex(
-        class_names=selection.class_names,
-        names=np.array(selection.names),
-        labels=np.array(selection.labels, np.int32),
-        num_frames=table.num_frames[selection.rows],
+        class_names=class_names,
+        names=np.array(names),
+        labels=np.array(labels, np.int32),
+        num_frames=table.num_frames[rows],
         frames=PackedFrames(
             shards=tuple(os.path.join(os.path.abspath(folder), name) for name in table.shards.tolist()),
-            shard=table.shard[selection.rows],
-            row=table.row[selection.rows],
+            shard=table.shard[rows],
+            row=table.row[rows],
             offset=table.offset,
             length=table.length,
-            names=np.array(selection.names),
+            names=np.array(names),
         ),
         layout=f"packed: {len(table.shards)} TFRecord shard(s) in {folder}",
-        missing=selection.missing,
+        missing=missing,
         notes=tuple(table.notes.tolist()),
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Selection:
-    rows: np.ndarray  # (N,) int64, rows of the table
-    names: list[str]
-    labels: list[int]
-    class_names: tuple[str, ...]
-    missing: tuple[str, ...] = ()
+# Rows of the table, (N,) int64; names; labels; class names; names of listed videos that are missing
+_Selection = tuple[np.ndarray, list[str], list[int], tuple[str, ...], tuple[str, ...]]
 
 
 def _select_listed(folder: Path, table: Table, videos: VideoList) -> _Selection:
@@ -110,13 +104,9 @@ def _select_listed(folder: Path, table: Table, videos: VideoList) -> _Selection:
         if row is not None:
             found.append((entry, row))
     have = {entry for entry, _ in found}
-    return _Selection(
-        rows=np.array([row for _, row in found], np.int64),
-        names=[entry.name for entry, _ in found],
-        labels=[entry.label for entry, _ in found],
-        class_names=videos.class_names,
-        missing=tuple(entry.name for entry in videos.entries if entry not in have),
-    )
+    rows = np.array([row for _, row in found], np.int64)
+    missing = tuple(entry.name for entry in videos.entries if entry not in have)
+    return rows, [entry.name for entry, _ in found], [entry.label for entry, _ in found], videos.class_names, missing
 
 
 def _choose(folder: Path, table: Table, entry: Entry, rows: list[int]) -> int | None:
@@ -160,7 +150,7 @@ def _select_split(folder: Path, table: Table, videos: VideoList | None, subset: 
                 f"{len(videos.entries)}: is it another official split (config.data.split)?"
             )
     names = table.names[rows].tolist() if table.named else [f"{subset}/{record}" for record in table.record[rows]]
-    return _Selection(rows, names, labels.tolist(), class_names)
+    return rows, names, labels.tolist(), class_names, ()
 
 
 def _last(name: str) -> str:

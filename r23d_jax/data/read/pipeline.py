@@ -67,7 +67,7 @@ def train_batches(
     """
     _hide_gpus()
     validate(cfg)
-    rows = _rows_per_host(global_batch_size, host, num_hosts, "global_batch_size")
+    rows = _rows_per_host(global_batch_size, host, num_hosts, "train.global_batch_size")
     num_videos = len(index.names)
     reader = frame_reader(index.frames)
     num_frames, labels = tf.constant(index.num_frames, tf.int32), tf.constant(index.labels, tf.int32)
@@ -104,14 +104,8 @@ def train_batches(
         else:
             video, delivered = attempt(tf.constant(0)), tf.constant(0)
         video_id = tried[tf.minimum(delivered, attempts - 1)]
-        return {
-            "video": video,
-            "label": labels[video_id],
-            "mask": tf.constant(1.0),
-            "video_id": video_id,
-            "tried": tried,
-            "delivered": delivered,
-        }
+        batch = {"video": video, "label": labels[video_id], "mask": tf.constant(1.0), "video_id": video_id}
+        return batch | {"tried": tried, "delivered": delivered}
 
     make = dataset_maker(plan, reader.fetch, sample, rows, start_step, start_step + num_steps, cfg)
     return BatchIterator(make, num_steps, lambda *seen: broken.observe(index, *seen, replaced=True))
@@ -251,10 +245,7 @@ def _clip_shape(cfg: DataConfig) -> tuple[int, int, int, int]:
 
 def _rows_per_host(batch_size: int, host: int, num_hosts: int, name: str) -> int:
     if batch_size % num_hosts:
-        raise ConfigError(
-            f"config.{'train.' if name == 'global_batch_size' else ''}{name}={batch_size}: must be a multiple of the "
-            f"number of hosts, {num_hosts}"
-        )
+        raise ConfigError(f"config.{name}={batch_size}: must be a multiple of the number of hosts, {num_hosts}")
     if not 0 <= host < num_hosts:
         raise ValueError(f"host={host}: must be 0 .. {num_hosts - 1}")
     return batch_size // num_hosts
