@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import itertools
 import math
 import time
 from collections.abc import Callable, Generator
@@ -146,7 +145,6 @@ def _set_up(
         state, meta = restored
         evaluated = BEST_METRIC in meta["metrics"]
         log(f"resumed from step {int(state.step)} of {num_steps} ({workdir})")
-        _check_classes(tuple(meta["class_names"]), train_index.class_names, workdir)
         _log_changes(meta["config"], cfg, log)
     elif cfg.init_from:
         state = warm_start(cfg, state, shardings, num_classes, log, tuple(train_index.class_names))
@@ -169,17 +167,6 @@ def _set_up(
         log=log,
     )
     return run, state
-
-
-def _check_classes(before: tuple[str, ...], now: tuple[str, ...], workdir: Path) -> None:
-    """Raises UserError if the logits of a checkpoint belong to other classes than those of the lists."""
-    if before != now:
-        place = next(k for k, pair in enumerate(itertools.zip_longest(before, now)) if len(set(pair)) > 1)
-        old, new = (names[place] if place < len(names) else "none" for names in (before, now))
-        raise config.UserError(
-            f"{workdir}: was trained on other classes than the lists have now: class {place + 1} was {old} and is "
-            f"{new}. Train on the same config.data.lists and config.data.classes, or choose another --workdir"
-        )
 
 
 def _log_changes(old: dict[str, Any], cfg: Config, log: Callable[[str], None]) -> None:

@@ -157,7 +157,7 @@ def test_other_classes_are_refused_on_resume(dataset: Path, finished: tuple[Path
         file.write_text("".join(f"{line} {names.index(line.split('/')[0]) + 1}\n" for line in lines))
     before = (finished[0] / "config.json").read_bytes()
     with pytest.raises(
-        UserError, match=f"other classes than the lists have now: class 1 was {names[1]} and is {names[0]}"
+        UserError, match=f"other classes, or in another order: class 0 is {names[1]} there and {names[0]} here"
     ):
         run(cfg, finished[0])
     assert (finished[0] / "config.json").read_bytes() == before
