@@ -192,7 +192,7 @@ def test_broken_frames_are_named_once_and_the_run_goes_on(tmp_path: Path) -> Non
 def test_an_unknown_network_is_refused_before_data_is_touched(tmp_path: Path) -> None:
     cfg = config_for(tmp_path / "nowhere")
     cfg.model.family = "r2plus4d"
-    with pytest.raises(UserError, match="'r2plus4d_10' is unknown; did you mean r2plus"):
+    with pytest.raises(UserError, match="config.model.family='r2plus4d': unknown; did you mean r2plus"):
         run(cfg, tmp_path / "run")
 
 
