@@ -18,7 +18,7 @@ Tree = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a run needs to continue, besides its config.
+    """Everything a run needs to continue, except its config.
 
     Attributes:
       step: () int32, steps done.

@@ -21,7 +21,7 @@ from r23d_jax.weights.sources import SOURCES, source_of
 from r23d_jax.weights.tables import ConversionError, Table
 
 Weights = Mapping[str, Any] | str | os.PathLike | Content
-# What our own files say of their network; another program's file may have a `config` of its own.
+# The fields of our own descriptions; a file of another program may have a `config` of its own
 _OWN = ("config", "class_names", "preprocessing")
 
 
@@ -162,7 +162,7 @@ def _mapping(value: Any) -> Mapping:
 
 
 def _read_meta(meta: Mapping[str, Any]) -> tuple[ModelConfig, Preprocessing, tuple[str, ...]]:
-    """What our own files say besides the values."""
+    """The description of its network in one of our own files."""
     try:
         cfg, preprocessing = from_dict(meta["config"], ModelConfig), from_dict(meta["preprocessing"], Preprocessing)
         class_names = tuple(meta["class_names"])
