@@ -122,10 +122,9 @@ def from_torch(
     Raises:
       ConversionError: if the file cannot be read, names or shapes do not fit, or no known network has them.
     """
-    if isinstance(model, VideoNetwork):
-        return _filled(fit(read_arrays(weights).arrays, model, source))
-    return convert(weights, model, source).model
-    model = bare(model)
+    if model is None or isinstance(model, str):
+        return convert(weights, model, source).model
+    return _filled(fit(read_arrays(weights).arrays, bare(model), source))
 
 
 def convert(weights: Weights, name: str | None = None, source: str | None = None) -> Converted:

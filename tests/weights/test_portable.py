@@ -71,6 +71,6 @@ def test_what_computes_something_else_is_not_kept(model, tmp_path: Path, monkeyp
         return Wrong
 
     monkeypatch.setattr(jax.export, "deserialize", wrong)
-    with pytest.raises(portable.ExportError, match=r"model\.stablehlo: what was written gives other logits"):
+    with pytest.raises(portable.ExportError, match=r"model\.stablehlo: the file gives other logits"):
         portable.write_stablehlo(tmp_path / "model.stablehlo", model, PRE, {})
     assert not list(tmp_path.iterdir())
