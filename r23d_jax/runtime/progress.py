@@ -40,8 +40,8 @@ class Progress:
     ):
         self.total, self.unit, self.description = total, unit, description
         self.done = self._initial = self._printed = initial
-        stream = stream or sys.stderr
-        self._stream: TextIO = getattr(stream, "stream", stream)  # a bar moves the cursor itself
+        output: Any = stream or sys.stderr
+        self._stream: TextIO = getattr(output, "stream", output)  # a bar moves the cursor itself
         self._started = self._last_line = time.monotonic()
         self._first_update: tuple[float, int] | None = None  # its time, and the units done by then
         self._note = ""
