@@ -1,8 +1,8 @@
 """Asks public databases for known vulnerabilities of the locked versions: python .ci/audit.py requirements-lock.txt.
 
-Fails where a package that requirements*.txt name themselves has one that a newer version mends: `.ci/lock` takes it up.
-Others are printed: no change here can mend them. A database that cannot be reached, or that knows none of the packages,
-fails nothing and is said so: an audit that looked at nothing must not read like a clean one.
+It fails if a package that requirements*.txt name has a vulnerability that a newer version fixes: run `.ci/lock`. Other
+findings are printed, because no change here can fix them. If no database can be reached, or none knows the packages, it
+prints NOT AUDITED and passes: an audit that looked at nothing must not read like a clean one.
 """
 
 import json
@@ -25,7 +25,7 @@ def direct_names() -> set[str]:
 
 
 def judge(report: dict, direct: set[str]) -> tuple[int, list[str], list[str]]:
-    """How many packages the database knew, what must be mended, and what is only to be known."""
+    """How many packages the database knew, which flaws must be fixed here, and which are only reported."""
     known, wrong, other = 0, [], []
     for package in report["dependencies"]:
         if "skip_reason" in package:
@@ -33,7 +33,7 @@ def judge(report: dict, direct: set[str]) -> tuple[int, list[str], list[str]]:
         known += 1
         for flaw in package["vulns"]:
             fixed = ", ".join(flaw["fix_versions"])
-            line = f"{package['name']} {package['version']}: {flaw['id']}, mended in {fixed or 'no version yet'}"
+            line = f"{package['name']} {package['version']}: {flaw['id']}, fixed in {fixed or 'no version yet'}"
             (wrong if fixed and package["name"].lower() in direct else other).append(line)
     return known, wrong, other
 
@@ -63,7 +63,7 @@ def main(locks: list[str]) -> int:
                 print("".join(f"  {line}\n" for line in (*wrong, *other)), end="")
                 failed |= bool(wrong)
                 break
-            print(f"{lock}: {database} gave nothing: {report if isinstance(report, str) else 'it knows no package'}")
+            print(f"{lock}: {database} has no answer: {report if isinstance(report, str) else 'it knows no package'}")
         else:
             print(f"{lock}: NOT AUDITED")
     if failed:

@@ -84,6 +84,6 @@ def test_what_an_audit_fails_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     reports["pypi"] = {"dependencies": [{"name": "numpy", "skip_reason": "not found"}]}
     assert audit.main(["a.txt"]) == 0 and "NOT AUDITED" in capsys.readouterr().out
     reports["osv"] = {"dependencies": [package("numpy"), package("pillow", "2")]}
-    assert audit.main(["a.txt"]) == 0 and "pillow 1: CVE-1, mended in 2" in capsys.readouterr().out
+    assert audit.main(["a.txt"]) == 0 and "pillow 1: CVE-1, fixed in 2" in capsys.readouterr().out
     reports["osv"] = {"dependencies": [package("numpy", "2")]}
-    assert audit.main(["a.txt"]) == 1 and "numpy 1: CVE-1, mended in 2" in capsys.readouterr().out
+    assert audit.main(["a.txt"]) == 1 and "numpy 1: CVE-1, fixed in 2" in capsys.readouterr().out
