@@ -1,7 +1,6 @@
 """Data folders and lists are never code, and never lead outside of their folder."""
 
 import importlib
-import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ from r23d_jax.data.find.splits import Entry, VideoList, read_list
 from r23d_jax.data.find.tfrecord import Record
 from r23d_jax.data.make.packed_builder import PackSource, write_packed
 from r23d_jax.study.grid import Study, cells
-from tests.hostile.security.pickles import Code
+from tests.hostile.security.pickles import plant_code
 
 
 def write_frames(folder: Path, count: int = 2) -> None:
@@ -44,13 +43,7 @@ def test_a_cache_that_would_run_code_is_built_again(how: str, marker: Path, tmp_
     write_frames(root / "v_Diving_g01_c01")
     first = index_frames(root, VIDEOS)
     path = cache_of(root)
-    if how == "bare pickle":
-        path.write_bytes(pickle.dumps(Code(marker)))
-    else:
-        with np.load(path, allow_pickle=False) as file:
-            arrays: dict[str, Any] = dict(file)
-        arrays["names"] = np.array([Code(marker)], object)
-        np.savez(path, **arrays)
+    plant_code(path, how, marker)
     again = index_frames(root, VIDEOS)
     assert again.names.tolist() == first.names.tolist() and not marker.exists()
 

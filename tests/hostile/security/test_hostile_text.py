@@ -5,12 +5,10 @@ import dataclasses
 import html.parser
 import io
 import json
-import pickle
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +23,7 @@ from r23d_jax.runtime.progress import PrintableStream, Progress, printable
 from r23d_jax.study.grid import Study, cells
 from r23d_jax.study.results import write_results
 from r23d_jax.study.run import Outcome
-from tests.hostile.security.pickles import Code
+from tests.hostile.security.pickles import plant_code
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -171,13 +169,7 @@ def test_names_make_no_elements_of_a_page_of_two_streams(tmp_path: Path) -> None
 def test_an_evaluation_that_would_run_code_is_refused(how: str, marker: Path, tmp_path: Path) -> None:
     save_evaluation(result_of(harmless()), tmp_path)
     path = tmp_path / "evaluation.npz"
-    if how == "bare pickle":
-        path.write_bytes(pickle.dumps(Code(marker)))
-    else:
-        with np.load(path, allow_pickle=False) as file:
-            arrays: dict[str, Any] = dict(file)
-        arrays["names"] = np.array([Code(marker)], object)
-        np.savez(path, **arrays)
+    plant_code(path, how, marker)
     with pytest.raises(
         UserError, match=r"evaluation\.npz: cannot be read \(refused, because reading it could run code"
     ):
