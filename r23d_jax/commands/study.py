@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--only {args.only}: no cell's name contains it, e.g. {grid[0].name}")
     workdir = Path(args.workdir)
     if args.list:
-        _show(chosen, workdir)
+        show_grid(chosen, workdir)
         return 0
     workdir.mkdir(parents=True, exist_ok=True)
     try:
@@ -49,32 +49,41 @@ def run(args: argparse.Namespace) -> int:
     return 3 if failed else 0
 
 
-def _show(grid: list, workdir: Path) -> None:
-    """Prints the grid as a table, and the time left at the rate of the finished trainings."""
+def show_grid(grid: list, workdir: Path) -> None:
+    """Prints the grid as a table with the hours of each training, at the rate of the finished ones if there are any."""
+    import os
+
+    import jax
+
     from r23d_jax.runtime.progress import format_seconds
-    from r23d_jax.study.costs import cost_of
+    from r23d_jax.study.costs import CORE_RATE, GPU_RATE, cost_of
     from r23d_jax.study.run import read_outcome
 
+    rows = [(cell, cost_of(cell), read_outcome(workdir / cell.name)) for cell in grid]
+    done = [(cost.pmacs, outcome.seconds) for _, cost, outcome in rows if outcome and outcome.status == "done"]
+    worked, spent = sum(pmacs or 0 for pmacs, _ in done), sum(seconds for pmacs, seconds in done if pmacs)
+    cores = os.cpu_count() or 1
+    rate = 1e15 * worked / spent if worked and spent else GPU_RATE
+    if not worked and jax.default_backend() == "cpu":
+        rate = CORE_RATE * cores
+
     width = max(len(cell.name) for cell in grid)
-    print(f"{'cell':{width}}  {'status':8} {'parameters':>12} {'GMACs/clip':>11} {'clips':>12} {'PMACs':>9}  took")
-    worked = spent = left = 0.0
-    unknown = 0
-    for cell in grid:
-        cost, outcome = cost_of(cell), read_outcome(workdir / cell.name)
-        pmacs = cost.pmacs
+    print(f"{'cell':{width}}  {'status':8} {'parameters':>12} {'GMACs/clip':>11} {'clips':>12} {'hours':>9}  took")
+    left, unknown = 0.0, 0
+    for cell, cost, outcome in rows:
         status, took = (outcome.status, format_seconds(outcome.seconds)) if outcome else ("waiting", "")
-        if status == "done" and outcome is not None and pmacs:
-            worked, spent = worked + pmacs, spent + outcome.seconds
-        elif pmacs is None:
-            unknown += 1
-        else:
-            left += pmacs
-        clips, amount = ("?", "?") if pmacs is None else (f"{cost.clips:,}", f"{pmacs:.3g}")
-        row = f"{cost.parameters:>12,} {cost.gmacs:>11.3f} {clips:>12} {amount:>9}"
+        clips = hours = "?"
+        if cost.pmacs is not None:
+            clips, hours = f"{cost.clips:,}", f"{1e15 * cost.pmacs / rate / 3600:,.2f}"
+        if status != "done":
+            left, unknown = left + (cost.pmacs or 0), unknown + (cost.pmacs is None)
+        row = f"{cost.parameters:>12,} {cost.gmacs:>11.3f} {clips:>12} {hours:>9}"
         print(f"{cell.name:{width}}  {status:8} {row}  {took}".rstrip())
-    total = f" of {worked + left:.3g} PMACs" if worked + left else ""
-    print(f"{len(grid)} trainings{total}; PMACs are million billions of multiply-adds, forward and backward")
+    print(f"{len(grid)} trainings; left: {left:,.4g} PMACs (10^15 multiply-adds, forward and backward)")
     if unknown:
         print(f"{unknown} of them have neither dataset nor lists on disk yet, so their length is unknown")
-    if worked and left:
-        print(f"left: {left:.3g} PMACs, about {format_seconds(left * spent / worked)} at the rate so far")
+    if left and worked:
+        print(f"about {format_seconds(1e15 * left / rate)} at the rate of the finished ones")
+    elif left:
+        gpu, cpu = (1e15 * left / per_second / 3600 for per_second in (GPU_RATE, CORE_RATE * cores))
+        print(f"a rough estimate: {gpu:,.1f} hours on one H100 or H200, {cpu:,.0f} hours on {cores} CPU cores")

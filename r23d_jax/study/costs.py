@@ -7,6 +7,10 @@ from pathlib import Path
 from r23d_jax.config import DataConfig, ModelConfig, UserError, from_json, to_json
 from r23d_jax.study.grid import Cell
 
+# Multiply-adds per second, half the measured operations (docs/performance.md, docs/results.md), for a first estimate
+GPU_RATE = 70e12  # one H200 in bfloat16, r2plus1d_18; r2plus3d_18 has 55, r3d_18 125
+CORE_RATE = 7e9  # one CPU core in float32, small networks, with loading and evaluation
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:

@@ -1,7 +1,9 @@
 """A study's grid, its runs (skipped when done, recorded when they fail, tried again), and what it writes."""
 
 import csv
+import dataclasses
 import json
+import os
 import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -11,9 +13,11 @@ from typing import Any
 import pytest
 
 from r23d_jax.__main__ import main
+from r23d_jax.commands.study import show_grid
 from r23d_jax.config import Config, UserError
+from r23d_jax.runtime.progress import format_seconds
 from r23d_jax.study import run as runner
-from r23d_jax.study.costs import cost_of
+from r23d_jax.study.costs import CORE_RATE, GPU_RATE, cost_of
 from r23d_jax.study.grid import Study, cells, shard, with_settings
 from r23d_jax.study.results import gather, write_results
 
@@ -99,6 +103,31 @@ def test_cost_is_known_from_lists(tmp_path: Path) -> None:
     base = study(network=NETWORKS).base
     base.data.lists, base.data.root, base.train.epochs = str(tmp_path), str(tmp_path / "none"), 5.0
     assert cost_of(cells(Study("", base, {"network": NETWORKS}))[0]).clips == 10
+
+
+def test_the_list_shows_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A rough estimate at first; the measured rate as soon as one training is done."""
+    (tmp_path / "train.csv").write_text("".join(f"a/v{i}.avi,a\n" for i in range(1000)))
+    (tmp_path / "val.csv").write_text("a/w.avi,a\n")
+    grid = cells(study(network=NETWORKS))
+    for cell in grid:
+        cell.config.data.lists, cell.config.data.root = str(tmp_path), str(tmp_path / "none")
+    pmacs = [cost_of(cell).pmacs or 0.0 for cell in grid]
+    show_grid(grid, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    hours = 1e15 * pmacs[0] / (CORE_RATE * (os.cpu_count() or 1)) / 3600
+    assert lines[1].split()[-1] == f"{hours:,.2f}"
+    assert (
+        "a rough estimate: " in lines[-1]
+        and f"{sum(pmacs) * 1e15 / GPU_RATE / 3600:,.1f} hours on one H100" in lines[-1]
+    )
+    outcome = runner.Outcome("done", 7200.0, {}, {}, parameters=1, gmacs=1.0)
+    (tmp_path / grid[0].name).mkdir()
+    (tmp_path / grid[0].name / runner.OUTCOME).write_text(json.dumps(dataclasses.asdict(outcome)))
+    show_grid(grid, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[-2:] == ["2.00", "2:00:00"]
+    assert lines[-1] == f"about {format_seconds(7200 * sum(pmacs[1:]) / pmacs[0])} at the rate of the finished ones"
 
 
 class FakeProcess:
