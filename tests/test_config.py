@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib.util
 import json
 import pickle
 import re
@@ -296,3 +297,14 @@ def test_any_json_is_a_config_or_refused_by_name(value: Any) -> None:
 def test_what_is_no_config(text: str, message: str) -> None:
     with pytest.raises(config.ConfigError, match=message):
         config.from_json(text)
+
+
+def test_the_page_of_all_fields_is_up_to_date() -> None:
+    root = Path(__file__).resolve().parents[1]
+    spec = importlib.util.spec_from_file_location("config_page", root / ".ci" / "config_page.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text() == module.page(), "python .ci/config_page.py writes it"
+    assert "| `dropout` | `0.5` | float; at least 0; below 1 | before the classifier |" in module.page()
+    assert "| `classes` | `()` | tuple of str |" in module.page()

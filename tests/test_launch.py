@@ -136,6 +136,22 @@ def test_a_lack_of_memory_names_the_fields_to_change(
     assert line.startswith("error: out of memory: lower config.train.global_batch_size, or set config.train.accumulate")
 
 
+@pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("args", "folder"),
+    [
+        (["--config=quickstart"], "runs/quickstart"),
+        (["--config=configs/r2plus1d.py:18,flow"], "runs/r2plus1d_18_flow"),
+        (["--config", "r2plus1d:finetune"], "runs/r2plus1d_finetune"),
+        (["--config=r23d:34", "--workdir=mine"], "mine"),
+    ],
+)
+def test_each_variant_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, args: list[str], folder: str) -> None:
+    given: list[Path] = []
+    monkeypatch.setattr(loop, "train", lambda cfg, workdir: given.append(workdir) or True)
+    assert train.main(args, "train") == 0 and given == [Path(folder)]
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("command", [["info"], ["train", "--help"]], ids=" ".join)
 def test_a_reader_that_ends_is_no_error(command: list[str], unbuffered: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = {"requirements.txt": "requirements-lock.txt", "requirements-cpu.txt": "requirements-cpu-lock.txt"}
@@ -59,6 +60,16 @@ def test_one_hashed_version_of_everything_asked_for(name: str, platform: str, py
 @pytest.mark.parametrize("name", LOCKS.values())
 def test_no_registry_is_named(name: str) -> None:
     assert not re.search(r"://|--index|--extra-index|--find-links|--trusted", (ROOT / name).read_text())
+
+
+def test_the_oldest_versions_that_are_tried_are_those_allowed() -> None:
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    pins = {pin.name: pin for pin in (Requirement(line.partition("#")[0]) for line in lines if line[0] != "#")}
+    for wanted in asked_for("requirements-cpu.txt"):
+        (least,) = (Version(part.version) for part in wanted.specifier if part.operator == ">=")
+        (oldest,) = (Version(part.version) for part in pins.pop(wanted.name).specifier)
+        assert oldest.release[: len(least.release)] == least.release, f"{wanted} is tried with {oldest}"
+    assert set(pins) == {"pyparsing"}
 
 
 def test_the_larger_set_holds_the_smaller_one() -> None:

@@ -3,6 +3,7 @@
 They use absl's flags instead of argparse, because every field of a config is a flag: --config.<group>.<field>=VALUE.
 """
 
+import re
 import shlex
 import signal
 import sys
@@ -37,7 +38,7 @@ def _define_flags(argv: list[str], command: str) -> flags.FlagValues:
     values = flags.FlagValues()
     about = "a config file, e.g. configs/quickstart.py or r23d.py:34; or its name alone: quickstart, r23d:34"
     config_flags.DEFINE_config_file("config", help_string=about, flag_values=values, sys_argv=argv)
-    flags.DEFINE_string("workdir", "", "folder of the run; default: runs/<name of the config file>", values)
+    flags.DEFINE_string("workdir", "", "folder of the run; default: runs/<config>_<variant>", values)
     if not command:
         modes = ["train", "eval"]
         flags.DEFINE_enum("mode", "train", modes, "train (or resume), or evaluate the best checkpoint", values)
@@ -94,9 +95,15 @@ def _check_file(text: str) -> str:
     return found
 
 
+def _default_workdir(config_file: str) -> str:
+    """`runs/r2plus1d_18_flow` for `configs/r2plus1d.py:18,flow`, so that two variants do not share a folder."""
+    path, _, variant = config_file.partition(":")
+    return "runs/" + "_".join([Path(path).stem, *re.findall(r"[\w.-]+", variant)])
+
+
 def _run(values: flags.FlagValues, argv: list[str], command: str) -> int:
     cfg = config.validate(values.config)
-    workdir = Path(values.workdir or f"runs/{Path(config_flags.get_config_filename(values['config'])).stem}")
+    workdir = Path(values.workdir or _default_workdir(config_flags.get_config_filename(values["config"])))
     evaluates = command == "evaluate" or (not command and values.mode == "eval")
     fuses = bool(cfg.fusion.first or cfg.fusion.second)
     if fuses and not evaluates:

@@ -187,11 +187,12 @@ def differences(ours: dict, theirs: dict) -> list[str]:
 # -- videos and what is made of them -----------------------------------------------------------------------------------
 
 
-def write_videos(folder: Path, count: int, num_frames: int = 24) -> None:
-    """Small videos of two classes."""
+def write_videos(folder: Path, count: int, num_frames: int = 24, groups: int = 1) -> None:
+    """Small videos of two classes, in groups named as UCF101's."""
     rng = np.random.default_rng(0)
     for number in range(count):
-        path = folder / ("Diving", "Rowing")[number % 2] / f"v_{('Diving', 'Rowing')[number % 2]}_g01_c{number:02}.mp4"
+        name, group = ("Diving", "Rowing")[number % 2], 1 + number // 2 % groups
+        path = folder / name / f"v_{name}_g{group:02}_c{number:02}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(path), "w") as container:
             stream = container.add_stream("mpeg4", rate=25, options={"qscale": "2"})
