@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -138,10 +137,8 @@ def test_the_readme_works_from_top_to_bottom(tmp_path: Path) -> None:
             continue
         trains = command.module == "launch.py"
         more = SMALL if trains else SHORT_STUDY if command.arguments[0] == "study" else []
-        start = time.monotonic()
         words = [sys.executable, *command.words[1:], *more]
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        print(command, time.monotonic() - start)
         ran += 1
     assert ran > 8

@@ -218,7 +218,7 @@ def _train(run: Run, state: TrainState) -> EvalResult | None:
             if on_cpu and step - first == STEPS_TO_TIME and progress.seconds_left() > LONG_SECONDS:
                 progress.message(
                     f"on this CPU the run takes about {format_seconds(progress.seconds_left())} more: use a GPU or a "
-                    "TPU, or a smaller network and smaller clips as in configs/ucf5_cpu.py"
+                    "TPU, or a smaller network and smaller clips as in configs/small_cpu.py"
                 )
 
             result = None
