@@ -1,7 +1,7 @@
 """Every command in the documentation works: its arguments are accepted, its files exist, and the README's run."""
 
 import argparse
-import importlib
+import importlib.util
 import os
 import re
 import shutil
@@ -60,7 +60,9 @@ def test_a_documented_command_is_accepted(command: Command, monkeypatch: pytest.
         with pytest.raises(Accepted):
             main(arguments)
     elif module.startswith(("benchmarks.", "tests.")):
-        name = module if importlib.util.find_spec(module).submodule_search_locations is None else f"{module}.__main__"
+        spec = importlib.util.find_spec(module)
+        assert spec is not None
+        name = module if spec.submodule_search_locations is None else f"{module}.__main__"
         monkeypatch.setattr(sys, "argv", [module, *arguments])
         with pytest.raises(Accepted):
             importlib.import_module(name).main()
