@@ -1,15 +1,17 @@
 """Two streams: what is added, how a weight is chosen, what is refused, and the page."""
 
 import dataclasses
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from r23d_jax.config import Config, UserError
+from r23d_jax.config import Config, ConfigError, UserError
 from r23d_jax.evaluation import fusion
 from r23d_jax.evaluation.metrics import video_metrics
-from r23d_jax.evaluation.result import EvalResult, Protocol, load_evaluation
+from r23d_jax.evaluation.result import EvalResult, Protocol, load_evaluation, protocol_line
 
 CLASSES = ("a", "b", "c")
 
@@ -65,22 +67,127 @@ def test_a_video_that_one_stream_could_not_read_takes_part_in_nothing() -> None:
     assert fused.not_evaluated == ("v0",) and fused.confusion.sum() == 5 and fused.broken_views == 4
 
 
+def test_what_a_fused_result_keeps_of_the_streams() -> None:
+    first = dataclasses.replace(
+        stream(FIRST, views=1),
+        broken_views=1,
+        broken=(("v1", "cut off"),),
+        missing=("m1", "m2"),
+        environment={"a": "1"},
+    )
+    second = dataclasses.replace(
+        stream(SECOND, views=3), broken_views=2, broken=(("v1", "cut off"), ("v2", "empty")), missing=("m2", "m3")
+    )
+    fused = fusion.fuse(first, second, 0.5, "logits")
+    assert set(fused.metrics) == {"val/top1_video", "val/top5_video", "val/mean_class", "val/top1_clip", "val/loss"}
+    assert np.isnan([fused.metrics["val/top1_clip"], fused.metrics["val/loss"]]).all()
+    assert (fused.broken_views, fused.missing) == (3, ("m1", "m2", "m3"))
+    assert fused.broken == (("v1", "cut off"), ("v2", "empty"))
+    assert (fused.environment, fused.protocol, fused.class_names) == ({"a": "1"}, first.protocol, CLASSES)
+    assert fused.num_views.tolist() == [1] * 6 and fused.num_views.dtype == np.int32
+    np.testing.assert_allclose(fused.logits, 0.5 * first.logits + 0.5 * second.logits / 3)
+    np.testing.assert_allclose(fused.softmax, 0.5 * first.softmax + 0.5 * second.softmax / 3)
+
+
 def test_other_videos_are_refused() -> None:
-    other = dataclasses.replace(stream(RIGHT), names=np.array(["v0", "v1", "v2", "v3", "v4", "x"]))
-    with pytest.raises(UserError, match="different videos: 2 are in one only, e.g. v5, x; give both the same split"):
-        fusion.fuse(stream(RIGHT), other, 0.5, "softmax")
-    with pytest.raises(UserError, match="different classes"):
-        fusion.fuse(stream(RIGHT), dataclasses.replace(stream(RIGHT), class_names=("a", "b", "d")), 0.5, "softmax")
+    def message(**changes: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            fusion.fuse(stream(RIGHT), dataclasses.replace(stream(RIGHT), **changes), 0.5, "softmax")
+        return str(caught.value)
+
+    def different(how: str) -> str:
+        return (
+            f"the two streams were evaluated on different videos: {how}; give both the same split, lists and classes, "
+            "and prepare frames and flow of the same videos"
+        )
+
+    names = stream(RIGHT).names
+    assert message(names=np.array([*names[:5], "x"])) == different("2 are in one only, e.g. v5, x")
+    assert message(names=np.array([*names[:4], "x", "y"])) == different("4 are in one only, e.g. v4, v5, x")
+    order = different("0 are in one only, e.g. none, but their order differs")
+    assert message(names=names[::-1]) == message(labels=stream(RIGHT).labels[::-1]) == order
+    assert (
+        message(class_names=("a", "b", "d")) == "the two streams have different classes: train both on the same lists"
+    )
+    with pytest.raises(ConfigError, match=r"^config\.fusion\.scores='logit': unknown; did you mean logits"):
+        fusion.fuse(stream(RIGHT), stream(RIGHT), 0.5, "logit")
 
 
-def test_the_page_and_the_table(tmp_path: Path) -> None:
-    results = stream(FIRST), stream(SECOND, confidence=1.0), None
-    fused = fusion.fuse(results[0], results[1], 0.6, "softmax")
-    triple = (results[0], results[1], fused)
-    text = fusion.format_streams(("rgb", "flow"), triple, 0.6, "fixed", "softmax")
-    assert [line.split()[0] for line in text.splitlines()[2:5]] == ["rgb", "flow", "fused"]
-    assert "50.00 %" in text and "66.67 %" in text and "weights 0.60 and 0.40: fixed" in text
-    page = fusion.write_page(tmp_path, ("rgb", "flow"), triple, 0.6, "fixed", "softmax").read_text()
-    assert "<h1>rgb + flow</h1>" in page and "gain over the better stream" in page and "+0.00" in page
+@pytest.mark.parametrize("scores", ["softmax", "logits"])
+def test_the_table(scores: str) -> None:
+    """Another accuracy by averaged logits than by averaged probabilities, in each stream."""
+    first, second = stream(FIRST), stream(SECOND, confidence=1.0, views=10)
+    ending = fusion.SCORES[scores]
+    other = {"": "_softmax", "_softmax": ""}[ending]
+    for result in (first, second):
+        result.metrics[f"val/top1_video{other}"] = 0.0
+    fused = fusion.fuse(first, second, 0.6, scores)
+    lines = fusion.format_streams(("rgb", "flow"), (first, second, fused), 0.6, "fixed", scores).splitlines()
+    top1 = fused.metrics["val/top1_video"]
+    assert lines == [
+        "two streams",
+        "         video top-1  video top-5   mean class",
+        "  rgb        50.00 %     100.00 %      50.00 %",
+        "  flow       66.67 %     100.00 %      66.67 %",
+        f"  fused  {f'{100 * top1:.2f} %':>11}     100.00 %  {f'{100 * top1:.2f} %':>11}",
+        f"  by averaged {scores}; weights 0.60 and 0.40: fixed",
+        f"  {protocol_line(first)}",
+        f"  {protocol_line(second)}",
+    ]
+
+
+def test_the_page(tmp_path: Path) -> None:
+    """Three classes: the fused scores gain in none, lose in one and one has no videos; in this order."""
+    first, second = stream(FIRST), stream(SECOND, confidence=1.0)
+    keep = [2, 3, 4, 5]  # none of class "a"
+    first, second = (
+        dataclasses.replace(
+            result,
+            **{name: getattr(result, name)[keep] for name in ("names", "labels", "logits", "softmax", "num_views")},
+        )
+        for result in (first, second)
+    )
+    fused = fusion.fuse(first, second, 0.7, "softmax")
+    path = fusion.write_page(tmp_path, ("rgb", "flow"), (first, second, fused), 0.7, "chosen <here>", "softmax")
+    assert path == tmp_path / "report.html"
+    page = path.read_text()
+    assert "<h1>rgb + flow</h1>" in page and '<p class="muted">two streams</p>' in page
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Accuracy", "By class"]
+    assert re.findall(r'<p class="small">(.*?)</p>', page) == [
+        "By averaged softmax; weights 0.70 and 0.30: chosen &lt;here&gt;.",
+        f"rgb: {protocol_line(first)}.",
+        f"flow: {protocol_line(second)}.",
+    ]
+    accuracy, by_class = re.findall(r"<table>(.*?)</table>", page)
+    number = ' class="number"'
+    assert _cells(accuracy)[0] == ["", number + ">video top-1", number + ">video top-5", number + ">mean class"]
+    assert [row[0] for row in _cells(accuracy)] == ["", "rgb", "flow", "fused"]
+    rows = [[cell.removeprefix(number + ">") for cell in row] for row in _cells(by_class)]
+    assert rows == [
+        ["class", "rgb", "flow", "fused", "gain over the better stream"],
+        ["b", "50.00 %", "100.00 %", "50.00 %", "-50.00"],
+        ["c", "0.00 %", "100.00 %", "0.00 %", "-100.00"],
+        ["a", "-", "-", "-", "-"],
+    ]
+    assert all(cell.startswith(number) for row in _cells(by_class) for cell in row[1:])
+    assert not any(row[0].startswith(number) for row in _cells(by_class))
     again = load_evaluation(tmp_path)
     assert again is not None and again.metrics["val/top1_video"] == fused.metrics["val/top1_video"]
+
+
+def test_equal_gains_keep_the_order_of_the_classes(tmp_path: Path) -> None:
+    results = stream(RIGHT), stream(RIGHT)
+    fused = fusion.fuse(*results, 0.5, "softmax")
+    page = fusion.write_page(tmp_path, ("rgb", "flow"), (*results, fused), 0.5, "fixed", "softmax").read_text()
+    rows = _cells(re.findall(r"<table>(.*?)</table>", page)[1])[1:]
+    assert [row[0] for row in rows] == list(CLASSES) and all(row[-1].endswith(">+0.00") for row in rows)
+    with pytest.raises(ValueError, match="zip"):
+        fusion.write_page(tmp_path, ("rgb",), (*results, fused), 0.5, "fixed", "softmax")
+
+
+def _cells(table: str) -> list[list[str]]:
+    """The cells of each row; those of a number begin with their class."""
+    rows = re.findall(r"<tr>(.*?)</tr>", table)
+    return [
+        [cell.removeprefix(">") for cell in re.findall(r"<t[hd]((?: class=.*?)?>.*?)</t[hd]>", row)] for row in rows
+    ]

@@ -29,6 +29,18 @@ def test_masked_rows_do_not_count() -> None:
     wrong = jnp.asarray(np.where(mask[:, None] > 0, np.eye(4)[LABEL], -np.eye(4)[LABEL]), jnp.float32)
     assert losses.accuracy(wrong, jnp.asarray(LABEL), mask) == 1.0
     assert losses.cross_entropy(jnp.asarray(LOGITS), targets, jnp.zeros(6)) == 0.0
+    one = jnp.zeros(6).at[2].set(1.0)
+    alone = -jax.nn.log_softmax(LOGITS[2])[LABEL[2]]
+    np.testing.assert_allclose(losses.cross_entropy(jnp.asarray(LOGITS), targets, one), alone, rtol=1e-6)
+    assert losses.accuracy(targets, jnp.asarray(LABEL), one) == 1.0
+    with jax.enable_x64(True):  # counts stay float32, as everything in a step is
+        assert losses.accuracy(targets, jnp.asarray(LABEL), one).dtype == jnp.float32
+
+
+def test_targets_are_not_smoothed_unless_asked_for() -> None:
+    np.testing.assert_array_equal(losses.one_hot(jnp.asarray(LABEL), 4), np.eye(4)[LABEL])
+    smoothed = losses.one_hot(jnp.asarray(LABEL), 4, 0.2)
+    np.testing.assert_allclose(smoothed, 0.8 * np.eye(4)[LABEL] + 0.05, rtol=1e-6)
 
 
 def test_mixup_mixes_clips_and_targets_with_one_weight() -> None:

@@ -37,7 +37,7 @@ def constant(**fields) -> OptimizerConfig:
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_five_steps_equal_torch(name: str) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed: pip install -r requirements-torch.txt")
-    cfg = constant(name=name, learning_rate=0.05, momentum=0.9, weight_decay=0.1, nesterov=True)
+    cfg = constant(name=name, learning_rate=0.05, momentum=0.8, b2=0.95, weight_decay=0.1, nesterov=True)
     leaves, structure = jax.tree.flatten_with_path(PARAMS)
     tensors = [torch.nn.Parameter(torch.tensor(np.array(leaf))) for _, leaf in leaves]
     decayed = [path[-1].key == "kernel" for path, _ in leaves]
@@ -46,9 +46,9 @@ def test_five_steps_equal_torch(name: str) -> None:
         {"params": [t for t, d in zip(tensors, decayed, strict=True) if not d], "weight_decay": 0.0},
     ]
     if name == "sgd":
-        theirs = torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True)
+        theirs = torch.optim.SGD(groups, lr=0.05, momentum=0.8, nesterov=True)
     else:
-        theirs = torch.optim.AdamW(groups, lr=0.05, betas=(0.9, cfg.b2))
+        theirs = torch.optim.AdamW(groups, lr=0.05, betas=(0.8, 0.95))
     for step in range(5):
         for tensor, grad in zip(tensors, jax.tree.leaves(grads(step)), strict=True):
             tensor.grad = torch.tensor(np.array(grad))
@@ -68,6 +68,24 @@ def test_lars_scales_by_the_trust_ratio() -> None:
     )
     bias = moved["head"]["bias"] - PARAMS["head"]["bias"]  # no trust ratio
     np.testing.assert_allclose(bias, -0.1 * grads(0)["head"]["bias"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_lars_is_its_definition(nesterov: bool) -> None:
+    """Only kernels are decayed and scaled; the momentum is of the scaled steps, as in optax and in MLPerf."""
+    cfg = constant(name="lars", learning_rate=0.2, momentum=0.7, weight_decay=0.3, nesterov=nesterov)
+    moved = steps(cfg, count=5)["head"]
+    for name in ("kernel", "bias"):
+        value, trace = np.array(PARAMS["head"][name], np.float64), 0.0
+        for step in range(5):
+            gradient = np.array(grads(step)["head"][name], np.float64)
+            if name == "kernel":
+                gradient = gradient + 0.3 * value
+                gradient = gradient * 0.001 * np.linalg.norm(value) / np.linalg.norm(gradient)
+            update = -0.2 * gradient
+            trace = update + 0.7 * trace
+            value = value + (update + 0.7 * trace if nesterov else trace)
+        np.testing.assert_allclose(moved[name], value, rtol=1e-4, err_msg=name)
 
 
 def test_multipliers_and_frozen_parts() -> None:
@@ -137,6 +155,26 @@ def test_schedules(schedule: str, factors: dict[int, float]) -> None:
     np.testing.assert_allclose([float(np.asarray(rate(k))) for k in range(10)], 0.4 * np.arange(1, 11) / 10, rtol=1e-5)
     for step, factor in factors.items():
         np.testing.assert_allclose(rate(step), 0.4 * factor, rtol=1e-4, atol=1e-7)
+
+
+def test_schedules_at_their_ends() -> None:
+    """After the last step nothing moves any more; a run that is all warm-up ends at the full rate."""
+    for name in SCHEDULES:
+        cfg = OptimizerConfig(learning_rate=0.4, schedule=name, warmup_epochs=1.0, milestones=(2.0,))
+        rate = make_schedule(cfg, steps_per_epoch=10, num_steps=100)
+        np.testing.assert_array_equal(rate(100), rate(150))
+        np.testing.assert_allclose(make_schedule(cfg, steps_per_epoch=10, num_steps=10)(9), 0.4, rtol=1e-6)
+    one = make_schedule(OptimizerConfig(learning_rate=0.4, schedule="cosine", warmup_epochs=1.0), 10, 11)
+    np.testing.assert_allclose(one(11), 0.0, atol=1e-7)
+    fine = OptimizerConfig(learning_rate=0.4, schedule="multistep", warmup_epochs=0.25, milestones=(0.46,))
+    rate = make_schedule(fine, steps_per_epoch=10, num_steps=100)
+    np.testing.assert_allclose([rate(k) for k in range(6)], [0.2, 0.4, 0.4, 0.4, 0.4, 0.04], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_known_names_are_accepted_without_parameters(name: str, schedule: str) -> None:
+    check_names(OptimizerConfig(name=name, schedule=schedule, warmup_epochs=2.0))
 
 
 @pytest.mark.parametrize(
