@@ -22,6 +22,7 @@ from r23d_jax.evaluation.result import (
     load_evaluation,
     save_evaluation,
 )
+from tests.data.find.frame_sets import as_value
 
 NAMES = ("left", "right & <b>bold</b>", "$up$")
 VOID = {"meta", "img", "br", "rect", "path"}
@@ -209,12 +210,13 @@ def test_curves_are_the_same_for_the_same_data_and_skip_what_is_not_a_number():
 def test_frames_of_packed_shards(tmp_path):
     encoded = [cv2.imencode(".png", np.full((4, 6, 3), value, np.uint8))[1].tobytes() for value in range(5)]
     encoded[3] = b"broken"
-    (tmp_path / "shard").write_bytes(b"head" + b"".join(encoded))
-    lengths = np.array([len(content) for content in encoded])
-    offsets = 4 + np.cumsum(lengths) - lengths
+    values = [as_value(content) for content in encoded]
+    (tmp_path / "shard").write_bytes(b"head" + b"".join(values))
+    lengths = np.array([len(content) for content in encoded], np.uint32)
+    begin = 4 + np.array([0, len(values[0] + values[1])])
     # video 1 has frames 2, 3, 4 of the shard
     shards, names = (str(tmp_path / "shard"),), np.array(["x", "y"])
-    packed = PackedFrames(shards, np.zeros(2, np.int32), np.array([0, 2]), offsets, lengths, names)
+    packed = PackedFrames(shards, np.zeros(2, np.int32), begin, np.array([0, 2]), lengths, names)
     counts = np.array([2, 3], np.int32)
     index = VideoIndex(("a",), names, np.zeros(2, np.int32), counts, packed, "")
     frames = film.sample_frames(index, 1)

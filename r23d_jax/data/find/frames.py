@@ -15,6 +15,7 @@ from r23d_jax.data.find.errors import DataError, remedy
 from r23d_jax.data.find.frame_scan import Scan, scan_frames
 from r23d_jax.data.find.index_cache import load, prepare_folder, save
 from r23d_jax.data.find.splits import VideoList
+from r23d_jax.data.find.tfrecord import header_bytes
 
 
 class Frames(Protocol):
@@ -53,10 +54,16 @@ class FrameFiles:
 
     def path(self, video: int, frame: int) -> str:
         """The file of one frame. In a hole of the numbering it does not exist."""
-        number = int(self.first[video]) + int(self.step[video]) * int(frame)
-        return f"{self.folder[video]}/{self.prefix[video]}{number:0{int(self.digits[video])}d}{self.suffix[video]}"
+        return self.paths(video, np.array([frame]))[0]
 
     locate = path
+
+    def paths(self, video: int, frames: np.ndarray) -> list[str]:
+        """The files of some frames, (t,) int32."""
+        head, tail = f"{self.folder[video]}/{self.prefix[video]}", self.suffix[video]
+        numbers = self.first[video] + self.step[video] * frames.astype(np.int64)
+        digits = int(self.digits[video])
+        return [f"{head}{number:0{digits}d}{tail}" for number in numbers.tolist()]
 
     def read(self, video: int, frame: int) -> bytes:
         with open(self.path(video, frame), "rb") as file:
@@ -69,19 +76,30 @@ class FrameFiles:
 
 @dataclasses.dataclass(frozen=True)
 class PackedFrames:
-    """Frame i of video v is bytes [offset[k], offset[k] + length[k]) of shards[shard[v]], with k = row[v] + i."""
+    """Frame i of video v is a part of shards[shard[v]], length[row[v] + i] bytes long.
+
+    The frames of a video follow one another from byte begin[v] on, each behind the tag and the length that protobuf
+    writes before a value. Four bytes a frame are therefore enough: Kinetics has 72 million frames.
+    """
 
     shards: tuple[str, ...]  # file names, absolute
     shard: np.ndarray  # (N,) int32
+    begin: np.ndarray  # (N,) int64
     row: np.ndarray  # (N,) int64
-    offset: np.ndarray  # (K,) int64, K frames in total
-    length: np.ndarray  # (K,) int64
+    length: np.ndarray  # (K,) uint32, K frames in total
     names: np.ndarray  # (N,) str, names of the videos, for messages
+
+    def spans(self, video: int, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where some frames begin in the shard, and their lengths, (t,) int64 each; `frames` is (t,) of integers."""
+        row = int(self.row[video])
+        lengths = self.length[row : row + int(frames.max()) + 1].astype(np.int64)
+        ends = int(self.begin[video]) + np.cumsum(lengths + header_bytes(lengths))
+        return (ends - lengths)[frames], lengths[frames]
 
     def _place(self, video: int, frame: int) -> tuple[str, int, int]:
         """Shard, offset and length."""
-        row = int(self.row[video]) + int(frame)
-        return self.shards[self.shard[video]], int(self.offset[row]), int(self.length[row])
+        starts, lengths = self.spans(video, np.array([frame]))
+        return self.shards[self.shard[video]], int(starts[0]), int(lengths[0])
 
     def locate(self, video: int, frame: int) -> str:
         return f"{self.shards[self.shard[video]]} (frame {frame} of {self.names[video]})"
@@ -160,16 +178,20 @@ def index_frames(root: Path, videos: VideoList, cache: bool = True, num_workers:
     root = Path(root)
     if not os.path.isdir(root):
         raise DataError(f"config.data.root={root}: no such folder. {remedy()}")
-    name = f"frames-{_list_key(videos)}"
     if cache:
         prepare_folder(root)
-    arrays = load(root, name, _LAYOUT) if cache else None
+    arrays = load(root, _cache_name(videos), _LAYOUT) if cache else None
     if arrays is None or not _is_current(root, arrays) or not _is_plausible(arrays):
-        arrays = _to_arrays(videos, scan_frames(root, videos, num_workers))
+        arrays = to_arrays(videos, scan_frames(root, videos, num_workers))
         if cache:
-            with contextlib.suppress(OSError):  # a folder has gone since it was read
-                save(root, name, arrays | {"times": _times(root, arrays["folders"])})
+            save_scan(root, videos, arrays)
     return _to_index(root, arrays)
+
+
+def save_scan(root: Path, videos: VideoList, arrays: dict[str, np.ndarray]) -> None:
+    """Saves the result of `to_arrays` for the next `index_frames` of the same list."""
+    with contextlib.suppress(OSError):  # a folder has gone since it was read
+        save(root, _cache_name(videos), arrays | {"times": _times(root, arrays["folders"])})
 
 
 def _to_index(root: Path, arrays: dict[str, np.ndarray]) -> VideoIndex:
@@ -195,16 +217,16 @@ _LAYOUT = {
 }
 
 
-def _list_key(videos: VideoList) -> str:
+def _cache_name(videos: VideoList) -> str:
     rows = [videos.class_names, [(e.name, e.label, e.class_name) for e in videos.entries]]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    return f"frames-{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]}"
 
 
 def _times(root: Path, folders: np.ndarray) -> np.ndarray:
     return np.array([os.stat(root / folder).st_mtime_ns for folder in folders.tolist()], np.int64)
 
 
-def _to_arrays(videos: VideoList, scan: Scan) -> dict[str, np.ndarray]:
+def to_arrays(videos: VideoList, scan: Scan) -> dict[str, np.ndarray]:
     """The arrays of `_LAYOUT` without the times. Folders are relative, so that a data folder can be moved."""
     have = {video.entry for video in scan.found}
     values = {

@@ -26,7 +26,7 @@ from r23d_jax.data.find.packed_scan import TABLE_LAYOUT, Table, find_dataset, re
 from r23d_jax.data.find.splits import Entry, VideoList
 from r23d_jax.data.find.video_names import group_of
 
-_CACHE = "packed"
+CACHE = "packed"  # name of the saved index
 
 
 def index_packed(root: Path, videos: VideoList | None, subset: Subset, cache: bool = True) -> VideoIndex:
@@ -53,12 +53,12 @@ def index_packed(root: Path, videos: VideoList | None, subset: Subset, cache: bo
     table = None
     if cache:
         prepare_folder(folder)
-        if arrays := load(folder, _CACHE, TABLE_LAYOUT):
+        if arrays := load(folder, CACHE, TABLE_LAYOUT):
             table = _from_cache(folder, arrays)
     if table is None:
         table = read_table(folder)
         if cache:
-            save(folder, _CACHE, vars(table))
+            save(folder, CACHE, vars(table))
     if not len(table.names):
         raise DataError(f"{folder}: no record of it can be read{_notes_text(table)}")
     if videos and table.named:
@@ -71,18 +71,20 @@ def index_packed(root: Path, videos: VideoList | None, subset: Subset, cache: bo
         )
         have = f"; it holds e.g. {table.names[0]}" if table.named else ""
         raise DataError(f"{folder}: holds {some}{have}{_notes_text(table)}")
+    row, length = _lengths_of(table, rows)
+    all_names = np.array(names)
     return VideoIndex(
         class_names=class_names,
-        names=np.array(names),
+        names=all_names,
         labels=np.array(labels, np.int32),
         num_frames=table.num_frames[rows],
         frames=PackedFrames(
             shards=tuple(os.path.join(os.path.abspath(folder), name) for name in table.shards.tolist()),
             shard=table.shard[rows],
-            row=table.row[rows],
-            offset=table.offset,
-            length=table.length,
-            names=np.array(names),
+            begin=table.begin[rows],
+            row=row,
+            length=length,
+            names=all_names,
         ),
         layout=f"packed: {len(table.shards)} TFRecord shard(s) in {folder}",
         missing=missing,
@@ -153,6 +155,16 @@ def _select_split(folder: Path, table: Table, videos: VideoList | None, subset: 
     return rows, names, labels.tolist(), class_names, ()
 
 
+def _lengths_of(table: Table, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the lengths of each chosen video begin, (N,) int64, and the lengths, without those of other videos."""
+    ends = np.cumsum(table.num_frames, dtype=np.int64)
+    if len(rows) == len(ends):
+        return (ends - table.num_frames)[rows], table.length
+    counts = table.num_frames[rows]
+    parts = [table.length[end - count : end] for end, count in zip(ends[rows].tolist(), counts.tolist(), strict=True)]
+    return np.cumsum(counts, dtype=np.int64) - counts, np.concatenate(parts)
+
+
 def _last(name: str) -> str:
     return name.rsplit("/", 1)[-1].casefold()
 
@@ -177,7 +189,7 @@ def _is_plausible(table: Table) -> bool:
     return bool(
         np.all((table.labels >= 0) & (table.labels < len(table.class_names)))
         and np.all((table.shard >= 0) & (table.shard < len(table.shards)))
-        and np.all((table.num_frames > 0) & (table.row >= 0) & (table.row <= len(table.offset) - table.num_frames))
-        and np.all((table.offset >= 0) & (table.length >= 0))
+        and np.all((table.num_frames > 0) & (table.begin >= 0))
+        and int(table.num_frames.sum(dtype=np.int64)) == len(table.length)
         and not any("/" in name for name in table.shards.tolist())
     )

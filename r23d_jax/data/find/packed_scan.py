@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from r23d_jax.data.find.errors import DataError
-from r23d_jax.data.find.tfrecord import Record, parse_example, records
+from r23d_jax.data.find.tfrecord import Record, header_bytes, parse_example, records
 from r23d_jax.data.find.video_names import CONTROL, without_suffix
 from r23d_jax.runtime.program import command
 from r23d_jax.runtime.progress import Progress
@@ -29,7 +29,7 @@ _NAME_FEATURES = ("name", "video_name", "filename")
 TABLE_LAYOUT = {
     **{"class_names": "str C", "shards": "str S", "sizes": "int64 S", "times": "int64 S", "split": "str M"},
     **{"record": "int64 M", "names": "str M", "labels": "int32 M", "num_frames": "int32 M", "shard": "int32 M"},
-    **{"row": "int64 M", "offset": "int64 K", "length": "int64 K", "notes": "str N"},
+    **{"begin": "int64 M", "length": "uint32 K", "notes": "str N"},
 }
 
 
@@ -47,9 +47,8 @@ class Table:
     labels: np.ndarray
     num_frames: np.ndarray
     shard: np.ndarray
-    row: np.ndarray  # of the video's first frame in offset and length
-    offset: np.ndarray
-    length: np.ndarray
+    begin: np.ndarray  # byte of the shard at which the video's frames begin; see `PackedFrames`
+    length: np.ndarray  # bytes of every frame, all videos in turn
     notes: np.ndarray
 
     @property
@@ -59,12 +58,12 @@ class Table:
 
 @dataclasses.dataclass
 class _Shard:
-    """One shard: its videos as (record, name, label, frame offsets, frame lengths), and its problems."""
+    """One shard: its videos as (record, name, label, begin, lengths of the frames), and its problems."""
 
     path: Path
     split: str
     num_records: int  # according to the dataset
-    videos: list[tuple[int, str, int, list[int], list[int]]] = dataclasses.field(default_factory=list)
+    videos: list[tuple[int, str, int, int, np.ndarray]] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -93,23 +92,21 @@ def read_table(folder: Path) -> Table:
         for _ in pool.map(lambda shard: _scan_shard(shard, keys, len(class_names)), shards):
             show.update()
 
-    videos, notes, base = [], [], defaultdict(int)
-    offsets, lengths = [], []
+    videos, lengths, notes, base = [], [np.zeros(0, np.uint32)], [], defaultdict(int)
     for number, shard in enumerate(shards):
-        for record, name, label, offset, length in shard.videos:
-            videos.append((shard.split, base[shard.split] + record, name, label, len(offset), number, len(offsets)))
-            offsets += offset
-            lengths += length
+        for record, name, label, begin, length in shard.videos:
+            videos.append((shard.split, base[shard.split] + record, name, label, len(length), number, begin))
+            lengths.append(length)
         base[shard.split] += shard.num_records
         lost = shard.num_records - len(shard.videos)
         if shard.problems:
             notes.append(f"{shard.path}: {lost} damaged video(s) left out: {'; '.join(shard.problems[:3])}")
     stats = [os.stat(shard.path) for shard in shards]
     columns = zip(*videos, strict=True) if videos else [()] * 7
-    values = dict(zip(("split", "record", "names", "labels", "num_frames", "shard", "row"), columns, strict=True))
+    values = dict(zip(("split", "record", "names", "labels", "num_frames", "shard", "begin"), columns, strict=True))
     values |= {"class_names": class_names, "shards": [shard.path.name for shard in shards], "notes": notes}
     values |= {"sizes": [stat.st_size for stat in stats], "times": [stat.st_mtime_ns for stat in stats]}
-    values |= {"offset": offsets, "length": lengths}
+    values["length"] = np.concatenate(lengths)
     return Table(**{name: np.array(value, TABLE_LAYOUT[name].split()[0]) for name, value in values.items()})
 
 
@@ -194,7 +191,8 @@ def _scan_shard(shard: _Shard, keys: tuple[str, str, str], num_classes: int) -> 
 
 def _parse_video(
     data: np.ndarray, record: Record, keys: tuple[str, str, str], num_classes: int
-) -> tuple[str, int, list[int], list[int]]:
+) -> tuple[str, int, int, np.ndarray]:
+    """Name, label, the byte at which the frames begin, and the length of each frame in bytes, (t,) uint32."""
     features = parse_example(data, record.start, record.end)
     frames, labels, names = (features.get(key) or [] for key in keys)
     pairs = [pair for pair in frames if isinstance(pair, tuple)]
@@ -208,4 +206,9 @@ def _parse_video(
         name = without_suffix(data[start : start + length].tobytes().decode("utf-8", errors="surrogateescape"))
         if CONTROL.search(name):
             raise ValueError(f"its name {name!r} holds a control character")
-    return name, labels[0], [offset for offset, _ in pairs], [length for _, length in pairs]
+    starts, lengths = np.array(pairs, np.int64).T
+    whole = lengths + header_bytes(lengths)
+    begin = int(starts[0] - whole[0] + lengths[0])
+    if not np.array_equal(begin + np.cumsum(whole) - lengths, starts):
+        raise ValueError("its frames do not follow one another")
+    return name, labels[0], begin, lengths.astype(np.uint32)

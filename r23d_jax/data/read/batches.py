@@ -92,7 +92,7 @@ def _close_all() -> None:
 
 def dataset_maker(
     plan: Callable[[tf.Tensor], Plan],
-    fetch: Callable[[Plan], Plan] | None,
+    fetch: Callable[[Plan], Plan],
     sample: Callable[[Plan, bool], Sample],
     rows: int,
     first: int,
@@ -119,11 +119,8 @@ def dataset_maker(
             return dataset.map(_untranslated(function), num_parallel_calls=workers, deterministic=True)
 
         numbers = tf.data.Dataset.range((first + batch) * rows, end * rows)
-        if fetch is None:
-            samples = parallel(numbers, lambda number: sample(plan(number), substitute))
-        else:
-            fetched = parallel(parallel(numbers, plan).batch(_TOGETHER), fetch).unbatch()
-            samples = parallel(fetched, lambda found: sample(found, substitute))
+        fetched = parallel(parallel(numbers, plan).batch(_TOGETHER), fetch).unbatch()
+        samples = parallel(fetched, lambda found: sample(found, substitute))
         batches = samples.batch(rows, drop_remainder=True)
         if group:
 

@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +27,6 @@ Plan = dict[str, tf.Tensor]
 WindowOf = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 _DCT_RATIOS = (1, 2, 4, 8)  # libjpeg can decode a picture at 1/1, 1/2, 1/4 and 1/8 of its size
-_MAX_DIGITS = 20
 _JPEG_MAGIC = b"\xff\xd8\xff"
 # One read for the whole clip is faster until it fetches this many times the bytes that are needed.
 _MOST_WASTE = 3
@@ -37,19 +36,16 @@ _MOST_OPEN = 64  # shards that a reader keeps open
 class Reader(Protocol):
     """Finds the encoded frames of a clip and reads them.
 
-    Reading has two steps, `find` and `open`. If `fetch` is set, it runs between them and reads the bytes of many clips
-    in one Python call, so that decoding threads do not contend for the GIL.
-
-    Attributes:
-      fetch: the plans of n clips, stacked -> the same plans with their content. The content of an unreadable clip is
-        empty, so that only this clip fails when it is decoded.
+    Reading has two steps. `fetch` is a Python call for many clips, so that decoding threads do not contend for the GIL.
+    It alone looks into the index, of which TensorFlow would need a second copy.
     """
 
-    @property
-    def fetch(self) -> Callable[[Plan], Plan] | None: ...
+    def fetch(self, plans: Plan) -> Plan:
+        """The plans of n clips -> the same, with the places or the bytes of their frames.
 
-    def find(self, video: tf.Tensor, frames: tf.Tensor) -> Plan:
-        """Plans where the frames are. video: () int32, row of the index; frames: (t,) int32."""
+        Args:
+          plans: "video" (n,) int32, rows of the index; "frames" (n, t) int32; and others.
+        """
         ...
 
     def open(self, plan: Plan) -> list[tf.Tensor]:
@@ -64,11 +60,8 @@ def frame_reader(frames: Frames) -> Reader:
 
 def read_clip(reader: Reader, video: tf.Tensor, frames: tf.Tensor) -> list[tf.Tensor]:
     """Takes both steps for one clip: t encoded pictures, () string each."""
-    plan = reader.find(video, frames)
-    if reader.fetch is not None:
-        fetched = reader.fetch({name: value[None] for name, value in plan.items()})
-        plan = {name: value[0] for name, value in fetched.items()}
-    return reader.open(plan)
+    fetched = reader.fetch({"video": video[None], "frames": frames[None]})
+    return reader.open({name: value[0] for name, value in fetched.items()})
 
 
 def decode_clip(
@@ -177,24 +170,20 @@ def _check_shapes(shapes: tf.Tensor, flow: bool) -> tf.Operation:
 
 
 class _FileReader:
-    fetch = None
-
     def __init__(self, frames: FrameFiles):
-        pairs = zip(frames.folder, frames.prefix, strict=True)
-        # Bytes, because a file name may not be UTF-8
-        self._heads = tf.constant([os.fsencode(f"{folder}/{prefix}") for folder, prefix in pairs], tf.string)
-        self._tails = tf.constant([os.fsencode(suffix) for suffix in frames.suffix], tf.string)
-        self._first, self._step = tf.constant(frames.first, tf.int64), tf.constant(frames.step, tf.int64)
-        self._digits = tf.constant(np.minimum(frames.digits, _MAX_DIGITS), tf.int32)
+        self._frames = frames
 
-    def find(self, video: tf.Tensor, frames: tf.Tensor) -> Plan:
-        text = tf.strings.as_string(self._first[video] + self._step[video] * tf.cast(frames, tf.int64))
-        missing = tf.maximum(self._digits[video] - tf.strings.length(text), 0)
-        zeros = tf.strings.substr(tf.fill(tf.shape(missing), "0" * _MAX_DIGITS), tf.zeros_like(missing), missing)
-        return {"paths": tf.strings.join([self._heads[video], zeros, text, self._tails[video]])}
+    def fetch(self, plans: Plan) -> Plan:
+        paths = tf.numpy_function(self._paths, [plans["video"], plans["frames"]], tf.string, stateful=False)
+        return plans | {"paths": tf.ensure_shape(paths, plans["frames"].shape)}
 
     def open(self, plan: Plan) -> list[tf.Tensor]:
         return [tf.io.read_file(path) for path in tf.unstack(plan["paths"])]
+
+    def _paths(self, videos: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        paths = [self._frames.paths(*clip) for clip in zip(videos.tolist(), frames, strict=True)]
+        # Bytes, because a file name may not be UTF-8
+        return np.array([[os.fsencode(path) for path in clip] for clip in paths], object)
 
 
 class _ShardReader:
@@ -205,30 +194,30 @@ class _ShardReader:
     """
 
     def __init__(self, frames: PackedFrames):
-        self._shard, self._row = tf.constant(frames.shard, tf.int64), tf.constant(frames.row, tf.int64)
-        self._offset, self._length = tf.constant(frames.offset, tf.int64), tf.constant(frames.length, tf.int64)
-        self._shards = _Shards(frames.shards)
-
-    def find(self, video: tf.Tensor, frames: tf.Tensor) -> Plan:
-        """Plans "places" (2 + t, 2) int64: (shard, whether to read the whole span at once), then (start, count) of the
-        span that holds all frames, then of each frame."""
-        rows = self._row[video] + tf.cast(frames, tf.int64)
-        starts, counts = tf.gather(self._offset, rows), tf.gather(self._length, rows)
-        begin, end = tf.reduce_min(starts), tf.reduce_max(starts + counts)
-        one_read = end - begin <= _MOST_WASTE * tf.reduce_sum(counts)
-        first = [[self._shard[video], tf.cast(one_read, tf.int64)], [begin, end - begin]]
-        return {"places": tf.concat([tf.convert_to_tensor(first), tf.stack([starts, counts], 1)], 0)}
+        self._frames, self._shards = frames, _Shards(frames.shards)
 
     def fetch(self, plans: Plan) -> Plan:
-        content = tf.numpy_function(self._shards.read, [plans["places"]], tf.string, stateful=False)
-        return plans | {"content": tf.ensure_shape(content, plans["places"].shape[:1])}
+        """Adds "content" (n,) string, empty for an unreadable clip, so that only this clip fails when it is decoded;
+        and "parts" (n, t, 2) int64, the first byte of each frame in the content and its length."""
+        given = [plans["video"], plans["frames"]]
+        content, parts = tf.numpy_function(self._read, given, [tf.string, tf.int64], stateful=False)
+        count, length = plans["frames"].shape
+        return plans | {"content": tf.ensure_shape(content, count), "parts": tf.ensure_shape(parts, (count, length, 2))}
 
     def open(self, plan: Plan) -> list[tf.Tensor]:
-        one_read, begin = plan["places"][0, 1] == 1, plan["places"][1, 0]
-        starts, counts = tf.unstack(plan["places"][2:], axis=1)
-        places = tf.where(one_read, starts - begin, tf.cumsum(counts, exclusive=True))
-        pairs = zip(tf.unstack(places), tf.unstack(counts), strict=True)
-        return [tf.strings.substr(plan["content"], place, count) for place, count in pairs]
+        parts = zip(*(tf.unstack(column) for column in tf.unstack(plan["parts"], axis=1)), strict=True)
+        return [tf.strings.substr(plan["content"], first, length) for first, length in parts]
+
+    def _read(self, videos: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        contents, parts = np.empty(len(videos), object), np.empty((*frames.shape, 2), np.int64)
+        for clip, video in enumerate(videos.tolist()):
+            starts, counts = self._frames.spans(video, frames[clip])
+            begin, end = int(starts.min()), int((starts + counts).max())
+            one_read = end - begin <= _MOST_WASTE * counts.sum()
+            spans = [(begin, end - begin)] if one_read else list(zip(starts.tolist(), counts.tolist(), strict=True))
+            contents[clip] = self._shards.read(int(self._frames.shard[video]), spans)
+            parts[clip] = np.stack([starts - begin if one_read else np.cumsum(counts) - counts, counts], 1)
+        return contents, parts
 
 
 class _Shards:
@@ -241,22 +230,13 @@ class _Shards:
         # Not when the interpreter exits, because threads may still read then; the system closes the files.
         weakref.finalize(self, _close_all, self._open).atexit = False
 
-    def read(self, places: np.ndarray) -> np.ndarray:
-        """Reads the bytes of n clips: (n,) object, b"" for a clip that cannot be read.
-
-        places is (n, 2 + t, 2), as planned by `_ShardReader.find`; the frames of a clip are joined. The dtype "S" would
-        drop zeros at the end, and TensorFlow 2.21 never frees the content of a () object.
-        """
-        contents = np.empty(len(places), object)
-        for number, ((shard, one_read), span, *parts) in enumerate(places.tolist()):
-            try:
-                with self._descriptor(shard) as file:
-                    contents[number] = b"".join(
-                        [_read_exactly(file, *part) for part in ([span] if one_read else parts)]
-                    )
-            except OSError:
-                contents[number] = b""
-        return contents
+    def read(self, shard: int, spans: Sequence[tuple[int, int]]) -> bytes:
+        """Reads spans (first byte, length) of one file, joined; b"" if one of them cannot be read."""
+        try:
+            with self._descriptor(shard) as file:
+                return b"".join([_read_exactly(file, *span) for span in spans])
+        except OSError:
+            return b""
 
     @contextlib.contextmanager
     def _descriptor(self, shard: int) -> Iterator[int]:

@@ -83,7 +83,8 @@ def train_batches(
         key = sampling.sample_key(seed, epoch, wanted)
         others = sampling.pick(sampling.uniform(key, attempts - 1), tf.constant(num_videos))
         tried = tf.concat([tf.cast(wanted, tf.int32)[None], others], 0)
-        return {"key": key, "tried": tried} | reader.find(tried[0], frames_of(tried[0], sampling.fold_in(key, 0)))
+        frames = frames_of(tried[0], sampling.fold_in(key, 0))
+        return {"key": key, "tried": tried, "video": tried[0], "frames": frames}
 
     def sample(plan: Plan, substitute: bool) -> Sample:
         tried = plan["tried"]
@@ -165,7 +166,7 @@ def eval_batches(
         row = tf.cast(tf.where(real, number, 0), tf.int32)
         video, start, crop = (column[row] for column in columns)
         frames = sampling.consecutive_frames(start, num_frames[video], length=length, stride=cfg.frame_stride)
-        return {"real": real, "row": row, "video": video, "crop": crop} | reader.find(video, frames)
+        return {"real": real, "row": row, "video": video, "crop": crop, "frames": frames}
 
     def sample(plan: Plan, substitute: bool) -> Sample:
         real, row, video_id = plan["real"], plan["row"], plan["video"]

@@ -60,30 +60,39 @@ def write_videos(
     )
 
 
+def as_value(content: bytes) -> bytes:
+    """A value as protobuf writes it: tag, length in seven bits a byte, content."""
+    length, header = len(content), b"\x0a"
+    while length >= 1 << 7:
+        header += bytes([length & 127 | 128])
+        length >>= 7
+    return header + bytes([length]) + content
+
+
 def pack(index: VideoIndex, folder: Path) -> VideoIndex:
-    """The same videos in two files, with other bytes around every frame."""
+    """The same videos in two files, with other bytes around every video."""
     assert isinstance(index.frames, FrameFiles)
     folder.mkdir()
     shards = (str(folder / "a.tfrecord"), str(folder / "b.tfrecord"))
     contents = [b"", b""]
-    shard, row, offset, length = [], [], [], []
+    shard, begin, row, length = [], [], [], []
     for video, count in enumerate(index.num_frames.tolist()):
         shard.append(video % 2)
-        row.append(len(offset))
+        row.append(len(length))
+        contents[video % 2] += b"<gap>"
+        begin.append(len(contents[video % 2]))
         for frame in range(count):
             content = Path(index.frames.path(video, frame)).read_bytes()
-            contents[video % 2] += b"<gap>"
-            offset.append(len(contents[video % 2]))
             length.append(len(content))
-            contents[video % 2] += content
+            contents[video % 2] += as_value(content)
     for path, content in zip(shards, contents, strict=True):
         Path(path).write_bytes(content + b"<end>")
     frames = PackedFrames(
         shards=shards,
         shard=np.array(shard, np.int32),
+        begin=np.array(begin, np.int64),
         row=np.array(row, np.int64),
-        offset=np.array(offset, np.int64),
-        length=np.array(length, np.int64),
+        length=np.array(length, np.uint32),
         names=index.names,
     )
     return dataclasses.replace(index, frames=frames)

@@ -359,7 +359,7 @@ def test_problems_of_frames_that_show_without_reading(tmp_path: Path) -> None:
     assert problems == want
 
     packed.length[1] = 0
-    end = int(packed.offset[3]) + 1
+    end = int(packed.spans(0, np.array([3]))[0][0]) + 1
     with open(packed.shards[0], "r+b") as shard:
         shard.truncate(end)
     need = end - 1 + int(packed.length[3])

@@ -19,6 +19,7 @@ from r23d_jax.data.find.frames import PackedFrames, VideoIndex
 from r23d_jax.data.find.packed import index_packed
 from r23d_jax.data.find.splits import Entry, VideoList
 from r23d_jax.data.make.packed_builder import PackSource, write_packed
+from tests.hostile.bad_files.corpus import framed
 
 CLASSES = ("Diving", "HandstandPushups")
 VIDEOS = [  # (name, class, frames)
@@ -49,9 +50,9 @@ def read(index: VideoIndex, video: int) -> list[bytes]:
     with open(frames.shards[frames.shard[video]], "rb") as file:
         result = []
         for i in range(int(index.num_frames[video])):
-            k = int(frames.row[video]) + i
-            file.seek(int(frames.offset[k]))
-            result.append(file.read(int(frames.length[k])))
+            (start,), (length,) = frames.spans(video, np.array([i]))
+            file.seek(int(start))
+            result.append(file.read(int(length)))
     return result
 
 
@@ -92,6 +93,15 @@ def test_every_frame_is_found_byte_by_byte(dataset: Path) -> None:
         assert read(index, row) == jpegs(i)
     assert index.layout == f"packed: 2 TFRecord shard(s) in {dataset}"
     assert (index.missing, index.notes) == ((), ())
+
+
+def test_an_index_holds_the_lengths_of_its_own_videos_only(dataset: Path) -> None:
+    """Training and test index of a run together are no larger than the dataset's."""
+    for rows in ([3], [5, 2], [0, 4]):
+        index = index_packed(dataset, listed(*rows), "train")
+        assert isinstance(index.frames, PackedFrames)
+        assert len(index.frames.length) == sum(VIDEOS[i][2] for i in rows) and index.frames.length.dtype == np.uint32
+        assert [read(index, row) for row in range(len(rows))] == [jpegs(i) for i in rows]
 
 
 def test_labels_come_from_the_lists(dataset: Path) -> None:
@@ -141,7 +151,7 @@ def test_cache(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("labels", 7), ("shard", 2), ("row", 1 << 62), ("num_frames", 99), ("offset", -1), ("names", 1.5)],
+    [("labels", 7), ("shard", 2), ("num_frames", 99), ("begin", -1), ("names", 1.5)],
 )
 def test_a_cache_that_points_nowhere_is_built_again(dataset: Path, name: str, value: float) -> None:
     wanted = read(index_packed(dataset, listed(0, 5), "train"), 1)
@@ -159,7 +169,7 @@ def test_damaged_records_are_left_out_and_reported(dataset: Path) -> None:
     assert isinstance(frames, PackedFrames)
     shard = Path(frames.shards[frames.shard[1]])
     content = bytearray(shard.read_bytes())
-    content[frames.offset[frames.row[1]] + 9] ^= 0x20  # one bit in one frame of the second video
+    content[int(frames.begin[1]) + 9] ^= 0x20  # one bit in one frame of the second video
     shard.write_bytes(content)
     index = index_packed(dataset, listed(*range(6)), "train")
     assert index.missing == (VIDEOS[1][0],)
@@ -177,6 +187,27 @@ def test_damaged_records_are_left_out_and_reported(dataset: Path) -> None:
         other.write_bytes(b"no shard" * 99)
     with pytest.raises(DataError, match=r"no record of it can be read.*record length at byte 0 is damaged"):
         index_packed(dataset, listed(*range(6)), "train")
+
+
+def test_frames_that_do_not_follow_one_another_are_reported(tmp_path: Path) -> None:
+    """The index has no place for what stands between two frames; no known writer puts anything there."""
+
+    def field(number: int, content: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    def scan(values: bytes) -> packed_scan._Shard:
+        video = field(1, field(1, b"video") + field(2, field(1, values)))
+        label = field(1, field(1, b"label") + field(2, field(3, field(1, b"\0"))))
+        (tmp_path / "shard").write_bytes(framed(field(1, video + label)))
+        shard = packed_scan._Shard(tmp_path / "shard", "train", 1)
+        packed_scan._scan_shard(shard, ("video", "label", "name"), 1)
+        return shard
+
+    ((_, _, _, begin, lengths),) = scan(field(1, b"one") + field(1, b"three")).videos
+    assert lengths.tolist() == [3, 5]
+    assert (tmp_path / "shard").read_bytes()[begin:].startswith(field(1, b"one") + field(1, b"three"))
+    apart = scan(field(1, b"one") + field(9, b"?") + field(1, b"three"))
+    assert (apart.videos, apart.problems) == ([], ["record 0: its frames do not follow one another"])
 
 
 def test_what_cannot_be_read(dataset: Path, tmp_path: Path) -> None:

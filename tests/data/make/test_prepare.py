@@ -278,9 +278,7 @@ def packed_bytes(out: Path, lists: Path) -> dict[str, list[bytes]]:
         frames = index.frames
         assert isinstance(frames, PackedFrames) and not index.missing
         for v, name in enumerate(index.names):
-            shard = Path(frames.shards[frames.shard[v]]).read_bytes()
-            rows = range(int(frames.row[v]), int(frames.row[v]) + int(index.num_frames[v]))
-            result[str(name)] = [shard[frames.offset[k] : frames.offset[k] + frames.length[k]] for k in rows]
+            result[str(name)] = [frames.read(v, frame) for frame in range(int(index.num_frames[v]))]
     return result
 
 

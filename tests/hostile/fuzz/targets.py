@@ -122,7 +122,7 @@ def index(data: bytes) -> None:
     if index_cache.fits(arrays, packed.TABLE_LAYOUT):
         table = packed._from_cache(root, arrays)
         if table is not None and len(table.names):
-            assert (table.row + table.num_frames).max() <= len(table.offset) == len(table.length)
+            assert table.begin.min() >= 0 and table.num_frames.sum() == len(table.length)
 
 
 # -- packed records ----------------------------------------------------------------------------------------------------
@@ -139,9 +139,9 @@ def records(data: bytes) -> None:
     path.write_bytes(framed(data))
     shard = packed_scan._Shard(path, "train", 1)
     packed_scan._scan_shard(shard, ("video", "label", "name"), 3)
-    for _, name, label, offsets, lengths in shard.videos:
-        assert isinstance(name, str) and 0 <= label < 3 and len(offsets) == len(lengths) > 0
-        assert all(12 <= a <= a + n <= 12 + len(data) for a, n in zip(offsets, lengths, strict=True))
+    for _, name, label, begin, lengths in shard.videos:
+        assert isinstance(name, str) and 0 <= label < 3 and len(lengths) > 0
+        assert 12 <= begin <= begin + lengths.sum(dtype=np.int64) <= 12 + len(data)
     assert len(shard.videos) + len(shard.problems) == 1
     size = claimed_size(data)
     assert size is None or min(size) >= 0
