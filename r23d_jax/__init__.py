@@ -10,6 +10,7 @@ too, and `model.predict("video.mp4")` returns probabilities by class name.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from r23d_jax.runtime import backend
 from r23d_jax.version import __version__  # noqa: F401
 
 if TYPE_CHECKING:
@@ -47,4 +48,6 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'r23d_jax' has no attribute {name!r}; public: {', '.join(__all__)}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    backend.avoid_cuda_errors()
+    return value

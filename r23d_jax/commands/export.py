@@ -40,7 +40,7 @@ def target_kind(to: Path) -> str:
 
 
 def check_target(to: Path) -> None:
-    """Raises UserError, before any work, for an unknown suffix, a missing folder, or a .pth without torch."""
+    """Raises UserError, before any work, for an unknown suffix, a missing folder, or a missing torch or TensorFlow."""
     if target_kind(to) not in (*STATE_DICTS, *PORTABLE):
         raise UserError(f"--to {to}: must end in {', '.join((*STATE_DICTS, *PORTABLE))}")
     if not to.parent.is_dir():
@@ -51,6 +51,10 @@ def check_target(to: Path) -> None:
         from r23d_jax.weights.files import import_torch
 
         import_torch(to)
+    if target_kind(to) == ".savedmodel":
+        from r23d_jax.weights.portable import import_tensorflow
+
+        import_tensorflow(to)
 
 
 def write(

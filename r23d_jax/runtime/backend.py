@@ -22,9 +22,19 @@ def prepare_process() -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # printed file names need not be text
-    if not os.environ.get("JAX_PLATFORMS") and _cuda_plugin() and not _cuda_works() and not _tpu():
+    if not os.environ.get("JAX_PLATFORMS") and _only_cpu():
         os.environ["JAX_PLATFORMS"] = "cpu"
     _keep_memory()
+
+
+def avoid_cuda_errors() -> None:
+    """Selects the CPU in an imported jax that has the CUDA plugin and no usable device, as `prepare_process` does.
+
+    A choice of the user stays, in the environment or in jax's config. Nothing else of the process changes.
+    """
+    jax = sys.modules.get("jax")
+    if jax is not None and not jax.config.jax_platforms and _only_cpu():
+        jax.config.update("jax_platforms", "cpu")
 
 
 def _keep_memory() -> None:
@@ -41,6 +51,11 @@ def _keep_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def _only_cpu() -> bool:
+    """Whether jax would try CUDA in vain."""
+    return _cuda_plugin() and not _cuda_works() and not _tpu()
 
 
 def _cuda_plugin() -> bool:

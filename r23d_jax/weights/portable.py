@@ -13,6 +13,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import stablehlo
+from jax.extend.mlir.passmanager import PassManager
 
 from r23d_jax.config import Preprocessing, UserError
 from r23d_jax.models.convolution import use_formulation
@@ -22,6 +25,7 @@ from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.runtime import disk
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+STABLEHLO = "1.0.0"  # the version in a SavedModel, of mid-2024
 META = "r23d_jax.json"  # in a SavedModel's folder; beside a StableHLO file it is called <file>.json
 # The file may use other convolutions: float32 rounding through the network
 TOLERANCE = 1e-3
@@ -47,10 +51,7 @@ def write_stablehlo(path: Path, model: VideoNetwork, pre: Preprocessing, meta: M
       ExportError: if the file computes something else; nothing is kept then.
     """
     apply = _function(model, pre)
-    (batch,) = jax.export.symbolic_shape("b")
-    spec = jax.ShapeDtypeStruct((batch, *_clip_shape(model, pre)), np.uint8)
-    with use_formulation("direct"):  # the formulation for CPUs would be traced into the file for all platforms
-        data = jax.export.export(jax.jit(apply), platforms=PLATFORMS)(spec).serialize()
+    data = _exported(apply, model, pre).serialize()
     try:
         with disk.replacing(path) as partial:
             partial.write_bytes(data)
@@ -65,49 +66,96 @@ def write_stablehlo(path: Path, model: VideoNetwork, pre: Preprocessing, meta: M
 
 
 def write_savedmodel(path: Path, model: VideoNetwork, pre: Preprocessing, meta: Mapping[str, Any]) -> float:
-    """Writes a TensorFlow SavedModel with one signature, `video` -> `logits`; otherwise as `write_stablehlo`.
+    """Writes a TensorFlow SavedModel; otherwise as `write_stablehlo`.
+
+    The loaded object is called on clips and returns logits; its signature `serving_default` takes `video` and returns
+    `{"logits": ...}`.
 
     Raises:
       ExportError: if TensorFlow is missing, or cannot run what this version of jax writes.
     """
+    tf, xla = import_tensorflow(path)
+    apply = _function(model, pre)
+    exported = _exported(apply, model, pre)
+    portable = _older(exported.mlir_module_serialized)
+    shape = [size if isinstance(size, int) else None for size in exported.out_avals[0].shape]
+
+    def call(video: Any) -> Any:
+        (logits,) = xla.call_module(
+            [video],
+            version=exported.calling_convention_version,
+            module=portable,
+            Tout=[tf.float32],
+            Sout=[shape],
+            platforms=[platform.upper() for platform in exported.platforms],
+        )
+        return logits
+
+    clips = tf.TensorSpec((None, *_clip_shape(model, pre)), tf.uint8, name="video")
+    module = tf.Module()
+    module.__call__ = tf.function(call, input_signature=[clips], autograph=False)
+    serve = tf.function(lambda video: {"logits": call(video)}, input_signature=[clips], autograph=False)
+    with disk.replacing(path) as partial:
+        with contextlib.redirect_stderr(io.StringIO()):  # TensorFlow narrates where it writes
+            tf.saved_model.save(module, str(partial), signatures=serve)
+        again = tf.saved_model.load(str(partial))
+
+        def run(video: np.ndarray) -> np.ndarray:
+            try:
+                return again(tf.constant(video)).numpy()
+            except tf.errors.OpError as error:
+                raise ExportError(
+                    f"{path}: TensorFlow {tf.__version__} cannot run what jax {jax.__version__} writes "
+                    f"({str(error).splitlines()[0][:200]}); write .stablehlo, or update tensorflow"
+                ) from None
+
+        error = _compare(path, model, pre, apply, run)
+        (partial / META).write_text(json.dumps(dict(meta), indent=2) + "\n", encoding="utf-8")
+    return error
+
+
+def import_tensorflow(path: Path) -> tuple[Any, Any]:
+    """TensorFlow, and its module that runs StableHLO.
+
+    Raises:
+      ExportError: if it is missing.
+    """
     try:
         import tensorflow as tf
-        from jax.experimental import jax2tf
+        from tensorflow.compiler.tf2xla.python import xla
     except ImportError as error:
-        raise ExportError(f"{path}: writing a SavedModel needs tensorflow and jax2tf ({error})") from None
-    apply = _function(model, pre)
-    shape = _clip_shape(model, pre)
-    with use_formulation("direct"):
-        converted = jax2tf.convert(
-            apply, polymorphic_shapes=["(b, ...)"], with_gradient=False, native_serialization_platforms=PLATFORMS
-        )
-        module: Any = tf.Module()
-        signature = tf.TensorSpec((None, *shape), tf.uint8, name="video")
-        module.serve = tf.function(
-            lambda video: {"logits": converted(video)}, input_signature=[signature], autograph=False
-        )
-        with disk.replacing(path) as partial:
-            with contextlib.redirect_stderr(io.StringIO()):  # TensorFlow narrates where it writes
-                tf.saved_model.save(module, str(partial), signatures=module.serve)
-            again = tf.saved_model.load(str(partial))
+        raise ExportError(
+            f"{path}: writing a SavedModel needs tensorflow ({error}): pip install tensorflow-cpu; .stablehlo does not"
+        ) from None
+    return tf, xla
 
-            def run(video: np.ndarray) -> np.ndarray:
-                try:
-                    return again.signatures["serving_default"](video=tf.constant(video))["logits"].numpy()
-                except tf.errors.OpError as error:
-                    raise ExportError(
-                        f"{path}: TensorFlow {tf.__version__} cannot run what jax {jax.__version__} writes "
-                        f"({str(error).splitlines()[0][:200]}); write .stablehlo, or install jax<0.11"
-                    ) from None
 
-            error = _compare(path, model, pre, apply, run)
-            (partial / META).write_text(json.dumps(dict(meta), indent=2) + "\n", encoding="utf-8")
-    return error
+def _older(module: bytes) -> bytes:
+    """The same program in the oldest StableHLO that it fits in.
+
+    jax writes a version that TensorFlow learns to read months later. Composites (`erfc`) become calls, because
+    TensorFlow cannot refine the shapes inside them.
+    """
+    with ir.Context() as context:
+        stablehlo.register_dialect(context)
+        stablehlo.register_stablehlo_passes()
+        program = stablehlo.deserialize_portable_artifact(context, module)
+        passes = "builtin.module(func.func(stablehlo-legalize-composite-to-call),inline)"
+        PassManager.parse(passes).run(program.operation)
+        return stablehlo.serialize_portable_artifact(program, STABLEHLO)
 
 
 def _function(model: VideoNetwork, pre: Preprocessing) -> Callable[[jax.Array], jax.Array]:
     network, params, batch_stats = split_model(model)
     return lambda video: network.apply_eval(params, batch_stats, prepare_video(video, pre))
+
+
+def _exported(apply: Callable, model: VideoNetwork, pre: Preprocessing) -> jax.export.Exported:
+    """The program for all platforms and any batch."""
+    (batch,) = jax.export.symbolic_shape("b")
+    clips = jax.ShapeDtypeStruct((batch, *_clip_shape(model, pre)), np.uint8)
+    with use_formulation("direct"):  # the formulation for CPUs would be traced into the file for all platforms
+        return jax.export.export(jax.jit(apply), platforms=PLATFORMS)(clips)
 
 
 def _clip_shape(model: VideoNetwork, pre: Preprocessing) -> tuple[int, int, int, int]:

@@ -51,3 +51,46 @@ def test_freed_memory_is_used_again() -> None:
 @glibc
 def test_the_users_own_settings_of_malloc_stay() -> None:
     assert rounds_from_the_system(MALLOC_TOP_PAD_="131072") > 9
+
+
+# A CUDA plugin that finds no driver, as pip install -r requirements.txt leaves it on a machine without a GPU
+PLUGIN = """
+import jax
+def initialize():
+    if not jax.config.jax_platforms:  # the real one, too, tries CUDA only if nothing else was chosen
+        raise RuntimeError('operation cuInit(0) failed: Unknown CUDA error 303')
+"""
+BUILD = """
+import sys, jax, r23d_jax
+from flax import nnx
+model = r23d_jax.create_model('r3d_10', num_classes=2, widths=(2, 2, 2, 2), rngs=nnx.Rngs(0))
+print(jax.config.jax_platforms, jax.devices()[0].platform)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "platforms", "printed", "quiet"),
+    [
+        (BUILD, "", "cpu cpu", True),
+        (BUILD, "cpu", "cpu cpu", True),  # the user's choice
+        ("import jax\nprint(jax.devices()[0].platform)", "", "cpu", False),  # what is avoided
+        ("import jax, r23d_jax\nprint([jax.config.jax_platforms])", "", "['']", True),  # importing changes nothing
+    ],
+)
+def test_a_cuda_plugin_without_a_gpu_prints_no_errors(
+    code: str, platforms: str, printed: str, quiet: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "jax_plugins" / "xla_cuda12").mkdir(parents=True)
+    (tmp_path / "jax_plugins" / "xla_cuda12" / "__init__.py").write_text(PLUGIN)
+    (tmp_path / "jax_cuda12_plugin").mkdir()
+    (tmp_path / "jax_cuda12_plugin" / "__init__.py").touch()
+    (tmp_path / "libcuda.so.1").touch()  # found first, and no library: also on a machine with a GPU
+    environment = os.environ | {
+        "JAX_PLATFORMS": platforms,
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
+        "LD_LIBRARY_PATH": str(tmp_path),
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == printed
+    assert ("Jax plugin configuration error" not in done.stderr) == quiet

@@ -1,6 +1,8 @@
 """Networks as files that run without this code: the same logits for any batch."""
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import jax
@@ -9,12 +11,14 @@ import numpy as np
 import pytest
 
 from r23d_jax import config
+from r23d_jax.commands import export
 from r23d_jax.models.functional import split_model
 from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.weights import portable
 from tests.training.tiny import tiny_config
 from tests.weights.random_networks import trained
 
+ROOT = Path(__file__).parents[2]
 CFG = tiny_config("r2plus1d", "vit")
 CFG.data.input = "rgb_diff"
 PRE = config.preprocessing(CFG.data)
@@ -51,16 +55,36 @@ def test_savedmodel(model, tmp_path: Path) -> None:
     path = tmp_path / "model.savedmodel"
     path.mkdir()  # an older one, which is replaced
     (path / "old").touch()
-    try:
-        portable.write_savedmodel(path, model, PRE, {"class_names": ["a"]})
-    except portable.ExportError as error:
-        if "cannot run what jax" not in str(error):
-            raise
-        pytest.skip(str(error))
+    assert portable.write_savedmodel(path, model, PRE, {"class_names": ["a"]}) < 1e-4
     assert not (path / "old").exists() and json.loads((path / portable.META).read_text()) == {"class_names": ["a"]}
-    again = tf.saved_model.load(str(path)).signatures["serving_default"]
+    again, want = tf.saved_model.load(str(path)), expected(model, 3)
+    for logits in (again(video(3)), again.signatures["serving_default"](video=tf.constant(video(3)))["logits"]):
+        np.testing.assert_allclose(logits, want, atol=1e-4 * np.abs(want).max())
+
+
+def test_a_savedmodel_without_tensorflow_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(
+        portable.ExportError, match=r"a\.savedmodel: writing a SavedModel needs tensorflow.*pip install"
+    ):
+        export.check_target(tmp_path / "a.savedmodel")
+
+
+@pytest.mark.parametrize("suffix", ["stablehlo", "savedmodel"])
+def test_the_example_of_the_documentation(suffix: str, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block of docs/converting.md that reads such a file, run as it stands."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/converting.md").read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if f"r23d.{suffix}" in block]
+    monkeypatch.chdir(tmp_path)
+    write = {"stablehlo": portable.write_stablehlo, "savedmodel": portable.write_savedmodel}[suffix]
+    write(Path(f"r23d.{suffix}"), model, PRE, {"class_names": list("abcdefg")})
+    names = {"clips": video(3)}
+    exec(code, names)
     want = expected(model, 3)
-    np.testing.assert_allclose(again(video=tf.constant(video(3)))["logits"], want, atol=1e-4 * np.abs(want).max())
+    np.testing.assert_allclose(names["logits"], want, atol=1e-4 * np.abs(want).max())
+    assert names["classes"] == ["abcdefg"[k] for k in want.argmax(axis=1)]
 
 
 def test_what_computes_something_else_is_not_kept(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
