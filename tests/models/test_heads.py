@@ -74,8 +74,11 @@ def test_tokens_are_dropped_in_training_only() -> None:
     assert kept.shape == (3, 7)
     assert all(len(set(row)) == 7 and set(row) <= set(range(20)) for row in kept.tolist())
     assert len({tuple(sorted(row)) for row in kept.tolist()}) == 3  # another subset for every clip
-    with pytest.raises(ValueError, match=r"dropping tokens needs a key: .*rngs=nnx\.Rngs\(dropout=key\).*model\.eval"):
+    with pytest.raises(ValueError) as caught:
         drop(tokens)
+    assert str(caught.value) == (
+        "dropping tokens needs a key: call the model with rngs=nnx.Rngs(dropout=key), or model.eval()"
+    )
     drop.deterministic = True
     assert drop(tokens) is tokens
 
@@ -108,16 +111,78 @@ def test_the_class_token_is_what_a_vit_head_classifies() -> None:
     assert np.abs(wanted).max() > 1e-3
 
 
+def test_one_token_is_kept_at_least() -> None:
+    tokens = jnp.arange(5.0)[None, :, None]
+    assert TokenDrop(0.01)(tokens, nnx.Rngs(dropout=0)).shape == (1, 1, 1)
+    assert TokenDrop(0.5)(tokens, nnx.Rngs(dropout=0)).shape == (1, 2, 1)
+    assert TokenDrop(1.0)(tokens) is tokens
+
+
+def products(jaxpr: Any) -> list[str]:
+    """The dtype of the first factor of every matrix product of a program."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            found.append(str(equation.invars[0].aval.dtype))
+        for parameter in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
+            inner = getattr(parameter, "jaxpr", parameter)
+            found += products(inner) if hasattr(inner, "eqns") else []
+    return found
+
+
+@pytest.mark.parametrize(("kind", "count"), [("vit", 1 + 2 * 8), ("attention_pool", 1 + 8)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_everything_but_the_classifier_is_computed_in_the_dtype(kind: str, count: int, dtype: Any) -> None:
+    """The projection; per layer the query, key, value, two products of attention, its output and the MLP's two."""
+    cfg = HeadConfig(kind=kind, num_heads=2, num_layers=2, hidden_dim=6)
+    head: Any = make_head(HeadPlace(8, 5, (2, 2, 2), (1, 1, 1), dtype, nnx.Rngs(0)), cfg)
+    head.eval()
+    program = jax.make_jaxpr(lambda x: head(x))(jnp.zeros((2, 2, 2, 2, 8), dtype))
+    assert products(program.jaxpr) == [jnp.dtype(dtype).name] * count + ["float32"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(head, nnx.Param))} == {jnp.dtype("float32")}
+
+
+def test_the_average_pool_sums_in_float32_and_drops_before_the_classifier() -> None:
+    head: Any = make_head(place((2, 2, 2)), HeadConfig(kind="avgpool", dropout=0.25))
+    x = jnp.asarray(1 + 1e-2 * np.random.default_rng(0).standard_normal((3, 2, 2, 2, 8)), jnp.bfloat16)
+    pooled = np.asarray(x, np.float32).mean((1, 2, 3))
+    kept = np.array(jax.random.bernoulli(nnx.Rngs(dropout=5).dropout(), 0.75, pooled.shape))
+    kernel = np.array(head.classifier.kernel[...])
+    np.testing.assert_allclose(head(x, nnx.Rngs(dropout=5)), pooled * kept / 0.75 @ kernel, atol=1e-5)
+    head.eval()
+    np.testing.assert_allclose(head(x), pooled @ kernel, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vit", "attention_pool"])
+def test_tokens_and_the_classifier_begin_small_and_all_differently(kind: str) -> None:
+    """A normal of 0.02, cut at twice that, so 0.0176 is left; layers inside keep flax's own initialization."""
+    cfg = HeadConfig(kind=kind, num_heads=2, num_layers=2)
+    head: Any = make_head(HeadPlace(64, 500, (4, 5, 5), (1, 1, 1), jnp.float32, nnx.Rngs(0)), cfg)
+    single = head.cls if kind == "vit" else head.query
+    assert single.shape == (1, 1, 64) and head.tokenizer.positions.shape == (4, 5, 5, 64)
+    for value, slack in ((single, 0.006), (head.tokenizer.positions, 0.001), (head.classifier.kernel, 0.001)):
+        assert abs(float(jnp.std(value[...])) - 0.0176) < slack and value[...].dtype == jnp.float32
+    flat = [np.array(leaf).ravel()[:8].tobytes() for leaf in jax.tree.leaves(nnx.state(head, nnx.Param))]
+    random = [values for values in flat if np.std(np.frombuffer(values, np.float32)) > 0]
+    assert len(set(random)) == len(random) >= 9
+    inner = head.blocks[0].linear1 if kind == "vit" else head.linear1
+    assert inner.kernel.shape == (64, 256) and abs(float(jnp.std(inner.kernel[...])) - 1 / 8) < 0.01  # lecun
+
+
 @pytest.mark.parametrize(
     ("head", "message"),
     [
         (HeadConfig(kind="vitt"), r"model\.head\.kind='vitt': unknown; did you mean vit"),
         (HeadConfig(kind="vit", tokens="space"), r"model\.head\.tokens='space': unknown; .*space_time"),
-        (HeadConfig(kind="vit", num_heads=3), r"model\.head\.num_heads=3: must divide the head's width of 8"),
+        (HeadConfig(kind="vit", num_heads=3), r"model\.head\.num_heads=3: must divide the head's width of 8$"),
+        (
+            HeadConfig(kind="attention_pool", num_heads=8, hidden_dim=12),
+            r"model\.head\.num_heads=8: must divide the head's width of 12$",
+        ),
     ],
 )
 def test_refusals(head: HeadConfig, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
         make_head(place((2, 1, 1)), head)
 
 

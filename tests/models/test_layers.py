@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from r23d_jax.models.layers import BatchNorm, Conv
+from r23d_jax.models.layers import BatchNorm, Conv, InitKeys, same_padding
 
 KERNELS = [(1, 7, 7), (3, 7, 7), (1, 3, 3), (3, 1, 1), (7, 1, 1), (3, 3, 3), (1, 1, 1)]
 STRIDES = [(1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 1, 1)]
@@ -63,3 +63,55 @@ def test_batch_norm_keeps_float32_statistics_for_bfloat16_input() -> None:
     assert y.dtype == jnp.bfloat16 and norm.norm.mean[...].dtype == jnp.float32
     rounded = np.asarray(jnp.asarray(x, jnp.bfloat16).astype(jnp.float32))
     np.testing.assert_allclose(norm.norm.mean[...], 0.1 * rounded.mean(axis=(0, 1, 2, 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize("strides", STRIDES)
+@pytest.mark.parametrize("kernel", [(7, 7, 7), (1, 3, 3), (2, 2, 2), (3, 1, 4)])
+@pytest.mark.parametrize("size", [(6, 9, 8), (1, 2, 5)])
+def test_same_padding_is_xlas(size: tuple, kernel: tuple, strides: tuple) -> None:
+    assert list(same_padding(size, kernel, strides)) == list(jax.lax.padtype_to_pads(size, kernel, strides, "SAME"))
+    with pytest.raises(ValueError, match="zip"):
+        same_padding(size, kernel, (1, 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("padding", ["SAME", (0, 2, 1), None])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_padding_and_groups(padding: tuple | str | None, groups: int) -> None:
+    layer = Conv(6, 9, (3, 4, 3), (2, 1, 2), padding, groups=groups, dtype=jnp.float32, rngs=nnx.Rngs(0))  # type: ignore[arg-type]
+    x, kernel = jnp.asarray(draw(2, 5, 6, 7, 6)), layer.kernel[...]
+    assert kernel.shape == (3, 4, 3, 6 // groups, 9) and kernel.dtype == jnp.float32
+    pads = {"SAME": "SAME", None: [(1, 1), (2, 2), (1, 1)]}.get(padding, [(0, 0), (2, 2), (1, 1)])  # type: ignore[arg-type]
+    axes = ("NDHWC", "DHWIO", "NDHWC")
+    want = jax.lax.conv_general_dilated(x, kernel, (2, 1, 2), pads, dimension_numbers=axes, feature_group_count=groups)
+    np.testing.assert_allclose(layer(x), want, atol=1e-4)
+
+
+def test_a_convolution_is_computed_in_its_dtype_and_keeps_a_float32_kernel() -> None:
+    layer = Conv(3, 4, (1, 3, 3), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert (layer.strides, layer.padding, layer.groups) == ((1, 1, 1), (0, 1, 1), 1)
+    assert layer(jnp.zeros((1, 2, 4, 4, 3))).dtype == jnp.bfloat16 and layer.kernel[...].dtype == jnp.float32
+    wide = Conv(8, 64, (3, 3, 3), dtype=jnp.float32, rngs=nnx.Rngs(0)).kernel[...]
+    np.testing.assert_allclose(np.std(wide), (2 / (27 * 64)) ** 0.5, rtol=0.02)  # He et al. over the fan-out
+    np.testing.assert_allclose(np.abs(wide).max() / np.std(wide), 4, atol=0.8)  # normal, not cut off
+
+
+def test_batch_norm_with_and_without_gamma() -> None:
+    norm = BatchNorm(3, epsilon=0.5, momentum=0.75, use_scale=False, rngs=nnx.Rngs(0))
+    assert norm.norm.scale is None and BatchNorm(3, epsilon=0.5, momentum=0.75, rngs=nnx.Rngs(0)).norm.scale is not None
+    x = draw(2, 3, 4, 4, 3) + 2
+    mean, var = x.mean((0, 1, 2, 3)), x.var((0, 1, 2, 3))
+    np.testing.assert_allclose(norm(jnp.asarray(x)), (x - mean) / np.sqrt(var + 0.5), atol=1e-5)
+    np.testing.assert_allclose(norm.norm.mean[...], 0.25 * mean, atol=1e-6)
+    np.testing.assert_allclose(norm.norm.var[...], 0.75 + 0.25 * var, atol=1e-5)
+
+
+def test_keys_for_initialization_are_those_of_the_stream() -> None:
+    rngs, same = nnx.Rngs(4), nnx.Rngs(4)
+    rngs.params(), same.params()
+    keys = InitKeys(rngs)
+    for _ in range(3):
+        np.testing.assert_array_equal(jax.random.key_data(keys.params()), jax.random.key_data(same.params()))
+    assert int(rngs.params.count[...]) == 1
+    keys.close()
+    assert int(rngs.params.count[...]) == 4
+    np.testing.assert_array_equal(jax.random.key_data(rngs.params()), jax.random.key_data(same.params()))
