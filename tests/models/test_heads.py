@@ -153,6 +153,13 @@ def test_the_average_pool_sums_in_float32_and_drops_before_the_classifier() -> N
     np.testing.assert_allclose(head(x), pooled @ kernel, atol=1e-5)
 
 
+def test_tokens_of_time_steps_are_averaged_in_float32() -> None:
+    tokenizer: Any = make_head(place((2, 2, 2)), HeadConfig(kind="vit", num_heads=2, tokens="time")).tokenizer  # type: ignore[union-attr]
+    x = jnp.asarray(1 + 1e-2 * np.random.default_rng(0).standard_normal((3, 2, 2, 2, 8)), jnp.bfloat16)
+    want = np.asarray(x, np.float32).mean((2, 3)) + np.array(tokenizer.positions[...]).reshape(2, 8)
+    np.testing.assert_allclose(tokenizer(x), want, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["vit", "attention_pool"])
 def test_tokens_and_the_classifier_begin_small_and_all_differently(kind: str) -> None:
     """A normal of 0.02, cut at twice that, so 0.0176 is left; layers inside keep flax's own initialization."""

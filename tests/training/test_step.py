@@ -1,16 +1,24 @@
 """One step: the same on one device and on eight, whole or split, and nothing waits for the host."""
 
+import dataclasses
 import math
 import re
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from r23d_jax.checkpoint.checkpoint import create_configured_model
 from r23d_jax.checkpoint.state import TrainState
-from r23d_jax.config import Config, ConfigError
+from r23d_jax.config import Config, ConfigError, preprocessing
+from r23d_jax.models.functional import split_model
+from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.runtime import parallel
-from tests.training.tiny import batch, start, tiny_config
+from r23d_jax.training import losses
+from tests.training.tiny import NUM_CLASSES, batch, start, tiny_config
 
 # Some meshes are tried with every change, the others in CI: each compiles a program of its own.
 MORE_MESHES = [pytest.param(*mesh, marks=pytest.mark.slow) for mesh in ((2, 1), (4, 1), (4, 2), (1, 8))]
@@ -175,6 +183,58 @@ def test_batches_that_do_not_divide_are_refused() -> None:
     cfg = tiny_config()
     cfg.train.global_batch_size, cfg.train.accumulate = 8, 2
     with pytest.raises(
-        ConfigError, match=r"global_batch_size=8 / accumulate=2 = 4: must be a multiple of the 8 devices"
+        ConfigError,
+        match=r"^config\.train\.global_batch_size=8 / accumulate=2 = 4: must be a multiple of the 8 devices$",
     ):
         start(cfg, 8)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_is_its_definition(accumulate: int) -> None:
+    """Loss, accuracy, gradients, statistics and update, with smoothing, mixup, dropout and masked rows.
+
+    All randomness comes from (seed, step): each micro-batch has a key of its own, and every second row.
+    """
+    cfg = tiny_config()
+    cfg.seed, cfg.train.accumulate, cfg.train.label_smoothing, cfg.train.mixup = 5, accumulate, 0.1, 0.4
+    cfg.model.head.dropout, cfg.model.block_dropout, cfg.optimizer.name = 0.5, 0.25, "sgd"
+    cfg.optimizer.momentum, cfg.optimizer.nesterov, cfg.optimizer.clip_norm = 0.0, False, 0.0
+    cfg.optimizer.learning_rate, cfg.optimizer.schedule, cfg.optimizer.warmup_epochs = 0.5, "cosine", 1.0
+    state, shardings, step, mesh = start(cfg)
+    state = jax.device_put(dataclasses.replace(jax.device_get(state), step=np.int32(6)), shardings)
+    before = jax.device_get(state)
+    clips = batch(cfg, mesh) | {"mask": jnp.asarray([1.0, 1, 1, 0, 1, 0, 1, 1])}
+    after, metrics = jax.device_get(step(state, clips))
+
+    network, _, _ = split_model(nnx.eval_shape(lambda: create_configured_model(cfg, NUM_CLASSES)))
+    pre = preprocessing(cfg.data)
+
+    def loss_of(params: Any, stats: Any, rows: dict[str, Any], key: jax.Array) -> tuple[jax.Array, tuple]:
+        dropout_key, mixup_key = jax.random.split(key)
+        video, targets = prepare_video(rows["video"], pre), losses.one_hot(rows["label"], NUM_CLASSES, 0.1)
+        video, targets = losses.mixup(mixup_key, video, targets, 0.4)
+        logits, stats = network.apply_train(params, stats, video, dropout_key)
+        top1 = losses.accuracy(logits, rows["label"], rows["mask"])
+        return losses.cross_entropy(logits, targets, rows["mask"]), (stats, top1)
+
+    grad_of = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
+    key = jax.random.fold_in(jax.random.key(5), 6)
+    keys = [key] if accumulate == 1 else list(jax.random.split(key, accumulate))
+    stats, parts = before.batch_stats, []
+    for k in range(accumulate):
+        rows = {name: jnp.asarray(np.asarray(value)[k::accumulate]) for name, value in clips.items()}
+        (loss, (stats, top1)), grads = grad_of(before.params, stats, rows, keys[k])
+        parts.append((loss, top1, grads))
+    loss, top1, grads = jax.tree.map(lambda *values: sum(values) / accumulate, *parts)
+
+    rate = 0.5 * 7 / 10  # the seventh step of ten of warm-up
+    norm = math.sqrt(sum(float(np.sum(np.square(leaf))) for leaf in jax.tree.leaves(grads)))
+    wanted = {"train/loss": loss, "train/top1": top1, "train/grad_norm": norm, "train/learning_rate": rate}
+    assert metrics.keys() == wanted.keys() and {value.dtype for value in metrics.values()} == {np.dtype("float32")}
+    for name, value in wanted.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+    # the optimizer counts its own steps, and this is its first
+    moved = jax.tree.map(lambda old, grad: old - 0.5 / 10 * grad, before.params, grads)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after.params, moved)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after.batch_stats, stats)
+    assert after.step == 7 and after.ema == {}

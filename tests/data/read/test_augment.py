@@ -182,3 +182,84 @@ def test_rounding_and_mirroring() -> None:
     clip = tf.constant(np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3))
     np.testing.assert_array_equal(augment.mirror(clip, tf.constant(True)), clip.numpy()[:, :, ::-1])
     np.testing.assert_array_equal(augment.mirror(clip, tf.constant(False)), clip)
+
+
+def _pick(draw: np.float32, count: int) -> int:
+    return min(int(draw * np.float32(count)), count - 1)
+
+
+def _window(cfg: DataConfig, draws: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
+    """The definition of every crop, in numpy."""
+    short = min(height, width)
+    if cfg.crop == "random_resized":
+        low, high = cfg.crop_area
+        areas = np.float32(height * width) * (np.float32(low) + draws[2:12] * np.float32(high - low))
+        aspects = np.exp(np.log(3 / 4) + draws[12:22] * np.log((4 / 3) / (3 / 4)))
+        for area, aspect in zip(areas, aspects, strict=True):
+            wide, high_ = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+            if 1 <= wide <= width and 1 <= high_ <= height:
+                return _pick(draws[0], height - high_ + 1), _pick(draws[1], width - wide + 1), high_, wide
+        wide, high_ = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+        return (height - high_) // 2, (width - wide) // 2, high_, wide
+    if cfg.crop == "multi_scale":
+        scale = np.float32(cfg.crop_scales[_pick(draws[2], len(cfg.crop_scales))])
+        side = max(int(scale * np.float32(short)), 1)
+    else:
+        side = min(max(round(short * cfg.crop_size / cfg.short_side), 1), short)
+    if cfg.crop == "center":
+        return (height - side) // 2, (width - side) // 2, side, side
+    return _pick(draws[0], height - side + 1), _pick(draws[1], width - side + 1), side, side
+
+
+@pytest.mark.parametrize("size", [(240, 320), (37, 29), (90, 100), (3, 500), (500, 3), (1, 1)])
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        DataConfig(crop="multi_scale"),
+        DataConfig(crop="multi_scale", crop_scales=(0.001, 0.3)),
+        DataConfig(crop="random"),
+        DataConfig(crop="random", crop_size=300, short_side=256),
+        DataConfig(crop="center", crop_size=17, short_side=40),
+        DataConfig(crop="random_resized"),
+        DataConfig(crop="random_resized", crop_area=(0.6, 1.0)),
+        DataConfig(crop="random_resized", crop_area=(1e-6, 1e-5)),
+    ],
+)
+def test_every_window_is_its_definition(cfg: DataConfig, size: tuple[int, int]) -> None:
+    """Roots and exponentials may be rounded to another pixel, in a few windows of a hundred."""
+    draws = np.random.default_rng(1).random((60, augment.WINDOW_DRAWS), np.float32)
+    window = tf.function(lambda d: augment.training_window(cfg, d, *map(tf.constant, size)))
+    got = np.array([window(tf.constant(d)) for d in draws])
+    want = np.array([_window(cfg, d, *size) for d in draws])
+    same = (got == want).all(axis=1)
+    assert same.all() if cfg.crop != "random_resized" else same.mean() > 0.9
+
+
+def test_a_wrong_crop_is_refused_by_its_field() -> None:
+    with pytest.raises(ConfigError, match=r"^config\.data\.crop='centre': unknown; did you mean center\?$"):
+        augment.training_window(
+            DataConfig(crop="centre"), tf.zeros(augment.WINDOW_DRAWS), tf.constant(2), tf.constant(3)
+        )
+    with pytest.raises(ConfigError, match=r"^config\.eval\.crops=2: unknown"):
+        augment.eval_window(DataConfig(), 2, tf.constant(0), tf.constant(24), tf.constant(32))
+
+
+def test_flow_changes_the_sign_of_x_when_it_is_mirrored() -> None:
+    """128 is no motion; 0 has no opposite in a byte and becomes the largest."""
+    flow = np.array([[[[0, 7], [1, 8]], [[128, 9], [129, 0]], [[255, 255], [127, 128]]]], np.uint8)
+    mirrored = augment.mirror(tf.constant(flow), tf.constant(True)).numpy()
+    assert mirrored.tolist() == [[[[255, 8], [255, 7]], [[127, 0], [128, 9]], [[129, 128], [1, 255]]]]
+    assert mirrored.dtype == np.uint8
+    np.testing.assert_array_equal(augment.mirror(tf.constant(flow), tf.constant(False)), flow)
+    traced = tf.function(lambda video: augment.mirror(video, tf.constant(True)))
+    for channels in (2, 3):
+        shape = (2, 4, 6, channels)
+        assert traced.get_concrete_function(tf.TensorSpec(shape, tf.uint8)).output_shapes == tf.TensorShape(shape)
+
+
+def test_crops_of_a_frame_that_is_no_larger_than_the_crop() -> None:
+    cfg = DataConfig(crop_size=224, short_side=112)
+    for crops in (1, 3, 10):
+        for crop in range(crops):
+            got = augment.eval_window(cfg, crops, tf.constant(crop), tf.constant(20), tf.constant(30)).numpy()
+            assert got.dtype == np.int32 and got[2:].tolist() == [20, 20] and got[0] == 0 and 0 <= got[1] <= 10

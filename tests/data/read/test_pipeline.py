@@ -4,17 +4,20 @@ import dataclasses
 import gc
 import os
 import time
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from r23d_jax.config import ConfigError, DataConfig, EvalConfig, preprocessing
 from r23d_jax.data.find.frames import VideoIndex
-from r23d_jax.data.read import pipeline
-from r23d_jax.data.read.broken import BrokenLog
+from r23d_jax.data.read import augment, pipeline, sampling
+from r23d_jax.data.read.broken import BrokenLog, BrokenVideoError
 from r23d_jax.data.read.views import Views, make_views
-from tests.data.find.frame_sets import pack, videos_and_frames, write_videos
+from tests.data.find.frame_sets import pack, picture, videos_and_frames, write_videos
 
 COUNTS = [12, 20, 3, 15, 9, 8, 30]
 # The window is the whole height, so that colors are not disturbed by resizing
@@ -133,6 +136,120 @@ def test_a_batch_depends_on_seed_and_step_alone(index: VideoIndex, cfg: DataConf
     assert _same(all_steps, _train(index, cfg, steps=5))
     assert _same(all_steps[3:], _train(index, cfg, start=3, steps=2))
     assert not _same(all_steps, _train(index, cfg, seed=1, steps=5))
+
+
+def _sample(index: VideoIndex, cfg: DataConfig, seed: int, number: int) -> tuple[int, int, list[int], int, bool]:
+    """Of global sample `number`: the video, its substitute, the frames, the window's left edge and whether it turns."""
+    count = len(index.names)
+    epoch, position = (tf.constant(value, tf.int64) for value in divmod(number, count))
+    video = sampling.epoch_order(seed, epoch, position, count)
+    key = sampling.sample_key(seed, epoch, video)
+    substitutes = sampling.pick(sampling.uniform(key, pipeline.ALTERNATIVES), tf.constant(count))
+    key = sampling.fold_in(key, 0)  # of the first attempt
+    num_frames = tf.constant(index.num_frames)[video]
+    frames = sampling.training_frames(cfg, sampling.fold_in(key, 0), num_frames).numpy().tolist()
+    draws = sampling.uniform(sampling.fold_in(key, 1), augment.WINDOW_DRAWS)
+    window = augment.training_window(cfg, draws, tf.constant(24), tf.constant(32))
+    turned = sampling.uniform(sampling.fold_in(key, zlib.crc32(b"flip")), 1)[0] < 0.5
+    return int(video), int(substitutes[0]), frames, int(window[1]), bool(turned)
+
+
+def test_a_sample_is_this_function_of_seed_epoch_and_video(tmp_path: Path) -> None:
+    """To the pixel: another stream of numbers would change what a run resumes with."""
+    index = write_videos(tmp_path, COUNTS, suffix=".png")
+    for host, number in ((0, 12), (1, 14)):  # two rows of each of four, from the fourth step on; seven videos an epoch
+        batches = _train(index, seed=3, start=3, steps=3, host=host, num_hosts=2)
+        assert [len(batch["video"]) for batch in batches] == [2, 2, 2]
+        for step, batch in enumerate(batches):
+            for row in range(2):
+                video, _, frames, left, turned = _sample(index, CFG, 3, number + 4 * step + row)
+                assert batch["video_id"][row] == video
+                want = np.stack([picture(video, frame) for frame in frames])[:, :, left : left + 24]
+                np.testing.assert_array_equal(batch["video"][row], want[:, :, ::-1] if turned else want)
+
+
+def _break(index: VideoIndex, video: int) -> None:
+    for path in Path(index.frames.folder[video]).iterdir():  # type: ignore[union-attr]
+        path.write_bytes(b"no picture")
+
+
+def test_the_first_substitute_takes_the_place_of_a_video_that_cannot_be_read(tmp_path: Path) -> None:
+    index = write_videos(tmp_path, COUNTS, suffix=".png")
+    whole = _train(index, steps=4)
+    _break(index, 2)
+    cfg = dataclasses.replace(CFG, max_broken_fraction=1.0)
+    lines: list[str] = []
+    broken = BrokenLog(cfg, log=lines.append)
+    batches = list(
+        pipeline.train_batches(index, cfg, seed=0, global_batch_size=4, start_step=0, num_steps=4, broken=broken)
+    )
+    replaced = 0
+    for step, (old, new) in enumerate(zip(whole, batches, strict=True)):
+        assert new.keys() == old.keys() and new["mask"].tolist() == [1.0] * 4
+        for row in range(4):
+            if old["video_id"][row] != 2:
+                assert all(np.array_equal(old[name][row], new[name][row]) for name in old)
+                continue
+            replaced += 1
+            video, substitute, *_ = _sample(index, CFG, 0, 4 * step + row)
+            assert video == 2
+            if substitute != 2:
+                assert new["video_id"][row] == substitute
+            shown, _ = videos_and_frames(new["video"][row])
+            assert set(shown.tolist()) == {int(new["video_id"][row])} != {2}
+            assert new["label"][row] == new["video_id"][row] % 3
+    assert replaced == broken.count == 3 and len(lines) == 1 and index.names[2] in lines[0]
+
+
+def test_a_view_that_cannot_be_read_counts_for_nothing_and_keeps_its_numbers(tmp_path: Path) -> None:
+    index = write_videos(tmp_path, COUNTS, suffix=".png")
+    views = make_views(index.num_frames, preprocessing(CFG), EvalConfig())
+    whole = _eval(index, views)
+    _break(index, 1)
+    cfg = dataclasses.replace(CFG, max_broken_fraction=1.0)
+    broken = BrokenLog(cfg, log=lambda line: None)
+    batches = list(pipeline.eval_batches(index, views, cfg, batch_size=4, broken=broken))
+    for old, new in zip(whole, batches, strict=True):
+        lost = (new["video_id"] == 1) & (old["mask"] == 1)
+        np.testing.assert_array_equal(new["mask"], np.where(lost, 0, old["mask"]))
+        for name in ("label", "video_id", "view"):
+            np.testing.assert_array_equal(new[name], old[name])
+        np.testing.assert_array_equal(new["video"][~lost], old["video"][~lost])
+        assert not new["video"][lost].any()
+    assert broken.count == 2
+
+
+@pytest.mark.parametrize("batches", [_train, _eval])
+def test_a_video_that_cannot_be_read_ends_a_run_that_bears_none(tmp_path: Path, batches: Any) -> None:
+    index = write_videos(tmp_path, COUNTS, suffix=".png")
+    _break(index, 0)
+    cfg = dataclasses.replace(CFG, on_broken="error", max_broken_fraction=1.0)
+    with pytest.raises(BrokenVideoError, match=str(index.names[0])):
+        if batches is _train:
+            _train(index, cfg, steps=4)
+        else:
+            _eval(index, make_views(index.num_frames, preprocessing(cfg), EvalConfig()), cfg)
+
+
+@pytest.mark.parametrize("host", [-1, 2])
+def test_a_host_is_one_of_the_hosts(index: VideoIndex, host: int) -> None:
+    with pytest.raises(ValueError, match=rf"^host={host}: must be 0 \.\. 1$"):
+        _train(index, host=host, num_hosts=2)
+
+
+def test_crops_of_one_clip_are_decoded_together_or_alone_to_the_same_pixels(index: VideoIndex) -> None:
+    """Six rows hold two clips of three crops, four rows none; rows of one host of two begin within a clip."""
+    cfg = dataclasses.replace(CFG, crop_size=12)
+    views = make_views(index.num_frames, preprocessing(cfg), EvalConfig(crops=3))
+    together, alone = _eval(index, views, cfg, size=6), _eval(index, views, cfg, size=4)
+    assert len(together) == 5 and len(alone) == 8  # of 30 views
+    for name in together[0]:
+        a, b = (np.concatenate([batch[name] for batch in batches])[:30] for batches in (together, alone))
+        np.testing.assert_array_equal(a, b, err_msg=name)
+    hosts = [_eval(index, views, cfg, size=8, host=host, num_hosts=2) for host in (0, 1)]
+    assert _same(_joined(hosts), _eval(index, views, cfg, size=8))
+    halves = [_eval(index, views, cfg, size=12, host=host, num_hosts=2) for host in (0, 1)]
+    assert _same(_joined(halves), _eval(index, views, cfg, size=12))
 
 
 def test_hosts_read_their_own_rows_and_make_one_batch_together(index: VideoIndex) -> None:

@@ -89,6 +89,16 @@ def test_epoch_order_is_a_permutation_that_changes_with_seed_and_epoch(num_video
         assert np.count_nonzero(np.array(orders[0]) == np.arange(num_videos)) < num_videos // 8
 
 
+def test_a_wrong_sampling_is_refused_by_its_field() -> None:
+    with pytest.raises(ConfigError, match=r"^config\.data\.sampling='segment': unknown; did you mean segments\?$"):
+        sampling.training_frames(DataConfig(sampling="segment"), tf.constant([0, 0], tf.int64), tf.constant(9))
+
+
+def test_a_row_is_a_scalar_in_a_graph_too() -> None:
+    order = tf.function(lambda position: sampling.epoch_order(0, tf.constant(1, tf.int64), position, 5))
+    assert order.get_concrete_function(tf.TensorSpec((), tf.int64)).output_shapes == tf.TensorShape(())
+
+
 def test_sample_keys_are_all_different() -> None:
     numbers = [(seed, epoch, video) for seed in (0, 1, -3) for epoch in range(4) for video in range(4)]
     keys = {
