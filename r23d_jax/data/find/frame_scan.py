@@ -65,9 +65,12 @@ class Scan:
 
 def scan_frames(root: Path, videos: VideoList, num_workers: int = 0) -> Scan:
     """Looks for the frames of listed videos. Call `frames.index_frames`, which caches the result."""
-    wanted = {last_part(entry.name).casefold() for entry in videos.entries}
+    wanted = {name.casefold() for entry in videos.entries for name in (last_part(entry.name), *entry.ids)}
+    # Names of folders above videos, one of which may also be a video's name: 1/2 and 2/1
+    paths = (f"{entry.class_name}/{entry.name}".casefold().split("/") for entry in videos.entries)
+    above = {part for path in paths for part in path[:-1]}
     with ThreadPoolExecutor(num_workers or _THREADS) as pool:
-        listing = _list_folders(root, wanted, pool)
+        listing = _list_folders(root, wanted, above, videos.elsewhere, pool)
         found = [(entry, place) for entry in videos.entries if (place := _choose(root, entry, listing)) is not None]
         _refuse_double_use(root, found)
         if not found:
@@ -132,7 +135,9 @@ def _number_all(
     return numbered
 
 
-def _list_folders(root: Path, wanted: set[str], pool: ThreadPoolExecutor) -> _Listing:
+def _list_folders(
+    root: Path, wanted: set[str], names_above: set[str], elsewhere: frozenset[str], pool: ThreadPoolExecutor
+) -> _Listing:
     """Reads folders level by level. The folder of a listed video is noted, but not read."""
     listing = _Listing(defaultdict(list), [], Counter(), [], [])
     # Each with the folders above it: a link that leads back up would otherwise be followed endlessly.
@@ -149,11 +154,13 @@ def _list_folders(root: Path, wanted: set[str], pool: ThreadPoolExecutor) -> _Li
             listing.folders.append("/".join(parts))
             listing.others.update(content.others)
             for folder in content.folders:
-                if folder.casefold() in wanted:
-                    listing.places[folder.casefold()].append(_Place((*parts, folder), None))
-                elif group_of(folder) is None:  # the folder of a clip that is not listed holds no classes
+                name = folder.casefold()
+                if name in wanted:
+                    listing.places[name].append(_Place((*parts, folder), None))
+                # The folder of a clip that is not listed holds no classes
+                if name in names_above or not (name in wanted or name in elsewhere or group_of(folder)):
                     below.append(((*parts, folder), above | {content.identity}))
-                elif len(listing.frame_folders) < 3:
+                elif name not in wanted and len(listing.frame_folders) < 3:
                     listing.frame_folders.append("/".join((*parts, folder)))
             shared: dict[str, list[str]] = defaultdict(list)
             for image in content.images:
@@ -215,8 +222,11 @@ def _choose(root: Path, entry: Entry, listing: _Listing) -> _Place | None:
             ranked[0].append(place)
         elif len(place.parts) == 1:
             ranked[1].append(place)
-        elif group_of(last) is not None:  # a name such as v_Diving_g01_c01 is unambiguous anywhere
+        elif group_of(last) is not None or last in entry.ids:  # v_Diving_g01_c01 is unambiguous anywhere
             ranked[2].append(place)
+    for name in entry.ids[1:]:
+        ranked[3] += listing.places.get(name.casefold(), ())
+    ranked = {rank: places for rank, places in ranked.items() if places}
     if not ranked:
         return None
     best = sorted(ranked[min(ranked)], key=lambda place: len(place.parts))

@@ -11,19 +11,21 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from r23d_jax.config import nearest
 from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.list_format import (
     Listed,
     ListFormat,
     Sides,
     Subset,
+    by_name,
+    first_line,
     lines,
     read_text,
     refuse_escape,
     refuse_long,
     relative_parts,
     shown,
+    suggest,
 )
 from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, without_suffix
 
@@ -33,20 +35,31 @@ _PATH_HEADERS = ("path", "video", "videopath", "videoname", "file", "filename", 
 _LABEL_HEADERS = ("label", "labelname", "class", "classname", "target", "category")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
+Row = tuple[str, str, str]  # path, label, place in the list
+
 
 def _read(lists: Path, subset: Subset, split: int) -> Sides:
     if split != 1:
         raise DataError(f"{lists}: holds train.csv and val.csv, which have no split {split}; use split 1")
-    rows: dict[str, list[tuple[str, str, str]]] = {}
+    rows: dict[str, list[Row]] = {}
     for side, names in {"train": ("train.csv",), "test": _TEST_FILES}.items():
         path = next((lists / name for name in names if (lists / name).is_file()), None)
         if path is not None:
             rows[side] = _read_rows(path)
         elif side == subset:
             raise DataError(f"{lists / names[0]}: no such file; it lists the {side} videos as lines 'path,label'")
-    every = [row for side in rows.values() for row in side]
+    return sides_of(lists, rows, lists / "classes.txt")
 
-    classes_file = lists / "classes.txt"
+
+def sides_of(lists: Path, rows: dict[str, list[Row]], classes_file: Path) -> Sides:
+    """Both sides of a split from its rows, whose labels are class names, or numbers from 0.
+
+    Args:
+      lists: the folder, for messages.
+      rows: the rows of each side.
+      classes_file: names the classes in the order of their numbers, if it exists.
+    """
+    every = [row for side in rows.values() for row in side]
     if classes_file.is_file():
         named = list(lines(classes_file))
         for where, name in named:
@@ -60,7 +73,7 @@ def _read(lists: Path, subset: Subset, split: int) -> Sides:
         if numbers and numbers != labels:
             raise DataError(
                 f"{lists}: labels mix numbers ({min(numbers)}) and names ({shown(min(labels - numbers))}); "
-                "write classes.txt, one class name a line, or use one kind"
+                f"write {classes_file.name}, one class name a line, or use one kind"
             )
         ordered = sorted(labels, key=(lambda text: (int(text), text)) if numbers else None)
         spelled: dict[str, str] = {}
@@ -75,8 +88,8 @@ def _read(lists: Path, subset: Subset, split: int) -> Sides:
         number = _NUMBER.fullmatch(label)
         if number and int(label) < len(class_names):
             return class_names[int(label)]
-        hint = f"numbers go from 0 to {len(class_names) - 1}" if number else nearest(label, class_names)
-        raise DataError(f"{where}: label {shown(label)} is not in classes.txt; {hint}")
+        hint = f"numbers go from 0 to {len(class_names) - 1}" if number else suggest(label, class_names)
+        raise DataError(f"{where}: label {shown(label)} is not in {classes_file.name}; {hint}")
 
     sides: dict[str, list[Listed]] = defaultdict(list)
     for side, side_rows in rows.items():
@@ -91,9 +104,8 @@ def _folded(label: str) -> str:
     return str(int(label)) if _NUMBER.fullmatch(label) else label.casefold()
 
 
-def _read_rows(path: Path) -> list[tuple[str, str, str]]:
-    """Reads (path, label, where) from every row."""
-    rows: list[tuple[str, str, str]] = []
+def _read_rows(path: Path) -> list[Row]:
+    rows: list[Row] = []
     path_column, label_column, width = 0, 1, 2
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
@@ -139,6 +151,15 @@ def _header(cells: list[str], where: str) -> tuple[int, int] | None:
     raise DataError(f"{where}: header {shown(','.join(cells))} has no column {lacks!r}")
 
 
+def is_kinetics(path: Path) -> bool:
+    """Whether a CSV file has the columns of Kinetics, which name a YouTube video instead of a path."""
+    return {"youtube_id", "time_start", "time_end"} <= set(re.split(r"[\s\"',]+", first_line(path).lower()))
+
+
 CSV = ListFormat(
-    marks=("train.csv", *_TEST_FILES), files="train.csv and val.csv", splits=lambda lists: (1,), read=_read
+    example="train.csv",
+    files="train.csv and val.csv with the columns path,label",
+    find=by_name(r"(train|val|test)\.csv", lambda path: not is_kinetics(path)),
+    splits=lambda lists: (1,),
+    read=_read,
 )

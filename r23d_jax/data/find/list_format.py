@@ -2,11 +2,14 @@
 
 import codecs
 import dataclasses
+import json
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from r23d_jax.config import nearest
 from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.video_names import CONTROL, group_of
 
@@ -23,6 +26,7 @@ class Listed:
     name: str
     class_name: str
     where: str  # "trainlist01.txt:12"
+    ids: tuple[str, ...] = ()  # see `splits.Entry`
 
     @property
     def group(self) -> str:
@@ -38,12 +42,74 @@ Sides = tuple[tuple[str, ...], dict[str, list[Listed]]]
 class ListFormat:
     """A format of split lists."""
 
-    marks: tuple[str, ...]  # a folder that holds a file of one of these names has lists of this format
+    example: str  # name of the file that tells the format, for messages
     files: str  # the files of the format, for messages
+    # (folder, names of its files) -> name of the file that tells the format; "" if the folder has another format
+    find: Callable[[Path, Sequence[str]], str]
     splits: Callable[[Path], tuple[int, ...]]  # folder -> the numbers of its splits
     # (folder, subset, split) -> both sides of the split. The list of `subset` must exist. Raises DataError, which names
     # the file and the line.
     read: Callable[[Path, Subset, int], Sides]
+
+
+def by_name(pattern: str, holds: Callable[[Path], bool] = lambda path: True) -> Callable[[Path, Sequence[str]], str]:
+    """A `ListFormat.find`: the first file whose whole name matches a pattern and whose content fits the format."""
+
+    def find(folder: Path, names: Sequence[str]) -> str:
+        fitting = (name for name in sorted(names) if re.fullmatch(pattern, name) and os.path.isfile(folder / name))
+        return next((name for name in fitting if holds(folder / name)), "")
+
+    return find
+
+
+def beginning(path: Path) -> str:
+    """The first characters of a file, to tell its format; "" if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_MOST_CHARACTERS)
+    except OSError:
+        return ""
+    utf_16 = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return content.decode("utf-16" if utf_16 else "utf-8-sig", errors="replace").strip()
+
+
+def first_line(path: Path) -> str:
+    """The first line of a file that is not blank, or its first characters; "" if it cannot be read."""
+    return re.split(r"[\r\n]", beginning(path))[0].strip()
+
+
+def choose_file(lists: Path, pattern: str, what: str) -> Path | None:
+    """The only file of a folder whose whole name matches a pattern; None if there is none.
+
+    Raises:
+      DataError: there are several, such as the lists of two datasets.
+    """
+    found = sorted(path for path in lists.iterdir() if re.fullmatch(pattern, path.name) and path.is_file())
+    if len(found) > 1:
+        raise DataError(f"{lists}: {found[0].name} and {found[1].name} both list {what}; keep one in this folder")
+    return found[0] if found else None
+
+
+def read_json(path: Path, kind: type[list] | type[dict]) -> Any:
+    """The content of a JSON file, which must be a list or an object."""
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({error}); copy or download it again") from error
+    if not isinstance(content, kind):
+        raise DataError(f"{path}: must hold a JSON {'list' if kind is list else 'object'}, not {shown(repr(content))}")
+    return content
+
+
+def items(path: Path, fields: str) -> Iterable[tuple[str, Any, list[str]]]:
+    """Yields (place, item, values of the fields) for every object in a JSON list; numbers become text."""
+    for number, item in enumerate(read_json(path, list), start=1):
+        where = f"{path.name}: item {number}"
+        values = [item.get(field) if isinstance(item, dict) else None for field in fields.split()]
+        texts = [str(value) for value in values if isinstance(value, (str, int)) and not isinstance(value, bool)]
+        if len(texts) < len(values) or not all(texts):
+            raise DataError(f"{where}: {shown(json.dumps(item))} must have the fields {fields.replace(' ', ' and ')}")
+        yield where, item, texts
 
 
 def lines(path: Path) -> Iterable[tuple[str, str]]:
@@ -82,6 +148,12 @@ def refuse_long(line: str, where: str) -> None:
 def shown(text: str) -> str:
     """Quotes text for a message; it may be long, or hold line ends."""
     return repr(text if len(text) <= 100 else text[:97] + "...")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """A remedy for an unknown class name, cut to the length of a message."""
+    text = nearest(name, known)
+    return text if len(text) <= 500 else text[:497] + "..."
 
 
 def relative_parts(text: str, where: str) -> list[str]:

@@ -7,17 +7,18 @@ the same without the number. The numbers count from 1 and are checked against cl
 import re
 from pathlib import Path
 
-from r23d_jax.config import nearest
 from r23d_jax.data.find.errors import UCF101_URL, DataError
 from r23d_jax.data.find.list_format import (
     Listed,
     ListFormat,
     Sides,
     Subset,
+    by_name,
     lines,
     refuse_escape,
     relative_parts,
     shown,
+    suggest,
 )
 from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, without_suffix
 
@@ -76,7 +77,7 @@ def _read_side(path: Path, number_of: dict[str, int], numbered: bool) -> list[Li
             raise DataError(f"{where}: malformed line {shown(line)}; expected {expected}")
         class_name = by_fold.get(parts[0].casefold())
         if class_name is None:
-            hint = nearest(parts[0], number_of)
+            hint = suggest(parts[0], number_of)
             raise DataError(f"{where}: class {shown(parts[0])} is not in classInd.txt; {hint}")
         if found and int(found[2]) != number_of[class_name]:
             raise DataError(
@@ -95,7 +96,8 @@ def _splits(lists: Path) -> tuple[int, ...]:
 
 
 UCF101 = ListFormat(
-    marks=("classInd.txt",),
+    example="classInd.txt",
+    find=by_name(r"classInd\.txt"),
     files=f"classInd.txt, trainlist01.txt and testlist01.txt (UCF101's lists are in {_ARCHIVE})",
     splits=_splits,
     read=_read,

@@ -1,6 +1,6 @@
 """The videos of a dataset, their classes, and which are for training.
 
-The formats of lists are the rows of `FORMATS`; the files in a folder show which one it has.
+The formats of lists are the rows of `FORMATS`; the files in a folder tell which one it has.
 
 Clips of UCF101 with one group number (`v_Diving_g08_c01`: group 8) are cut from one recording. A split with a group on
 both sides would measure memory of the recording, and its accuracy would double or more. Such a split is refused.
@@ -13,11 +13,25 @@ from pathlib import Path
 from r23d_jax.config import nearest
 from r23d_jax.data.find.errors import DataError, remedy
 from r23d_jax.data.find.list_csv import CSV
+from r23d_jax.data.find.list_diving48 import DIVING48
 from r23d_jax.data.find.list_format import Listed, ListFormat, Subset
+from r23d_jax.data.find.list_hmdb51 import HMDB51
+from r23d_jax.data.find.list_kinetics import KINETICS
+from r23d_jax.data.find.list_mmaction import MMACTION
+from r23d_jax.data.find.list_resnets import RESNETS
+from r23d_jax.data.find.list_something import SOMETHING
 from r23d_jax.data.find.list_ucf101 import UCF101
 
-# Where a folder holds the marks of several formats, the first one here is read
-FORMATS: dict[str, ListFormat] = {"ucf101": UCF101, "csv": CSV}
+FORMATS: dict[str, ListFormat] = {
+    "ucf101": UCF101,
+    "csv": CSV,
+    "hmdb51": HMDB51,
+    "kinetics": KINETICS,
+    "something-something": SOMETHING,
+    "diving48": DIVING48,
+    "3d-resnets": RESNETS,
+    "mmaction2": MMACTION,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +42,7 @@ class Entry:
     label: int  # class number, from 0
     class_name: str
     group: str  # must not be on both sides of a split: `Diving_g01`, or the listed path if names hold no group
+    ids: tuple[str, ...] = ()  # names by which it is known in any folder: `name`, then others such as a YouTube id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +51,7 @@ class VideoList:
 
     class_names: tuple[str, ...]
     entries: tuple[Entry, ...]
+    elsewhere: frozenset[str] = frozenset()  # ids, in lower case, of videos that other sides and classes list
 
 
 def hold_out(videos: VideoList, fraction: float) -> tuple[VideoList, VideoList]:
@@ -60,7 +76,7 @@ def hold_out(videos: VideoList, fraction: float) -> tuple[VideoList, VideoList]:
         count = min(len(names) - 1, max(1, round(fraction * len(names))))
         held |= set(sorted(names)[-count:])
     kept, out = (tuple(entry for entry in videos.entries if (entry.group in held) is side) for side in (False, True))
-    return VideoList(videos.class_names, kept), VideoList(videos.class_names, out)
+    return dataclasses.replace(videos, entries=kept), dataclasses.replace(videos, entries=out)
 
 
 def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, ...] = ()) -> VideoList:
@@ -69,7 +85,7 @@ def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, .
     Args:
       lists: folder of lists in one of `FORMATS`.
       subset: "train" or "test".
-      split: number of the split; CSV files have split 1 only.
+      split: number of the split; many formats have split 1 only.
       classes: names to keep; () keeps all. Labels are renumbered in the order of the whole list, so neither the order
         of `classes` nor upper and lower case matter.
 
@@ -78,7 +94,8 @@ def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, .
 
     Raises:
       DataError: a file is missing, a line is malformed, a class is unknown, a path leaves the folder, a video is listed
-        twice, a group is on both sides, or a class of the test list has no training video.
+        twice, a group is on both sides, a class of the test list has no training video, or the folder has lists of no
+        known format or of several.
     """
     lists = Path(lists)
     if subset not in ("train", "test"):
@@ -92,14 +109,17 @@ def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, .
     kept = _restrict(lists, class_names, classes)
     label = {name: i for i, name in enumerate(kept)}
     entries = tuple(
-        Entry(v.name, label[v.class_name], v.class_name, v.group) for v in sides[subset] if v.class_name in label
+        Entry(v.name, label[v.class_name], v.class_name, v.group, v.ids) for v in sides[subset] if v.class_name in label
     )
     if not entries:
         some = ", ".join(kept[:5]) + (", ..." if len(kept) > 5 else "")
         raise DataError(f"{lists}: the {subset} list of split {split} names no video of {some or 'any class'}")
     if len(sides) == 2:
         _refuse_untrained(lists, sides["train"], [video for video in sides["test"] if video.class_name in label])
-    return VideoList(kept, entries)
+    ids = (name.casefold() for listed in sides.values() for video in listed for name in video.ids)
+    return VideoList(
+        kept, entries, frozenset(ids).difference(name.casefold() for entry in entries for name in entry.ids)
+    )
 
 
 def available_splits(lists: Path) -> tuple[int, ...]:
@@ -162,19 +182,26 @@ def _restrict(lists: Path, class_names: tuple[str, ...], classes: tuple[str, ...
 
 
 def _find_format(lists: Path) -> ListFormat:
-    for form in FORMATS.values():
-        if any(os.path.isfile(lists / name) for name in form.marks):  # Path.is_file raises where nothing may be read
-            return form
-    if not os.path.isdir(lists):
-        problem = f"{lists}: no such folder"
-    elif not os.access(lists, os.R_OK | os.X_OK):
-        raise DataError(f"{lists}: cannot be read (Permission denied)")
-    else:
-        inside = ", ".join(sorted(path.name for path in lists.iterdir())[:5]) or "nothing"
-        marks = " nor ".join(form.marks[0] for form in FORMATS.values())
-        problem = f"{lists}: holds neither {marks} (it holds: {inside})"
-        nested = [path for form in FORMATS.values() for path in sorted(lists.glob(f"*/{form.marks[0]}"))]
-        if nested:
-            raise DataError(f"{problem}. Did you mean --config.data.lists={nested[0].parent}?")
-    files = ", or of ".join(form.files for form in FORMATS.values())
-    raise DataError(f"{problem}. config.data.lists is the folder of {files}. {remedy()}")
+    if not os.path.isdir(lists):  # Path.is_dir raises where nothing may be read
+        raise DataError(f"{lists}: no such folder. {_wanted()}")
+    try:
+        names = os.listdir(lists)
+    except OSError as error:
+        raise DataError(f"{lists}: cannot be read ({error.strerror})") from error
+    found = {name: file for name, form in FORMATS.items() if (file := form.find(lists, names))}
+    if len(found) > 1:
+        both = " and ".join(f"{name} ({file})" for name, file in found.items())
+        raise DataError(f"{lists}: holds lists of several formats: {both}; keep those of one in a folder of their own")
+    if found:
+        return FORMATS[next(iter(found))]
+    inside = ", ".join(sorted(names)[:5]) or "nothing"
+    problem = f"{lists}: holds neither {' nor '.join(form.example for form in FORMATS.values())} (it holds: {inside})"
+    for folder in sorted(path for path in lists.iterdir() if os.path.isdir(path) and os.access(path, os.R_OK)):
+        if any(form.find(folder, os.listdir(folder)) for form in FORMATS.values()):
+            raise DataError(f"{problem}. Did you mean --config.data.lists={folder}?")
+    raise DataError(f"{problem}. {_wanted()}")
+
+
+def _wanted() -> str:
+    files = "; or of ".join(form.files for form in FORMATS.values())
+    return f"config.data.lists is the folder of {files}. {remedy()}"

@@ -27,8 +27,10 @@ CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")  # not in names: it could clear
 def without_suffix(name: str) -> str:
     """The name without a video suffix. Any other dot belongs to the name."""
     for suffix in VIDEO_SUFFIXES:
-        if name.lower().endswith(suffix) and len(name) > len(suffix):
-            return name[: -len(suffix)]
+        stem = name[: -len(suffix)]
+        # A file of which only dots would remain would become a folder such as `..`
+        if name.lower().endswith(suffix) and stem.rpartition("/")[2].strip("."):
+            return stem
     return name
 
 

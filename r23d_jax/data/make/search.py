@@ -56,7 +56,8 @@ def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], Non
         raise UserError(f"--videos {root}: holds no video ({' '.join(VIDEO_SUFFIXES)}){found}")
     if others:
         log(f"not used, because the suffix is not that of a video: {unused}")
-    listed, class_names = _listed(Path(lists)) if lists else (None, [])
+    entries, class_names = _listed(Path(lists)) if lists else ([], [])
+    listed = _by_name(entries) if lists else None
     videos: dict[str, VideoFile] = {}
     not_listed = 0
     for path in paths:
@@ -79,7 +80,9 @@ def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], Non
         some = ", ".join(class_names[:3]) + (", ..." if len(class_names) > 3 else "")
         log(f"{len(videos)} videos of {len(class_names)} classes found ({some})")
     else:
-        log(f"{len(videos)} of the {sum(map(len, listed.values()))} listed videos found; {not_listed} not listed")
+        missing = [entry.name for entry in entries if _target(entry).casefold() not in videos]
+        some = f"; missing: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}" if missing else ""
+        log(f"{len(videos)} of the {len(entries)} listed videos found; {not_listed} not listed{some}")
         if not videos:
             raise UserError(f"--videos {root}: none of its {len(paths)} videos is named by the lists in {lists}")
     return Search(list(videos.values()), class_names, broken)
@@ -117,18 +120,28 @@ def _problem(video: VideoFile) -> str | None:
     return None
 
 
-def _listed(lists: Path) -> tuple[dict[str, list[Entry]], list[str]]:
-    """Entries of all splits by the video's own name in lower case, and the class names."""
+def _listed(lists: Path) -> tuple[list[Entry], list[str]]:
+    """Entries of all splits, and the class names."""
     entries: dict[tuple[str, str], Entry] = {}
     class_names: list[str] = []
     for split in available_splits(lists) or (1,):
         sides = [read_list(lists, subset, split) for subset in ("train", "test")]
         class_names = list(sides[0].class_names)
         entries |= {(entry.class_name, entry.name.casefold()): entry for side in sides for entry in side.entries}
+    return list(entries.values()), class_names
+
+
+def _by_name(entries: list[Entry]) -> dict[str, list[Entry]]:
+    """Entries by the video's own names in lower case."""
     by_name: dict[str, list[Entry]] = defaultdict(list)
-    for entry in entries.values():
-        by_name[entry.name.rsplit("/", 1)[-1].casefold()].append(entry)
-    return by_name, class_names
+    for entry in entries:
+        for name in {entry.name.rsplit("/", 1)[-1].casefold(), *map(str.casefold, entry.ids)}:
+            by_name[name].append(entry)
+    return by_name
+
+
+def _target(entry: Entry) -> str:
+    return entry.name if "/" in entry.name else f"{entry.class_name}/{entry.name}"
 
 
 def _identify(root: Path, path: Path, listed: dict[str, list[Entry]] | None) -> VideoFile | None:
@@ -144,11 +157,11 @@ def _identify(root: Path, path: Path, listed: dict[str, list[Entry]] | None) -> 
     here = "/".join(["", root.resolve().name, *above, stem]).casefold()
     entries = listed.get(stem.casefold(), [])
     for entry in entries:
-        if here.endswith((f"/{entry.class_name}/{entry.name}".casefold(), f"/{entry.name}".casefold())) and (
+        in_place = here.endswith((f"/{entry.class_name}/{entry.name}".casefold(), f"/{entry.name}".casefold())) and (
             "/" in entry.name or f"/{entry.class_name}/".casefold() in here or len(entries) == 1
-        ):
-            target = entry.name if "/" in entry.name else f"{entry.class_name}/{entry.name}"
-            return VideoFile(path, target, entry.name, entry.class_name)
+        )
+        if in_place or stem in entry.ids:
+            return VideoFile(path, _target(entry), entry.name, entry.class_name)
     return None
 
 

@@ -37,15 +37,38 @@ _UCF101 = {
     "testlist01.txt": b"A/v_A_g02_c01.avi\n",
 }
 _CSV = {"train.csv": b"a.avi,x\nb.avi,y\n", "val.csv": b"path,label\nc.avi,x\n", "classes.txt": b"x\ny\n"}
-_LISTS = tuple(
-    (form, name) for form in (_UCF101, _CSV, {k: v for k, v in _CSV.items() if ".csv" in k}) for name in form
+_KINETICS = {
+    "train.csv": b"label,youtube_id,time_start,time_end\nx,a,1,2\n",
+    "val.csv": b'label,youtube_id,time_start,time_end\n"x",b,1.0,2\n',
+}
+_HMDB51 = {"x_test_split1.txt": b"a.avi 1\nb.avi 2\n", "y_test_split1.txt": b"c.avi 1\nd.avi 0\n"}
+_SOMETHING = {
+    "labels.json": b'{"Put something": "0"}',
+    "train.json": b'[{"id": "1", "template": "Put [something]"}]',
+    "validation.json": b'[{"id": 2, "template": "Put [something]"}]',
+}
+_DIVING48 = {
+    "Diving48_train.json": b'[{"vid_name": "a", "label": 0}]',
+    "Diving48_test.json": b'[{"vid_name": "b", "label": 0}]',
+    "Diving48_vocab.json": b'[["Back", "15som"], ["Front"]]',
+}
+_RESNETS = {
+    "a_1.json": b'{"labels": ["x"], "database": {"v": {"subset": "training", "annotations": {"label": "x"}}, '
+    b'"w": {"subset": "validation", "annotations": {"label": "x"}}}}'
+}
+_MMACTION = {"train.txt": b"a.avi 0\n", "val.txt": b"b 12 0\n", "label_map.txt": b"x\n"}
+_FORMS = (
+    *(_UCF101, _CSV, {k: v for k, v in _CSV.items() if ".csv" in k}),
+    *(_KINETICS, _HMDB51, _SOMETHING, _DIVING48, _RESNETS, _MMACTION),
 )
+_LISTS = tuple((number, name) for number, form in enumerate(_FORMS) for name in form)
 
 
 def lists(data: bytes) -> None:
     """The first byte chooses which file of which form the others are."""
-    form, chosen = _LISTS[data[0] % len(_LISTS)] if data else _LISTS[0]
-    folder = _FOLDER / f"lists-{len(form)}-{'classInd.txt' in form}"
+    number, chosen = _LISTS[data[0] % len(_LISTS)] if data else _LISTS[0]
+    form = _FORMS[number]
+    folder = _FOLDER / f"lists-{number}"
     folder.mkdir(exist_ok=True)
     for name, content in {**form, chosen: data[1:]}.items():
         (folder / name).write_bytes(content)
@@ -181,7 +204,7 @@ def _meta(text: bytes) -> None:
 def starting_inputs(target: str) -> list[bytes]:
     """Sound files, from which a run without any inputs begins."""
     if target == "lists":
-        return [bytes([k]) + form[name] for k, (form, name) in enumerate(_LISTS)]
+        return [bytes([k]) + _FORMS[form][name] for k, (form, name) in enumerate(_LISTS)]
     if target == "index":
         file = io.BytesIO()
         np.savez(file, cache_version=np.asarray(1), times=np.arange(3), names=np.array(["a", "b", "c"]))

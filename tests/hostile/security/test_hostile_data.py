@@ -159,6 +159,7 @@ def test_listed_paths_stay_in_the_data_folder(path: str, tmp_path: Path) -> None
     (tmp_path / "train.csv").write_text(f"path,label\n{path},Diving\n")
     with pytest.raises(DataError, match=r"train\.csv:2: path .* leaves the data folder"):
         read_list(tmp_path, "train")
+    (tmp_path / "train.csv").unlink()
     (tmp_path / "classInd.txt").write_text("1 Diving\n")
     (tmp_path / "trainlist01.txt").write_text(f"{path} 1\n")
     with pytest.raises(DataError, match=r"trainlist01\.txt:1: path .* leaves the data folder"):
@@ -174,6 +175,7 @@ def test_class_names_do_not_leave_a_folder(name: str, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text(f"{name}\n")
     with pytest.raises(DataError, match=r"classes\.txt:1: path .* leaves the data folder"):
         read_list(tmp_path, "train")
+    (tmp_path / "train.csv").unlink()
     (tmp_path / "classInd.txt").write_text(f"1 {name}\n")
     (tmp_path / "trainlist01.txt").write_text("a/v_a_g01_c01.avi 1\n")
     with pytest.raises(DataError, match=r"classInd\.txt:1: path .* leaves the data folder"):
