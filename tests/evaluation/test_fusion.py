@@ -57,6 +57,7 @@ def test_the_better_stream_gets_the_weight_and_equals_share_it() -> None:
     sure = stream(RIGHT, confidence=1.0)
     assert fusion.best_weight(sure, stream(FIRST, confidence=3.0), "logits") == pytest.approx(0.8)  # above 3/4
     assert fusion.best_weight(stream(FIRST, confidence=3.0), sure, "logits") == pytest.approx(0.2)
+    assert fusion.best_weight(sure, stream(FIRST, confidence=4.9), "logits") == pytest.approx(0.85)  # above 0.83
     assert fusion.best_weight(stream(RIGHT), stream(RIGHT), "softmax") == 0.5
 
 
