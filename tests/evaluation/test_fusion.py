@@ -57,6 +57,7 @@ def test_the_better_stream_gets_the_weight_and_equals_share_it() -> None:
     sure = stream(RIGHT, confidence=1.0)
     assert fusion.best_weight(sure, stream(FIRST, confidence=3.0), "logits") == pytest.approx(0.8)  # above 3/4
     assert fusion.best_weight(stream(FIRST, confidence=3.0), sure, "logits") == pytest.approx(0.2)
+    assert fusion.best_weight(sure, stream(FIRST, confidence=4.9), "logits") == pytest.approx(0.85)  # above 0.83
     assert fusion.best_weight(stream(RIGHT), stream(RIGHT), "softmax") == 0.5
 
 
@@ -181,8 +182,30 @@ def test_equal_gains_keep_the_order_of_the_classes(tmp_path: Path) -> None:
     page = fusion.write_page(tmp_path, ("rgb", "flow"), (*results, fused), 0.5, "fixed", "softmax").read_text()
     rows = _cells(re.findall(r"<table>(.*?)</table>", page)[1])[1:]
     assert [row[0] for row in rows] == list(CLASSES) and all(row[-1].endswith(">+0.00") for row in rows)
-    with pytest.raises(ValueError, match="zip"):
-        fusion.write_page(tmp_path, ("rgb",), (*results, fused), 0.5, "fixed", "softmax")
+    for refused in (
+        lambda: fusion.write_page(tmp_path, ("rgb",), (*results, fused), 0.5, "fixed", "softmax"),
+        lambda: fusion.format_streams(("rgb",), (*results, fused), 0.5, "fixed", "softmax"),
+    ):
+        with pytest.raises(ValueError, match="zip"):
+            refused()
+
+
+def test_many_classes_are_sorted_by_gain_and_then_by_their_order(tmp_path: Path) -> None:
+    labels = np.arange(60, dtype=np.int32)
+
+    def of(predicted: np.ndarray) -> EvalResult:
+        scores, names = np.eye(60)[predicted], tuple(f"c{k:02d}" for k in range(60))
+        fields = {"class_names": names, "names": np.array(names), "labels": labels, "num_views": np.ones(60, np.int32)}
+        metrics = video_metrics(scores, scores, labels)
+        return dataclasses.replace(stream(RIGHT), metrics=metrics, logits=scores, softmax=scores, **fields)
+
+    first, second = of(np.where(labels % 3 == 0, (labels + 1) % 60, labels)), of(labels)
+    fused = fusion.fuse(first, second, 0.9, "softmax")  # wrong where the first one is
+    page = fusion.write_page(tmp_path, ("rgb", "flow"), (first, second, fused), 0.9, "fixed", "softmax").read_text()
+    rows = _cells(re.findall(r"<table>(.*?)</table>", page)[1])[1:]
+    wanted = [*labels[labels % 3 != 0], *labels[labels % 3 == 0]]
+    assert [row[0] for row in rows] == [f"c{k:02d}" for k in wanted]
+    assert {row[-1].partition(">")[2] for row in rows} == {"+0.00", "-100.00"}
 
 
 def _cells(table: str) -> list[list[str]]:

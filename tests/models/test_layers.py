@@ -107,7 +107,8 @@ def test_batch_norm_with_and_without_gamma() -> None:
 
 def test_keys_for_initialization_are_those_of_the_stream() -> None:
     rngs, same = nnx.Rngs(4), nnx.Rngs(4)
-    rngs.params(), same.params()
+    rngs.params()
+    same.params()
     keys = InitKeys(rngs)
     for _ in range(3):
         np.testing.assert_array_equal(jax.random.key_data(keys.params()), jax.random.key_data(same.params()))

@@ -12,6 +12,7 @@ from flax import nnx
 from r23d_jax import models
 from r23d_jax.config import ConfigError, HeadConfig, ModelConfig
 from r23d_jax.models.heads import AvgPoolHead, NoHead, ViTHead
+from r23d_jax.models.inception import InceptionSpec
 from r23d_jax.models.registry import FAMILIES, build_model, model_config, model_name, model_spec, names_of
 from r23d_jax.models.video_resnet import DEPTHS, VideoResNetSpec
 
@@ -89,6 +90,18 @@ def test_families_are_what_their_papers_describe(family: str) -> None:
     assert FAMILIES[family] == VideoResNetSpec(stages, **fields)  # type: ignore[arg-type]
 
 
+def test_inceptions_are_what_their_authors_published() -> None:
+    """DeepMind's I3D pads as TensorFlow does and its BN has no gamma; torchvision's S3D pads evenly and has one."""
+    own = {name: spec for name, spec in FAMILIES.items() if isinstance(spec, InceptionSpec)}
+    assert own == {
+        "i3d": InceptionSpec(separable=False, gated=False, same_padding=True, bn_scale=False),
+        "i3d_gamma": InceptionSpec(separable=False, gated=False, same_padding=True, bn_scale=True),
+        "s3d": InceptionSpec(separable=True, gated=False, same_padding=False, bn_scale=True),
+        "s3d_g": InceptionSpec(separable=True, gated=True, same_padding=False, bn_scale=True),
+    }
+    assert all(spec.family == name for name, spec in FAMILIES.items())
+
+
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 
@@ -111,7 +124,7 @@ def test_every_argument_reaches_the_network() -> None:
     cfg = ModelConfig(
         family="r3d", depth=10, in_channels=2, widths=SMALL, stem_pool="3d", block_dropout=0.25, head=head
     )
-    built = nnx.eval_shape(
+    built: Any = nnx.eval_shape(
         lambda: build_model(
             cfg, num_classes=5, num_frames=8, crop_size=32, dtype=jnp.bfloat16, remat=True, rngs=nnx.Rngs(0)
         )
@@ -125,7 +138,7 @@ def test_every_argument_reaches_the_network() -> None:
         assert model.head.blocks[0].linear1.dtype == model.head.blocks[0].attention.dtype == jnp.bfloat16
         assert model.remat and model.head.classifier.kernel.shape == (16, 5)
         assert model.head.tokenizer.positions.shape == (1, 1, 1, 16)
-    plain = nnx.eval_shape(
+    plain: Any = nnx.eval_shape(
         lambda: build_model(ModelConfig(), num_classes=5, num_frames=8, crop_size=64, rngs=nnx.Rngs(0))
     )
     assert plain.stem.conv.dtype == jnp.float32 and not plain.remat

@@ -168,7 +168,9 @@ def test_schedules_at_their_ends() -> None:
     np.testing.assert_allclose(one(11), 0.0, atol=1e-7)
     fine = OptimizerConfig(learning_rate=0.4, schedule="multistep", warmup_epochs=0.25, milestones=(0.46,))
     rate = make_schedule(fine, steps_per_epoch=10, num_steps=100)
-    np.testing.assert_allclose([rate(k) for k in range(6)], [0.2, 0.4, 0.4, 0.4, 0.4, 0.04], rtol=1e-6)
+    np.testing.assert_allclose(
+        [float(np.asarray(rate(k))) for k in range(6)], [0.2, 0.4, 0.4, 0.4, 0.4, 0.04], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

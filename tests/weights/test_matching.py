@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from r23d_jax import models
+from r23d_jax.models.heads import NoHead
 from r23d_jax.models.registry import FAMILIES
 from r23d_jax.weights import layouts, matching
 from r23d_jax.weights.matching import Found, find, fit, is_2d, table_of, unwrapped, without_prefix
@@ -73,7 +74,7 @@ def test_a_network_is_found_with_its_channels_and_classes(name: str, source: str
     assert found.model.in_channels == fields.get("in_channels", 3)
     assert found.model.spec == network(name, **fields).spec
     assert dict(found.candidate.fields) == {k: v for k, v in fields.items() if k == "stem_pool"}
-    assert isinstance(found.model.head, models.heads.NoHead) == (fields.get("head") == "none")
+    assert isinstance(found.model.head, NoHead) == (fields.get("head") == "none")
     assert found.arrays.keys() == found.table.shapes.keys()  # without torch's counters
     # without help the same network is found, perhaps under another source with the same names
     assert find(arrays).candidate.name == name == find(arrays, name).candidate.name

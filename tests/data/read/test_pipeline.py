@@ -201,6 +201,21 @@ def test_the_first_substitute_takes_the_place_of_a_video_that_cannot_be_read(tmp
     assert replaced == broken.count == 3 and len(lines) == 1 and index.names[2] in lines[0]
 
 
+def test_four_substitutes_are_tried(tmp_path: Path) -> None:
+    """All videos are broken but the one that seed 3 draws last for its first sample."""
+    index = write_videos(tmp_path, COUNTS, suffix=".png")
+    wanted = sampling.epoch_order(3, tf.constant(0, tf.int64), tf.constant(0, tf.int64), 7)
+    draws = sampling.uniform(sampling.sample_key(3, tf.constant(0, tf.int64), wanted), 4)
+    *earlier, last = sampling.pick(draws, tf.constant(7)).numpy().tolist()
+    assert last not in (int(wanted), *earlier)
+    for video in {*range(7)} - {last}:
+        _break(index, video)
+    cfg = dataclasses.replace(CFG, max_broken_fraction=1.0)
+    broken = BrokenLog(cfg, log=lambda line: None)
+    (batch,) = pipeline.train_batches(index, cfg, seed=3, global_batch_size=1, start_step=0, num_steps=1, broken=broken)
+    assert batch["video_id"].tolist() == [last]
+
+
 def test_a_view_that_cannot_be_read_counts_for_nothing_and_keeps_its_numbers(tmp_path: Path) -> None:
     index = write_videos(tmp_path, COUNTS, suffix=".png")
     views = make_views(index.num_frames, preprocessing(CFG), EvalConfig())
