@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from r23d_jax.commands import requirements
 from r23d_jax.config import UserError
+from r23d_jax.data.find.splits import available_splits
 from r23d_jax.data.find.video_names import VIDEO_SUFFIXES
 from r23d_jax.data.make.flow import DEFAULT_BOUND, METHODS
 from r23d_jax.data.make.jobs import PrepareError
@@ -38,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_BOUND,
         help=f"displacement in pixels that becomes the largest stored value (default: {DEFAULT_BOUND:g})",
     )
-    add("--lists", default="", help="folder of split lists: prepare only the videos they name")
+    add(
+        "--lists", default="", help="folder of split lists: prepare only the videos they name; without, a split is made"
+    )
     add("--workers", type=int, default=0, help="number of processes; 0: one per core")
     add("--shards", type=int, default=0, help="number of shards; 0: as many as keep each below about 1 GiB")
     add(
@@ -74,14 +78,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.format != "frames":  # before anything is decoded
+        for name in requirements.NEEDS["prepare --format packed"]:
+            if not requirements.is_installed(name):
+                raise UserError(str(requirements.explain("prepare", ModuleNotFoundError(name=name))))
     names = [field.name for field in dataclasses.fields(Settings)]
     summary, out = prepare(Settings(**{name: getattr(args, name) for name in names})), Path(args.out)
     news = "" if summary.num_new is None else f" ({summary.num_new} of them new, with {summary.num_frames} frames)"
     print(f"{summary.num_ready} videos are ready in {out}{news}")
     if summary.num_broken:
         print(f"skipped {summary.num_broken} videos that could not be used; they are listed in {out / BROKEN}")
-    if summary.num_ready:
-        print(f"next: {_next_command(args, out)}")
+    if summary.num_ready and summary.lists:
+        print(f"next: {_next_command(args, out, summary.lists)}")
     return EXIT_SKIPPED if summary.num_broken else EXIT_OK
 
 
@@ -115,12 +123,15 @@ def _terminate_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _next_command(args: argparse.Namespace, out: Path) -> str:
-    source = "--config.data.source=packed " if args.format == "packed" else ""
+def _next_command(args: argparse.Namespace, out: Path, lists: str) -> str:
     root = out / (PACKED if args.format == "packed" else FRAMES)
-    lists = shlex.quote(args.lists) if args.lists else "data/ucfTrainTestlist"
-    variant = ":flow" if args.flow else ""
-    return (
-        f"{command('train')} --config=configs/r23d.py{variant} {source}--config.data.root={shlex.quote(str(root))} "
-        f"--config.data.lists={lists}"
-    )
+    splits = available_splits(Path(lists))
+    settings = {
+        "source": PACKED if args.format == "packed" else "",
+        "root": str(root),
+        "lists": lists,
+        "split": "" if 1 in splits else str(splits[0]),
+    }
+    config = f"--config=configs/r23d.py{':flow' if args.flow else ''}"
+    chosen = [f"--config.data.{name}={shlex.quote(value)}" for name, value in settings.items() if value]
+    return " ".join([command("train"), config, *chosen])

@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> int:
     del args
     print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
     for name in (*BASE, *VIDEO, *OPTIONAL):
-        print(f"  {name:20} {_version(name) if _is_installed(name) else 'missing'}")
+        print(f"  {name:20} {_version(name) if is_installed(name) else 'missing'}")
     for what, needed in NEEDS.items():
-        missing = [name for name in (*BASE, *needed) if not _is_installed(name)]
+        missing = [name for name in (*BASE, *needed) if not is_installed(name)]
         print(f"{what:32} {'missing: ' + _remedy(missing) if missing else 'ready'}")
     return 0
 
@@ -71,7 +71,8 @@ def _remedy(names: list[str]) -> str:
     return f"pip install {packages}"
 
 
-def _is_installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
+    """Whether a package can be imported; it is not imported."""
     try:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):  # a parent that is missing; None in sys.modules

@@ -104,7 +104,7 @@ class DataConfig(Group, place="config.data"):
 
     source: Annotated[str, one_of(*SOURCES)] = "frames"
     root: str = "data/UCF-101-frames"  # folder of frame folders, or of packed shards
-    lists: str = "data/ucfTrainTestlist"  # folder of classInd.txt and train|testlist0N.txt; or train.csv, val.csv
+    lists: str = "data/ucfTrainTestlist"  # folder of split lists (README); "": `lists` beside `root`, made if missing
     split: Annotated[int, one_of(1, 2, 3)] = 1
     classes: tuple[str, ...] = ()  # (): all classes of the lists
     hold_out: FractionBelowOne = 0.0  # share of each class's training groups to keep for choosing a fusion weight
@@ -118,7 +118,8 @@ class DataConfig(Group, place="config.data"):
     crop: Annotated[str, one_of(*CROPS)] = "multi_scale"
     crop_scales: Scales = (1.0, 0.8409, 0.7071, 0.5946, 0.5)  # for crop="multi_scale": fractions of the short side
     crop_area: Area = (0.25, 1.0)  # for crop="random_resized": fraction of the frame
-    flip: bool = True
+    # mirror half of the clips; auto: unless classes come in left/right pairs (an object, so that flags take all three)
+    flip: Annotated[object, must(lambda f: isinstance(f, bool) or f == "auto", "True or False, or 'auto'")] = "auto"
     color_jitter: NotNegative = 0.0  # strength; 0 is off
     antialias: bool = False
     # decode JPEGs faster, at 1/2, 1/4 or 1/8 of their size, if this share of the crop's pixels remains; 0: off

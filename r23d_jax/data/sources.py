@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from r23d_jax.config import ConfigError, DataConfig, look_up
+from r23d_jax.data.find.class_folders import LISTS, find_clips, write_lists
+from r23d_jax.data.find.directions import mirrored_pairs
 from r23d_jax.data.find.frames import VideoIndex, index_frames
 from r23d_jax.data.find.packed import index_packed
 from r23d_jax.data.find.splits import VideoList, hold_out, read_list
@@ -19,17 +21,22 @@ Subset = Literal["train", "test", "held_out"]
 def open_index(cfg: DataConfig, subset: Subset) -> VideoIndex:
     """Finds the videos of one side of the split, in one of `SOURCES`.
 
-    With `hold_out`, "train" lacks some of the training groups, and "held_out" is these.
+    With `hold_out`, "train" lacks some of the training groups, and "held_out" is these. Without `lists` they are in the
+    folder `lists` beside `root`, which is made of the class folders if it is missing.
 
     Raises:
       UserError: there is no data, or no such source; the message names the remedy.
     """
-    root, lists = Path(cfg.root).expanduser(), Path(cfg.lists).expanduser()
-    return look_up(SOURCES, cfg.source, "config.data.source")(cfg, root, lists, subset)
+    root = Path(cfg.root).expanduser()
+    lists = Path(cfg.lists).expanduser() if cfg.lists else root.absolute().parent / LISTS
+    index = look_up(SOURCES, cfg.source, "config.data.source")(cfg, root, lists, subset)
+    return _noted(index, _mirror_note(cfg, index) if subset == "train" else ())
 
 
 def _frames(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIndex:
     notes = _check_kind(cfg, root)
+    if not cfg.lists and not lists.exists():
+        notes += write_lists(lists, find_clips(root))
     return _noted(index_frames(root, _wanted(cfg, lists, subset), num_workers=cfg.num_workers), notes)
 
 
@@ -56,6 +63,16 @@ SOURCES: dict[str, Callable[[DataConfig, Path, Path, Subset], VideoIndex]] = {
 
 def _noted(index: VideoIndex, notes: tuple[str, ...]) -> VideoIndex:
     return dataclasses.replace(index, notes=(*index.notes, *notes)) if notes else index
+
+
+def _mirror_note(cfg: DataConfig, index: VideoIndex) -> tuple[str, ...]:
+    pairs = mirrored_pairs(index.class_names)
+    if cfg.flip != "auto" or not pairs:
+        return ()
+    return (
+        f"clips are not mirrored, because {len(pairs)} pair(s) of classes are mirror images, e.g. {pairs[0][0]!r} and "
+        f"{pairs[0][1]!r}; --config.data.flip=True mirrors them all the same",
+    )
 
 
 def _side(subset: str) -> Literal["train", "test"]:

@@ -22,8 +22,9 @@ def command(name: str) -> str:
     if started.stem == "r23d-jax":
         return f"r23d-jax {name}"
     if name in ("train", "evaluate") and (_CHECKOUT / "launch.py").is_file():
-        script = shlex.quote(str(started)) if started.name == "launch.py" else "launch.py"
-        return f"python {script}" + (" --mode=eval" if name == "evaluate" else "")
+        script = Path("launch.py") if Path.cwd() == _CHECKOUT else _CHECKOUT / "launch.py"
+        script = started if started.name == "launch.py" else script
+        return f"python {shlex.quote(str(script))}" + (" --mode=eval" if name == "evaluate" else "")
     return f"python -m r23d_jax {name}"
 
 

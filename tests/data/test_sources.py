@@ -35,8 +35,8 @@ def test_open_index_reads_frames_by_the_lists(tmp_path: Path) -> None:
 def test_open_index_of_packed_data_takes_lists_where_there_are_any(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
-    monkeypatch.setattr(sources, "index_packed", lambda *args: calls.append(args))
+    calls, index = [], write_videos(tmp_path / "videos", [1])
+    monkeypatch.setattr(sources, "index_packed", lambda *args: calls.append(args) or index)
     cfg = DataConfig(source="packed", root=str(tmp_path / "shards"), lists=str(tmp_path / "lists"))
     sources.open_index(cfg, "train")
     assert calls.pop() == (tmp_path / "shards", None, "train")
@@ -45,3 +45,10 @@ def test_open_index_of_packed_data_takes_lists_where_there_are_any(
     sources.open_index(cfg, "train")
     root, videos, subset = calls.pop()
     assert (root, subset, videos.entries[0].name) == (tmp_path / "shards", "train", "a")
+    # Without a setting: the lists beside the shards, which `prepare` writes there, or the dataset's own split
+    (tmp_path / "lists").rename(tmp_path / "others")
+    sources.open_index(dataclasses.replace(cfg, lists=""), "train")
+    assert calls.pop()[1] is None
+    (tmp_path / "others").rename(tmp_path / "lists")
+    sources.open_index(dataclasses.replace(cfg, lists=""), "train")
+    assert calls.pop()[1].entries[0].name == "a"

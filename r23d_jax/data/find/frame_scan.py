@@ -253,7 +253,8 @@ def _describe_one(entry: Entry, place: _Place, n: Numbering) -> str:
             above.append("<Class>/")
         else:
             above.append(f"{part}/" if part.lower() in ("train", "test", "val") else "<folder>/")
-    file = dataclasses.replace(n, prefix=n.prefix.replace(place.parts[-1], "<video>")).name(0)
+    prefix = re.sub(rf"^{re.escape(place.parts[-1])}(?![^\W_])", "<video>", n.prefix)  # the whole name, not its letters
+    file = dataclasses.replace(n, prefix=prefix).name(0)
     video = "<video>/" if place.files is None else ""
     digits = f"{n.digits} digits" if n.digits > 1 else "not padded"
     step = f" in steps of {n.step}" if n.step > 1 else ""

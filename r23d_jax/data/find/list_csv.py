@@ -158,7 +158,6 @@ def is_kinetics(path: Path) -> bool:
 
 CSV = ListFormat(
     example="train.csv",
-    files="train.csv and val.csv with the columns path,label",
     find=by_name(r"(train|val|test)\.csv", lambda path: not is_kinetics(path)),
     splits=lambda lists: (1,),
     read=_read,

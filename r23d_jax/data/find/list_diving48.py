@@ -65,7 +65,6 @@ def _read_classes(path: Path) -> tuple[str, ...]:
 
 DIVING48 = ListFormat(
     example="Diving48_V2_train.json",
-    files="Diving48_V2_train.json and Diving48_V2_test.json",
     find=by_name(_NAME.format("(?:train|test)")),
     splits=lambda lists: (1,),
     read=_read,

@@ -43,7 +43,6 @@ class ListFormat:
     """A format of split lists."""
 
     example: str  # name of the file that tells the format, for messages
-    files: str  # the files of the format, for messages
     # (folder, names of its files) -> name of the file that tells the format; "" if the folder has another format
     find: Callable[[Path, Sequence[str]], str]
     splits: Callable[[Path], tuple[int, ...]]  # folder -> the numbers of its splits

@@ -59,7 +59,6 @@ def _splits(lists: Path) -> tuple[int, ...]:
 
 HMDB51 = ListFormat(
     example="CLASS_test_split1.txt",
-    files="HMDB51's CLASS_test_split1.txt for every class",
     find=by_name(FILE),
     splits=_splits,
     read=_read,

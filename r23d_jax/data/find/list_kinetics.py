@@ -88,7 +88,6 @@ def _read_rows(path: Path) -> list[tuple[str, str, str, str]]:
 
 KINETICS = ListFormat(
     example="train.csv of Kinetics",
-    files="Kinetics' train.csv and val.csv with the columns label,youtube_id,time_start,time_end",
     find=by_name(_NAME.format("train|val|validate|validation|test"), is_kinetics),
     splits=lambda lists: (1,),
     read=_read,

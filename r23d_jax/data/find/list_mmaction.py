@@ -87,7 +87,6 @@ def _splits(lists: Path) -> tuple[int, ...]:
 
 MMACTION = ListFormat(
     example="..._train_..._videos.txt",
-    files="mmaction2's ..._train_..._videos.txt and ..._val_..._videos.txt (or rawframes)",
     find=by_name(_NAME.format("(?:train|val|test)"), _fits),
     splits=_splits,
     read=_read,

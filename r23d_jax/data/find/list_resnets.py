@@ -75,7 +75,6 @@ def _split(path: Path) -> int:
 
 RESNETS = ListFormat(
     example="a .json file with 'labels' and 'database'",
-    files="a .json file of 3D-ResNets with 'labels' and 'database'",
     find=by_name(r".+\.json", _fits),
     splits=lambda lists: tuple(sorted({_split(path) for path in _files(lists)})),
     read=_read,

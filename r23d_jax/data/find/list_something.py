@@ -68,7 +68,6 @@ def _read_classes(path: Path) -> tuple[str, ...]:
 
 SOMETHING = ListFormat(
     example="labels.json",
-    files="Something-Something's labels.json, train.json and validation.json",
     find=by_name(_NAME.format("labels")),
     splits=lambda lists: (1,),
     read=_read,

@@ -98,7 +98,6 @@ def _splits(lists: Path) -> tuple[int, ...]:
 UCF101 = ListFormat(
     example="classInd.txt",
     find=by_name(r"classInd\.txt"),
-    files=f"classInd.txt, trainlist01.txt and testlist01.txt (UCF101's lists are in {_ARCHIVE})",
     splits=_splits,
     read=_read,
 )

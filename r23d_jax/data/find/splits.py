@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from r23d_jax.config import nearest
-from r23d_jax.data.find.errors import DataError, remedy
+from r23d_jax.data.find.errors import UCF101_URL, DataError, remedy
 from r23d_jax.data.find.list_csv import CSV
 from r23d_jax.data.find.list_diving48 import DIVING48
 from r23d_jax.data.find.list_format import Listed, ListFormat, Subset
@@ -203,5 +203,7 @@ def _find_format(lists: Path) -> ListFormat:
 
 
 def _wanted() -> str:
-    files = "; or of ".join(form.files for form in FORMATS.values())
-    return f"config.data.lists is the folder of {files}. {remedy()}"
+    return (
+        "config.data.lists is a folder of split lists: UCF101's classInd.txt, trainlist01.txt and testlist01.txt (the "
+        f"archive 'ucfTrainTestlist' at {UCF101_URL}), or those of another format (docs/datasets.md). {remedy()}"
+    )

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from r23d_jax.config import UserError
+from r23d_jax.data.find.class_folders import LISTS, Clip, write_lists
+from r23d_jax.data.find.errors import DataError
+from r23d_jax.data.find.video_names import without_suffix
 from r23d_jax.data.make.jobs import Job, PrepareError, read_folder, remove_partial, run_jobs
 from r23d_jax.data.make.record import FRAMES, PACKED, STAGING, Record, open_record, write_broken
 from r23d_jax.data.make.search import VideoFile, find_videos
@@ -50,6 +53,7 @@ class Summary:
     num_broken: int  # files that cannot be used
     num_new: int | None  # videos decoded by this run; None if Apache Beam decoded
     num_frames: int | None  # frames of these videos
+    lists: str  # the folder of the lists that divide the videos; "" if they cannot be divided
 
 
 def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
@@ -92,9 +96,27 @@ def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
             record.packed, record.shards = sorted(targets), settings.shards
             record.save(out)
         shutil.rmtree(out / STAGING, ignore_errors=True)
+        lists = settings.lists or _write_lists(settings, ready, log)
     if settings.beam_runner:
-        return Summary(len(ready), len(broken), None, None)
-    return Summary(len(ready), len(broken), sum(n > 0 for n in num_frames.values()), sum(num_frames.values()))
+        return Summary(len(ready), len(broken), None, None, lists)
+    new = sum(n > 0 for n in num_frames.values())
+    return Summary(len(ready), len(broken), new, sum(num_frames.values()), lists)
+
+
+def _write_lists(settings: Settings, ready: list[VideoFile], log: Callable[[str], None]) -> str:
+    """Divides the videos into lists for training and testing, unless that was done before; returns their folder."""
+    folder = Path(settings.out, LISTS)
+    clips = []
+    for video in ready:
+        *above, file = video.path.relative_to(settings.videos).parts
+        clips.append(Clip(video.target, video.class_name, (*above, without_suffix(file))))
+    try:
+        for note in write_lists(folder, clips) if clips else ():
+            log(note)
+    except DataError as error:
+        log(f"no split for training and testing: {error}")
+        return ""
+    return str(folder)
 
 
 def _check(settings: Settings) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from r23d_jax.config import UserError
+from r23d_jax.data.find.class_folders import class_of
 from r23d_jax.data.find.splits import Entry, available_splits, read_list
 from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, group_of, without_suffix
 
@@ -33,8 +34,8 @@ class Search:
 def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], None] = print) -> Search:
     """Looks for videos, in subfolders and behind links too.
 
-    Without lists the class of `Walk/p1/001.mp4` is Walk, its first folder below `root` (or below train/, val/ or
-    test/). Its path stays the name, as in a list, because another class may hold p1/001.mp4 too.
+    Without lists the class of `Walk/p1/001.mp4` is Walk, its first folder below `root` (or below train/, val/, ...:
+    `class_folders.SIDES`). Its path stays the name, as in a list, because another class may hold p1/001.mp4 too.
 
     Args:
       root: the folder to search.
@@ -150,8 +151,7 @@ def _identify(root: Path, path: Path, listed: dict[str, list[Entry]] | None) -> 
     if listed is None:
         if len(above) > 1 and group_of(stem) is None:
             target = "/".join([*above, stem])
-            class_name = above[1] if above[0].lower() in ("train", "val", "test") else above[0]
-            return VideoFile(path, target, target, class_name)
+            return VideoFile(path, target, target, class_of((*above, stem)))
         class_name = above[-1] if above else _class_in_name(stem) or root.resolve().name
         return VideoFile(path, f"{class_name}/{stem}", stem, class_name)
     here = "/".join(["", root.resolve().name, *above, stem]).casefold()

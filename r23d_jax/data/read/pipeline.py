@@ -9,6 +9,7 @@ each unreadable video once. Without unreadable videos both modes give the same b
 """
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from r23d_jax.config import ConfigError, DataConfig, look_up, preprocessing, validate
+from r23d_jax.data.find.directions import mirrors
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read import augment, sampling
 from r23d_jax.data.read.batches import BatchIterator, Sample, dataset_maker, first_readable
@@ -67,6 +69,7 @@ def train_batches(
     """
     _hide_gpus()
     validate(cfg)
+    cfg = dataclasses.replace(cfg, flip=mirrors(cfg.flip, index.class_names))
     rows = _rows_per_host(global_batch_size, host, num_hosts, "train.global_batch_size")
     num_videos = len(index.names)
     reader = frame_reader(index.frames)

@@ -1,11 +1,13 @@
 """The prepare command: video files to frame folders and shards, whatever happens on the way."""
 
 import argparse
+import dataclasses
 import errno
 import fcntl
 import gc
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,8 @@ import numpy as np
 import pytest
 
 from r23d_jax.commands import prepare as command
+from r23d_jax.commands import train
+from r23d_jax.config import Config, validate
 from r23d_jax.data.find.frames import PackedFrames, index_frames
 from r23d_jax.data.find.list_format import Subset
 from r23d_jax.data.find.packed import index_packed
@@ -28,8 +32,11 @@ from r23d_jax.data.make import jobs as engine
 from r23d_jax.data.make import prepare as preparing
 from r23d_jax.data.make.jobs import Job, PrepareError, Result, run_job, run_jobs
 from r23d_jax.data.make.video import iter_frames
+from r23d_jax.data.sources import open_index
+from tests.data.find import test_list_formats
 from tests.hostile.bad_files.corpus import add_video_stream
 
+ROOT = Path(__file__).resolve().parents[3]
 CLIPS = {"Diving/v_Diving_g01_c01.avi": 6, "Diving/v_Diving_g08_c01.mp4": 9, "Rowing/v_Rowing_g01_c01.avi": 4}
 
 
@@ -266,6 +273,108 @@ def test_videos_without_class_folders(made: Path, tmp_path: Path) -> None:
     shutil.copy(made / "Rowing/v_Rowing_g01_c01.avi", flat / "plain.v2.AVI")
     assert prepare("--videos", flat, "--out", tmp_path / "out") == 0
     assert frame_counts(tmp_path / "out") == WANT | {"flat/plain.v2": 4}
+
+
+# -- the next command --------------------------------------------------------------------------------------------------
+
+
+# ml_collections' own way to run a config file
+LOADS_CONFIG = pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")
+
+
+def next_config(printed: str) -> Config:
+    """The config that the printed command trains with."""
+    (line,) = (line for line in printed.splitlines() if line.startswith("next: "))
+    program, script, *args = shlex.split(line.removeprefix("next: "))
+    assert (program, script) == ("python", str(ROOT / "launch.py"))
+    return validate(train._parse(args, "").config)
+
+
+@LOADS_CONFIG
+@pytest.mark.parametrize("with_lists", [True, False], ids=["lists", "no lists"])
+@pytest.mark.parametrize("options", [(), ("--format", "packed"), ("--format", "both"), ("--flow", "dis")], ids=str)
+def test_the_next_command_finds_the_videos(
+    videos: Path, lists: Path, tmp_path: Path, monkeypatch, capsys, options: tuple[str, ...], with_lists: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video(videos / "Rowing/v_Rowing_g02_c01.avi", 5)
+    lists.rename(tmp_path / "it's my lists")
+    options += ("--lists", "it's my lists") if with_lists else ()
+    assert prepare("--videos", "videos", "--out", "my out; (1)", *options) == 0
+    cfg = next_config(capsys.readouterr().out)
+    wanted = "it's my lists" if with_lists else "my out; (1)/lists"
+    assert cfg.data.lists == wanted and not Path(cfg.data.root).is_absolute()
+    train, test = (open_index(cfg.data, side) for side in ("train", "test"))
+    assert train.class_names == (("Archery",) if with_lists else ()) + ("Diving", "Rowing")
+    assert (len(train), len(test)) == ((2, 1) if with_lists else (2, 2))
+    assert not train.missing and not test.missing and not set(train.names) & set(test.names)
+
+
+def test_the_next_command_takes_a_split_that_there_is(videos: Path, lists: Path, tmp_path: Path, capsys) -> None:
+    for path in lists.glob("*01.txt"):
+        path.rename(path.with_name(path.name.replace("01", "03")))
+    assert prepare("--videos", videos, "--out", tmp_path / "out", "--lists", lists) == 0
+    assert capsys.readouterr().out.endswith(f"--config.data.lists={lists} --config.data.split=3\n")
+
+
+@LOADS_CONFIG
+def test_the_next_command_trains(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("Move left/p1/a", "Move left/p2/b", "Move right/p1/a", "Move right/p2/a"):
+        write_video(tmp_path / f"videos/{name}.avi", 6)
+    assert prepare("--videos", "videos", "--out", "out") == 0
+    printed = capsys.readouterr().out
+    command = shlex.split(printed.partition("next: ")[2].splitlines()[0])[2:]
+    tiny = ["model.depth=10", "model.widths=(4,8,16,64)", "model.head.num_heads=2", "data.num_frames=4"]
+    tiny += ["data.short_side=16", "data.crop_size=16", "train.global_batch_size=8", "train.epochs=1"]
+    assert train.main([*command, "--workdir=run", *(f"--config.{setting}" for setting in tiny)]) == 0
+    printed = capsys.readouterr().out
+    assert "train: 2 videos of 2 classes" in printed and "report: run/report.html" in printed
+    assert (
+        "train: clips are not mirrored, because 1 pair(s) of classes are mirror images, e.g. 'Move left' and 'Move "
+        "right'; --config.data.flip=True mirrors them all the same"
+    ) in printed
+
+
+def test_one_video_has_no_split_and_no_next_command(videos: Path, tmp_path: Path, capsys) -> None:
+    assert prepare("--videos", videos / "Rowing", "--out", tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "no split for training and testing: no class has two videos" in printed and "next:" not in printed
+
+
+def test_listed_videos_that_are_missing_are_named(videos: Path, lists: Path, tmp_path: Path, capsys) -> None:
+    names = "".join(f"Diving/v_Diving_g1{i}_c01.avi 2\n" for i in range(4))
+    (lists / "trainlist01.txt").write_text((lists / "trainlist01.txt").read_text() + names)
+    assert prepare("--videos", videos, "--out", tmp_path / "out", "--lists", lists) == 0
+    some = "missing: v_Diving_g10_c01, v_Diving_g11_c01, v_Diving_g12_c01, ..."
+    assert f"3 of the 7 listed videos found; 0 not listed; {some}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", test_list_formats.MAKERS)
+def test_videos_of_every_list_format_are_prepared_and_found(tmp_path: Path, form: str, capsys) -> None:
+    lists = test_list_formats.write(tmp_path / "lists", test_list_formats.MAKERS[form]())
+    entries = {side: read_list(lists, side).entries for side in ("train", "test")}
+    for entry in (*entries["train"], *entries["test"]):
+        # Kinetics by its YouTube id and in a folder of the side; the others as they are distributed
+        name = entry.ids[-1] if entry.ids else entry.name
+        folder = "" if entry.ids or "/" in entry.name else entry.class_name
+        write_video(tmp_path / "videos" / folder / f"{name}.mp4", 2)
+    out = tmp_path / "out"
+    assert prepare("--videos", tmp_path / "videos", "--out", out, "--lists", lists) == 0
+    cfg = dataclasses.replace(Config().data, root=str(out / "frames"), lists=str(lists))
+    for side in ("train", "test"):
+        index = open_index(cfg, side)
+        assert index.names.tolist() == [entry.name for entry in entries[side]] and not index.missing
+    assert "next: " in capsys.readouterr().out
+
+
+def test_packing_without_tensorflow_datasets_is_refused_before_decoding(
+    videos: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    assert prepare("--videos", videos, "--out", tmp_path / "out", "--format", "both") == 2
+    assert "prepare needs tensorflow_datasets, which is not installed: pip install" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # -- packing -----------------------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def test_color_jitter_is_its_definition_and_the_same_in_all_frames() -> None:
 
 
 def _on(name: str) -> bool | float:
-    return True if isinstance(getattr(DataConfig(), name), bool) else 0.5
+    return True if isinstance(getattr(DataConfig(flip=True), name), bool) else 0.5
 
 
 def test_draws_of_an_augmentation_do_not_depend_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,33 @@
+"""Classes that a mirror image turns into each other, such as left and right."""
+
+import re
+from collections.abc import Sequence
+
+_OPPOSITES = {"left": "right", "right": "left"}
+_OPPOSITES |= {turn: "clockwise" for turn in ("counterclockwise", "anticlockwise")}
+_WORD = re.compile("|".join([*_OPPOSITES, "clockwise"]))
+
+
+def mirrored_pairs(class_names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of classes whose names differ only in their direction, as "Swipe left" and "Swipe right" do.
+
+    A name with a direction but without a counterpart, such as "LeftHook", is in no pair: its mirror image is still the
+    only class that looks like it.
+    """
+    folded = {re.sub(r"[\W_]+", "", name).casefold(): name for name in class_names}
+    pairs = set()
+    for text, name in folded.items():
+        for opposite in {_mirrored(text, turn) for turn in ("counterclockwise", "anticlockwise")}:
+            if opposite != text and opposite in folded:
+                pairs.add(tuple(sorted((name, folded[opposite]))))
+    return sorted(pairs)
+
+
+def mirrors(flip: object, class_names: Sequence[str]) -> bool:
+    """Whether training clips are mirrored at random: as `config.data.flip` says, or if no classes are a pair."""
+    return not mirrored_pairs(class_names) if flip == "auto" else bool(flip)
+
+
+def _mirrored(text: str, turn: str) -> str:
+    """A folded name as its mirror image; `turn` is the opposite of clockwise."""
+    return _WORD.sub(lambda word: _OPPOSITES.get(word[0], turn), text)

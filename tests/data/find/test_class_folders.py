@@ -1,0 +1,129 @@
+"""Videos in class folders, without lists."""
+
+from pathlib import Path
+
+import pytest
+
+from r23d_jax.config import DataConfig
+from r23d_jax.data.find.class_folders import Clip, class_of, find_clips, write_lists
+from r23d_jax.data.find.errors import DataError
+from r23d_jax.data.find.splits import read_list
+from r23d_jax.data.sources import open_index
+from tests.data.find.frame_sets import encode, picture
+
+
+def clips(*paths: str) -> list[Clip]:
+    return [Clip(path, class_of(path.split("/")), tuple(path.split("/"))) for path in paths]
+
+
+def sides(folder: Path) -> tuple[set[str], set[str]]:
+    train, test = (
+        {entry.name for entry in read_list(folder, "train").entries},
+        {entry.name for entry in read_list(folder, "test").entries},
+    )
+    assert not train & test
+    return train, test
+
+
+def write_frames(root: Path, *paths: str) -> None:
+    for path in paths:
+        (root / path).mkdir(parents=True)
+        (root / path / "1.jpg").write_bytes(encode(picture(0, 0)))
+
+
+def test_groups_of_names_stay_together(tmp_path: Path) -> None:
+    paths = [f"{c}/v_{c}_g{g:02d}_c{k:02d}" for c in ("Dive", "Row") for g in range(10) for k in (1, 2)]
+    write_lists(tmp_path / "lists", clips(*paths))
+    train, test = sides(tmp_path / "lists")  # read_list refuses a split through a group
+    assert train | test == set(paths)
+    assert [sum(name.startswith(c) for name in test) for c in ("Dive", "Row")] == [4, 4]
+
+
+def test_a_folder_below_the_class_is_on_the_same_side_in_every_class(tmp_path: Path) -> None:
+    paths = [f"{c}/p{p}/{k}" for c in ("Walk", "Run", "Jump") for p in range(5) for k in range(3)]
+    notes = write_lists(tmp_path / "lists", clips(*paths))
+    _, test = sides(tmp_path / "lists")
+    assert len(test) == 9 and len({name.split("/")[1] for name in test}) == 1
+    told = f"no lists were given, so the videos were divided (9 for val, 36 for train) and listed in {tmp_path}/lists"
+    assert notes == (told,)
+
+
+@pytest.mark.parametrize("below", ["", "videos/"])
+def test_single_files_are_divided_with_a_warning(tmp_path: Path, below: str) -> None:
+    notes = write_lists(
+        tmp_path / "lists", clips(*(f"{c}/{below}{k}.x" for c in "ab" for k in range(2)), f"c/{below}0")
+    )
+    train, test = sides(tmp_path / "lists")
+    assert {len({name for name in side if name.startswith(c)}) for c in "ab" for side in (train, test)} == {1}
+    assert f"c/{below}0" in train
+    assert "1 class(es) have one group of videos only and no test video, e.g. c" in notes[1]
+    assert notes[2].startswith("WARNING: 5 videos were divided file by file, so clips of one recording may be on both")
+
+
+def test_the_split_is_the_same_in_any_order_and_kept(tmp_path: Path) -> None:
+    paths = [f"{c}/{k}" for c in ("1", "02", "Walk, slowly") for k in range(9)]
+    write_lists(tmp_path / "a", clips(*paths))
+    write_lists(tmp_path / "b", clips(*reversed(paths)))
+    for name in ("train.csv", "val.csv", "classes.txt"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert read_list(tmp_path / "a", "train").class_names == ("02", "1", "Walk, slowly")
+    (tmp_path / "a/val.csv").write_text("path,label\n1/0,1\n")
+    (tmp_path / "a/train.csv").write_text("path,label\n1/1,1\n")
+    (note,) = write_lists(tmp_path / "a", clips("1/0", "1/1", "1/2", "1/3"))
+    assert note == (
+        f"the split is that of the lists in {tmp_path}/a; 2 videos are not in them, e.g. 1/2: delete the folder to "
+        "divide anew"
+    )
+    assert (tmp_path / "a/val.csv").read_text() == "path,label\n1/0,1\n"
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Test"])
+def test_folders_of_sides_are_the_split(tmp_path: Path, name: str) -> None:
+    paths = ["train/Walk/0", "train/Walk/1", "train/Run/p1/0", f"{name}/Walk/2", f"{name}/Run/p1/1"]
+    write_lists(tmp_path / "lists", clips(*paths))
+    assert sides(tmp_path / "lists") == (set(paths[:3]), set(paths[3:]))
+    assert read_list(tmp_path / "lists", "train").class_names == ("Run", "Walk")
+
+
+def test_a_test_folder_beside_a_validation_folder_is_listed_but_not_used(tmp_path: Path) -> None:
+    notes = write_lists(tmp_path / "lists", clips("train/Walk/0", "val/Walk/1", "test/Walk/2"))
+    assert sides(tmp_path / "lists")[1] == {"val/Walk/1"} and "test/Walk/2" in (tmp_path / "lists/test.csv").read_text()
+    assert notes[1] == "test.csv is not used while there is val.csv"
+
+
+def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:
+    write_lists(tmp_path / "lists", clips("train/0", "train/1", "bus/0", "bus/1"))
+    assert read_list(tmp_path / "lists", "train").class_names == ("bus", "train")
+
+
+def test_names_that_end_like_a_video_are_found_again(tmp_path: Path) -> None:
+    write_lists(tmp_path / "lists", clips("Walk/0.mp4", "Walk/1.mp4"))
+    assert {name for side in sides(tmp_path / "lists") for name in side} == {"Walk/0.mp4", "Walk/1.mp4"}
+
+
+def test_nothing_to_divide(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no class has two videos \(or groups of videos\), so none can be kept"):
+        write_lists(tmp_path / "lists", clips("Walk/0", "Run/0"))
+    assert not (tmp_path / "lists").exists()
+
+
+def test_a_training_without_lists_divides_its_frame_folders_once(tmp_path: Path) -> None:
+    root = tmp_path / "frames"
+    write_frames(root, *(f"{c}/p{p}/0" for c in ("Walk", "Run") for p in range(3)))
+    (root / "Walk/up").symlink_to(root)
+    cfg = DataConfig(root=str(root), lists="")
+    train, test = open_index(cfg, "train"), open_index(cfg, "test")
+    assert (len(train), len(test)) == (4, 2) and not train.missing and not test.missing
+    assert any("the videos were divided (2 for val, 4 for train)" in note for note in train.notes)
+    assert not any("divided" in note for note in test.notes)
+    assert {path.name for path in (tmp_path / "lists").iterdir()} == {"train.csv", "val.csv", "classes.txt"}
+
+
+def test_frames_that_are_not_in_class_folders(tmp_path: Path) -> None:
+    write_frames(tmp_path / "frames", "0", "1")
+    with pytest.raises(
+        DataError, match=r"without lists \(config\.data\.lists=''\) it must hold a folder for each class"
+    ):
+        find_clips(tmp_path / "frames")
+    with pytest.raises(DataError, match=r"nowhere: no such folder"):
+        open_index(DataConfig(root=str(tmp_path / "nowhere"), lists=""), "train")

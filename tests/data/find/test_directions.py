@@ -1,0 +1,66 @@
+"""Classes that a mirror image turns into each other."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from r23d_jax.commands import train
+from r23d_jax.config import ConfigError, DataConfig, validate
+from r23d_jax.data import sources
+from r23d_jax.data.find.directions import mirrored_pairs, mirrors
+from r23d_jax.data.find.splits import read_list
+from tests.data.find.frame_sets import write_videos
+
+# Names of HMDB51, Kinetics and UCF101 that speak of hands and turns, or sound like it
+ONE_WAY = [
+    "LeftHook", "cartwheel", "flic_flac", "shoot_ball", "swing_baseball", "turn", "somersault", "brightening something",
+    "bending back", "high kick", "tying knot (not on a tie)", "massaging person's head", "playing trumpet", "upright",
+    "BoxingPunchingBag", "HandstandPushups", "TaiChi", "copyright",
+]  # fmt: skip
+
+
+def test_pairs() -> None:
+    something = ["Pulling something from left to right", "Pulling something from right to left", "Pushing it left"]
+    assert mirrored_pairs(something) == [(something[0], something[1])]
+    assert mirrored_pairs(["swipe_left", "SwipeRight", "turnLeftward", "Turn rightward"]) == [
+        ("SwipeRight", "swipe_left"), ("Turn rightward", "turnLeftward")
+    ]  # fmt: skip
+    jester = ["Turning Hand Clockwise", "Turning Hand Counterclockwise", "Swiping Left", "Swiping Right", "No gesture"]
+    assert len(mirrored_pairs(jester)) == 2
+    assert mirrored_pairs(["anti-clockwise", "clockwise"]) == [("anti-clockwise", "clockwise")]
+    assert mirrored_pairs(ONE_WAY) == [] and mirrored_pairs([]) == []
+
+
+def test_the_setting_wins_and_auto_asks_the_names() -> None:
+    pair = ("Left", "Right")
+    assert [mirrors(flip, pair) for flip in ("auto", True, False)] == [False, True, False]
+    assert [mirrors(flip, ONE_WAY) for flip in ("auto", True, False)] == [True, True, False]
+
+
+@pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")  # ml_collections' own way to run a file
+def test_the_setting_on_the_command_line() -> None:
+    def flip(*override: str) -> object:
+        return validate(train._parse(["--config=configs/r23d.py", *override], "").config).data.flip
+
+    assert flip() == "auto" and flip("--config.data.flip=auto") == "auto"
+    assert flip("--config.data.flip=True") is flip("--config.data.flip") is flip("--config.data.flip=true") is True
+    assert flip("--config.data.flip=False") is flip("--noconfig.data.flip") is False
+    with pytest.raises(ConfigError, match=r"config\.data\.flip='yes': must be True or False, or 'auto'"):
+        flip("--config.data.flip=yes")
+
+
+@pytest.mark.real_clips
+def test_ucf101_is_mirrored(real_data: Path) -> None:
+    names = read_list(real_data / "ucf101_splits", "train").class_names
+    assert len(names) == 101 and mirrors("auto", names)
+
+
+@pytest.mark.parametrize(("flip", "noted"), [("auto", True), (True, False), (False, False)])
+def test_the_log_says_that_clips_are_not_mirrored(tmp_path: Path, flip: object, noted: bool) -> None:
+    write_videos(tmp_path / "frames", [3, 4])
+    (tmp_path / "train.csv").write_text("v_Class0_g00_c01.avi,Turn left\nv_Class1_g02_c01.avi,Turn right\n")
+    (tmp_path / "val.csv").write_text("v_Class1_g01_c01.avi,Turn right\n")
+    cfg = DataConfig(root=str(tmp_path / "frames"), lists=str(tmp_path), flip=flip)
+    told = ["are mirror images" in os.linesep.join(sources.open_index(cfg, side).notes) for side in ("train", "test")]
+    assert told == [noted, False]
