@@ -105,6 +105,7 @@ def test_an_installed_wheel_works_from_an_empty_folder(tmp_path: Path) -> None:
     done = run([*pip, "install", "--no-deps", "--target", str(installed), str(wheel)], tmp_path)
     assert done.returncode == 0, done.stderr
     assert (installed / "r23d_jax" / "py.typed").is_file()
+    assert (installed / "r23d_jax" / "weights" / "kinetics400.txt").is_file()
 
     def r23d_jax(*args: str) -> subprocess.CompletedProcess[str]:
         return run([str(installed / "bin" / "r23d-jax"), *args], empty, PYTHONPATH=str(installed))

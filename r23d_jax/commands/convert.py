@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="the network, e.g. r3d_18 (default: found from the weights)")
     parser.add_argument("--source", help="the code base, if the tensor names do not tell (e.g. published)")
     parser.add_argument("--names", metavar="SOURCE", help="write a state dict under the names of this code base")
+    export.add_definition(parser)
     parser.add_argument("--num-classes", type=int, help="replace the classifier by a random one of so many classes")
     parser.add_argument(
         "--class-names", metavar="FILE", help="text file with one class name per line, in the order of the logits"
@@ -43,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, field) is not None and getattr(args, field) < 1:
             raise UserError(f"--{field.replace('_', '-')} {getattr(args, field)}: must be at least 1")
     to_file = export.target_kind(to) in (*export.STATE_DICTS, *export.PORTABLE)
-    if to_file:
-        export.check_target(to)
+    if to_file or args.definition:
+        export.check_target(to, args.definition, args.names)
     elif to.suffix:
         raise UserError(
             f"--to {to}: a checkpoint's folder has no suffix; files end in "
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     preprocessing = dataclasses.replace(found.preprocessing, **changed)
     _describe(found, preprocessing)
     if to_file:
-        export.write(to, found.model, found.config, class_names, preprocessing, args.names)
+        export.write(to, found.model, found.config, class_names, preprocessing, args.names, args.definition)
     else:
         _write_checkpoint(to, found.model, found.config, class_names, preprocessing)
     return 0

@@ -19,18 +19,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--which", choices=("best", "latest"), default="best", help="which checkpoint (default: best)")
     parser.add_argument("--names", metavar="SOURCE", help="code base whose tensor names a state dict gets, e.g. hara")
+    add_definition(parser)
+
+
+def add_definition(parser: argparse.ArgumentParser) -> None:
+    """Declares --definition."""
+    text = "write a PyTorch file beside a .pth, whose load() builds the network without this program"
+    parser.add_argument("--definition", action="store_true", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the file, reads it again and compares; returns the exit status."""
     to = Path(args.to)
-    check_target(to)
+    check_target(to, args.definition, args.names)
     from r23d_jax.checkpoint.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(args.workdir, args.which)
     what = f"{loaded.name}, {loaded.config.model.head.kind} head, {len(loaded.class_names)} classes"
     print(f"from     {loaded.path}: {what}, step {loaded.step:,}")
-    write(to, loaded.model, loaded.config.model, loaded.class_names, loaded.preprocessing, args.names)
+    write(to, loaded.model, loaded.config.model, loaded.class_names, loaded.preprocessing, args.names, args.definition)
     return 0
 
 
@@ -39,8 +46,10 @@ def target_kind(to: Path) -> str:
     return to.suffix or f".{to.name}"
 
 
-def check_target(to: Path) -> None:
+def check_target(to: Path, definition: bool = False, names: str | None = None) -> None:
     """Raises UserError, before any work, for an unknown suffix, a missing folder, or a missing torch or TensorFlow."""
+    if definition and (to.suffix not in (".pth", ".pt") or names):
+        raise UserError("--definition: needs a .pth in --to, and no --names, because the definition has its own")
     if target_kind(to) not in (*STATE_DICTS, *PORTABLE):
         raise UserError(f"--to {to}: must end in {', '.join((*STATE_DICTS, *PORTABLE))}")
     if not to.parent.is_dir():
@@ -64,6 +73,7 @@ def write(
     class_names: tuple[str, ...],
     preprocessing: Preprocessing,
     names: str | None = None,
+    definition: bool = False,
 ) -> None:
     """Writes a network in the form that the suffix of `to` asks for, reads it back, compares, and prints the result.
 
@@ -93,6 +103,14 @@ def write(
         shape = f"(B, {preprocessing.read_frames}, {size}, {size}, {model.in_channels}) uint8"
         what = f"(B, {len(class_names)}) float32 logits" if class_names else "the last feature map, float32"
         print(f"to       {to}: {shape} -> {what}")
+        print(f"         read back and run: the same values within {error:.1e} of the largest")
+        return
+
+    if definition:
+        from r23d_jax.weights import portable
+
+        error = portable.write_torch(to, model, cfg.head, preprocessing, meta)
+        print(f"to       {to} and {to.name}.json: load() in {portable.DEFINITION} reads them and needs torch alone")
         print(f"         read back and run: the same values within {error:.1e} of the largest")
         return
 

@@ -42,7 +42,7 @@ FAMILIES: dict[str, Spec] = {
         stem="factorized",
         stem_mid_channels=83,
         stem_pool="2d",
-        factorized_shortcut=True,
+        shortcut="factorized",
         bn_epsilon=1e-3,
         mid_bn_epsilon=1e-5,
     ),
@@ -50,6 +50,9 @@ FAMILIES: dict[str, Spec] = {
     "r2plus1d_hara": VideoResNetSpec(
         _all("2plus1d"), stem="factorized", stem_mid_channels=110, stem_time_kernel=7, stem_pool="3d"
     ),
+    # 3D-ResNets' R3D; `_a` has the shortcuts without parameters of its networks of 2018 with 18 and 34 layers.
+    "r3d_hara": VideoResNetSpec(_all("3d"), stem="7x7x7", stem_pool="3d"),
+    "r3d_hara_a": VideoResNetSpec(_all("3d"), stem="7x7x7", stem_pool="3d", shortcut="padded"),
     # Channel-separated networks (Tran et al. 2019, arXiv:1904.02811), bottlenecks only; VMZ's layout and epsilon.
     "ir_csn": VideoResNetSpec(_all("ir_csn"), DEPTHS[50], True, stem_pool="2d", bn_epsilon=1e-3),
     "ip_csn": VideoResNetSpec(_all("ip_csn"), DEPTHS[50], True, stem_pool="2d", bn_epsilon=1e-3),

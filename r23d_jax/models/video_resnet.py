@@ -1,7 +1,8 @@
 """Residual networks over clips: a stem and four residual stages.
 
 R2D, f-R2D, R3D, MCx, rMCx, R(2+1)D (Tran et al. 2018, arXiv:1711.11248) and R(2+3)D are values of `VideoResNetSpec`,
-listed in `registry.py`. Its fields name keys of `CONVOLUTIONS`, `STEMS`, `POOLS` and `MID_PLANES`.
+listed in `registry.py`. Its fields name keys of `CONVOLUTIONS`, `STEMS`, `POOLS`, `MID_PLANES` and
+`SHORTCUTS`.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -25,6 +27,7 @@ DEPTHS = {
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
 }
 
 
@@ -43,7 +46,7 @@ class VideoResNetSpec(Spec):
       stem_pool: max-pool after the stem, a key of `POOLS`.
       widths: of the four stages, before the bottleneck's factor of four.
       mid_planes: a key of `MID_PLANES`.
-      factorized_shortcut: shortcuts are 1x1x1 -> BN -> ReLU -> 1x1x1 with the formula's width (mmaction2).
+      shortcut: of blocks that change width or size, a key of `SHORTCUTS`.
       final_relu: False omits the ReLU after the last block's sum (the published 2D-3D layout).
       mid_bn_epsilon: of the BN inside factorized convolutions; 0 means `bn_epsilon` (mmaction2 has another).
       block_dropout: inside every residual block, after the first ReLU (the published code has 0.3).
@@ -58,7 +61,7 @@ class VideoResNetSpec(Spec):
     stem_pool: str = "none"
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
     mid_planes: str = "per_conv"
-    factorized_shortcut: bool = False
+    shortcut: str = "projection"
     final_relu: bool = True
     mid_bn_epsilon: float = 0.0
     block_dropout: float = 0.0
@@ -74,6 +77,7 @@ class VideoResNetSpec(Spec):
         look_up(STEMS, self.stem, "model.stem")
         look_up(POOLS, self.stem_pool, "model.stem_pool")
         look_up(MID_PLANES, self.mid_planes, "model.mid_planes")
+        look_up(SHORTCUTS, self.shortcut, "model.shortcut")
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -241,16 +245,35 @@ assert ("", *POOLS) == STEM_POOLS  # "" keeps the family's
 
 
 class Shortcut(nnx.Module):
-    """1x1x1 convolution, possibly factorized, and BN; for blocks that change width or size."""
+    """1x1x1 convolution, possibly factorized, and BN."""
 
-    def __init__(self, place: Place):
+    def __init__(self, place: Place, *, factorized: bool):
         one, entering, leaving = (1, 1, 1), place.in_channels, place.out_channels
         mid = 3 * entering * leaving // (entering + 3 * leaving)  # the formula with a volume of 3x1x1
-        self.conv = FactorizedConv(place, one, one, mid) if place.spec.factorized_shortcut else place.conv(one)
+        self.conv = FactorizedConv(place, one, one, mid) if factorized else place.conv(one)
         self.norm = place.norm(leaving)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.norm(self.conv(x))
+
+
+class PaddedShortcut(nnx.Module):
+    """Every stride-th value, and zeros for the channels that are added: no parameters (He et al. 2016, option A)."""
+
+    def __init__(self, place: Place):
+        self.strides, self.added = place.strides, place.out_channels - place.in_channels
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        time, height, width = self.strides
+        return jnp.pad(x[:, ::time, ::height, ::width], (*[(0, 0)] * 4, (0, self.added)))
+
+
+# For blocks that change width or size
+SHORTCUTS: dict[str, Callable[[Place], nnx.Module]] = {
+    "projection": lambda place: Shortcut(place, factorized=False),
+    "factorized": lambda place: Shortcut(place, factorized=True),  # 1x1x1 -> BN -> ReLU -> 1x1x1 (mmaction2)
+    "padded": PaddedShortcut,  # 3D-ResNets of 2018, up to 34 layers
+}
 
 
 class ResidualBlock(nnx.Module):
@@ -285,7 +308,7 @@ class ResidualBlock(nnx.Module):
             self.norm2 = whole.norm(width)
             self.conv3 = self.norm3 = None
         changes = in_channels != out_channels or strides != (1, 1, 1)
-        self.shortcut = Shortcut(whole) if changes else None
+        self.shortcut = SHORTCUTS[spec.shortcut](whole) if changes else None
         self.dropout = nnx.Dropout(spec.block_dropout)
         self.relu = relu
 
@@ -303,6 +326,7 @@ class ResidualBlock(nnx.Module):
 STEMS: dict[str, Callable[[Place, int], StageConv]] = {
     "1x7x7": lambda place, _: place.conv((1, 7, 7)),
     "3x7x7": lambda place, _: place.conv((3, 7, 7)),
+    "7x7x7": lambda place, _: place.conv((7, 7, 7)),
     # as long as the clip and without padding in time, so its output has one frame
     "Lx7x7": lambda place, num_frames: place.conv((num_frames, 7, 7), (0, 3, 3)),
     # 1x7x7 -> BN -> ReLU -> stem_time_kernel x 1 x 1

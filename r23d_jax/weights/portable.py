@@ -1,10 +1,12 @@
-"""A trained network as a file that runs without this code: StableHLO, or a TensorFlow SavedModel.
+"""A trained network as a file that runs without this code: StableHLO, a TensorFlow SavedModel, or PyTorch.
 
-Both take the bytes of clips, (B, T, H, W, C) uint8 for any B, and give (B, num_classes) float32 logits; normalization
-is inside. T is `Preprocessing.read_frames`.
+The first two take the bytes of clips, (B, T, H, W, C) uint8 for any B, and give (B, num_classes) float32 logits;
+normalization is inside. T is `Preprocessing.read_frames`.
 """
 
 import contextlib
+import dataclasses
+import importlib.util
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -17,15 +19,20 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo
 from jax.extend.mlir.passmanager import PassManager
 
-from r23d_jax.config import Preprocessing, UserError
+from r23d_jax.config import HeadConfig, Preprocessing, UserError
 from r23d_jax.models.convolution import use_formulation
 from r23d_jax.models.functional import split_model
 from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.preprocess import prepare_video
+from r23d_jax.models.video_resnet import VideoResNetSpec
 from r23d_jax.runtime import disk
+from r23d_jax.weights import files
+from r23d_jax.weights.sources import definition_source
+from r23d_jax.weights.state_dicts import to_arrays
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 STABLEHLO = "1.0.0"  # the version in a SavedModel, of mid-2024
+DEFINITION = "r23d_torch.py"  # beside a .pth, on demand
 META = "r23d_jax.json"  # in a SavedModel's folder; beside a StableHLO file it is called <file>.json
 # The file may use other convolutions: float32 rounding through the network
 TOLERANCE = 1e-3
@@ -112,6 +119,67 @@ def write_savedmodel(path: Path, model: VideoNetwork, pre: Preprocessing, meta: 
         error = _compare(path, model, pre, apply, run)
         (partial / META).write_text(json.dumps(dict(meta), indent=2) + "\n", encoding="utf-8")
     return error
+
+
+def write_torch(
+    path: Path, model: VideoNetwork, head: HeadConfig, pre: Preprocessing, meta: Mapping[str, Any]
+) -> float:
+    """Writes a state dict, and `DEFINITION` beside it, whose `load(path)` gives a torch module without this code.
+
+    Args:
+      path: of the state dict, .pth or .pt; `<path>.json` gets `meta` and, as `torch`, what the definition builds from.
+      model: the network.
+      head: that built its head.
+      pre, meta: as in `write_stablehlo`.
+
+    Returns:
+      The largest difference of the module's logits, relative to the largest logit.
+
+    Raises:
+      ConversionError: if a file cannot be written.
+      ExportError: if the module computes something else.
+    """
+    torch = files.import_torch(path)
+    about = describe(model, head, len(meta["class_names"]))
+    files.write(path, to_arrays(model, definition_source(model)), {**meta, "torch": about})
+    disk.write_atomically(path.with_name(DEFINITION), definition())
+    spec: Any = importlib.util.spec_from_file_location("definition", path.with_name(DEFINITION))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    network = module.load(path)
+
+    def run(video: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            values = network(network.prepare(torch.from_numpy(video)))
+        return (values if values.ndim == 2 else values.movedim(1, -1)).numpy()
+
+    return _compare(path, model, pre, _function(model, pre), run)
+
+
+def definition() -> str:
+    """The text of a Python file that defines all networks in PyTorch."""
+    backbones, heads = (
+        Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("torch_definition.py", "torch_heads.py")
+    )
+    imports, _, classes = heads.partition("\n\n\n")
+    assert imports.endswith("from torch.nn import functional")  # as in the other file, so they need not be repeated
+    return backbones.replace("\nfrom r23d_jax.weights.torch_heads import HEADS\n", "") + "\n\n" + classes
+
+
+def describe(model: VideoNetwork, head: HeadConfig, num_classes: int) -> dict[str, Any]:
+    """The fields from which the torch definition builds the backbone and the head of a network: JSON values."""
+    backbone = "resnet" if isinstance(model.spec, VideoResNetSpec) else "inception"
+    about = dataclasses.asdict(head)
+    if hasattr(model.head, "tokenizer"):
+        tokenizer: Any = model.head.tokenizer  # type: ignore[union-attr]
+        about["grid"] = list(tokenizer.positions.shape[:3])
+    return dataclasses.asdict(model.spec) | {
+        "backbone": backbone,
+        "in_channels": model.in_channels,
+        "num_frames": model.num_frames,
+        "num_classes": num_classes,
+        "head": about,
+    }
 
 
 def import_tensorflow(path: Path) -> tuple[Any, Any]:

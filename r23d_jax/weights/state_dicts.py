@@ -16,6 +16,7 @@ from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.registry import build_model, model_config, model_name
 from r23d_jax.weights import files, layouts
 from r23d_jax.weights.files import FORMAT, Content
+from r23d_jax.weights.kinetics import kinetics400
 from r23d_jax.weights.matching import Found, find, fit, table_of
 from r23d_jax.weights.sources import SOURCES, source_of
 from r23d_jax.weights.tables import ConversionError, Table
@@ -143,6 +144,9 @@ def convert(weights: Weights, name: str | None = None, source: str | None = None
         found, origin = find(arrays, name, source), ""
         cfg, preprocessing = _config(found), _preprocessing(found)
         class_names = _class_names(meta.get("class_names"), found.num_classes)
+        if not class_names and found.num_classes == 400 and SOURCES[found.source].kinetics400:
+            class_names = kinetics400()
+            notes = (*notes, "400 classes: named as those of Kinetics-400; if they are others, pass --class-names FILE")
     return Converted(
         model=_filled(found),
         config=cfg,

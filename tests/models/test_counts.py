@@ -161,7 +161,7 @@ def test_units_of_2plus3d_are_as_large_as_the_convolutions_they_replace() -> Non
 def test_temporal_lengths() -> None:
     """Of 16 frames: R3D, rMC2 and rMC3 end with 2, rMC4 and MC5 with 4, rMC5 and MC4 with 8, MC2 and MC3 with 16."""
     lengths = {"r2d": 1, "f_r2d": 16, "r3d": 2, "mc2": 16, "mc3": 16, "mc4": 8, "mc5": 4, "rmc2": 2, "rmc3": 2}
-    lengths |= {"r2plus1d_mmaction": 2, "r2plus1d_hara": 1, "ir_csn": 2, "ip_csn": 2}
+    lengths |= {"r2plus1d_mmaction": 2, "r2plus1d_hara": 1, "r3d_hara": 1, "r3d_hara_a": 1, "ir_csn": 2, "ip_csn": 2}
     lengths |= {"rmc4": 4, "rmc5": 8, "r2plus1d": 2, "r2plus1d_tv": 2, "r2plus3d": 4, "conv2plus3d": 2}
     assert {family: FAMILIES[family].feature_grid(16, 112)[0] for family in lengths} == lengths
 

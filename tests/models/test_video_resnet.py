@@ -127,6 +127,7 @@ def test_unknown_names_get_the_nearest(name: str, message: str) -> None:
         ({"layers": (2, 2)}, r"model\.layers=\(2, 2\): must have four values"),
         ({"stem": "1x7"}, r"model\.stem='1x7': unknown; did you mean 1x7x7"),
         ({"stem_pool": "4d"}, r"model\.stem_pool='4d': unknown; did you mean .*3d"),
+        ({"shortcut": "zeros"}, r"model\.shortcut='zeros': unknown; known: projection, factorized, padded"),
         ({"mid_planes": "per_stage"}, r"model\.mid_planes='per_stage': unknown; known: per_conv, per_block"),
     ],
 )
@@ -153,8 +154,14 @@ def test_choices_that_a_family_does_not_have(name: str, fields: dict, message: s
     ("cfg", "message"),
     [
         (ModelConfig(family="r2plus1"), r"config\.model\.family='r2plus1': unknown; did you mean r2plus1d"),
-        (ModelConfig(family="r3d", depth=20), r"config\.model\.depth=20: r3d comes with 10, 18, 34, 50, 101, 152 lay"),
-        (ModelConfig(family="ir_csn", depth=18), r"config\.model\.depth=18: ir_csn comes with 50, 101, 152 layers"),
+        (
+            ModelConfig(family="r3d", depth=20),
+            r"config\.model\.depth=20: r3d comes with 10, 18, 34, 50, 101, 152, 200 lay",
+        ),
+        (
+            ModelConfig(family="ir_csn", depth=18),
+            r"config\.model\.depth=18: ir_csn comes with 50, 101, 152, 200 layers",
+        ),
     ],
 )
 def test_a_config_of_an_unknown_network(cfg: ModelConfig, message: str) -> None:

@@ -1,7 +1,10 @@
 """Every code base's network and ours, side by side: every stage, the logits, one training step, and the way back."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,13 +20,16 @@ from flax import nnx  # noqa: E402
 import r23d_jax  # noqa: E402
 from r23d_jax.models.functional import split_model  # noqa: E402
 from r23d_jax.weights.matching import find, table_of  # noqa: E402
-from r23d_jax.weights.state_dicts import rename, to_arrays  # noqa: E402
+from r23d_jax.weights.state_dicts import convert, rename, to_arrays  # noqa: E402
 from tests.weights import torch_networks as peers  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
 NARROW = (8, 12, 16, 24)
-R3D, MC3, TV, VMZ = ("3d",) * 4, ("3d", "2d", "2d", "2d"), ("2plus1d",) * 4, ("2plus1d_vmz",) * 4
+MC3 = ("3d", "2d", "2d", "2d")
+TV = {"stem": "factorized", "mid_planes": "per_block"}
+VMZ = {"stem": "factorized", "bn_epsilon": 1e-3}
+CSN = {"stem_pool": "2d", "bn_epsilon": 1e-3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,18 +55,23 @@ BARE = (("widths", NARROW), ("num_classes", 0), ("head", "none"))
 POOLED = (("widths", NARROW), ("num_classes", 7), ("stem_pool", "2d"))
 SEVEN = (("num_classes", 7),)
 CASES = {
-    "published_r3d": Case("published", style(18, R3D, "full", dropout=0.3), "r3d_18"),
-    "published_mc3": Case("published", style(10, MC3, "full", dropout=0.3), "mc3_10"),
-    "published_r2plus1d": Case("published", style(10, TV, "2plus1d", dropout=0.3), "r2plus1d_tv_10"),
+    "published_r3d": Case("published", style(18, "3d", block_dropout=0.3), "r3d_18"),
+    "published_mc3": Case("published", style(10, MC3, block_dropout=0.3), "mc3_10"),
+    "published_r2plus1d": Case("published", style(10, "2plus1d", block_dropout=0.3, **TV), "r2plus1d_tv_10"),
     "published_2d3d_18": Case("2d3d", lambda: peers.resnet_2d3d(18, widths=NARROW), "r2plus3d_18", BARE),
     "dpc_50": Case("2d3d", lambda: peers.resnet_2d3d(50, "resnet.", NARROW), "r2plus3d_50", BARE),
-    "vmz": Case("vmz", style(18, VMZ, "2plus1d", epsilon=1e-3), "r2plus1d_18"),
-    "vmz_50": Case("vmz", style(50, VMZ, "2plus1d", epsilon=1e-3, pool=True), "r2plus1d_50", POOLED),
-    "ir_csn_50": Case("vmz_csn", style(50, ("ir",) * 4, "full", epsilon=1e-3, pool=True), "ir_csn_50"),
-    "ip_csn_50": Case("vmz_ip_csn", style(50, ("ip",) * 4, "full", epsilon=1e-3, pool=True), "ip_csn_50"),
+    "vmz": Case("vmz", style(18, "2plus1d", **VMZ), "r2plus1d_18"),
+    "vmz_50": Case("vmz", style(50, "2plus1d", stem_pool="2d", **VMZ), "r2plus1d_50", POOLED),
+    "ir_csn_50": Case("vmz_csn", style(50, "ir_csn", **CSN), "ir_csn_50"),
+    "ip_csn_50": Case("vmz_ip_csn", style(50, "ip_csn", **CSN), "ip_csn_50"),
     "mmaction": Case("mmaction2", lambda: peers.mmaction(10, NARROW, 7), "r2plus1d_mmaction_10"),
     "hara": Case("hara", lambda: peers.hara(10, NARROW, 7), "r2plus1d_hara_10"),
     "hara_50": Case("hara", lambda: peers.hara(50, NARROW, 7), "r2plus1d_hara_50"),
+    "hara_r3d": Case("hara_r3d", lambda: peers.hara_r3d(10, NARROW, 7), "r3d_hara_10"),
+    "hara_r3d_50": Case("hara_r3d", lambda: peers.hara_r3d(50, NARROW, 7), "r3d_hara_50"),
+    "hara_2018": Case(
+        "hara_2018", lambda: peers.hara_r3d(18, NARROW, 7, "A"), "r3d_hara_a_18", shape=(2, 9, 50, 50, 3)
+    ),
     "i3d_piergiaj": Case(
         "i3d_piergiaj", lambda: peers.i3d(peers.PIERGIAJ, 3, 7), "i3d_gamma", SEVEN, (2, 16, 64, 64, 3), 2e-2
     ),
@@ -134,6 +145,7 @@ def test_the_way_back_is_bit_exact(pair: tuple[Case, Any, Any]) -> None:
 # Every kind of layer once; deeper networks repeat them.
 TRAINED = (
     "published_r3d", "published_mc3", "published_r2plus1d", "published_2d3d_18", "vmz", "ip_csn_50", "mmaction", "hara",
+    "hara_2018",
     "i3d_piergiaj",
 )  # fmt: skip
 
@@ -146,7 +158,7 @@ def test_one_training_step(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rounding of zero goes the other way, and BN over a few values amplifies it. torch keeps the unbiased variance, we
     keep the biased one: what torch has is turned into ours with the number of values that each layer saw.
     """
-    monkeypatch.setattr(torch.nn.functional, "relu", torch.nn.functional.softplus)
+    monkeypatch.setattr(torch.nn.functional, "relu", lambda x, inplace=False: torch.nn.functional.softplus(x))
     monkeypatch.setattr(nnx, "relu", nnx.softplus)
     case = CASES[key]
     theirs = peers.randomize(case.theirs())
@@ -212,19 +224,24 @@ def test_one_training_step(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
 # -- full size, by names and shapes alone ------------------------------------------------------------------------------
 
 FULL = {
-    "r2plus1d_34": ("vmz", lambda: peers.torchvision_style(34, VMZ, "2plus1d")),
-    "r2plus1d_152": ("vmz", lambda: peers.torchvision_style(152, VMZ, "2plus1d", pool=True)),
-    "ir_csn_152": ("vmz_csn", lambda: peers.torchvision_style(152, ("ir",) * 4, "full", pool=True)),
-    "ip_csn_152": ("vmz_ip_csn", lambda: peers.torchvision_style(152, ("ip",) * 4, "full", pool=True)),
-    "r3d_18": ("torchvision", lambda: peers.torchvision_style(18, R3D, "full", dropout=0.3)),
-    "mc3_18": ("torchvision", lambda: peers.torchvision_style(18, MC3, "full")),
-    "r2plus1d_tv_18": ("torchvision", lambda: peers.torchvision_style(18, TV, "2plus1d")),
+    "r2plus1d_34": ("vmz", lambda: peers.torchvision_style(34, "2plus1d", **VMZ)),
+    "r2plus1d_152": ("vmz", lambda: peers.torchvision_style(152, "2plus1d", stem_pool="2d", **VMZ)),
+    "ir_csn_152": ("vmz_csn", lambda: peers.torchvision_style(152, "ir_csn", **CSN)),
+    "ip_csn_152": ("vmz_ip_csn", lambda: peers.torchvision_style(152, "ip_csn", **CSN)),
+    "r3d_18": ("torchvision", lambda: peers.torchvision_style(18, "3d", block_dropout=0.3)),
+    "mc3_18": ("torchvision", lambda: peers.torchvision_style(18, MC3)),
+    "r2plus1d_tv_18": ("torchvision", lambda: peers.torchvision_style(18, "2plus1d", **TV)),
     "r2plus3d_18": ("2d3d", lambda: peers.resnet_2d3d(18)),
     "r2plus3d_34": ("2d3d", lambda: peers.resnet_2d3d(34, "module.backbone.", track=False)),
     "r2plus3d_50": ("2d3d", lambda: peers.resnet_2d3d(50, "resnet.")),
     "r2plus1d_mmaction_34": ("mmaction2", lambda: peers.mmaction(34)),
     "r2plus1d_hara_18": ("hara", lambda: peers.hara(18)),
     "r2plus1d_hara_50": ("hara", lambda: peers.hara(50)),
+    "r2plus1d_hara_200": ("hara", lambda: peers.hara(200)),
+    **{f"r3d_hara_{depth}": ("hara_r3d", functools.partial(peers.hara_r3d, depth)) for depth in (10, 18, 34, 50, 101)},
+    **{f"r3d_hara_{depth}": ("hara_r3d", functools.partial(peers.hara_r3d, depth)) for depth in (152, 200)},
+    "r3d_hara_a_18": ("hara_2018", lambda: peers.hara_r3d(18, shortcut="A")),
+    "r3d_hara_a_34": ("hara_2018", lambda: peers.hara_r3d(34, shortcut="A")),
     "i3d_gamma": ("i3d_piergiaj", lambda: peers.i3d(peers.PIERGIAJ)),
 }
 
@@ -233,10 +250,13 @@ FULL = {
 def test_full_size_networks_are_told_from_names_and_shapes(name: str) -> None:
     source, build = FULL[name]
     with torch.device("meta"):
-        state = build().state_dict()
+        theirs = build()
+    state = theirs.state_dict()
     zero = np.zeros((), np.float32)
     found = find({key.removeprefix("module."): np.broadcast_to(zero, value.shape) for key, value in state.items()})
     assert (found.candidate.name, found.source) == (name, source)
+    trained = (entry for entry in found.table.entries if entry.path[-1] not in ("mean", "var"))
+    assert sum(math.prod(entry.shape) for entry in trained) == sum(value.numel() for value in theirs.parameters())
     assert found.num_classes == (0 if source == "2d3d" else 400)
     assert dict(found.candidate.fields).get("stem_pool", "") == ("2d" if name == "r2plus1d_152" else "")
 
@@ -288,3 +308,29 @@ def test_torchvision_s3d(name: str, torchvision_video: Any) -> None:
     back = to_arrays(model)
     assert back.keys() == peer.state_dict().keys()
     assert all(np.array_equal(back[name], value.numpy()) for name, value in peer.state_dict().items())
+
+
+@pytest.mark.parametrize("key", ["hara_r3d", "hara_2018"])
+def test_logits_against_float64(key: str) -> None:
+    """Theirs in float64 leaves our own float32 rounding alone: 1e-5 of the largest logit."""
+    case = CASES[key]
+    theirs: Any = peers.randomize(case.theirs()).eval()
+    ours = r23d_jax.from_torch(theirs.state_dict(), case.ours())
+    x = clip(case.shape)
+    with torch.no_grad():
+        want = theirs.double()(torch.tensor(x.transpose(0, 4, 1, 2, 3)).double()).numpy()
+    assert_close(jax.jit(lambda model, x: model(x))(ours, x), want, "logits", tolerance=1e-5)
+
+
+def test_a_training_checkpoint_of_3d_resnets(tmp_path: Path) -> None:
+    """main.py saves `epoch`, `arch`, `state_dict`, `optimizer` and `scheduler`, of a network in DataParallel."""
+    theirs = peers.hara_r3d(18, classes=700)
+    state = {f"module.{name}": value for name, value in theirs.state_dict().items()}
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9)
+    content = {"epoch": 200, "arch": "resnet-18", "state_dict": state, "optimizer": optimizer.state_dict()}
+    torch.save(content | {"scheduler": {"last_epoch": 200, "milestones": {50: 1}}}, tmp_path / "r3d18_K_200ep.pth")
+    found = convert(tmp_path / "r3d18_K_200ep.pth")
+    assert (found.name, found.source, found.num_classes) == ("r3d_hara_18", "hara_r3d", 700)
+    assert found.preprocessing.mean == (0.4345, 0.4051, 0.3775) and not found.preprocessing.byte_range
+    old = convert(tmp_path / "r3d18_K_200ep.pth", source="hara_2018").preprocessing
+    assert old.mean == (114.7748, 107.7354, 99.475) and old.std == (1.0, 1.0, 1.0) and old.byte_range

@@ -1,5 +1,6 @@
 """Weights to torch and back: the same logits as torchvision, the same bits after a round trip, clear refusals."""
 
+import hashlib
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ from r23d_jax import models
 from r23d_jax.config import HeadConfig
 from r23d_jax.models.functional import split_model
 from r23d_jax.weights.files import Content
-from r23d_jax.weights.matching import fit
+from r23d_jax.weights.kinetics import kinetics400
+from r23d_jax.weights.matching import fit, table_of
 from r23d_jax.weights.sources import source_of
 from r23d_jax.weights.state_dicts import convert, to_arrays
 from r23d_jax.weights.tables import ConversionError
@@ -177,6 +179,38 @@ def test_another_programs_fields_are_not_taken_for_ours() -> None:
     assert convert(Content(state, {"class_names": ["a", "b", "c"]})).class_names == ("a", "b", "c")
     with pytest.raises(ConversionError, match="class_names has 2 names, and the weights have 3 classes: correct"):
         convert(Content(state, {"class_names": ["a", "b"]}))
+
+
+def test_the_classes_of_kinetics400_are_attached_where_their_order_is_known() -> None:
+    names = kinetics400()
+    assert len(set(names)) == 400 and list(names) == sorted(names) and names[227] == "playing cricket"
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    assert digest == "a8dafb93a1204d4ecfa904f943ce5ee0c62ddeeb1df71aa1f96983fca17d777e", "torchvision's list"
+    state = {name: np.broadcast_to(np.zeros((), np.float32), value.shape) for name, value in named_shapes("mc3_18")}
+    assert convert(state).class_names == names
+    assert convert(state).notes == (
+        "400 classes: named as those of Kinetics-400; if they are others, pass --class-names FILE",
+    )
+    own = [f"action {k}" for k in range(400)]
+    assert convert(Content(state, {"class_names": own})).class_names == tuple(own), "the file's own names come first"
+    assert convert(state, source="published").class_names == ()
+    state["fc.weight"], state["fc.bias"] = np.zeros((399, 512), np.float32), np.zeros(399, np.float32)
+    assert convert(state).class_names == ()
+
+
+def named_shapes(name: str) -> list[tuple[str, np.ndarray]]:
+    model = nnx.eval_shape(lambda: models.create_model(name, num_classes=400, rngs=nnx.Rngs(0)))
+    return [(key, np.empty(shape)) for key, shape in table_of(model, source_of(model)).shapes.items()]
+
+
+@pytest.mark.parity
+def test_the_names_are_torchvisions(torchvision_video: Any) -> None:
+    for weights in (
+        torchvision_video.R3D_18_Weights,
+        torchvision_video.R2Plus1D_18_Weights,
+        torchvision_video.S3D_Weights,
+    ):
+        assert tuple(weights.KINETICS400_V1.meta["categories"]) == kinetics400()
 
 
 @pytest.mark.parity

@@ -12,7 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-DEPTHS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 152: (3, 8, 36, 3)}
+from r23d_jax.weights import torch_definition
+
+DEPTHS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+DEPTHS |= {152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 WIDTHS = (64, 128, 256, 512)
 
 
@@ -78,70 +81,11 @@ def residual(body: Callable, shortcut: Callable | None, relu: bool = True) -> Ca
 # -- torchvision's style: the published video_resnet.py, VMZ -----------------------------------------------------------
 
 
-def torchvision_style(
-    depth: int, kinds: tuple[str, ...], stem: str, widths=WIDTHS, epsilon=1e-5, pool=False, dropout=0.0, classes=400
-) -> Network:
-    """`kinds` of the stages: 3d, 2d, 2plus1d (mid-planes once per block), 2plus1d_vmz (per convolution), ir, ip."""
-    net = Network(epsilon)
-    relu, bottleneck = functional.relu, depth >= 50
-    expansion = 4 if bottleneck else 1
-    if stem == "2plus1d":
-        first = net.add("stem.0", conv(3, 45, (1, 7, 7), (1, 2, 2), (0, 3, 3)))
-        norm = net.norm("stem.1", 45)
-        second = net.add("stem.3", conv(45, widths[0], (3, 1, 1), 1, (1, 0, 0)))
-        steps: list[Callable] = [first, norm, relu, second, net.norm("stem.4", widths[0]), relu]
-    else:
-        steps = [net.add("stem.0", conv(3, widths[0], (3, 7, 7), (1, 2, 2), (1, 3, 3))), net.norm("stem.1", widths[0])]
-        steps.append(relu)
-    if pool:
-        steps.append(nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)))
-    net.parts.append(chain(*steps))
-
-    def unit(name: str, kind: str, entering: int, leaving: int, mid: int, stride: int) -> Callable:
-        if kind == "2d":
-            return net.add(f"{name}.0", conv(entering, leaving, (1, 3, 3), (1, stride, stride), (0, 1, 1)))
-        if kind == "3d":
-            return net.add(f"{name}.0", conv(entering, leaving, 3, stride, 1))
-        if kind == "ir":
-            return net.add(f"{name}.0", conv(entering, leaving, 3, stride, 1, groups=entering))
-        if kind == "ip":
-            pointwise = net.add(f"{name}.0.0", conv(entering, leaving, 1))
-            norm = net.norm(f"{name}.0.1", leaving)
-            return chain(pointwise, norm, net.add(f"{name}.0.2", conv(leaving, leaving, 3, stride, 1, groups=leaving)))
-        if kind == "2plus1d_vmz":
-            mid = formula(entering, leaving)
-        spatial = net.add(f"{name}.0.0", conv(entering, mid, (1, 3, 3), (1, stride, stride), (0, 1, 1)))
-        norm = net.norm(f"{name}.0.1", mid)
-        temporal = net.add(f"{name}.0.3", conv(mid, leaving, (3, 1, 1), (stride, 1, 1), (1, 0, 0)))
-        return chain(spatial, norm, relu, temporal)
-
-    entering = widths[0]
-    for stage, (kind, width, count) in enumerate(zip(kinds, widths, DEPTHS[depth], strict=True), start=1):
-        blocks = []
-        for block in range(count):
-            name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
-            mid = formula(entering, width)
-            drop = [net.add(f"{name}.dropout", nn.Dropout(dropout))] if dropout else []
-            if bottleneck:
-                reduce = net.add(f"{name}.conv1.0", conv(entering, width, 1))
-                steps = [reduce, net.norm(f"{name}.conv1.1", width), relu]
-                steps += [unit(f"{name}.conv2", kind, width, width, mid, stride)]
-                steps += [net.norm(f"{name}.conv2.1", width), relu]
-                steps += [net.add(f"{name}.conv3.0", conv(width, width * 4, 1)), net.norm(f"{name}.conv3.1", width * 4)]
-            else:
-                steps = [unit(f"{name}.conv1", kind, entering, width, mid, stride), net.norm(f"{name}.conv1.1", width)]
-                steps += [relu, *drop, unit(f"{name}.conv2", kind, width, width, mid, 1)]
-                steps += [net.norm(f"{name}.conv2.1", width)]
-            shortcut = None
-            if stride > 1 or entering != width * expansion:
-                strides = (1, stride, stride) if kind == "2d" else stride
-                down = net.add(f"{name}.downsample.0", conv(entering, width * expansion, 1, strides))
-                shortcut = chain(down, net.norm(f"{name}.downsample.1", width * expansion))
-            blocks.append(residual(chain(*steps), shortcut))
-            entering = width * expansion
-        net.parts.append(chain(*blocks))
-    net.head = mean_then(net.add("fc", nn.Linear(entering, classes)))
-    return net
+def torchvision_style(depth: int, kind: str | tuple[str, ...], widths=WIDTHS, classes=400, **fields: Any) -> nn.Module:
+    """The project's own torch definition, whose fields are given by hand; `kind` of all stages, or of each."""
+    kinds = (kind,) * 4 if isinstance(kind, str) else kind
+    fields |= {"backbone": "resnet", "convolutions": kinds, "layers": DEPTHS[depth], "bottleneck": depth >= 50}
+    return torch_definition.build(fields | {"widths": widths, "num_classes": classes})
 
 
 # -- resnet_2d3d.py of the published code and DPC ----------------------------------------------------------------------
@@ -256,6 +200,47 @@ def hara(depth: int, widths=WIDTHS, classes=400) -> Network:
                 down = net.add(f"{name}.downsample.0", conv(entering, width * expansion, 1, stride))
                 shortcut = chain(down, net.norm(f"{name}.downsample.1", width * expansion))
             blocks.append(residual(chain(*steps), shortcut))
+            entering = width * expansion
+        net.parts.append(chain(*blocks))
+    net.head = mean_then(net.add("fc", nn.Linear(entering, classes)))
+    return net
+
+
+def hara_r3d(depth: int, widths=WIDTHS, classes=400, shortcut="B") -> Network:
+    """models/resnet.py. Its shortcut A takes `out.data`, so that no gradient passes there; this one lets it pass."""
+    net, relu = Network(), functional.relu
+    expansion = 4 if depth >= 50 else 1
+
+    def unit(name: str, number: int, entering: int, leaving: int, size: int, stride: int = 1) -> Callable:
+        layer = net.add(f"{name}.conv{number}", conv(entering, leaving, size, stride, size // 2))
+        return chain(layer, net.norm(f"{name}.bn{number}", leaving))
+
+    def padded(leaving: int, stride: int) -> Callable:
+        def run(x: torch.Tensor) -> torch.Tensor:
+            x = functional.avg_pool3d(x, kernel_size=1, stride=stride)
+            return torch.cat([x, x.new_zeros(len(x), leaving - x.shape[1], *x.shape[2:])], dim=1)
+
+        return run
+
+    first = net.add("conv1", conv(3, widths[0], 7, (1, 2, 2), 3))
+    net.parts.append(chain(first, net.norm("bn1", widths[0]), relu, nn.MaxPool3d(3, 2, 1)))
+    entering = widths[0]
+    for stage, (width, count) in enumerate(zip(widths, DEPTHS[depth], strict=True), start=1):
+        blocks = []
+        for block in range(count):
+            name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+            if expansion == 4:
+                steps = [unit(name, 1, entering, width, 1), relu, unit(name, 2, width, width, 3, stride), relu]
+                steps += [unit(name, 3, width, width * 4, 1)]
+            else:
+                steps = [unit(name, 1, entering, width, 3, stride), relu, unit(name, 2, width, width, 3)]
+            past = None
+            if (stride > 1 or entering != width * expansion) and shortcut == "A":
+                past = padded(width * expansion, stride)
+            elif stride > 1 or entering != width * expansion:
+                down = net.add(f"{name}.downsample.0", conv(entering, width * expansion, 1, stride))
+                past = chain(down, net.norm(f"{name}.downsample.1", width * expansion))
+            blocks.append(residual(chain(*steps), past))
             entering = width * expansion
         net.parts.append(chain(*blocks))
     net.head = mean_then(net.add("fc", nn.Linear(entering, classes)))
