@@ -20,7 +20,7 @@ from r23d_jax.data.find.list_ucf101 import UCF101
 FORMATS: dict[str, ListFormat] = {"ucf101": UCF101, "csv": CSV}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
     """One listed video."""
 
