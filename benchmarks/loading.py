@@ -24,8 +24,8 @@ from PIL import Image
 from benchmarks import measure
 from r23d_jax.config import DataConfig
 
-_BATCH = 8  # clips
-_NUM_FRAMES, _CROP = 16, 112
+BATCH = 8  # clips
+NUM_FRAMES, _CROP = 16, 112
 _WIDTH, _HEIGHT = 320, 240  # UCF101's
 _SMALL_WIDTH, _SMALL_HEIGHT = 171, 128
 _QUALITY, _SMALL_QUALITY = 77, 82  # of the JPEGs: about 12 and 5 KB a frame
@@ -62,11 +62,11 @@ def run(rounds: int, workers: int, tiny: bool, peer: bool) -> dict[str, Any]:
         count, num_frames = (6, 20) if tiny else (48, 40)
         print("  writing videos", file=sys.stderr, flush=True)
         sizes = write_videos(root, count, num_frames)
-        epoch = math.ceil(count / _BATCH)
+        epoch = math.ceil(count / BATCH)
         candidates: dict[str, Callable[[], object]] = {}
         if peer:
-            candidates[_USUAL] = _peer(root / "frames", _usual_clip, workers, num_batches)
-            candidates[_SAME] = _peer(root / "small", _shortcut_clip, workers, num_batches)
+            candidates[_USUAL] = peer_loader(root / "frames", _usual_clip, workers, num_batches)
+            candidates[_SAME] = peer_loader(root / "small", _shortcut_clip, workers, num_batches)
         num_steps = (1 + rounds) * num_batches + _SAMPLES * epoch
         drains = {
             name: stack.enter_context(_ours(root, source, part, workers, num_steps, **options))
@@ -86,16 +86,16 @@ def run(rounds: int, workers: int, tiny: bool, peer: bool) -> dict[str, Any]:
             drains["ours, packed 171x128"](epoch)
             held.append(measure.memory())
     return {
-        "rows": _rows(times, num_batches * _BATCH, peer),
+        "rows": _rows(times, num_batches * BATCH, peer),
         "quality": _quality(),
         "memory": {"bytes": held, "growth": held[-1] / held[0] if held[0] else 1.0},
         "work": {
-            "clip": f"{_NUM_FRAMES} consecutive frames, {_CROP}x{_CROP} pixels at a short side of {_SMALL_HEIGHT}, "
+            "clip": f"{NUM_FRAMES} consecutive frames, {_CROP}x{_CROP} pixels at a short side of {_SMALL_HEIGHT}, "
             "random crop and mirroring",
             "frames 320x240": _size_text(sizes[0]),
             "frames 171x128": _size_text(sizes[1]),
             "videos": f"{count} of {num_frames} frames, made by code, in the page cache",
-            "batch": f"{_BATCH} clips, {num_batches} batches a timed call",
+            "batch": f"{BATCH} clips, {num_batches} batches a timed call",
             "workers": f"{workers} (threads of ours, processes of torch's DataLoader)",
             "ours": "uint8 batches, which the network's first step normalizes",
             _USUAL: "frames 320x240, resized whole, cropped, normalized: float32 batches",
@@ -121,7 +121,7 @@ def _rows(times: list[measure.Times], clips: int, peer: bool) -> list[dict[str, 
 
 
 def _size_text(frame_bytes: float) -> str:
-    return f"JPEG, {frame_bytes / 1024:.1f} KiB a frame, {_NUM_FRAMES * frame_bytes / 1024:.0f} KiB a clip"
+    return f"JPEG, {frame_bytes / 1024:.1f} KiB a frame, {NUM_FRAMES * frame_bytes / 1024:.0f} KiB a clip"
 
 
 # -- videos ------------------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def _ours(
         source=source,
         root=str(root / part),
         lists=str(root / "lists"),
-        num_frames=_NUM_FRAMES,
+        num_frames=NUM_FRAMES,
         short_side=_SMALL_HEIGHT,
         crop_size=_CROP,
         crop="random",  # the peer's
@@ -217,7 +217,7 @@ def _ours(
         sources.open_index(cfg, "train"),
         cfg,
         seed=0,
-        global_batch_size=_BATCH,
+        global_batch_size=BATCH,
         start_step=0,
         num_steps=num_steps + 16,  # so that the last call reads ahead like the others
         broken=broken,
@@ -226,8 +226,8 @@ def _ours(
     def drain(num_batches: int) -> None:
         for _ in range(num_batches):
             video = next(batches)["video"]
-            assert video.shape == (_BATCH, _NUM_FRAMES, _CROP, _CROP, 3) and video.dtype == np.uint8
-        _until_idle()
+            assert video.shape == (BATCH, NUM_FRAMES, _CROP, _CROP, 3) and video.dtype == np.uint8
+        until_idle()
         assert not broken.count
 
     try:
@@ -236,7 +236,7 @@ def _ours(
         batches.close()
 
 
-def _until_idle() -> None:
+def until_idle() -> None:
     """Returns when no other thread of this process runs or waits for a processor; at once where Linux is not.
 
     The pipeline keeps a few batches ahead. A call begins with these in place, so it must end with them in place too:
@@ -277,8 +277,8 @@ class _PeerClips:
 
     def __getitem__(self, number: int) -> tuple[Any, int]:
         paths = self._videos[number]
-        start = random.randint(0, len(paths) - _NUM_FRAMES)
-        return self._clip_of(paths[start : start + _NUM_FRAMES]), number % 2
+        start = random.randint(0, len(paths) - NUM_FRAMES)
+        return self._clip_of(paths[start : start + NUM_FRAMES]), number % 2
 
 
 def _random_box() -> tuple[int, int, int, int]:
@@ -310,14 +310,14 @@ def _shortcut_clip(paths: list[str]) -> Any:
     import torch
 
     box, flip = _random_box(), random.random() < 0.5
-    clip = np.empty((_NUM_FRAMES, _CROP, _CROP, 3), np.uint8)
+    clip = np.empty((NUM_FRAMES, _CROP, _CROP, 3), np.uint8)
     for row, path in zip(clip, paths, strict=True):
         with Image.open(path) as file:
             row[:] = np.asarray(file.convert("RGB").resize((_CROP, _CROP), Image.Resampling.BILINEAR, box=box))
     return torch.from_numpy(np.ascontiguousarray(clip[:, :, ::-1]) if flip else clip)
 
 
-def _peer(root: Path, clip_of: Callable[[list[str]], Any], workers: int, num_batches: int) -> Callable[[], None]:
+def peer_loader(root: Path, clip_of: Callable[[list[str]], Any], workers: int, num_batches: int) -> Callable[[], None]:
     """A call that drains an epoch of num_batches batches.
 
     The processes outlive the call, but nothing is read ahead across its end: with two batches ahead for each worker,
@@ -328,8 +328,8 @@ def _peer(root: Path, clip_of: Callable[[list[str]], Any], workers: int, num_bat
     clips: Any = _PeerClips(root, clip_of)
     loader = DataLoader(
         clips,
-        batch_size=_BATCH,
-        sampler=RandomSampler(clips, replacement=True, num_samples=num_batches * _BATCH),
+        batch_size=BATCH,
+        sampler=RandomSampler(clips, replacement=True, num_samples=num_batches * BATCH),
         num_workers=workers,
         prefetch_factor=2,
         persistent_workers=True,
@@ -338,7 +338,7 @@ def _peer(root: Path, clip_of: Callable[[list[str]], Any], workers: int, num_bat
 
     def drain() -> None:
         count = sum(len(labels) for _, labels in loader)
-        assert count == num_batches * _BATCH
+        assert count == num_batches * BATCH
 
     return drain
 

@@ -1,8 +1,9 @@
 """All measurements, side by side with PyTorch in one run.
 
-    python -m benchmarks.run [input|step|forward|eval|convert|start|scale|all] [--peer] [--out DIR]
+    python -m benchmarks.run [input|loading|index|step|forward|eval|convert|start|scale|all] [--peer] [--out DIR]
 
-Writes results.json, results.md and results.svg; docs/performance.md says what they mean.
+Writes results.json, results.md and results.svg; docs/performance.md says what they mean. The exit status is 1 if an
+index takes more memory or time than it may.
 """
 
 import argparse
@@ -13,11 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import evaluating, loading, scaling, starting, steps
+from benchmarks import evaluating, indexing, loading, scaling, shipped, starting, steps
 from benchmarks.measure import environment
 from r23d_jax.runtime import backend
 
-PARTS = ("input", "step", "forward", "eval", "convert", "start", "scale")
+PARTS = ("input", "loading", "index", "step", "forward", "eval", "convert", "start", "scale")
 
 
 def main() -> int:
@@ -30,6 +31,8 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=8, help="clips of a step")
     parser.add_argument("--networks", default=",".join(steps.NETWORKS), help="for step and forward")
     parser.add_argument("--variants", default=",".join(steps.TORCH_VARIANTS), help="of torch, for step and forward")
+    parser.add_argument("--videos", type=int, default=240_000, help="for index")
+    parser.add_argument("--frames", type=int, default=300, help="of each video, for index")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that it works")
     args = parser.parse_args()
     backend.prepare_process()
@@ -44,6 +47,10 @@ def main() -> int:
         started = time.monotonic()
         if part == "input":
             found: Any = loading.run(args.rounds, workers, args.tiny, args.peer)
+        elif part == "loading":
+            found = shipped.run(args.rounds, workers, args.tiny, args.peer)
+        elif part == "index":
+            found = indexing.run(*((200, 20, 8) if args.tiny else (args.videos, args.frames, 64)))
         elif part in ("step", "forward"):
             found = steps.run(part, args.rounds, clips, args.networks.split(","), variants)
         elif part == "eval":
@@ -61,7 +68,10 @@ def main() -> int:
     (out / "results.md").write_text(text)
     (out / "results.svg").write_text(picture(results))
     print(text)
-    return 0
+    if args.part not in ("index", "all"):
+        return 0
+    print(indexing.summary(results["index"]["found"]))
+    return int(indexing.exceeds(results["index"]["found"]))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -91,6 +101,8 @@ def markdown(results: dict[str, Any]) -> str:
         lines.append("")
         lines += {
             "input": _input_lines,
+            "loading": _loading_lines,
+            "index": _index_lines,
             "step": _step_lines,
             "forward": _step_lines,
             "eval": _eval_lines,
@@ -113,6 +125,23 @@ def _input_lines(found: dict[str, Any]) -> list[str]:
     held = ", ".join(f"{held / 2**20:.0f}" for held in found["memory"]["bytes"])
     lines += ["", f"Memory after each epoch of the packed pipeline, MiB: {held}.", ""]
     return [*lines, *(f"- {name}: {text}" for name, text in found["work"].items())]
+
+
+def _loading_lines(found: dict[str, Any]) -> list[str]:
+    lines = ["| host's half | clips/s | torchvision's preset = 1 | processor time a clip, ms | decoding alone = 1 |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for row in found["rows"]:
+        cells = [f"{row['clips_per_second']:.0f}", *(_number(row[name]) for name in ("ratio_peer", "processor"))]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} | {_number(row['ratio_decoding'])} |")
+    return [*lines, "", *(f"- {name}: {text}" for name, text in found["work"].items())]
+
+
+def _index_lines(found: list[dict[str, Any]]) -> list[str]:
+    lines = ["| index | videos | frames of each | MiB above the imports | seconds to the first batch |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for row in found:
+        lines.append(f"| {row['name']} | {row['videos']} | {row['frames']} | {row['mib']:.0f} | {row['seconds']:.1f} |")
+    return lines
 
 
 def _step_lines(found: list[dict[str, Any]]) -> list[str]:

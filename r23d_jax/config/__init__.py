@@ -49,6 +49,7 @@ INPUTS = {"rgb": Input(3), "rgb_diff": Input(3, extra_frames=1), "flow": Input(2
 FUSED_SCORES = ("softmax", "logits")
 FUSION_CHOICES = ("fixed", "sum", "held_out")
 SOURCES = ("frames", "packed", "synthetic")
+AUGMENT_ON = ("auto", "host", "device")
 BROKEN_POLICIES = ("skip", "error")
 TEMPORAL_VIEWS = ("dense", "uniform")
 SPATIAL_CROPS = (1, 3, 10)
@@ -121,12 +122,15 @@ class DataConfig(Group, place="config.data"):
     # mirror half of the clips; auto: unless classes come in left/right pairs (an object, so that flags take all three)
     flip: Annotated[object, must(lambda f: isinstance(f, bool) or f == "auto", "True or False, or 'auto'")] = "auto"
     color_jitter: NotNegative = 0.0  # strength; 0 is off
+    repeats: Count = 1  # rows of a training batch made of each decoded window, which differ in their augmentations
     antialias: bool = False
     # decode JPEGs faster, at 1/2, 1/4 or 1/8 of their size, if this share of the crop's pixels remains; 0: off
     dct_scaling: Fraction = 0.0
     mean: tuple[float, ...] = (0.43216, 0.394666, 0.37645)  # of pixels in [0, 1]; two values for input="flow"
     std: tuple[Positive, ...] = (0.22803, 0.22145, 0.216989)
     byte_range: bool = False  # True: mean and std apply to pixels in 0..255 (a mistake of the published code)
+    # where clips are resized and augmented; auto: on the device, but on the host if that is a CPU
+    augment_on: Annotated[str, one_of(*AUGMENT_ON)] = "auto"
     on_broken: Annotated[str, one_of(*BROKEN_POLICIES)] = "skip"
     max_broken_fraction: Fraction = 0.05
     num_workers: CountOrZero = 0  # threads that read and decode; 0: one per core
@@ -259,6 +263,10 @@ class Config(Group, place="config"):
         given, wanted = self.model.in_channels, INPUTS.get(self.data.input)
         if wanted is not None and given != wanted.channels:
             yield f"config.model.in_channels={given}: must be {wanted.channels} for data.input={self.data.input!r}"
+        size, parts = self.train.global_batch_size, self.train.accumulate * self.data.repeats
+        if self.data.repeats > 1 and parts > 0 and size % parts:
+            micro = f"train.global_batch_size / accumulate = {size} / {self.train.accumulate}"
+            yield f"config.data.repeats={self.data.repeats}: must divide {micro}"
 
 
 @dataclasses.dataclass(frozen=True)

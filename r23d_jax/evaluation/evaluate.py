@@ -15,13 +15,15 @@ from r23d_jax import config
 from r23d_jax.config import Config, UserError
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read import pipeline
-from r23d_jax.data.read.views import make_views
+from r23d_jax.data.read.views import largest_frame, make_views
 from r23d_jax.evaluation import metrics as metric_functions
 from r23d_jax.evaluation.result import EvalResult, Protocol, environment
 from r23d_jax.evaluation.step import EvalStep
 from r23d_jax.runtime import parallel
 from r23d_jax.runtime.progress import Progress
 
+# A device cuts the crops if the whole frames are at most this many times as large as all crops of them together.
+MOST_CANVAS = 4
 # Batches dispatched before the oldest one's scores are read: the device always has its next batch.
 BATCHES_IN_FLIGHT = 2
 
@@ -62,8 +64,9 @@ def evaluate(
       UserError: if a score is not finite, or more views are broken than `cfg.data.max_broken_fraction` allows.
     """
     views = make_views(index.num_frames, config.preprocessing(cfg.data), cfg.eval)
-    # Every host gets whole clips, so that a clip is decoded once for all its crops.
-    multiple = math.lcm(mesh.size, cfg.eval.crops * jax.process_count())
+    canvas = _canvas(index, cfg, log)
+    # Every host, and every device that cuts crops, gets whole clips: a clip is decoded once for all its crops.
+    multiple = math.lcm(mesh.size * (cfg.eval.crops if canvas else 1), cfg.eval.crops * jax.process_count())
     batch_size = -(-cfg.eval.batch_size // multiple) * multiple
     broken = broken or pipeline.BrokenLog(cfg.data, log=log)
     params, batch_stats = _on_mesh((params, batch_stats), mesh)
@@ -77,6 +80,7 @@ def evaluate(
         num_hosts=jax.process_count(),
         broken=broken,
         crops=cfg.eval.crops,
+        canvas=canvas,
     )
     in_flight: collections.deque[tuple[jax.Array, jax.Array, jax.Array]] = collections.deque()
     with Progress(len(views), "views", "evaluate", shown=jax.process_index() == 0) as progress:
@@ -89,7 +93,7 @@ def evaluate(
         for batch in batches:
             if should_stop is not None and should_stop():
                 return None
-            rows = {name: batch[name] for name in ("video", "mask", "view")}
+            rows = {name: value for name, value in batch.items() if name not in ("label", "video_id")}
             in_flight.append(eval_step(params, batch_stats, parallel.global_batch(rows, mesh)))
             if len(in_flight) > BATCHES_IN_FLIGHT:
                 add_oldest()
@@ -99,6 +103,22 @@ def evaluate(
     if result.not_evaluated:
         log(f"not evaluated, because no view could be read: {', '.join(result.not_evaluated)}")
     return result
+
+
+def _canvas(index: VideoIndex, cfg: Config, log: Callable[[str], None]) -> tuple[int, int] | None:
+    """Height and width of the frames that the device cuts all crops from; None if the host cuts them."""
+    crops, size = cfg.eval.crops, cfg.data.crop_size
+    if crops == 1 or not parallel.augments_on_device(cfg.data):
+        return None
+    largest = np.array(largest_frame(index))
+    if jax.process_count() > 1:
+        largest = multihost_utils.process_allgather(largest).max(0)
+    height, width = largest.tolist()
+    height //= 2 if cfg.data.input == "flow" else 1
+    if 0 < height * width <= MOST_CANVAS * crops * size**2:
+        return height, width
+    log(f"the largest frames, {width}x{height} pixels, are too large for the device: {crops} crops are cut on the host")
+    return None
 
 
 def _on_mesh(tree: Any, mesh: Mesh) -> Any:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from r23d_jax.config import ConfigError, ParallelConfig
+from r23d_jax.config import ConfigError, DataConfig, ParallelConfig, look_up
 
 AXES = ("data", "fsdp")
 # Smaller leaves (biases, BN) stay whole on every device: splitting them saves nothing and costs a gather each.
@@ -126,6 +126,18 @@ def compute_dtype(cfg: ParallelConfig) -> str:
     if cfg.compute_dtype != "auto":
         return cfg.compute_dtype
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def augments_on_device(cfg: DataConfig) -> bool:
+    """Whether clips are resized and augmented in the compiled step: `cfg.augment_on`, a key of `_AUGMENT_ON`."""
+    return look_up(_AUGMENT_ON, cfg.augment_on, "config.data.augment_on")()
+
+
+_AUGMENT_ON: dict[str, Callable[[], bool]] = {
+    "auto": lambda: jax.default_backend() != "cpu",
+    "host": lambda: False,
+    "device": lambda: True,
+}
 
 
 def loggers(log: Callable[[str], None]) -> tuple[Callable[[str], None], Callable[[str], None]]:

@@ -124,7 +124,7 @@ def _set_up(
 
     abstract_model = nnx.eval_shape(lambda: create_configured_model(cfg, num_classes))
     network, abstract_params, _ = split_model(abstract_model, frozen=cfg.optimizer.freeze)
-    steps_per_epoch = len(train_index.names) / cfg.train.global_batch_size
+    steps_per_epoch = len(train_index.names) * cfg.data.repeats / cfg.train.global_batch_size
     num_steps = math.ceil(cfg.train.epochs * steps_per_epoch)
     tx, schedule = optimizer.make_optimizer(cfg.optimizer, abstract_params, steps_per_epoch, num_steps)
     state, shardings = create_state(initialize, tx, cfg.train.ema_decay, mesh)
@@ -290,10 +290,11 @@ def _device_batches(run: Run, start_step: int) -> Generator[dict[str, jax.Array]
         host=jax.process_index(),
         num_hosts=jax.process_count(),
         broken=run.broken,
+        on_device=parallel.augments_on_device(run.cfg.data),
     )
     ahead: collections.deque[dict[str, jax.Array]] = collections.deque()
     for batch in host_batches:
-        ahead.append(parallel.global_batch({k: batch[k] for k in ("video", "label", "mask")}, run.mesh))
+        ahead.append(parallel.global_batch({k: batch[k] for k in batch if k != "video_id"}, run.mesh))
         if len(ahead) > 1:
             yield ahead.popleft()
     yield from ahead

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from r23d_jax import config
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.config import Config, ConfigError
+from r23d_jax.models.augment import finish_clips
 from r23d_jax.models.functional import Network
 from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.runtime import parallel
@@ -44,7 +45,7 @@ def make_train_step(
 
     Returns:
       A function of (state, {"video" uint8, "label", "mask"}) that returns the next state and float32 device scalars
-      `train/loss`, `train/top1`, `train/grad_norm` and `train/learning_rate`.
+      `train/loss`, `train/top1`, `train/grad_norm` and `train/learning_rate`. The batch may be one for `finish_clips`.
 
     Raises:
       ConfigError: if the devices do not divide a micro-batch.
@@ -53,14 +54,16 @@ def make_train_step(
     seed, train = cfg.seed, cfg.train
     whole = NamedSharding(mesh, PartitionSpec())
     micro_size = train.global_batch_size // train.accumulate
-    if micro_size % mesh.size:
+    if micro_size % (cfg.data.repeats * mesh.size):
+        repeated = f" times data.repeats={cfg.data.repeats}" if cfg.data.repeats > 1 else ""
         raise ConfigError(
             f"config.train.global_batch_size={train.global_batch_size} / accumulate={train.accumulate} = {micro_size}: "
-            f"must be a multiple of the {mesh.size} devices"
+            f"must be a multiple of the {mesh.size} devices{repeated}"
         )
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple]:
         dropout_key, mixup_key = jax.random.split(key)
+        batch = finish_clips(batch, pre)
         video = prepare_video(batch["video"], pre)
         targets = losses.one_hot(batch["label"], num_classes, train.label_smoothing)
         if train.mixup:

@@ -75,8 +75,8 @@ def made_up_batches(monkeypatch):
     """Replaces reading from disk; returns the sets of broken views and the sizes of batches seen."""
     seen = {"broken": set(), "sizes": []}
 
-    def eval_batches(index, views, cfg, *, batch_size, host=0, num_hosts=1, broken=None, crops=0):
-        assert crops == max(views.crop) + 1
+    def eval_batches(index, views, cfg, *, batch_size, host=0, num_hosts=1, broken=None, crops=0, canvas=None):
+        assert crops == max(views.crop) + 1 and canvas is None  # on a CPU the host cuts them
         for first in range(0, len(views), batch_size):
             rows = range(first, min(first + batch_size, len(views)))
             batch = {

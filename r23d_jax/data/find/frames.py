@@ -195,7 +195,8 @@ def save_scan(root: Path, videos: VideoList, arrays: dict[str, np.ndarray]) -> N
 
 
 def _to_index(root: Path, arrays: dict[str, np.ndarray]) -> VideoIndex:
-    folder = np.array([os.path.join(os.path.abspath(root), part).rstrip("/") for part in arrays["folder"].tolist()])
+    above = os.path.abspath(root)
+    folder = np.array([os.path.join(above, part).rstrip("/") for part in arrays["folder"].tolist()])
     return VideoIndex(
         class_names=tuple(arrays["class_names"].tolist()),
         names=arrays["names"],
@@ -223,7 +224,7 @@ def _cache_name(videos: VideoList) -> str:
 
 
 def _times(root: Path, folders: np.ndarray) -> np.ndarray:
-    return np.array([os.stat(root / folder).st_mtime_ns for folder in folders.tolist()], np.int64)
+    return np.array([os.stat(f"{root}/{folder}").st_mtime_ns for folder in folders.tolist()], np.int64)
 
 
 def to_arrays(videos: VideoList, scan: Scan) -> dict[str, np.ndarray]:

@@ -82,9 +82,12 @@ def sides_of(lists: Path, rows: dict[str, list[Row]], classes_file: Path) -> Sid
         class_names = tuple(spelled.values())
     by_fold = {_folded(name): name for name in class_names}
 
+    distinct = {label for _, label, _ in every}
+    spelling = {label: by_fold[_folded(label)] for label in distinct if _folded(label) in by_fold}
+
     def class_of(label: str, where: str) -> str:
-        if _folded(label) in by_fold:
-            return by_fold[_folded(label)]
+        if label in spelling:
+            return spelling[label]
         number = _NUMBER.fullmatch(label)
         if number and int(label) < len(class_names):
             return class_names[int(label)]
@@ -107,6 +110,7 @@ def _folded(label: str) -> str:
 def _read_rows(path: Path) -> list[Row]:
     rows: list[Row] = []
     path_column, label_column, width = 0, 1, 2
+    checked: set[str] = set()  # labels
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         for cells in reader:
@@ -121,7 +125,9 @@ def _read_rows(path: Path) -> list[Row]:
                 continue
             if len(cells) != width or not cells[path_column] or not cells[label_column]:
                 raise DataError(f"{where}: malformed line {shown(','.join(cells))}; expected 'path,label'")
-            refuse_escape(cells[label_column], where)
+            if cells[label_column] not in checked:
+                refuse_escape(cells[label_column], where)
+                checked.add(cells[label_column])
             rows.append((cells[path_column], cells[label_column], where))
     except csv.Error as error:
         raise DataError(f"{path.name}:{reader.line_num}: not CSV: {error}") from error

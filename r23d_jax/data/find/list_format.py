@@ -14,11 +14,12 @@ from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.video_names import CONTROL, group_of
 
 Subset = Literal["train", "test"]
+_DRIVE = re.compile(r"[A-Za-z]:")
 # Limits of a list and of a line in it; a larger file is something else
 _MOST_BYTES, _MOST_CHARACTERS = 1 << 27, 1 << 12
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Listed:
     """One listed video, before classes are restricted and renumbered."""
 
@@ -166,9 +167,9 @@ def relative_parts(text: str, where: str) -> list[str]:
 
 def refuse_escape(text: str, where: str) -> list[str]:
     """Parts of a path, or of a class name, which `prepare` turns into folders."""
-    if CONTROL.search(text):
+    if not text.isprintable() and CONTROL.search(text):
         raise DataError(f"{where}: {shown(text)} holds a control character; rename it")
     parts = text.replace("\\", "/").split("/")
-    if not parts[0] or re.fullmatch(r"[A-Za-z]:", parts[0]) or ".." in parts:
+    if not parts[0] or _DRIVE.fullmatch(parts[0]) or ".." in parts:
         raise DataError(f"{where}: path {shown(text)} leaves the data folder; paths must be relative, without '..'")
     return parts

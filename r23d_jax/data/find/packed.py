@@ -97,18 +97,27 @@ _Selection = tuple[np.ndarray, list[str], list[int], tuple[str, ...], tuple[str,
 
 
 def _select_listed(folder: Path, table: Table, videos: VideoList) -> _Selection:
-    rows_of: dict[str, list[int]] = defaultdict(list)
-    for i, name in enumerate(table.names.tolist()):
-        rows_of[_last(name)].append(i)
-    found: list[tuple[Entry, int]] = []
+    names = table.names.tolist()
+    # A list for each of many videos would keep Python's garbage collector busy for longer than the rest takes.
+    first: dict[str, int] = {}
+    more: dict[str, list[int]] = defaultdict(list)
+    for i, name in enumerate(names):
+        if first.setdefault(_last(name), i) != i:
+            more[_last(name)].append(i)
+    found: list[Entry] = []
+    rows, missing = [], []
     for entry in videos.entries:
-        row = _choose(folder, table, entry, rows_of.get(_last(entry.name), []))
-        if row is not None:
-            found.append((entry, row))
-    have = {entry for entry, _ in found}
-    rows = np.array([row for _, row in found], np.int64)
-    missing = tuple(entry.name for entry in videos.entries if entry not in have)
-    return rows, [entry.name for entry, _ in found], [entry.label for entry, _ in found], videos.class_names, missing
+        last = _last(entry.name)
+        row = first.get(last)
+        if row is not None and (last in more or names[row] != entry.name):
+            row = _choose(folder, table, entry, [row, *more.get(last, ())])
+        if row is None:
+            missing.append(entry.name)
+        else:
+            found.append(entry)
+            rows.append(row)
+    labels = [entry.label for entry in found]
+    return np.array(rows, np.int64), [entry.name for entry in found], labels, videos.class_names, tuple(missing)
 
 
 def _choose(folder: Path, table: Table, entry: Entry, rows: list[int]) -> int | None:

@@ -34,7 +34,7 @@ FORMATS: dict[str, ListFormat] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
     """One listed video."""
 

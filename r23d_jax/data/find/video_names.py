@@ -26,11 +26,13 @@ CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")  # not in names: it could clear
 
 def without_suffix(name: str) -> str:
     """The name without a video suffix. Any other dot belongs to the name."""
+    lower = name.lower()
+    if not lower.endswith(VIDEO_SUFFIXES):  # all at once, because a list may have a quarter of a million names
+        return name
     for suffix in VIDEO_SUFFIXES:
-        stem = name[: -len(suffix)]
         # A file of which only dots would remain would become a folder such as `..`
-        if name.lower().endswith(suffix) and stem.rpartition("/")[2].strip("."):
-            return stem
+        if lower.endswith(suffix) and name[: -len(suffix)].rpartition("/")[2].strip("."):
+            return name[: -len(suffix)]
     return name
 
 

@@ -5,12 +5,14 @@ crop 112 x 112" becomes one window of 112/136 of the short side. Only that part 
 window is rounded to whole source pixels. The window of a frame smaller than `short_side` is enlarged.
 
 To add a crop, add a row to `WINDOWS` and its name to the config's CROPS. To add an augmentation, add a field to
-`DataConfig` and a row of the same name to `AUGMENTATIONS`.
+`DataConfig` and a row of the same name to `AUGMENTATIONS`, here and in `models/augment.py`, which does the same inside
+the compiled step.
 """
 
 import math
 import zlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -52,32 +54,60 @@ def is_mirrored(crops: int, crop: tf.Tensor) -> tf.Tensor:
     return crop >= 5 if crops == 10 else tf.constant(False)
 
 
-def augment_clip(cfg: DataConfig, key: tf.Tensor, clip: tf.Tensor) -> tf.Tensor:
-    """Applies all augmentations whose field in `cfg` is neither 0 nor False, in the order of `AUGMENTATIONS`.
+def canvas_size(cfg: DataConfig) -> tuple[int, int]:
+    """Height and width that hold every training window of a frame whose short side is `short_side`.
+
+    A tall window of `random_resized` may be higher: then the host resizes it.
+    """
+    side = look_up(_CANVAS_SIDES, cfg.crop, "config.data.crop")(cfg)
+    return side, math.ceil(side * _ASPECT[1]) if cfg.crop == "random_resized" else side
+
+
+def draw_numbers(cfg: DataConfig, key: tf.Tensor) -> dict[str, tf.Tensor]:
+    """The numbers of all augmentations whose field in `cfg` is neither 0 nor False, in the order of `AUGMENTATIONS`.
 
     Each draws from a key that depends on its name alone, so its numbers stay the same when others are switched on.
 
     Args:
       cfg: which augmentations.
       key: (2,) int64, of the clip.
-      clip: (t, s, s, c) uint8, as is the result.
     """
-    for name, change in AUGMENTATIONS.items():
-        if getattr(cfg, name):
-            clip = change(cfg, fold_in(key, zlib.crc32(name.encode())), clip)
-    return clip
+    return {
+        name: augmentation.draw(cfg, fold_in(key, zlib.crc32(name.encode())))
+        for name, augmentation in AUGMENTATIONS.items()
+        if getattr(cfg, name)
+    }
 
 
-def jitter_colors(strength: float, draws: tf.Tensor, video: tf.Tensor) -> tf.Tensor:
+def augment_clip(numbers: dict[str, tf.Tensor], clip: tf.Tensor) -> tf.Tensor:
+    """Applies the augmentations whose numbers are given, in their order.
+
+    Args:
+      numbers: of `draw_numbers`.
+      clip: (t, s, s, c) uint8, or float32 in 0..255. Colors are rounded once, after all changes of them: an earlier
+        rounding would be magnified by contrast, and a device that rounds a tie to the other side would differ visibly.
+
+    Returns:
+      (t, s, s, c) uint8.
+    """
+    for name, drawn in numbers.items():
+        augmentation = AUGMENTATIONS[name]
+        clip = augmentation.change(drawn, tf.cast(clip, tf.float32) if augmentation.colors else to_uint8(clip))
+    return to_uint8(clip)
+
+
+def changes_colors(cfg: DataConfig) -> bool:
+    """Whether an augmentation of `cfg` works on float32."""
+    return any(augmentation.colors and getattr(cfg, name) for name, augmentation in AUGMENTATIONS.items())
+
+
+def jitter_colors(factors: tf.Tensor, video: tf.Tensor) -> tf.Tensor:
     """Changes brightness, contrast and saturation, in this order and by the same amounts in all frames of a clip.
 
     Args:
-      strength: each factor is uniform in [max(0, 1 - strength), 1 + strength].
-      draws: (3,) float32 in [0, 1).
+      factors: (3,) float32.
       video: (t, h, w, 3) float32, 0..255, as is the result.
     """
-    low = max(0.0, 1.0 - strength)
-    factors = low + draws * (1.0 + strength - low)
     video = tf.clip_by_value(video * factors[0], 0.0, 255.0)
     # One mean for the clip: a mean per frame would make the picture flicker when something bright appears.
     video = _blend(video, tf.reduce_mean(_gray(video)), factors[1])
@@ -86,7 +116,7 @@ def jitter_colors(strength: float, draws: tf.Tensor, video: tf.Tensor) -> tf.Ten
 
 def to_uint8(video: tf.Tensor) -> tf.Tensor:
     """Rounds float32 pixels in 0..255 to the nearest uint8. Bilinear filters never leave that range."""
-    return tf.cast(video + 0.5, tf.uint8)
+    return video if video.dtype == tf.uint8 else tf.cast(video + 0.5, tf.uint8)
 
 
 def mirror(video: tf.Tensor, yes: tf.Tensor) -> tf.Tensor:
@@ -164,6 +194,15 @@ WINDOWS: dict[str, Callable[[DataConfig, tf.Tensor, tf.Tensor, tf.Tensor], tf.Te
 }
 
 
+# config.data.crop -> config -> longest side of a window of a frame whose short side is `short_side`, but for its shape
+_CANVAS_SIDES: dict[str, Callable[[DataConfig], int]] = {
+    "multi_scale": lambda cfg: math.ceil(max(cfg.crop_scales) * cfg.short_side),
+    "random_resized": lambda cfg: cfg.short_side,
+    "random": lambda cfg: cfg.crop_size,
+    "center": lambda cfg: cfg.crop_size,
+}
+
+
 def _three_crops(crop: tf.Tensor, down: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
     along_width = tf.stack([down // 2, crop * right // 2])
     along_height = tf.stack([crop * down // 2, right // 2])
@@ -184,14 +223,24 @@ EVAL_CROPS: dict[int, Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]] = 
 }
 
 
-def _color_jitter(cfg: DataConfig, key: tf.Tensor, clip: tf.Tensor) -> tf.Tensor:
-    return to_uint8(jitter_colors(cfg.color_jitter, uniform(key, 3), tf.cast(clip, tf.float32)))
+class Augmentation(NamedTuple):
+    """A change of a whole clip, in two halves: what is drawn, and what is done with it."""
+
+    draw: Callable[[DataConfig, tf.Tensor], tf.Tensor]  # config, key of its own -> numbers
+    change: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # numbers, (t, s, s, c) -> (t, s, s, c)
+    colors: bool  # it works on float32 in 0..255; False: it moves pixels and works on uint8, after those
 
 
-# Field of DataConfig -> (config, key of its own, (t, s, s, c) uint8) -> (t, s, s, c) uint8
-AUGMENTATIONS: dict[str, Callable[[DataConfig, tf.Tensor, tf.Tensor], tf.Tensor]] = {
-    "color_jitter": _color_jitter,
-    "flip": lambda cfg, key, clip: mirror(clip, uniform(key, 1)[0] < 0.5),
+def _draw_factors(cfg: DataConfig, key: tf.Tensor) -> tf.Tensor:
+    """(3,) float32, uniform in [max(0, 1 - strength), 1 + strength]."""
+    low = max(0.0, 1.0 - cfg.color_jitter)
+    return low + uniform(key, 3) * (1.0 + cfg.color_jitter - low)
+
+
+# By field of DataConfig
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "color_jitter": Augmentation(_draw_factors, jitter_colors, colors=True),
+    "flip": Augmentation(lambda cfg, key: uniform(key, 1)[0] < 0.5, lambda yes, clip: mirror(clip, yes), colors=False),
 }
 
 

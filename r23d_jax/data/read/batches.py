@@ -63,7 +63,8 @@ class BatchIterator:
             batch = self._read()
         self._given += 1
         try:
-            self._observe(batch.pop("tried"), batch.pop("delivered"))
+            tried, delivered = batch.pop("tried"), batch.pop("delivered")
+            self._observe(tried.reshape(-1, tried.shape[-1]), delivered.reshape(-1))
         except Exception:
             self.close()
             raise
@@ -143,9 +144,7 @@ def _options(workers: int) -> tf.data.Options:
     return options
 
 
-def first_readable(
-    load: Callable[[tf.Tensor], tf.Tensor], attempts: int | tf.Tensor, shape: tuple[int, ...]
-) -> tuple[tf.Tensor, tf.Tensor]:
+def first_readable(load: Callable[[tf.Tensor], Sample], attempts: int | tf.Tensor) -> tuple[Sample, tf.Tensor]:
     """The first of load(0), load(1), ... that does not fail, and its number; zeros and `attempts` if all fail.
 
     A TensorFlow graph cannot catch an error, but a dataset can drop elements that fail. This one is created and
@@ -153,5 +152,6 @@ def first_readable(
     """
     numbers = tf.data.Dataset.range(attempts)
     loaded = numbers.map(lambda number: (load(number), tf.cast(number, tf.int32))).ignore_errors()
-    nothing = tf.data.Dataset.from_tensors((tf.zeros(shape, tf.uint8), tf.cast(attempts, tf.int32)))
-    return loaded.concatenate(nothing).take(1).get_single_element()
+    nothing = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), loaded.element_spec[0])
+    last = tf.data.Dataset.from_tensors((nothing, tf.cast(attempts, tf.int32)))
+    return loaded.concatenate(last).take(1).get_single_element()

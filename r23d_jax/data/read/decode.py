@@ -76,14 +76,31 @@ def decode_clip(
     return resize(decode_windows(contents, window_of, flow, fewest_pixels), size, antialias)
 
 
-def resize(windows: tf.Tensor, size: int, antialias: bool) -> tf.Tensor:
-    """(t, h, w, c) uint8 -> (t, size, size, c) uint8, bilinear; `antialias`: with a filter if a window is reduced."""
+def resize(windows: tf.Tensor, size: int, antialias: bool, rounded: bool = True) -> tf.Tensor:
+    """(t, h, w, c) uint8 -> (t, size, size, c) uint8, bilinear; `antialias`: with a filter if a window is reduced.
+
+    Not `rounded`, it is float32 in 0..255.
+    """
+    if not rounded:
+        resized = tf.image.resize(windows, [size, size], antialias=antialias)
+        return tf.ensure_shape(resized, (windows.shape[0], size, size, windows.shape[3]))
     resized = tf.cond(  # a window of this size need not be converted to floats and back
         tf.reduce_all(tf.shape(windows)[1:3] == size),
         lambda: windows,
         lambda: to_uint8(tf.image.resize(windows, [size, size], antialias=antialias)),
     )
     return tf.ensure_shape(resized, (windows.shape[0], size, size, windows.shape[3]))
+
+
+def to_canvas(windows: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """(t, h, w, c) uint8 -> (t, height, width, c) uint8, with zeros below and to the right."""
+    frames, channels = windows.shape[0], windows.shape[3]
+    rows, columns = tf.unstack(tf.shape(windows)[1:3])
+    # tf.pad moves single bytes; tf.concat copies whole rows.
+    flat = tf.reshape(windows, tf.stack([frames, rows, columns * channels]))
+    flat = tf.concat([flat, tf.zeros(tf.stack([frames, rows, (width - columns) * channels]), tf.uint8)], 2)
+    flat = tf.concat([flat, tf.zeros(tf.stack([frames, height - rows, width * channels]), tf.uint8)], 1)
+    return tf.reshape(flat, (frames, height, width, channels))
 
 
 def decode_windows(

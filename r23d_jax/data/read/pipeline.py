@@ -22,11 +22,11 @@ from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read import augment, sampling
 from r23d_jax.data.read.batches import BatchIterator, Sample, dataset_maker, first_readable
 from r23d_jax.data.read.broken import BrokenLog
-from r23d_jax.data.read.decode import Plan, decode_clip, decode_windows, frame_reader, read_clip, resize
+from r23d_jax.data.read.decode import Plan, decode_windows, frame_reader, read_clip, resize, to_canvas
 from r23d_jax.data.read.views import Views
 
 ALTERNATIVES = 4  # substitutes tried for a video that cannot be read
-_FRAMES, _WINDOW = 0, 1  # folded into a clip's key; augmentations fold in their names
+_FRAMES, _WINDOW, _REPEAT = 0, 1, 2  # folded into a clip's key; augmentations fold in their names
 
 
 def train_batches(
@@ -40,11 +40,13 @@ def train_batches(
     host: int = 0,
     num_hosts: int = 1,
     broken: BrokenLog,
+    on_device: bool = False,
 ) -> BatchIterator:
     """Training batches of one host.
 
-    Global sample g = step * global_batch_size + i belongs to epoch g // N and to host i // (global_batch_size /
-    num_hosts). An epoch visits every video once; batches go across the end of an epoch, and nothing is dropped.
+    A step reads n = global_batch_size / repeats clips. Global sample g = step * n + i belongs to epoch g // N and to
+    host i // (n / num_hosts). An epoch visits every video once; batches go across the end of an epoch, and nothing is
+    dropped. Each sample gives `repeats` rows, next to each other, which differ in their augmentations.
 
     Args:
       index: N videos.
@@ -56,6 +58,10 @@ def train_batches(
       host: number of this host.
       num_hosts: hosts in all.
       broken: counts and names videos that cannot be read.
+      on_device: leave resizing and augmentations to `models.augment.finish_clips`. A batch then has "video"
+        (b / k, t, h, w, c) uint8 with k = repeats, where every window stands in the top left corner of a canvas
+        (h, w) = `augment.canvas_size`; all others as (b / k, k, ...); and also "window" int32 and the numbers of
+        `augment.draw_numbers`. A window that is larger than the canvas is resized here.
 
     Returns:
       An iterator over batches
@@ -70,7 +76,8 @@ def train_batches(
     _hide_gpus()
     validate(cfg)
     cfg = dataclasses.replace(cfg, flip=mirrors(cfg.flip, index.class_names))
-    rows = _rows_per_host(global_batch_size, host, num_hosts, "train.global_batch_size")
+    rows = _rows_per_host(global_batch_size, host, num_hosts, "train.global_batch_size", cfg.repeats) // cfg.repeats
+    samples = rows * num_hosts
     num_videos = len(index.names)
     reader = frame_reader(index.frames)
     num_frames, labels = tf.constant(index.num_frames, tf.int32), tf.constant(index.labels, tf.int32)
@@ -80,7 +87,7 @@ def train_batches(
         return sampling.training_frames(cfg, sampling.fold_in(key, _FRAMES), num_frames[video])
 
     def plan(counter: tf.Tensor) -> Plan:
-        number = (counter // rows) * global_batch_size + host * rows + tf.math.floormod(counter, rows)
+        number = (counter // rows) * samples + host * rows + tf.math.floormod(counter, rows)
         epoch, position = number // num_videos, tf.math.floormod(number, num_videos)
         wanted = sampling.epoch_order(seed, epoch, position, num_videos)
         key = sampling.sample_key(seed, epoch, wanted)
@@ -92,26 +99,28 @@ def train_batches(
     def sample(plan: Plan, substitute: bool) -> Sample:
         tried = plan["tried"]
 
-        def attempt(which: tf.Tensor) -> tf.Tensor:
+        def attempt(which: tf.Tensor) -> Sample:
             # A key for each, so that a substitute shows another clip here than in its own turn.
             key = sampling.fold_in(plan["key"], which)
             if not substitute:
-                return _training_clip(cfg, reader.open(plan), key)
+                return _training_clip(cfg, reader.open(plan), key, on_device)
             video = tried[which]
             contents = tf.cond(
                 which == 0, lambda: reader.open(plan), lambda: read_clip(reader, video, frames_of(video, key))
             )
-            return _training_clip(cfg, contents, key)
+            return _training_clip(cfg, contents, key, on_device)
 
         if substitute:
-            video, delivered = first_readable(attempt, attempts, _clip_shape(cfg))
+            clip, delivered = first_readable(attempt, attempts)
         else:
-            video, delivered = attempt(tf.constant(0)), tf.constant(0)
+            clip, delivered = attempt(tf.constant(0)), tf.constant(0)
         video_id = tried[tf.minimum(delivered, attempts - 1)]
-        batch = {"video": video, "label": labels[video_id], "mask": tf.constant(1.0), "video_id": video_id}
-        return batch | {"tried": tried, "delivered": delivered}
+        same = {"label": labels[video_id], "mask": tf.constant(1.0), "video_id": video_id}
+        same |= {"tried": tried, "delivered": delivered}
+        return clip | {name: tf.repeat(value[None], cfg.repeats, 0) for name, value in same.items()}
 
-    make = dataset_maker(plan, reader.fetch, sample, rows, start_step, start_step + num_steps, cfg)
+    group = 0 if on_device else cfg.repeats
+    make = dataset_maker(plan, reader.fetch, sample, rows, start_step, start_step + num_steps, cfg, group)
     return BatchIterator(make, num_steps, lambda *seen: broken.observe(index, *seen, replaced=True))
 
 
@@ -125,6 +134,7 @@ def eval_batches(
     num_hosts: int = 1,
     broken: BrokenLog,
     crops: int = 0,
+    canvas: tuple[int, int] | None = None,
 ) -> BatchIterator:
     """Evaluation batches of one host, in the order of the views.
 
@@ -132,13 +142,16 @@ def eval_batches(
     padded with rows of mask 0 (video, label, video_id and view are 0 there), so every host gives the same number of
     batches of one shape. A view that cannot be read has mask 0 too, but keeps its numbers.
 
-    If b is a multiple of the number of crops, a clip is decoded once for all of them.
+    If b is a multiple of the number of crops k, a clip is decoded once for all of them.
 
     Args:
       index, cfg, host, num_hosts, broken: as in `train_batches`.
       views: which clips and crops of the videos.
       batch_size: views in a batch, over all hosts.
       crops: crops of a clip, a key of `augment.EVAL_CROPS`; 0: as many as `views` has.
+      canvas: leave the crops to `models.augment.finish_clips`; b must be a multiple of k. A batch then has "video"
+        (b / k, t, *canvas, c) with whole frames, which the canvas must hold, and all others as (b / k, k, ...), also
+        "window" and "flip" as in `train_batches`.
 
     Returns:
       An iterator over batches as `train_batches` gives, and "view": (b,) int32, the row in `views`.
@@ -155,12 +168,13 @@ def eval_batches(
     look_up(augment.EVAL_CROPS, crops, "config.eval.crops")
     whole_clips = num_views % crops == 0 and np.array_equal(views.crop, np.tile(np.arange(crops), num_views // crops))
     group = crops if whole_clips and rows % crops == 0 else 1  # views that are read together
-    reader, clip_views = frame_reader(index.frames), _eval_loader(cfg, crops, together=group > 1)
+    if canvas is not None and group != crops:
+        raise ValueError(f"{rows} views of a host are no whole clips of {crops} crops, so no device can cut them")
+    reader, clip_views = frame_reader(index.frames), _eval_loader(cfg, crops, group > 1, canvas)
     length = preprocessing(cfg).read_frames
     num_frames = tf.constant(index.num_frames, tf.int32)
     labels = tf.constant(index.labels, tf.int32)
     columns = [tf.constant(column, tf.int32) for column in (views.video, views.start, views.crop)]
-    shape = (group, *_clip_shape(cfg))
     groups = rows // group
 
     def plan(counter: tf.Tensor) -> Plan:
@@ -174,21 +188,21 @@ def eval_batches(
     def sample(plan: Plan, substitute: bool) -> Sample:
         real, row, video_id = plan["real"], plan["row"], plan["video"]
 
-        def load(_: tf.Tensor) -> tf.Tensor:
+        def load(_: tf.Tensor) -> Sample:
             return clip_views(reader.open(plan), plan["crop"])
 
         if substitute:
             # No attempts for padding: there is nothing to decode.
-            video, delivered = first_readable(load, tf.cast(real, tf.int64), shape)
+            clip, delivered = first_readable(load, tf.cast(real, tf.int64))
         else:
-            video = tf.cond(real, lambda: load(row), lambda: tf.zeros(shape, tf.uint8))
+            clip = load(row)
+            clip = tf.cond(real, lambda: clip, lambda: tf.nest.map_structure(tf.zeros_like, clip))
             delivered = tf.constant(0)
 
         def each(value: tf.Tensor) -> tf.Tensor:
             return tf.fill((group,), value)
 
-        return {
-            "video": video,
+        return clip | {
             "label": each(tf.where(real, labels[video_id], 0)),
             "mask": each(tf.cast(real & (delivered == 0), tf.float32)),
             "video_id": each(tf.where(real, video_id, 0)),
@@ -198,58 +212,79 @@ def eval_batches(
         }
 
     num_batches = -(-num_views // batch_size)
-    make = dataset_maker(plan, reader.fetch, sample, groups, 0, num_batches, cfg, group)
+    flattened = 0 if canvas is not None else group
+    make = dataset_maker(plan, reader.fetch, sample, groups, 0, num_batches, cfg, flattened)
     return BatchIterator(make, num_batches, lambda *seen: broken.observe(index, *seen, replaced=False))
 
 
-def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor) -> tf.Tensor:
-    """(t, s, s, c) uint8, cropped and augmented by the key."""
+def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor, on_device: bool) -> Sample:
+    """The k = repeats rows of a clip, cropped and augmented by the key: "video" (k, t, s, s, c) uint8.
+
+    For the device: "video" (t, h, w, c) on a canvas, "window" (k, 4), and numbers of augmentations.
+    """
     draws = sampling.uniform(sampling.fold_in(key, _WINDOW), augment.WINDOW_DRAWS)
-    clip = decode_clip(
+    windows = decode_windows(
         contents,
         lambda height, width: augment.training_window(cfg, draws, height, width),
-        cfg.crop_size,
-        cfg.antialias,
         cfg.input == "flow",
         cfg.dct_scaling * cfg.crop_size or math.inf,
     )
-    return augment.augment_clip(cfg, key, clip)
+    repeat = sampling.fold_in(key, _REPEAT)
+    keys = [key, *(sampling.fold_in(repeat, number) for number in range(1, cfg.repeats))]
+    numbers = [augment.draw_numbers(cfg, key) for key in keys]
+    canvas = augment.canvas_size(cfg)
+    fits = tf.reduce_all(tf.shape(windows)[1:3] <= canvas)
+    # On the host too, so that a clip is the same wherever it is augmented
+    windows = tf.cond(fits, lambda: windows, lambda: resize(windows, cfg.crop_size, cfg.antialias))
+    if not on_device:
+        clip = resize(windows, cfg.crop_size, cfg.antialias, rounded=not augment.changes_colors(cfg))
+        return {"video": tf.stack([augment.augment_clip(drawn, clip) for drawn in numbers])}
+    whole = tf.concat([[0, 0], tf.shape(windows)[1:3]], 0)
+    sample = {"video": to_canvas(windows, *canvas), "window": tf.repeat(whole[None], cfg.repeats, 0)}
+    return sample | {name: tf.stack([drawn[name] for drawn in numbers]) for name in numbers[0]}
 
 
-def _eval_loader(cfg: DataConfig, crops: int, together: bool) -> Callable[[list[tf.Tensor], tf.Tensor], tf.Tensor]:
-    """(encoded frames, crop) -> (1, t, s, s, c) uint8: this crop; with `together`, (crops, t, s, s, c): all of them."""
+def _eval_loader(
+    cfg: DataConfig, crops: int, together: bool, canvas: tuple[int, int] | None
+) -> Callable[[list[tf.Tensor], tf.Tensor], Sample]:
+    """(encoded frames, crop) -> "video" (1, t, s, s, c) uint8: this crop; with `together`, (crops, t, s, s, c).
+
+    With a canvas: "video" (t, *canvas, c), "window" (crops, 4) and "flip" (crops,).
+    """
     flow = cfg.input == "flow"
 
     def finish(windows: tf.Tensor, crop: tf.Tensor) -> tf.Tensor:
         return augment.mirror(resize(windows, cfg.crop_size, cfg.antialias), augment.is_mirrored(crops, crop))
 
-    def load(contents: list[tf.Tensor], crop: tf.Tensor) -> tf.Tensor:
+    def load(contents: list[tf.Tensor], crop: tf.Tensor) -> Sample:
         if crops == 1:
             fewest = cfg.dct_scaling * cfg.crop_size or math.inf
             windows = decode_windows(contents, lambda h, w: augment.eval_window(cfg, crops, crop, h, w), flow, fewest)
-            return finish(windows, crop)[None]
+            return {"video": finish(windows, crop)[None]}
         # The whole frame is decoded even for one crop: a window decoded alone has other colors at its edges, and a view
         # must not depend on its batch.
         fewest = cfg.dct_scaling * cfg.short_side or math.inf
         whole = decode_windows(contents, lambda h, w: tf.stack([0, 0, h, w]), flow, fewest)
+        numbers = list(map(tf.constant, range(crops))) if together else [crop]
+        high, wide = tf.shape(whole)[1], tf.shape(whole)[2]
+        windows = [augment.eval_window(cfg, crops, number, high, wide) for number in numbers]
+        if canvas is not None:
+            mirrored = tf.stack([augment.is_mirrored(crops, number) for number in numbers])
+            return {"video": to_canvas(whole, *canvas), "window": tf.stack(windows), "flip": mirrored}
         cut = []
-        for number in map(tf.constant, range(crops)) if together else [crop]:
-            top, left, height, width = tf.unstack(
-                augment.eval_window(cfg, crops, number, tf.shape(whole)[1], tf.shape(whole)[2])
-            )
+        for number, window in zip(numbers, windows, strict=True):
+            top, left, height, width = tf.unstack(window)
             cut.append(finish(whole[:, top : top + height, left : left + width], number))
-        return tf.stack(cut)
+        return {"video": tf.stack(cut)}
 
     return load
 
 
-def _clip_shape(cfg: DataConfig) -> tuple[int, int, int, int]:
-    return preprocessing(cfg).read_frames, cfg.crop_size, cfg.crop_size, len(cfg.mean)
-
-
-def _rows_per_host(batch_size: int, host: int, num_hosts: int, name: str) -> int:
-    if batch_size % num_hosts:
-        raise ConfigError(f"config.{name}={batch_size}: must be a multiple of the number of hosts, {num_hosts}")
+def _rows_per_host(batch_size: int, host: int, num_hosts: int, name: str, repeats: int = 1) -> int:
+    if batch_size % (num_hosts * repeats):
+        repeated = f", times data.repeats={repeats}" if repeats > 1 else ""
+        wanted = f"the number of hosts, {num_hosts}{repeated}"
+        raise ConfigError(f"config.{name}={batch_size}: must be a multiple of {wanted}")
     if not 0 <= host < num_hosts:
         raise ValueError(f"host={host}: must be 0 .. {num_hosts - 1}")
     return batch_size // num_hosts

@@ -1,11 +1,17 @@
 """Views: which clips and crops of every video are scored."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from r23d_jax.config import EvalConfig, Preprocessing, look_up
+from r23d_jax.data.find.frames import VideoIndex
+from r23d_jax.data.find.picture_header import claimed_size
+
+_THREADS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +57,24 @@ def make_views(num_frames: np.ndarray, pre: Preprocessing, cfg: EvalConfig) -> V
         start=np.repeat(start, cfg.crops).astype(np.int32),
         crop=np.tile(np.arange(cfg.crops, dtype=np.int32), len(video)),
     )
+
+
+def largest_frame(index: VideoIndex) -> tuple[int, int]:
+    """The greatest height and the greatest width of the videos, in pixels of a picture; zeros if none can be read.
+
+    The first readable frame of each video is looked at, but not decoded.
+    """
+
+    def size(video: int) -> tuple[int, int]:
+        for frame in range(int(index.num_frames[video])):
+            with contextlib.suppress(OSError):
+                if found := claimed_size(index.frames.read(video, frame)):
+                    return found
+        return 0, 0
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        height, width = np.max([(0, 0), *pool.map(size, range(len(index)))], 0).tolist()
+    return height, width
 
 
 def _dense(lengths: np.ndarray, span: int, pre: Preprocessing, cfg: EvalConfig) -> tuple[np.ndarray, np.ndarray]:

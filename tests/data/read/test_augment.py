@@ -103,7 +103,9 @@ def test_eval_windows() -> None:
 
 
 def _jitter(strength: float, draws: list[float], video: np.ndarray) -> np.ndarray:
-    return augment.jitter_colors(strength, tf.constant(draws, tf.float32), tf.constant(video)).numpy()
+    low = max(0.0, 1.0 - strength)
+    factors = low + np.array(draws, np.float32) * (1.0 + strength - low)
+    return augment.jitter_colors(tf.constant(factors, tf.float32), tf.constant(video)).numpy()
 
 
 def test_color_jitter_is_its_definition_and_the_same_in_all_frames() -> None:
@@ -135,18 +137,18 @@ def test_draws_of_an_augmentation_do_not_depend_on_the_others(monkeypatch: pytes
     seen: dict[str, list[int]] = {}
 
     def recorded(name: str):
-        def change(cfg: DataConfig, key: tf.Tensor, clip: tf.Tensor) -> tf.Tensor:
+        def draw(cfg: DataConfig, key: tf.Tensor) -> tf.Tensor:
             seen[name] = key.numpy().tolist()
-            return clip
+            return key
 
-        return change
+        return augment.Augmentation(draw, lambda drawn, clip: clip, colors=False)
 
     def keys(table: list[str], on: list[str], clip: int = 7) -> dict[str, list[int]]:
         seen.clear()
         monkeypatch.setattr(augment, "AUGMENTATIONS", {name: recorded(name) for name in table})
         fields: dict[str, Any] = {name: 0 for name in table} | {name: _on(name) for name in on}
         cfg = DataConfig(**fields)
-        augment.augment_clip(cfg, tf.constant([3, clip], tf.int64), tf.zeros((1, 2, 2, 3), tf.uint8))
+        augment.draw_numbers(cfg, tf.constant([3, clip], tf.int64))
         return dict(seen)
 
     names = list(augment.AUGMENTATIONS)
@@ -166,7 +168,7 @@ def test_every_augmentation_keeps_the_shape_and_follows_its_key(name: str) -> No
     cfg = DataConfig(**fields)
 
     def change(key: int) -> np.ndarray:
-        changed = augment.augment_clip(cfg, tf.constant([0, key], tf.int64), tf.constant(clip))
+        changed = augment.augment_clip(augment.draw_numbers(cfg, tf.constant([0, key], tf.int64)), tf.constant(clip))
         assert changed.dtype == tf.uint8 and changed.shape == clip.shape
         return changed.numpy()
 
