@@ -40,50 +40,75 @@ class Clips:
     def __str__(self) -> str:
         return f"{self.batch} x {self.num_frames} x {self.size} x {self.size}"
 
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """(B, T, H, W, 3)."""
+        return self.batch, self.num_frames, self.size, self.size, 3
+
     def draw(self) -> tuple[np.ndarray, np.ndarray]:
         """Random uint8 clips (B, T, H, W, 3) and labels."""
         rng = np.random.default_rng(0)
-        shape = (self.batch, self.num_frames, self.size, self.size, 3)
-        return rng.integers(0, 256, shape, np.uint8), rng.integers(0, NUM_CLASSES, self.batch).astype(np.int32)
+        return rng.integers(0, 256, self.shape, np.uint8), rng.integers(0, NUM_CLASSES, self.batch).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """Calls that end when their work is done.
+    """What is timed.
 
     Attributes:
-      step: one training step.
-      forward: one forward pass in evaluation mode.
+      queue: starts a training step and returns a call that ends when the step is done.
+      forward: one forward pass in evaluation mode, which is done when the call ends.
       memory: the most bytes of the device that were in use so far; 0 where the device does not say.
     """
 
-    step: Callable[[], object]
+    queue: Callable[[], Callable[[], object]]
     forward: Callable[[], object]
     memory: Callable[[], int]
 
+    def step(self) -> None:
+        """One training step from start to end."""
+        self.queue()()
 
-def ours(name: str, clips: Clips, formulation: str = "auto", remat: bool = False) -> Candidate:
-    """Our network with the project's own training step, for all devices together."""
-    import jax
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A training before its values exist: the parts of the project's step that do not depend on the devices.
+
+    Attributes:
+      cfg: of the training.
+      network: without its values.
+      initialize: draws the parameters and the BN statistics.
+      tx, schedule: SGD with momentum.
+    """
+
+    cfg: Any
+    network: Any
+    initialize: Callable[[], tuple[Any, Any]]
+    tx: Any
+    schedule: Any
+
+    def step(self, mesh: Any, shardings: Any) -> Any:
+        """The project's own training step."""
+        from r23d_jax.training.step import make_train_step
+
+        return make_train_step(self.network, self.tx, self.cfg, NUM_CLASSES, mesh, shardings, self.schedule)
+
+
+def plan(name: str, clips: Clips, dtype: str, remat: bool = False) -> Plan:
+    """A training of one of `NETWORKS` that computes in `dtype`."""
     from flax import nnx
 
-    from r23d_jax.checkpoint.state import create_state
-    from r23d_jax.config import Config, HeadConfig, preprocessing
-    from r23d_jax.models.convolution import use_formulation
+    from r23d_jax.config import Config, HeadConfig
     from r23d_jax.models.functional import split_model
-    from r23d_jax.models.preprocess import prepare_video
     from r23d_jax.models.registry import create_model
-    from r23d_jax.runtime import parallel
     from r23d_jax.training.optimizer import make_optimizer
-    from r23d_jax.training.step import make_train_step
 
     model_name, head = NETWORKS[name]
     cfg = Config()
     cfg.data.num_frames, cfg.data.crop_size, cfg.data.short_side = clips.num_frames, clips.size, clips.size
     cfg.optimizer.name, cfg.optimizer.warmup_epochs, cfg.optimizer.learning_rate = "sgd", 0.0, 1e-3
     cfg.optimizer.weight_decay, cfg.optimizer.clip_norm, cfg.train.label_smoothing = 0.0, 0.0, 0.0
-    cfg.train.global_batch_size = clips.batch
-    cfg.parallel.compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    cfg.train.global_batch_size, cfg.parallel.compute_dtype = clips.batch, dtype
 
     def make() -> Any:
         return create_model(
@@ -92,30 +117,43 @@ def ours(name: str, clips: Clips, formulation: str = "auto", remat: bool = False
             head=HeadConfig(kind=head, dropout=0.5 if head == "vit" else 0.0),
             num_frames=clips.num_frames,
             crop_size=clips.size,
-            dtype=cfg.parallel.compute_dtype,
+            dtype=dtype,
             remat=remat,
             rngs=nnx.Rngs(0),
         )
 
-    mesh = parallel.make_mesh()
     network, params, _ = split_model(nnx.eval_shape(make))
     tx, schedule = make_optimizer(cfg.optimizer, params, steps_per_epoch=100, num_steps=1000)
-    state, shardings = create_state(lambda: split_model(make())[1:], tx, 0.0, mesh)
-    step = make_train_step(network, tx, cfg, NUM_CLASSES, mesh, shardings, schedule)
-    pre = preprocessing(cfg.data)
+    return Plan(cfg, network, lambda: split_model(make())[1:], tx, schedule)
+
+
+def ours(name: str, clips: Clips, formulation: str = "auto", remat: bool = False) -> Candidate:
+    """Our network with the project's own training step, for all devices together."""
+    import jax
+
+    from r23d_jax.checkpoint.state import create_state
+    from r23d_jax.config import preprocessing
+    from r23d_jax.models.convolution import use_formulation
+    from r23d_jax.models.preprocess import prepare_video
+    from r23d_jax.runtime import parallel
+
+    made = plan(name, clips, "float32" if jax.default_backend() == "cpu" else "bfloat16", remat)
+    mesh = parallel.make_mesh()
+    state, shardings = create_state(made.initialize, made.tx, 0.0, mesh)
+    step, network, pre = made.step(mesh, shardings), made.network, preprocessing(made.cfg.data)
     apply = jax.jit(
         lambda params, batch_stats, video: network.apply_eval(params, batch_stats, prepare_video(video, pre)),
-        compiler_options=parallel.compiler_options(),
+        compiler_options=parallel.compiler_options(mesh),
     )
     video, label = clips.draw()
     rows = {"video": video, "label": label, "mask": np.ones(clips.batch, np.float32)}
     batch = parallel.global_batch(rows, mesh)
     holder = [state]
 
-    def train() -> None:
+    def train() -> Callable[[], object]:
         with use_formulation(formulation):
             holder[0], metrics = step(holder[0], batch)
-        jax.block_until_ready((holder[0], metrics))
+        return functools.partial(jax.block_until_ready, metrics)
 
     def forward() -> None:
         with use_formulation(formulation):
@@ -157,14 +195,14 @@ def torch_peer(name: str, clips: Clips, variant: str) -> Candidate:
         if cuda:
             torch.cuda.synchronize()
 
-    def train() -> None:
+    def train() -> Callable[[], object]:
         net.train()
         with half():
             loss = torch.nn.functional.cross_entropy(run(prepared()), label)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        wait()
+        return wait if not cuda else torch.cuda.current_stream().record_event().synchronize
 
     def forward() -> None:
         net.eval()

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r23d_jax.config import Preprocessing
 from r23d_jax.models.augment import finish_clips
+from r23d_jax.models.convolution import compiled_for
 from r23d_jax.models.functional import Network
 from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.runtime import parallel
@@ -24,10 +25,11 @@ def make_eval_step(network: Network, pre: Preprocessing, mesh: Mesh) -> EvalStep
     hosts without a second exchange.
     """
 
+    @compiled_for(parallel.platform(mesh))
     def step(params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         batch = finish_clips(batch, pre)
         logits = network.apply_eval(params, batch_stats, prepare_video(batch["video"], pre))
         return logits.astype(jnp.float32), batch["view"], batch["mask"]
 
     whole = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(step, out_shardings=whole, compiler_options=parallel.compiler_options())
+    return jax.jit(step, out_shardings=whole, compiler_options=parallel.compiler_options(mesh))

@@ -1,8 +1,4 @@
-"""The 3D convolution and the max-pool, in the form that is fastest on the backend; all forms give the same values.
-
-"direct" is XLA's own convolution. "folded" is the CPU's (`cpu.py`). "padded" is for experiments on tensor cores: the
-direct form with zero channels added up to a multiple of eight.
-"""
+"""The 3D convolution and the max-pool, in the form that is fastest on the platform; all forms give the same values."""
 
 import contextlib
 import contextvars
@@ -14,8 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from r23d_jax.models import cpu
+from r23d_jax.models import cpu, pooling
+from r23d_jax.models.blocks import in_blocks
 from r23d_jax.models.network import Pads, Triple
+
+ALIGNMENT = 8  # channels of two bytes that a GPU's tensor cores read at once; cuDNN pads other numbers at every use
 
 
 def _conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads, groups: int) -> jax.Array:
@@ -25,30 +24,58 @@ def _conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads, groups
 
 
 def _padded_conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads, groups: int) -> jax.Array:
+    """With channels of zeros, up to a multiple of `ALIGNMENT`."""
     if groups > 1:
         return _conv3d(x, kernel, strides, pads, groups)
-    entering, leaving = -kernel.shape[3] % 8, -kernel.shape[4] % 8
-    wide = jnp.pad(kernel, (*[(0, 0)] * 3, (0, entering), (0, leaving)))
-    y = _conv3d(jnp.pad(x, (*[(0, 0)] * 4, (0, entering))), wide, strides, pads, 1)
-    return y[..., : kernel.shape[4]]
+    entering, leaving = kernel.shape[3:]
+    wide = widened(widened(kernel, 3, aligned(entering)), 4, aligned(leaving))
+    return _conv3d(widened(x, 4, aligned(entering)), wide, strides, pads, 1)[..., :leaving]
+
+
+def _blocked_conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads, groups: int) -> jax.Array:
+    """The padded form, in which a stem reads blocks of pixels: twelve of sixteen channels instead of three of eight."""
+    if groups == 1 and kernel.shape[3] < ALIGNMENT and max(strides) > 1:
+        x, kernel = in_blocks(x, kernel, strides, pads)
+        strides, pads = (1, 1, 1), ((0, 0), (0, 0), (0, 0))
+    return _padded_conv3d(x, kernel, strides, pads, groups)
+
+
+def aligned(channels: int) -> int:
+    """The next multiple of `ALIGNMENT`."""
+    return -(-channels // ALIGNMENT) * ALIGNMENT
+
+
+def widened(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """With zeros after what it has along an axis, so that it has `size`."""
+    return jnp.pad(x, [(0, size - n if i == axis else 0) for i, n in enumerate(x.shape)])
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """One way to compute both operations; arguments as in `conv3d` and `max_pool`, with (before, after) pads."""
+    """One way to compute both operations; arguments as in `conv3d` and `max_pool`, with (before, after) pads.
+
+    Attributes:
+      conv3d, max_pool: the operations.
+      inner: the width to compute in for the channels between two convolutions.
+    """
 
     conv3d: Callable[[jax.Array, jax.Array, Triple, Pads, int], jax.Array]
     max_pool: Callable[..., jax.Array]  # nnx.max_pool is annotated as if pads were names only
+    inner: Callable[[int], int] = lambda channels: channels
 
 
 FORMS = {
     "direct": Form(_conv3d, nnx.max_pool),
-    "folded": Form(cpu.conv3d, cpu.max_pool),
-    "padded": Form(_padded_conv3d, nnx.max_pool),
+    "folded": Form(cpu.conv3d, pooling.max_pool),
+    "padded": Form(_padded_conv3d, pooling.max_pool, aligned),
+    "blocked": Form(_blocked_conv3d, pooling.max_pool, aligned),
 }
 FORMULATIONS = ("auto", *FORMS)
 
+FASTEST = {"cpu": "folded", "gpu": "blocked"}  # by platform; elsewhere "direct"
+
 _formulation = contextvars.ContextVar("formulation", default="auto")
+_platform = contextvars.ContextVar("platform", default="")
 
 
 @contextlib.contextmanager
@@ -67,11 +94,25 @@ def use_formulation(name: str) -> Iterator[None]:
         _formulation.reset(token)
 
 
+@contextlib.contextmanager
+def compiled_for(platform: str) -> Iterator[None]:
+    """Makes "auto" mean the form for this platform, e.g. "gpu", in what is traced inside.
+
+    Without it "auto" means the form for jax's default backend, which is another one where a program is compiled for
+    devices that are not there.
+    """
+    token = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
+
+
 def chosen_form() -> Form:
-    """The form that `use_formulation` asks for; "auto" means the CPU's on CPUs and the direct one elsewhere."""
+    """The form that `use_formulation` asks for, or the fastest one on the platform."""
     name = _formulation.get()
     if name == "auto":
-        name = "folded" if jax.default_backend() == "cpu" else "direct"
+        name = FASTEST.get(_platform.get() or jax.default_backend(), "direct")
     return FORMS[name]
 
 

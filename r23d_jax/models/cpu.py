@@ -1,18 +1,18 @@
-"""The CPU's forms of convolution and max-pooling; values and gradients equal the direct forms'.
+"""The CPU's form of convolution; values and gradients equal the direct form's.
 
 XLA's 3D convolution is slow on CPUs, so 2D convolutions over folded axes replace it. The forward pass, the gradient of
-the input and that of the kernel each have their own fastest arrangement. XLA's gradient of a max-pool takes ten times
-as long as the one here. docs/performance.md has the measurements. Nothing here has a forward-mode derivative.
+the input and that of the kernel each have their own fastest arrangement. docs/performance.md has the measurements.
+Nothing here has a forward-mode derivative.
 """
 
 import functools
-import itertools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from r23d_jax.models.blocks import in_blocks
 from r23d_jax.models.network import Pads, Triple
 
 Convolution = Callable[[jax.Array, jax.Array], jax.Array]  # of x and kernel
@@ -141,83 +141,5 @@ def _full(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads, groups: 
 
 
 def _conv2d_in_blocks(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: tuple) -> jax.Array:
-    """A strided 2D convolution as an unstrided one of blocks of pixels, whose channels are those of all their pixels.
-
-    Args:
-      x: (B, H, W, C_in).
-      kernel: (kh, kw, C_in, C_out).
-      strides: (sh, sw), the size of a block.
-      pads: (before, after) of height and width.
-    """
-    (sh, sw), (kh, kw, c, out) = strides, kernel.shape
-    rows, columns = -(-kh // sh), -(-kw // sw)  # of blocks in the kernel
-    sizes = [size + sum(pad) for size, pad in zip(x.shape[1:3], pads, strict=True)]
-    high, wide = (sizes[0] - kh) // sh + rows, (sizes[1] - kw) // sw + columns  # blocks that are seen
-    after = [n * s - size - pad[0] for n, s, size, pad in zip((high, wide), (sh, sw), x.shape[1:3], pads, strict=True)]
-    zero = jnp.zeros((), x.dtype)
-    x = lax.pad(x, zero, ((0, 0, 0), (pads[0][0], after[0], 0), (pads[1][0], after[1], 0), (0, 0, 0)))
-    x = x.reshape(-1, high, sh, wide, sw, c).swapaxes(2, 3).reshape(-1, high, wide, sh * sw * c)
-    kernel = jnp.pad(kernel, ((0, rows * sh - kh), (0, columns * sw - kw), (0, 0), (0, 0)))
-    kernel = kernel.reshape(rows, sh, columns, sw, c, out).swapaxes(1, 2).reshape(rows, columns, sh * sw * c, out)
-    return _conv2d(x, kernel, (1, 1), ((0, 0), (0, 0)))
-
-
-def max_pool(x: jax.Array, window: Triple, strides: Triple, pads: Pads) -> jax.Array:
-    """`convolution.max_pool` whose forward pass remembers where each maximum was, for the gradient."""
-
-    @jax.custom_vjp
-    def run(x: jax.Array) -> jax.Array:
-        return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0)))
-
-    def save(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _with_positions(x, window, strides, pads)
-
-    def pull_back(position: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
-        return (_to_positions(position, dy, (x.shape[1], x.shape[2], x.shape[3]), window, strides, pads),)
-
-    run.defvjp(save, pull_back)
-    return run(x)
-
-
-def _with_positions(x: jax.Array, window: Triple, strides: Triple, pads: Pads) -> tuple[jax.Array, jax.Array]:
-    """The largest value of each window, and which of its places holds it, int16."""
-    x = lax.pad(
-        x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), *((before, after, 0) for before, after in pads), (0, 0, 0))
-    )
-    counts = [(size - w) // s + 1 for size, w, s in zip(x.shape[1:4], window, strides, strict=True)]
-
-    def seen(place: tuple[int, ...]) -> jax.Array:
-        ends = [p + (count - 1) * s + 1 for p, count, s in zip(place, counts, strides, strict=True)]
-        return lax.slice(x, (0, *place, 0), (x.shape[0], *ends, x.shape[4]), (1, *strides, 1))
-
-    first, *others = _places(window)
-    best = seen(first)
-    position = jnp.zeros(best.shape, jnp.int16)
-    for number, place in enumerate(others, start=1):
-        value = seen(place)
-        position = jnp.where(value > best, jnp.int16(number), position)
-        best = jnp.maximum(best, value)
-    return best, position
-
-
-def _to_positions(
-    position: jax.Array, dy: jax.Array, size: Triple, window: Triple, strides: Triple, pads: Pads
-) -> jax.Array:
-    """Adds each value of `dy` (B, T', H', W', C) where its window found it, in (B, *size, C)."""
-    zero = jnp.zeros((), dy.dtype)
-    padded = [n + before + after for n, (before, after) in zip(size, pads, strict=True)]
-    total = None
-    for number, place in enumerate(_places(window)):
-        spread = [
-            (p, n - p - (count - 1) * s - 1, s - 1)
-            for p, n, count, s in zip(place, padded, dy.shape[1:4], strides, strict=True)
-        ]
-        part = lax.pad(jnp.where(position == number, dy, zero), zero, ((0, 0, 0), *spread, (0, 0, 0)))
-        total = part if total is None else total + part
-    assert total is not None
-    cut = tuple(slice(before, before + n) for n, (before, _) in zip(size, pads, strict=True))
-    return total[(slice(None), *cut)]
-
-
-def _places(window: Triple) -> list[tuple[int, ...]]:
-    return list(itertools.product(*map(range, window)))
+    """A strided 2D convolution as an unstrided one of blocks of pixels."""
+    return _conv2d(*in_blocks(x, kernel, strides, pads), (1, 1), ((0, 0), (0, 0)))

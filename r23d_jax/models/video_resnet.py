@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from r23d_jax.config import STEM_POOLS, ConfigError, look_up
-from r23d_jax.models.convolution import max_pool
+from r23d_jax.models.convolution import chosen_form, max_pool
 from r23d_jax.models.layers import BatchNorm, Conv
 from r23d_jax.models.network import Spec, Triple
 
@@ -177,7 +177,8 @@ class FactorizedConv(nnx.Module):
         self.temporal = second.conv(second_kernel)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.temporal(nnx.relu(self.norm(self.spatial(x))))
+        wide = chosen_form().inner(self.norm.channels)
+        return self.temporal(nnx.relu(self.norm(self.spatial(x, wide))))
 
 
 class ChannelSeparatedConv(nnx.Module):

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from r23d_jax.config import ConfigError, DataConfig, ParallelConfig, look_up
 
@@ -16,8 +16,12 @@ AXES = ("data", "fsdp")
 # Smaller leaves (biases, BN) stay whole on every device: splitting them saves nothing and costs a gather each.
 MIN_SHARDED_SIZE = 2**14
 
-# XLA:CPU hands single convolutions to a library that uses about half the cores; this keeps them in XLA.
-_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
+# What makes convolutions fast, by platform. XLA:CPU hands single convolutions to a library that uses about half the
+# cores; the option keeps them in XLA. XLA:GPU stores the arrays of 3D convolutions as NCDHW, and cuDNN transposes them.
+_OPTIONS: dict[str, dict[str, str | bool]] = {
+    "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"},
+    "gpu": {"xla_gpu_force_conv_nhwc": True},
+}
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -106,19 +110,24 @@ def place(values: np.ndarray | jax.Array, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-@functools.cache
-def compiler_options() -> dict[str, str]:
-    """Options for `jax.jit(..., compiler_options=...)` that make convolutions fast on this backend; may be empty.
+def platform(mesh: Mesh) -> str:
+    """What the devices are, which may be absent and only compiled for: "cpu", "gpu" or "tpu"."""
+    return mesh.devices.flat[0].platform
 
-    The option is experimental and differs between versions of jaxlib, so it is tried on a trivial program first.
+
+@functools.cache
+def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
+    """Options for `jax.jit(..., compiler_options=...)` that make convolutions fast on these devices; may be empty.
+
+    They are experimental and differ between versions of jaxlib, so they are tried on a trivial program first.
     """
-    if jax.default_backend() != "cpu":
-        return {}
+    options = _OPTIONS.get(platform(mesh), {})
+    x = jax.ShapeDtypeStruct((), np.float32, sharding=SingleDeviceSharding(mesh.local_devices[0]))
     try:
-        jax.jit(lambda x: x + 1, compiler_options=_CPU_OPTIONS).lower(0).compile()
+        jax.jit(lambda x: x + 1, compiler_options=options).lower(x).compile()
     except Exception:  # noqa: BLE001  this jaxlib does not know the option
         return {}
-    return _CPU_OPTIONS
+    return options
 
 
 def compute_dtype(cfg: ParallelConfig) -> str:

@@ -12,6 +12,7 @@ from r23d_jax import config
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.config import Config, ConfigError
 from r23d_jax.models.augment import finish_clips
+from r23d_jax.models.convolution import compiled_for
 from r23d_jax.models.functional import Network
 from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.runtime import parallel
@@ -92,6 +93,7 @@ def make_train_step(
         loss, top1, grads = jax.tree.map(lambda x: x / train.accumulate, total)
         return loss, top1, grads, batch_stats
 
+    @compiled_for(parallel.platform(mesh))
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         # Parameters that are split over `fsdp` are gathered here, once per step. Otherwise XLA splits some convolutions
@@ -118,7 +120,7 @@ def make_train_step(
         in_shardings=(shardings, parallel.batch_sharding(mesh)),
         out_shardings=(shardings, whole),
         donate_argnums=0,
-        compiler_options=parallel.compiler_options(),
+        compiler_options=parallel.compiler_options(mesh),
     )
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r23d_jax.models.convolution import conv3d, half_padding, use_formulation
+from r23d_jax.models.convolution import FORMS, chosen_form, compiled_for, conv3d, half_padding, use_formulation
 from r23d_jax.models.layers import same_padding
 from r23d_jax.models.network import Pads, Triple
 
@@ -27,7 +27,7 @@ def compare(x: np.ndarray, kernel: np.ndarray, strides: Triple, pads: Pads, grou
         return y, *gradients
 
     wanted = run("direct")
-    for name in ("folded", "padded"):
+    for name in FORMS:
         for direct, other in zip(wanted, run(name), strict=True):
             assert direct.shape == other.shape
             np.testing.assert_allclose(other, direct, rtol=0, atol=1e-12 * max(1.0, float(np.abs(direct).max())))
@@ -59,6 +59,16 @@ def test_forms_agree_in_groups(kernel: Triple, strides: Triple) -> None:
 
 
 def test_unknown_formulation() -> None:
-    with pytest.raises(ValueError, match="formulation='fast': known: auto, direct, folded, padded"):
+    with pytest.raises(ValueError, match="formulation='fast': known: auto, direct, folded, padded, blocked"):
         with use_formulation("fast"):
             pass
+
+
+def test_the_form_is_that_of_the_platform_that_is_compiled_for() -> None:
+    """Whatever the default backend is, and unless a form is asked for."""
+    for platform, name in {"cpu": "folded", "gpu": "blocked", "tpu": "direct", "new": "direct"}.items():
+        with compiled_for(platform):
+            assert chosen_form() is FORMS[name]
+            with use_formulation("padded"):
+                assert chosen_form() is FORMS["padded"]
+    assert chosen_form() is FORMS["folded"]

@@ -47,9 +47,17 @@ def test_batch_norm_equals_torch_but_for_the_unbiased_variance() -> None:
     ours = BatchNorm(5, epsilon=1e-3, momentum=0.9, rngs=nnx.Rngs(0))
     theirs = torch.nn.BatchNorm3d(5, eps=1e-3, momentum=0.1)
     x = draw(2, 3, 4, 4, 5) * 2 + 1
+    graph, state = nnx.split(ours)
+    loss = lambda state, x: jnp.sum(jnp.sin(nnx.merge(graph, state)(x)))  # noqa: E731
+    gradients, dx = jax.grad(loss, argnums=(0, 1))(state, jnp.asarray(x))
     y = ours(jnp.asarray(x))
-    theirs_y = theirs(torch.tensor(x.transpose(0, 4, 1, 2, 3)))
+    theirs_x = torch.tensor(x.transpose(0, 4, 1, 2, 3), requires_grad=True)
+    theirs_y = theirs(theirs_x)
+    theirs_y.sin().sum().backward()
     np.testing.assert_allclose(y, theirs_y.detach().numpy().transpose(0, 2, 3, 4, 1), atol=1e-5)
+    np.testing.assert_allclose(dx, theirs_x.grad.numpy().transpose(0, 2, 3, 4, 1), atol=1e-5)
+    np.testing.assert_allclose(gradients.norm.scale[...], theirs.weight.grad.numpy(), atol=1e-4)  # sums of 96 values
+    np.testing.assert_allclose(gradients.norm.bias[...], theirs.bias.grad.numpy(), atol=1e-4)
     np.testing.assert_allclose(ours.norm.mean[...], theirs.running_mean.numpy(), atol=1e-6)
     n = x.size // 5
     unbiased = 0.9 + (ours.norm.var[...] - 0.9) * n / (n - 1)
@@ -116,3 +124,32 @@ def test_keys_for_initialization_are_those_of_the_stream() -> None:
     keys.close()
     assert int(rngs.params.count[...]) == 4
     np.testing.assert_array_equal(jax.random.key_data(rngs.params()), jax.random.key_data(same.params()))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_channels_of_zeros_stay_zeros_and_count_for_nothing(training: bool) -> None:
+    """Convolution -> BN -> convolution, computed at a larger width between the two."""
+
+    def run(width: int) -> tuple:
+        layers = nnx.List(
+            [
+                Conv(3, 5, (1, 3, 3), dtype=jnp.float32, rngs=nnx.Rngs(0)),
+                BatchNorm(5, epsilon=1e-5, momentum=0.9, rngs=nnx.Rngs(1)),
+                Conv(5, 4, (3, 1, 1), dtype=jnp.float32, rngs=nnx.Rngs(2)),
+            ]
+        )
+        layers[1].norm.mean[...], layers[1].norm.bias[...] = jnp.arange(5.0), jnp.ones(5)
+        layers.train() if training else layers.eval()
+
+        def loss(layers: nnx.List, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            between = layers[1](layers[0](x, width))
+            y = layers[2](between)
+            return jnp.sum(jnp.sin(y)), (y, between)
+
+        (_, (y, between)), gradients = nnx.value_and_grad(loss, has_aux=True, argnums=(0, 1))(
+            layers, draw(2, 3, 4, 4, 3)
+        )
+        assert between.shape[-1] == width and not np.any(between[..., 5:])
+        return y, gradients, nnx.state(layers, nnx.BatchStat)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), run(5), run(8))

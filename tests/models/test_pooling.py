@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r23d_jax.models.convolution import half_padding, max_pool, use_formulation
+from r23d_jax.models.convolution import FORMS, half_padding, max_pool, use_formulation
 from r23d_jax.models.layers import same_padding
 from r23d_jax.models.network import Triple
 
@@ -33,8 +33,9 @@ def test_forms_agree(window: Triple, strides: Triple, same: bool, ties: bool) ->
             (_, y), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(draw(ties))
         return y, gradient
 
-    for direct, folded in zip(run("direct"), run("folded"), strict=True):
-        np.testing.assert_allclose(folded, direct, atol=1e-6)
+    for name in FORMS:
+        for direct, other in zip(run("direct"), run(name), strict=True):
+            np.testing.assert_allclose(other, direct, atol=1e-6)
 
 
 @pytest.mark.parity

@@ -10,6 +10,7 @@ from flax import nnx
 
 from r23d_jax import models
 from r23d_jax.config import ConfigError, HeadConfig, ModelConfig
+from r23d_jax.models.convolution import use_formulation
 from r23d_jax.models.functional import split_model
 from r23d_jax.models.registry import FAMILIES, model_config, names_of
 from r23d_jax.models.video_resnet import VideoResNetSpec
@@ -175,3 +176,32 @@ def test_every_listed_name_is_known() -> None:
     assert models.model_name(ModelConfig(family="i3d", depth=18)) == "i3d"
     assert "r2plus1d_18" in names and "r2plus3d_34" in names and len(names) == len(set(names))
     assert all(models.model_spec(name) for name in names)
+
+
+def test_padded_channels_train_to_the_same_parameters() -> None:
+    """Twenty steps of a stem and a block, whose inner widths of 45 and 18 are computed as 48 and 24."""
+    spec = VideoResNetSpec(convolutions=("2plus1d",) * 4, layers=(1, 1, 1, 1), widths=(8, 8, 8, 8), stem="factorized")
+    stem, (stage, *_) = spec.parts(3, 4, jnp.float32, nnx.Rngs(0))
+    graph, params, rest = nnx.split(nnx.List([stem, stage]), nnx.Param, ...)
+    video, target = clip(size=16), jax.random.normal(jax.random.key(1), (2, 4, 8, 8, 8))
+
+    def train(form: str) -> tuple[dict, dict]:
+        def loss(params: nnx.State, rest: nnx.State) -> tuple[jax.Array, nnx.State]:
+            stem, stage = layers = nnx.merge(graph, params, rest, copy=True)
+            return jnp.mean((stage(stem(video)) - target) ** 2), nnx.state(layers, nnx.Not(nnx.Param))
+
+        @jax.jit
+        def step(params: nnx.State, rest: nnx.State) -> tuple[nnx.State, nnx.State]:
+            gradients, rest = jax.grad(loss, has_aux=True)(params, rest)
+            return jax.tree.map(lambda value, slope: value - 0.1 * slope, params, gradients), rest
+
+        trained, statistics = params, rest
+        with use_formulation(form):
+            for _ in range(20):
+                trained, statistics = step(trained, statistics)
+        return trained, statistics
+
+    plain, padded = train("direct"), train("padded")
+    moved = jax.tree.map(lambda new, old: float(jnp.abs(new - old).max()), plain, (params, rest))
+    assert min(jax.tree.leaves(moved)) > 5e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), plain, padded)

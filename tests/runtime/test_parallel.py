@@ -38,3 +38,14 @@ def test_a_batch_keeps_its_order_over_the_devices() -> None:
 def test_one_line_about_the_devices() -> None:
     line = parallel.describe_devices()
     assert line.startswith("running on CPU (") and "8 virtual devices" in line and "\n" not in line
+
+
+def test_compiler_options_are_of_the_devices_and_left_out_where_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"cpu": {"xla_cpu_enable_fast_math": False}, "gpu": {"xla_gpu_force_conv_nhwc": True}}
+    monkeypatch.setattr(parallel, "_OPTIONS", options)
+    parallel.compiler_options.cache_clear()
+    assert parallel.compiler_options(parallel.make_mesh()) == options["cpu"]
+    monkeypatch.setattr(parallel, "_OPTIONS", {"cpu": {"xla_cpu_invented": True}})
+    parallel.compiler_options.cache_clear()
+    assert parallel.compiler_options(parallel.make_mesh()) == {}
+    parallel.compiler_options.cache_clear()

@@ -1,0 +1,35 @@
+"""A strided convolution as an unstrided one of blocks of pixels, whose channels are those of all their pixels."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def in_blocks(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: tuple[tuple[int, int], ...]
+) -> tuple[jax.Array, jax.Array]:
+    """What to convolve, without strides and padding, for the strided and padded convolution of `x` with `kernel`.
+
+    Args:
+      x: (B, *size, C_in).
+      kernel: (*window, C_in, C_out).
+      strides: along each axis of `size`: the size of a block.
+      pads: zeros (before, after) of each axis of `size`.
+
+    Returns:
+      x as (B, *blocks, prod(strides) * C_in), and the kernel to match.
+    """
+    sizes, window, axes = x.shape[1:-1], kernel.shape[:-2], range(len(strides))
+    rows = [-(-k // s) for k, s in zip(window, strides, strict=True)]  # blocks of the kernel
+    seen = [(n + sum(pad) - k) // s + row for n, pad, k, s, row in zip(sizes, pads, window, strides, rows, strict=True)]
+    after = [count * s - n - pad[0] for count, s, n, pad in zip(seen, strides, sizes, pads, strict=True)]
+    edges = ((0, 0, 0), *((pad[0], end, 0) for pad, end in zip(pads, after, strict=True)), (0, 0, 0))
+    x = lax.pad(x, jnp.zeros((), x.dtype), edges)
+    x = x.reshape(-1, *(n for pair in zip(seen, strides, strict=True) for n in pair), x.shape[-1])
+    x = x.transpose(0, *(1 + 2 * i for i in axes), *(2 + 2 * i for i in axes), x.ndim - 1)
+    kernel = jnp.pad(
+        kernel, [*((0, row * s - k) for row, s, k in zip(rows, strides, window, strict=True)), (0, 0), (0, 0)]
+    )
+    kernel = kernel.reshape(*(n for pair in zip(rows, strides, strict=True) for n in pair), *kernel.shape[-2:])
+    kernel = kernel.transpose(*(2 * i for i in axes), *(1 + 2 * i for i in axes), kernel.ndim - 2, kernel.ndim - 1)
+    return x.reshape(x.shape[0], *seen, -1), kernel.reshape(*rows, -1, kernel.shape[-1])
