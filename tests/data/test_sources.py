@@ -36,7 +36,8 @@ def test_open_index_of_packed_data_takes_lists_where_there_are_any(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    monkeypatch.setattr(sources, "index_packed", lambda *args: calls.append(args))
+    found = write_videos(tmp_path / "frames", [3])
+    monkeypatch.setattr(sources, "index_packed", lambda *args: calls.append(args) or found)
     cfg = DataConfig(source="packed", root=str(tmp_path / "shards"), lists=str(tmp_path / "lists"))
     sources.open_index(cfg, "train")
     assert calls.pop() == (tmp_path / "shards", None, "train")

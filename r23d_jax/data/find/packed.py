@@ -87,6 +87,7 @@ def index_packed(root: Path, videos: VideoList | None, subset: Subset, cache: bo
         layout=f"packed: {len(table.shards)} TFRecord shard(s) in {folder}",
         missing=missing,
         notes=tuple(table.notes.tolist()),
+        rates=table.rates[rows],
     )
 
 
@@ -179,5 +180,6 @@ def _is_plausible(table: Table) -> bool:
         and np.all((table.shard >= 0) & (table.shard < len(table.shards)))
         and np.all((table.num_frames > 0) & (table.row >= 0) & (table.row <= len(table.offset) - table.num_frames))
         and np.all((table.offset >= 0) & (table.length >= 0))
+        and np.all((table.rates >= 0) & np.isfinite(table.rates))
         and not any("/" in name for name in table.shards.tolist())
     )

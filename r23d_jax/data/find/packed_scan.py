@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ _REMEDY = (
     f"Make one: {command('prepare')} --videos UCF-101 --out data/ucf101 --format packed, and set "
     "--config.data.root=data/ucf101/packed; or --config.data.source=frames for folders of frames"
 )
+RATE_FEATURE = "frame_rate"  # frames per second
 _NAME_FEATURES = ("name", "video_name", "filename")
 
 
@@ -29,7 +31,7 @@ _NAME_FEATURES = ("name", "video_name", "filename")
 TABLE_LAYOUT = {
     **{"class_names": "str C", "shards": "str S", "sizes": "int64 S", "times": "int64 S", "split": "str M"},
     **{"record": "int64 M", "names": "str M", "labels": "int32 M", "num_frames": "int32 M", "shard": "int32 M"},
-    **{"row": "int64 M", "offset": "int64 K", "length": "int64 K", "notes": "str N"},
+    **{"row": "int64 M", "offset": "int64 K", "length": "int64 K", "notes": "str N", "rates": "float64 M"},
 }
 
 
@@ -51,6 +53,7 @@ class Table:
     offset: np.ndarray
     length: np.ndarray
     notes: np.ndarray
+    rates: np.ndarray  # frames per second; 0 where records have none
 
     @property
     def named(self) -> bool:
@@ -59,12 +62,12 @@ class Table:
 
 @dataclasses.dataclass
 class _Shard:
-    """One shard: its videos as (record, name, label, frame offsets, frame lengths), and its problems."""
+    """One shard: its videos as (record, name, label, frame offsets, frame lengths, rate), and its problems."""
 
     path: Path
     split: str
     num_records: int  # according to the dataset
-    videos: list[tuple[int, str, int, list[int], list[int]]] = dataclasses.field(default_factory=list)
+    videos: list[tuple[int, str, int, list[int], list[int], float]] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -96,8 +99,9 @@ def read_table(folder: Path) -> Table:
     videos, notes, base = [], [], defaultdict(int)
     offsets, lengths = [], []
     for number, shard in enumerate(shards):
-        for record, name, label, offset, length in shard.videos:
-            videos.append((shard.split, base[shard.split] + record, name, label, len(offset), number, len(offsets)))
+        for record, name, label, offset, length, rate in shard.videos:
+            row = len(offsets)
+            videos.append((shard.split, base[shard.split] + record, name, label, len(offset), number, row, rate))
             offsets += offset
             lengths += length
         base[shard.split] += shard.num_records
@@ -105,8 +109,9 @@ def read_table(folder: Path) -> Table:
         if shard.problems:
             notes.append(f"{shard.path}: {lost} damaged video(s) left out: {'; '.join(shard.problems[:3])}")
     stats = [os.stat(shard.path) for shard in shards]
-    columns = zip(*videos, strict=True) if videos else [()] * 7
-    values = dict(zip(("split", "record", "names", "labels", "num_frames", "shard", "row"), columns, strict=True))
+    names = ("split", "record", "names", "labels", "num_frames", "shard", "row", "rates")
+    columns = zip(*videos, strict=True) if videos else [()] * len(names)
+    values = dict(zip(names, columns, strict=True))
     values |= {"class_names": class_names, "shards": [shard.path.name for shard in shards], "notes": notes}
     values |= {"sizes": [stat.st_size for stat in stats], "times": [stat.st_mtime_ns for stat in stats]}
     values |= {"offset": offsets, "length": lengths}
@@ -194,9 +199,11 @@ def _scan_shard(shard: _Shard, keys: tuple[str, str, str], num_classes: int) -> 
 
 def _parse_video(
     data: np.ndarray, record: Record, keys: tuple[str, str, str], num_classes: int
-) -> tuple[str, int, list[int], list[int]]:
+) -> tuple[str, int, list[int], list[int], float]:
     features = parse_example(data, record.start, record.end)
     frames, labels, names = (features.get(key) or [] for key in keys)
+    rates = features.get(RATE_FEATURE) or []
+    rate = rates[0] if len(rates) == 1 and isinstance(rates[0], float) and 0 < rates[0] < math.inf else 0.0
     pairs = [pair for pair in frames if isinstance(pair, tuple)]
     if not pairs:
         raise ValueError("holds no encoded frame")
@@ -208,4 +215,4 @@ def _parse_video(
         name = without_suffix(data[start : start + length].tobytes().decode("utf-8", errors="surrogateescape"))
         if CONTROL.search(name):
             raise ValueError(f"its name {name!r} holds a control character")
-    return name, labels[0], [offset for offset, _ in pairs], [length for _, length in pairs]
+    return name, labels[0], [offset for offset, _ in pairs], [length for _, length in pairs], rate

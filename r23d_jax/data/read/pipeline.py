@@ -21,7 +21,7 @@ from r23d_jax.data.read import augment, sampling
 from r23d_jax.data.read.batches import BatchIterator, Sample, dataset_maker, first_readable
 from r23d_jax.data.read.broken import BrokenLog
 from r23d_jax.data.read.decode import Plan, decode_clip, decode_windows, frame_reader, read_clip, resize
-from r23d_jax.data.read.views import Views
+from r23d_jax.data.read.views import Views, video_strides
 
 ALTERNATIVES = 4  # substitutes tried for a video that cannot be read
 _FRAMES, _WINDOW = 0, 1  # folded into a clip's key; augmentations fold in their names
@@ -71,10 +71,11 @@ def train_batches(
     num_videos = len(index.names)
     reader = frame_reader(index.frames)
     num_frames, labels = tf.constant(index.num_frames, tf.int32), tf.constant(index.labels, tf.int32)
+    strides = tf.constant(video_strides(index, cfg), tf.float64)
     attempts = 1 + (ALTERNATIVES if cfg.on_broken == "skip" else 0)
 
     def frames_of(video: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        return sampling.training_frames(cfg, sampling.fold_in(key, _FRAMES), num_frames[video])
+        return sampling.training_frames(cfg, sampling.fold_in(key, _FRAMES), num_frames[video], strides[video])
 
     def plan(counter: tf.Tensor) -> Plan:
         number = (counter // rows) * global_batch_size + host * rows + tf.math.floormod(counter, rows)
@@ -153,7 +154,7 @@ def eval_batches(
     group = crops if whole_clips and rows % crops == 0 else 1  # views that are read together
     reader, clip_views = frame_reader(index.frames), _eval_loader(cfg, crops, together=group > 1)
     length = preprocessing(cfg).read_frames
-    num_frames = tf.constant(index.num_frames, tf.int32)
+    num_frames, strides = tf.constant(index.num_frames, tf.int32), tf.constant(video_strides(index, cfg), tf.float64)
     labels = tf.constant(index.labels, tf.int32)
     columns = [tf.constant(column, tf.int32) for column in (views.video, views.start, views.crop)]
     shape = (group, *_clip_shape(cfg))
@@ -164,7 +165,7 @@ def eval_batches(
         real = number < num_views
         row = tf.cast(tf.where(real, number, 0), tf.int32)
         video, start, crop = (column[row] for column in columns)
-        frames = sampling.consecutive_frames(start, num_frames[video], length=length, stride=cfg.frame_stride)
+        frames = sampling.consecutive_frames(start, num_frames[video], length=length, stride=strides[video])
         return {"real": real, "row": row, "video": video, "crop": crop} | reader.find(video, frames)
 
     def sample(plan: Plan, substitute: bool) -> Sample:

@@ -139,8 +139,10 @@ def records(data: bytes) -> None:
     path.write_bytes(framed(data))
     shard = packed_scan._Shard(path, "train", 1)
     packed_scan._scan_shard(shard, ("video", "label", "name"), 3)
-    for _, name, label, offsets, lengths in shard.videos:
-        assert isinstance(name, str) and 0 <= label < 3 and len(offsets) == len(lengths) > 0
+    for _, name, label, offsets, lengths, rate in shard.videos:
+        assert (
+            isinstance(name, str) and 0 <= label < 3 and 0 <= rate < float("inf") and len(offsets) == len(lengths) > 0
+        )
         assert all(12 <= a <= a + n <= 12 + len(data) for a, n in zip(offsets, lengths, strict=True))
     assert len(shard.videos) + len(shard.problems) == 1
     size = claimed_size(data)
