@@ -16,7 +16,7 @@ from flax import nnx
 from r23d_jax import config, models
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.checkpoint.store import BEST_METRIC, DAMAGED, CheckpointError, NewestAndBest, Store, damage
-from r23d_jax.config import Config, Preprocessing, UserError
+from r23d_jax.config import NO_FLOW, Config, Flow, Preprocessing, UserError
 from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import parallel
 from r23d_jax.version import __version__
@@ -210,7 +210,9 @@ def load_checkpoint(path: Path | str, which: str = "best", log: Callable[[str], 
     return loaded
 
 
-def save_model(folder: Path, model: models.VideoNetwork, cfg: Config, class_names: tuple[str, ...]) -> None:
+def save_model(
+    folder: Path, model: models.VideoNetwork, cfg: Config, class_names: tuple[str, ...], flow: Flow = NO_FLOW
+) -> None:
     """Writes a network that was not trained here as a checkpoint, reads it again and compares every value.
 
     Args:
@@ -218,6 +220,7 @@ def save_model(folder: Path, model: models.VideoNetwork, cfg: Config, class_name
       model: the network.
       cfg: its `model` and `data` groups describe the network.
       class_names: of its logits.
+      flow: how the optical flow that it reads was computed.
 
     Raises:
       CheckpointError: if it cannot be written, or reads differently.
@@ -226,7 +229,7 @@ def save_model(folder: Path, model: models.VideoNetwork, cfg: Config, class_name
     meta = {
         "config": dataclasses.asdict(cfg),
         "class_names": list(class_names),
-        "preprocessing": dataclasses.asdict(config.preprocessing(cfg.data)),
+        "preprocessing": dataclasses.asdict(dataclasses.replace(config.preprocessing(cfg.data), flow=flow)),
         "version": __version__,
         "metrics": {},
         "converted": True,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r23d_jax.commands import export
-from r23d_jax.config import INFLATIONS, Config, HeadConfig, ModelConfig, Preprocessing, UserError
+from r23d_jax.config import INFLATIONS, Config, HeadConfig, ModelConfig, Preprocessing, UserError, with_preprocessing
 
 FIELDS = ("num_frames", "frame_stride", "short_side", "crop_size")
 
@@ -63,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
     class_names = found.class_names or tuple(f"class_{k}" for k in range(found.num_classes))
     if args.class_names:
         class_names = _class_names(Path(args.class_names), found.num_classes)
-    changed = {field: getattr(args, field) for field in FIELDS if getattr(args, field) is not None}
+    changed: dict[str, Any] = {field: getattr(args, field) for field in FIELDS if getattr(args, field) is not None}
+    if args.frame_stride:
+        changed["frame_seconds"] = 0.0
     preprocessing = dataclasses.replace(found.preprocessing, **changed)
     _describe(found, preprocessing)
     if to_file:
@@ -177,8 +179,9 @@ def _describe(found: "Converted", pre: Preprocessing) -> None:
         parts.append(pools[spec.stem_pool])
     print(f"         {'; '.join(parts)}")
     mean, std = ("(" + ", ".join(f"{value:g}" for value in values) + ")" for values in (pre.mean, pre.std))
+    pace = f"every {pre.frame_seconds:g} s" if pre.frame_seconds else f"at stride {pre.frame_stride}"
     print(
-        f"input    {pre.num_frames} frames at stride {pre.frame_stride}, crop {pre.crop_size} of short side "
+        f"input    {pre.num_frames} frames {pace}, crop {pre.crop_size} of short side "
         f"{pre.short_side}, mean {mean}, std {std}"
     )
     if found.assumed:
@@ -191,9 +194,9 @@ def _write_checkpoint(
     from r23d_jax.checkpoint.checkpoint import save_model
 
     whole = Config(model=cfg)
-    whole.data = dataclasses.replace(whole.data, **dataclasses.asdict(preprocessing))
+    whole.data = with_preprocessing(whole.data, preprocessing)
     try:
-        save_model(to, model, whole, class_names)
+        save_model(to, model, whole, class_names, preprocessing.flow)
     except UserError:
         shutil.rmtree(to, ignore_errors=True)  # `run` has refused a folder that held anything
         raise

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from r23d_jax.config import UserError
+from r23d_jax.config import FUSED_SCORES, FusionConfig, UserError
 from r23d_jax.runtime.progress import printable
 
 if TYPE_CHECKING:
@@ -31,6 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="evenly spaced clips per video; 0: as the run was evaluated, but at least 10 (default: 0)",
     )
+    parser.add_argument(
+        "--second", default="", metavar="WORKDIR", help="a second stream, e.g. of optical flow, whose scores are added"
+    )
+    parser.add_argument(
+        "--weight",
+        type=float,
+        default=FusionConfig.weight,
+        help=f"with --second: weight of the first stream, 0 to 1 (default: {FusionConfig.weight})",
+    )
+    parser.add_argument("--scores", choices=FUSED_SCORES, default=FusionConfig.scores, help="scores to add")
     parser.add_argument("--batch-size", type=int, default=8, help="clips per call of the network (default: 8)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per video")
 
@@ -47,27 +57,37 @@ def run(args: argparse.Namespace) -> int:
     for option, least in (("top", 1), ("clips", 0), ("batch_size", 1)):
         if getattr(args, option) < least:
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: must be at least {least}")
+    if not 0 <= args.weight <= 1:
+        raise UserError(f"--weight {args.weight:g}: must be between 0 and 1")
     from r23d_jax.checkpoint.checkpoint import load_checkpoint
     from r23d_jax.data.make.video import VideoError
-    from r23d_jax.evaluation.single import Predictor, clips_of
+    from r23d_jax.evaluation.single import Predictor, clips_of, fuse
 
     loaded = load_checkpoint(Path(args.workdir))
-    if not loaded.class_names:
-        raise UserError(f"{loaded.path}: has no classifier; train one with --config.init_from={args.workdir}")
-    if loaded.model.in_channels != 3:
-        raise UserError(f"{loaded.path}: reads {loaded.model.in_channels} channels of optical flow, not RGB")
-    views = clips_of(loaded.config.eval)
-    if args.clips:
-        views = dataclasses.replace(views, views="uniform", num_clips=args.clips)
-    predictor = Predictor(loaded.model, loaded.preprocessing, views, args.batch_size)
-    if not args.json:
-        accuracy = loaded.metrics.get("val/top1_video")
-        known = "" if accuracy is None else f", video top-1 {100 * accuracy:.2f} %"
-        print(f"{loaded.name}, {len(loaded.class_names)} classes, step {loaded.step:,}{known}")
+    streams = [loaded, *([load_checkpoint(Path(args.second))] if args.second else [])]
+    predictors = []
+    for stream in streams:
+        if not stream.class_names:
+            raise UserError(f"{stream.path}: has no classifier; train one with --config.init_from={stream.path}")
+        if stream.class_names != loaded.class_names:
+            raise UserError(
+                f"--second {args.second}: was trained on other classes than {args.workdir}, or in another order; train "
+                "both streams on the same lists"
+            )
+        views = clips_of(stream.config.eval)
+        if args.clips:
+            views = dataclasses.replace(views, views="uniform", num_clips=args.clips)
+        predictors.append(Predictor(stream.model, stream.preprocessing, views, args.batch_size))
+        if not args.json:
+            accuracy = stream.metrics.get("val/top1_video")
+            known = "" if accuracy is None else f", video top-1 {100 * accuracy:.2f} %"
+            print(f"{stream.name}, {len(stream.class_names)} classes, step {stream.step:,}{known}")
     failed = 0
     for name in args.videos:
         try:
-            prediction = predictor(Path(name))
+            prediction, *second = (predictor(Path(name)) for predictor in predictors)
+            if second:
+                prediction = fuse(prediction, second[0], args.weight, args.scores)
         except VideoError as error:
             failed += 1
             _print_error(name, str(error), args.json)
@@ -82,14 +102,18 @@ def _print_ranking(name: str, ranking: list[tuple[str, float]], prediction: "Pre
     frames, clips, seen = prediction.num_frames, prediction.num_clips, prediction.seen
     if as_json:
         classes = [{"class": class_name, "probability": probability} for class_name, probability in ranking]
-        row = {"video": name, "frames": frames, "clips": clips, "seen": round(seen, 4), "predictions": classes}
+        row = {"video": name, "frames": frames, "clips": clips, "seen": round(seen, 4), "stride": prediction.stride}
+        row |= {"predictions": classes}
         row |= {"note": f"not used: {prediction.note}"} if prediction.note else {}
+        row |= {"pace": prediction.pace} if prediction.pace else {}
         print(json.dumps(row), flush=True)
         return
     noun = "clip" if clips == 1 else "clips"
     print(f"{printable(name)}  ({frames:,} frames, {clips:,} {noun}, {100 * seen:.0f} % of the video seen)")
     if prediction.note:
         print(f"  not used: {printable(prediction.note)}")
+    if prediction.pace:
+        print(f"  {prediction.pace}")
     shown = [(printable(class_name), probability) for class_name, probability in ranking]
     width = max(len(class_name) for class_name, _ in shown)
     for class_name, probability in shown:

@@ -33,7 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", choices=("frames", "packed", "both"), default="frames")
     add("--quality", type=int, default=95, help="JPEG quality, 1 to 100 (default: 95)")
     add("--short-side", type=int, default=0, help="pixels to which the shorter side is reduced; 0 keeps the size")
-    add("--flow", choices=METHODS, default="", help="write the optical flow between frames instead of the frames")
+    add(
+        "--flow",
+        nargs="?",
+        const="dis",
+        choices=METHODS,
+        default="",
+        help="write the optical flow between frames instead of the frames; without a method by dis, the fastest",
+    )
     add(
         "--flow-bound",
         type=float,
@@ -42,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--lists", default="", help="folder of split lists: prepare only the videos they name; without, a split is made"
+    )
+    add(
+        "--fps",
+        type=float,
+        default=0.0,
+        help="frames per second to keep, each the nearest in time, of videos that have more; 0: all frames",
     )
     add("--workers", type=int, default=0, help="number of processes; 0: one per core")
     add("--shards", type=int, default=0, help="number of shards; 0: as many as keep each below about 1 GiB")

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from r23d_jax.config.fields import (
     ConfigError,
@@ -25,27 +25,28 @@ from r23d_jax.config.fields import (
     between,
     build,
     kinds_of,
-    look_up,
+    look_up,  # noqa: F401
     must,
     nearest,
     one_of,
     validate,  # noqa: F401
 )
-
-
-class Input(NamedTuple):
-    """The input of a network: channels of a clip, and frames to read beyond those of the clip."""
-
-    channels: int
-    extra_frames: int = 0
-
+from r23d_jax.config.preprocessing import (
+    FLOW_SCALE,
+    FLOW_ZERO,
+    INPUTS,
+    NO_FLOW,  # noqa: F401
+    RATE_TOLERANCE,  # noqa: F401
+    Flow,  # noqa: F401
+    Input,  # noqa: F401
+    Preprocessing,
+)
 
 HEADS = ("avgpool", "vit", "attention_pool")
 TOKENS = ("space_time", "time")
 CROPS = ("multi_scale", "random_resized", "random", "center")
 TEMPORAL_SAMPLING = ("random", "segments")
 INFLATIONS = ("repeat", "center")
-INPUTS = {"rgb": Input(3), "rgb_diff": Input(3, extra_frames=1), "flow": Input(2)}
 FUSED_SCORES = ("softmax", "logits")
 FUSION_CHOICES = ("fixed", "sum", "held_out")
 SOURCES = ("frames", "packed", "synthetic")
@@ -112,6 +113,9 @@ class DataConfig(Group, place="config.data"):
     input: Annotated[str, one_of(*INPUTS)] = "rgb"
     num_frames: Count = 16
     frame_stride: Count = 1  # frames from one sampled frame to the next
+    # seconds from one sampled frame to the next, whatever the rate of each video; 0: `frame_stride` counts frames
+    frame_seconds: NotNegative = 0.0
+    frame_rate: NotNegative = 0.0  # frames per second of videos whose own rate is not recorded; 0: not known
     sampling: Annotated[str, one_of(*TEMPORAL_SAMPLING)] = "random"
     num_segments: Count = 4  # for sampling="segments": the clip is this many equal runs of consecutive frames
     short_side: Count = 136  # pixels; the scale at which crops are taken
@@ -136,6 +140,11 @@ class DataConfig(Group, place="config.data"):
     num_workers: CountOrZero = 0  # threads that read and decode; 0: one per core
 
     def conflicts(self) -> Iterator[str]:
+        if self.frame_seconds and self.frame_stride != 1:
+            yield (
+                f"config.data.frame_seconds={self.frame_seconds:g}: replaces config.data.frame_stride="
+                f"{self.frame_stride}; leave that at 1, or set frame_seconds=0"
+            )
         if self.short_side < self.crop_size:
             yield f"config.data.short_side={self.short_side}: must be at least data.crop_size={self.crop_size}"
         channels = INPUTS[self.input].channels if self.input in INPUTS else len(self.mean)
@@ -269,29 +278,6 @@ class Config(Group, place="config"):
             yield f"config.data.repeats={self.data.repeats}: must divide {micro}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """How raw frames become the network's input; part of every checkpoint."""
-
-    input: str
-    num_frames: int
-    frame_stride: int
-    short_side: int
-    crop_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    byte_range: bool
-    antialias: bool
-
-    @property
-    def read_frames(self) -> int:
-        """Frames to read per clip: a difference of T frames needs T + 1."""
-        return self.num_frames + look_up(INPUTS, self.input, "config.data.input").extra_frames
-
-
-FLOW_ZERO, FLOW_SCALE = 128, 127  # optical flow is stored as bytes: 128 is no motion, 1 and 255 are the bound
-
-
 def use_flow(cfg: Config) -> Config:
     """Makes a config read optical flow as `prepare --flow` writes it; returns the same config."""
     cfg.model.in_channels = 2
@@ -304,8 +290,17 @@ def use_flow(cfg: Config) -> Config:
 
 def preprocessing(cfg: DataConfig) -> Preprocessing:
     """The part of a data config that using a trained network requires."""
-    names = [f.name for f in dataclasses.fields(Preprocessing)]
-    return Preprocessing(**{name: getattr(cfg, name) for name in names})
+    return Preprocessing(**_shared(cfg))
+
+
+def with_preprocessing(cfg: DataConfig, pre: Preprocessing) -> DataConfig:
+    """A data config with the preprocessing of a trained network. Its own `frame_rate` is kept if it has one."""
+    return dataclasses.replace(cfg, **_shared(pre) | {"frame_rate": cfg.frame_rate or pre.frame_rate})
+
+
+def _shared(group: DataConfig | Preprocessing) -> dict[str, Any]:
+    names = kinds_of(Preprocessing).keys() & kinds_of(DataConfig).keys()
+    return {name: getattr(group, name) for name in names}
 
 
 # -- names and JSON ----------------------------------------------------------------------------------------------------

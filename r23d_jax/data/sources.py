@@ -1,17 +1,21 @@
 """Where the videos of a config come from: frame folders, packed shards, or a synthetic set that is written first."""
 
 import dataclasses
-import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from r23d_jax.config import ConfigError, DataConfig, look_up
+import numpy as np
+
+from r23d_jax.config import ConfigError, DataConfig, Preprocessing, look_up, preprocessing
 from r23d_jax.data.find.class_folders import LISTS, find_clips, write_lists
 from r23d_jax.data.find.directions import mirrored_pairs
-from r23d_jax.data.find.frames import VideoIndex, index_frames
+from r23d_jax.data.find.errors import DataError
+from r23d_jax.data.find.frames import FrameFiles, VideoIndex, index_frames
 from r23d_jax.data.find.packed import index_packed
 from r23d_jax.data.find.splits import VideoList, hold_out, read_list
+from r23d_jax.data.make.record import Made, how_made
 from r23d_jax.data.make.synthetic import write_synthetic
 from r23d_jax.runtime.program import command
 
@@ -29,22 +33,26 @@ def open_index(cfg: DataConfig, subset: Subset) -> VideoIndex:
     """
     root = Path(cfg.root).expanduser()
     lists = Path(cfg.lists).expanduser() if cfg.lists else root.absolute().parent / LISTS
-    index = look_up(SOURCES, cfg.source, "config.data.source")(cfg, root, lists, subset)
+    index = _with_rates(cfg, look_up(SOURCES, cfg.source, "config.data.source")(cfg, root, lists, subset))
     return _noted(index, _mirror_note(cfg, index) if subset == "train" else ())
 
 
 def _frames(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIndex:
-    notes = _check_kind(cfg, root)
-    if not cfg.lists and not lists.exists():
-        notes += write_lists(lists, find_clips(root))
-    return _noted(index_frames(root, _wanted(cfg, lists, subset), num_workers=cfg.num_workers), notes)
+    made = _check_kind(cfg, root)
+    notes = () if cfg.lists or lists.exists() else write_lists(lists, find_clips(root))
+    index = _noted(index_frames(root, _wanted(cfg, lists, subset), num_workers=cfg.num_workers), notes)
+    if made.rates and isinstance(index.frames, FrameFiles):
+        targets = [os.path.join(made.target, os.path.relpath(folder, root)) for folder in index.frames.folder.tolist()]
+        index = dataclasses.replace(index, rates=np.array([made.rates.get(target, 0.0) for target in targets]))
+    return dataclasses.replace(index, flow=made.flow)
 
 
 def _packed(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIndex:
-    notes = _check_kind(cfg, root)
+    made = _check_kind(cfg, root)
     # A packed dataset may bring its own split and labels.
     bare = not lists.exists() and not cfg.classes and not cfg.hold_out
-    return _noted(index_packed(root, None if bare else _wanted(cfg, lists, subset), _side(subset)), notes)
+    index = index_packed(root, None if bare else _wanted(cfg, lists, subset), _side(subset))
+    return dataclasses.replace(index, flow=made.flow)
 
 
 def _synthetic(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIndex:
@@ -59,6 +67,47 @@ SOURCES: dict[str, Callable[[DataConfig, Path, Path, Subset], VideoIndex]] = {
     "packed": _packed,  # TFRecord shards
     "synthetic": _synthetic,  # the synthetic motion dataset, written to `root` first, unless it is there
 }
+
+
+def trained_preprocessing(cfg: DataConfig, index: VideoIndex) -> Preprocessing:
+    """The preprocessing of a network that is trained on these videos, with what the videos tell about themselves."""
+    known = np.zeros(0) if index.rates is None else index.rates[index.rates > 0]
+    rate = round(float(np.median(known)), 4) if len(known) else 0.0
+    return dataclasses.replace(preprocessing(cfg), frame_rate=rate, flow=index.flow)
+
+
+def _with_rates(cfg: DataConfig, index: VideoIndex) -> VideoIndex:
+    """Fills in `cfg.frame_rate` where no rate is recorded, and notes how fast the videos are.
+
+    Raises:
+      DataError: `cfg.frame_seconds` needs rates that are not known.
+    """
+    notes = [str(index.flow)] if index.flow.method else []
+    rates = np.zeros(len(index)) if index.rates is None else index.rates
+    unknown = rates <= 0
+    if unknown.any() and cfg.frame_seconds and not cfg.frame_rate:
+        raise DataError(
+            f"config.data.frame_seconds={cfg.frame_seconds:g}: the rate of {unknown.sum():,} of {len(index):,} videos "
+            f"in {cfg.root} is not recorded, e.g. {index.names[unknown][0]}; make the frames with "
+            f"{command('prepare')}, which records it, or set config.data.frame_rate to the frames per second of them"
+        )
+    if unknown.any() and cfg.frame_rate:
+        rates = np.where(unknown, cfg.frame_rate, rates)
+        notes.append(
+            f"{unknown.sum():,} videos have no recorded rate: taken as {cfg.frame_rate:g} frames a second "
+            "(config.data.frame_rate)"
+        )
+    if rates.any():
+        low, high = rates[rates > 0].min(), rates.max()
+        if cfg.frame_seconds:
+            strides = " to ".join(dict.fromkeys(f"{rate * cfg.frame_seconds:.4g}" for rate in (low, high)))
+            notes.append(f"a frame every {cfg.frame_seconds:g} s, which is every {strides} frames")
+        elif high > 1.05 * low:
+            notes.append(
+                f"the videos have {low:.4g} to {high:.4g} frames a second, and a clip takes every {cfg.frame_stride} "
+                "of them; config.data.frame_seconds takes them at one pace"
+            )
+    return dataclasses.replace(index, rates=rates, notes=(*index.notes, *notes))
 
 
 def _noted(index: VideoIndex, notes: tuple[str, ...]) -> VideoIndex:
@@ -90,21 +139,17 @@ def _wanted(cfg: DataConfig, lists: Path, subset: str) -> VideoList:
     return held if subset == "held_out" else kept
 
 
-def _check_kind(cfg: DataConfig, root: Path) -> tuple[str, ...]:
-    """Checks with the record that `prepare` leaves whether the pictures are optical flow; returns notes for the log."""
-    try:
-        record = json.loads((root.absolute().parent / "prepare.json").read_text(encoding="utf-8"))
-        method, bound = record.get("flow", ""), record.get("flow_bound", 0)
-    except (OSError, ValueError, AttributeError):
-        method, bound = "", 0
-    if bool(method) == (cfg.input == "flow") or not root.is_dir():
-        return (f"optical flow by {method}, bound {bound:g} pixels",) if method else ()
-    if method:
+def _check_kind(cfg: DataConfig, root: Path) -> Made:
+    """How the pictures were made, by the record that `prepare` leaves; refuses flow in place of frames."""
+    made = how_made(root)
+    if bool(made.flow.method) == (cfg.input == "flow") or not root.is_dir():
+        return made
+    if made.flow.method:
         raise ConfigError(
-            f"config.data.root={cfg.root}: holds optical flow ({method}), and config.data.input is {cfg.input!r}; set "
-            "config.data.input='flow', or give the folder of the frames"
+            f"config.data.root={cfg.root}: holds optical flow ({made.flow.method}), and config.data.input is "
+            f"{cfg.input!r}; set config.data.input='flow', or give the folder of the frames"
         )
     raise ConfigError(
         f"config.data.root={cfg.root}: holds no optical flow (no prepare.json beside it says so); make it "
-        f"with {command('prepare')} --flow tvl1 --videos VIDEOS --out FLOW, and set config.data.root=FLOW/frames"
+        f"with {command('prepare')} --flow dis --videos VIDEOS --out FLOW, and set config.data.root=FLOW/frames"
     )

@@ -4,6 +4,7 @@ import collections
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -15,17 +16,18 @@ from r23d_jax import config
 from r23d_jax.config import Config, UserError
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read import pipeline
-from r23d_jax.data.read.views import largest_frame, make_views
+from r23d_jax.data.read.views import largest_frame, make_views, video_strides
 from r23d_jax.evaluation import metrics as metric_functions
 from r23d_jax.evaluation.result import EvalResult, Protocol, environment
 from r23d_jax.evaluation.step import EvalStep
 from r23d_jax.runtime import parallel
-from r23d_jax.runtime.progress import Progress
+from r23d_jax.runtime.progress import Progress, announced
 
 # A device cuts the crops if the whole frames are at most this many times as large as all crops of them together.
 MOST_CANVAS = 4
 # Batches dispatched before the oldest one's scores are read: the device always has its next batch.
 BATCHES_IN_FLIGHT = 2
+COMPILING = "compiling the network, which may take a minute the first time"
 
 
 def evaluate(
@@ -63,7 +65,8 @@ def evaluate(
     Raises:
       UserError: if a score is not finite, or more views are broken than `cfg.data.max_broken_fraction` allows.
     """
-    views = make_views(index.num_frames, config.preprocessing(cfg.data), cfg.eval)
+    strides = video_strides(index, cfg.data)
+    views = make_views(index.num_frames, config.preprocessing(cfg.data), cfg.eval, strides)
     canvas = _canvas(index, cfg, log)
     # Every host, and every device that cuts crops, gets whole clips: a clip is decoded once for all its crops.
     multiple = math.lcm(mesh.size * (cfg.eval.crops if canvas else 1), cfg.eval.crops * jax.process_count())
@@ -94,7 +97,9 @@ def evaluate(
             if should_stop is not None and should_stop():
                 return None
             rows = {name: value for name, value in batch.items() if name not in ("label", "video_id")}
-            in_flight.append(eval_step(params, batch_stats, parallel.global_batch(rows, mesh)))
+            first = announced(COMPILING, progress.message) if not progress.done and not in_flight else nullcontext()
+            with first:
+                in_flight.append(eval_step(params, batch_stats, parallel.global_batch(rows, mesh)))
             if len(in_flight) > BATCHES_IN_FLIGHT:
                 add_oldest()
         while in_flight:

@@ -9,16 +9,17 @@ import jax
 
 from r23d_jax import config
 from r23d_jax.checkpoint.checkpoint import LoadedModel, load_checkpoint
-from r23d_jax.config import Config
+from r23d_jax.config import RATE_TOLERANCE, Config
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read.broken import BrokenLog
-from r23d_jax.data.sources import open_index
+from r23d_jax.data.sources import open_index, trained_preprocessing
 from r23d_jax.evaluation import report
 from r23d_jax.evaluation.evaluate import evaluate
 from r23d_jax.evaluation.result import EvalResult, format_table, save_evaluation
 from r23d_jax.evaluation.step import make_eval_step
 from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import compilation_cache, disk, parallel
+from r23d_jax.runtime.program import command
 
 EVALUATIONS = "evaluations"  # beside the evaluation and the report of the training itself
 
@@ -39,13 +40,11 @@ def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] =
     log(parallel.describe_devices())
     loaded = load_checkpoint(workdir)
     log(f"checkpoint: {loaded.path}, {loaded.name}, {loaded.config.model.head.kind} head")
-    own = dataclasses.asdict(loaded.preprocessing)
-    for name, value in own.items():
+    data = config.with_preprocessing(cfg.data, loaded.preprocessing)
+    for name, value in vars(data).items():
         if getattr(cfg.data, name) != value:
             log(f"config.data.{name} is {value!r}, as in training")
-    cfg = dataclasses.replace(
-        cfg, model=loaded.config.model, parallel=loaded.config.parallel, data=dataclasses.replace(cfg.data, **own)
-    )
+    cfg = dataclasses.replace(cfg, model=loaded.config.model, parallel=loaded.config.parallel, data=data)
     result, index = score_checkpoint(loaded, cfg, "test", log, BrokenLog(cfg.data, log=log_own))
     if jax.process_index() == 0:
         log(format_table(result))
@@ -80,6 +79,7 @@ def score_checkpoint(
             f"lists have {len(index.class_names)} ({_short(index.class_names)}): set config.data.lists and "
             "config.data.classes as in training"
         )
+    _log_differences(loaded, cfg, index, log)
     mesh = parallel.make_mesh(cfg.parallel.fsdp)
     network, params, batch_stats = split_model(loaded.model)
     eval_step = make_eval_step(network, loaded.preprocessing, mesh)
@@ -99,6 +99,19 @@ def open_videos(cfg: Config, subset: Literal["train", "test", "held_out"], log: 
         shown = _short(index.missing)
         log(f"{subset}: {len(index.missing):,} listed videos have no frames under {cfg.data.root}: {shown}")
     return index
+
+
+def _log_differences(loaded: LoadedModel, cfg: Config, index: VideoIndex, log: Callable[[str], None]) -> None:
+    """Logs that flow was made in another way than in training, or that clips are read at another pace."""
+    trained, here = loaded.preprocessing, trained_preprocessing(cfg.data, index)
+    if trained.flow.method and here.flow != trained.flow:
+        log(f"trained on {trained.flow}, and evaluated on {here.flow}: expect another accuracy")
+    rates = trained.frame_rate, here.frame_rate
+    if not cfg.data.frame_seconds and min(rates) and abs(rates[1] / rates[0] - 1) > RATE_TOLERANCE:
+        log(
+            f"trained on videos of {rates[0]:g} frames a second, and evaluated on {rates[1]:g}, at the same stride; "
+            f"{command('predict')} adapts the stride, and so does a training with config.data.frame_seconds"
+        )
 
 
 def _short(names: tuple[str, ...]) -> str:

@@ -51,7 +51,7 @@ def _load(name: str, folder: str, root: str, log: Callable[[str], None]) -> Load
     if not folder:
         raise config.ConfigError(f"config.fusion.{name} is missing: the folder of a trained run")
     loaded = load_checkpoint(folder)
-    data = loaded.config.data
+    data = config.with_preprocessing(loaded.config.data, loaded.preprocessing)
     log(f"{name} stream: {loaded.path}, {loaded.name}, {data.input}")
     data = dataclasses.replace(data, root=root or data.root)
     return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, data=data))

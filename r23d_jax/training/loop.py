@@ -21,6 +21,7 @@ from r23d_jax.config import Config
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read.broken import BrokenLog
 from r23d_jax.data.read.pipeline import train_batches
+from r23d_jax.data.sources import trained_preprocessing
 from r23d_jax.evaluation import report
 from r23d_jax.evaluation.evaluate import evaluate
 from r23d_jax.evaluation.result import EvalResult, format_table, load_evaluation, save_evaluation
@@ -272,7 +273,7 @@ def _save(run: Run, state: TrainState, result: EvalResult | None) -> None:
     meta = {
         "config": dataclasses.asdict(run.cfg),
         "class_names": list(run.train_index.class_names),
-        "preprocessing": dataclasses.asdict(config.preprocessing(run.cfg.data)),
+        "preprocessing": dataclasses.asdict(trained_preprocessing(run.cfg.data, run.train_index)),
         "version": __version__,
     }
     run.checkpoints.save(state, meta, None if result is None else result.metrics)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from r23d_jax.config import ConfigError, ModelConfig, Preprocessing, from_dict
+from r23d_jax.config import NO_FLOW, ConfigError, Flow, ModelConfig, Preprocessing, from_dict
 from r23d_jax.models.functional import HasNetwork, bare, flatten, split_model
 from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.registry import build_model, model_config, model_name
@@ -204,7 +204,10 @@ def _preprocessing(found: Found) -> Preprocessing:
     if channels == 3:
         return preprocessing
     kind = "flow" if channels == 2 else preprocessing.input
-    return dataclasses.replace(preprocessing, input=kind, mean=(0.5,) * channels, std=(0.5,) * channels)  # [-1, 1]
+    # As kinetics-i3d's README says; how others computed their flow is not known
+    is_i3d = kind == "flow" and found.source.startswith("i3d")
+    flow = Flow("tvl1", 20.0, preprocessing.short_side) if is_i3d else NO_FLOW
+    return dataclasses.replace(preprocessing, input=kind, mean=(0.5,) * channels, std=(0.5,) * channels, flow=flow)
 
 
 def read_arrays(weights: Weights) -> Content:

@@ -24,9 +24,10 @@ from r23d_jax.data.find.frames import index_frames
 from r23d_jax.data.find.splits import Entry, VideoList
 from r23d_jax.data.make.video import VideoError, iter_frames
 from r23d_jax.evaluation import evaluate as evaluation
-from r23d_jax.evaluation import single
-from r23d_jax.evaluation.single import Predictor, VideoFile
+from r23d_jax.evaluation import video_source
+from r23d_jax.evaluation.single import Predictor
 from r23d_jax.evaluation.step import make_eval_step
+from r23d_jax.evaluation.video_source import VideoFile
 from r23d_jax.models.functional import split_model
 from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.runtime import parallel
@@ -149,7 +150,7 @@ def test_memory_does_not_grow_with_the_video(monkeypatch):
         for number in range(1500):
             yield np.full((100, 100, 3), number % 251, np.uint8)
 
-    monkeypatch.setattr(single, "iter_frames", long_video)
+    monkeypatch.setattr(video_source, "iter_frames", long_video)
     pre = dataclasses.replace(preprocessing(make_config().data), crop_size=20)
     video = VideoFile(Path("long"), pre)
     starts = np.arange(0, 1500 - 4, 4)
@@ -164,7 +165,7 @@ def test_memory_does_not_grow_with_the_video(monkeypatch):
 
 def test_overlapping_clips_are_cut_right(monkeypatch):
     monkeypatch.setattr(
-        single, "iter_frames", lambda path: (np.full((8, 8, 3), number, np.uint8) for number in range(9))
+        video_source, "iter_frames", lambda path: (np.full((8, 8, 3), number, np.uint8) for number in range(9))
     )
     pre = dataclasses.replace(preprocessing(make_config().data), frame_stride=2, crop_size=8, short_side=8)
     clips = VideoFile(Path("short"), pre).clips(np.array([0, 1, 1, 2]))

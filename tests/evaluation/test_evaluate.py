@@ -1,6 +1,8 @@
 """Every view is scored once, whatever the batch and the number of devices, and the sums are the right ones."""
 
+import functools
 import math
+import time
 from typing import Any
 
 import cv2
@@ -21,6 +23,7 @@ from r23d_jax.evaluation.step import make_eval_step
 from r23d_jax.models import create_model
 from r23d_jax.models.functional import Network, split_model
 from r23d_jax.runtime import parallel
+from r23d_jax.runtime.progress import announced
 
 NUM_CLASSES = 6
 SIZE = 4
@@ -214,6 +217,24 @@ def test_one_compilation_for_all_batches_and_evaluations(made_up_batches):
     params, stats = jax.device_put(weights(), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     module.evaluate(step, params, stats, make_index([2, 2]), cfg, mesh, broken=Broken())
     assert step._cache_size() == 1
+
+
+def test_a_compilation_is_announced_once(made_up_batches, monkeypatch, capsys):
+    monkeypatch.setattr(module, "announced", functools.partial(announced, after=0.05))
+    cfg = make_config(batch_size=2)
+    compiled, calls = (
+        make_eval_step(MeanColor(), preprocessing(cfg.data), parallel.make_mesh(devices=jax.devices()[:1])),
+        [],
+    )
+
+    def slow(*args):
+        calls.append(args)
+        time.sleep(0.2)
+        return compiled(*args)
+
+    run(make_index([8, 4]), cfg, step=slow)
+    assert len(calls) == 3
+    assert capsys.readouterr().err.count("compiling the network, which may take a minute the first time\n") == 1
 
 
 def test_the_next_batch_is_dispatched_before_the_last_is_read(made_up_batches, monkeypatch):

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from r23d_jax.config import NO_FLOW, Flow
 from r23d_jax.data.find.errors import DataError, remedy
 from r23d_jax.data.find.frame_scan import Scan, scan_frames
 from r23d_jax.data.find.index_cache import load, prepare_folder, save
@@ -149,6 +150,8 @@ class VideoIndex:
     layout: str  # for the log
     missing: tuple[str, ...] = ()  # names of listed videos without usable frames
     notes: tuple[str, ...] = ()  # further lines for the log, such as why a folder is not used
+    rates: np.ndarray | None = None  # (N,) float64, frames per second, 0 where not known; None: all of them unknown
+    flow: Flow = NO_FLOW  # how it was made, if the pictures are optical flow
 
     def __len__(self) -> int:
         return len(self.names)

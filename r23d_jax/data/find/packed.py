@@ -89,6 +89,7 @@ def index_packed(root: Path, videos: VideoList | None, subset: Subset, cache: bo
         layout=f"packed: {len(table.shards)} TFRecord shard(s) in {folder}",
         missing=missing,
         notes=tuple(table.notes.tolist()),
+        rates=table.rates[rows],
     )
 
 
@@ -200,5 +201,6 @@ def _is_plausible(table: Table) -> bool:
         and np.all((table.shard >= 0) & (table.shard < len(table.shards)))
         and np.all((table.num_frames > 0) & (table.begin >= 0))
         and int(table.num_frames.sum(dtype=np.int64)) == len(table.length)
+        and np.all((table.rates >= 0) & np.isfinite(table.rates))
         and not any("/" in name for name in table.shards.tolist())
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ _REMEDY = (
     f"Make one: {command('prepare')} --videos UCF-101 --out data/ucf101 --format packed, and set "
     "--config.data.root=data/ucf101/packed; or --config.data.source=frames for folders of frames"
 )
+RATE_FEATURE = "frame_rate"  # frames per second
 _NAME_FEATURES = ("name", "video_name", "filename")
 
 
@@ -29,7 +31,7 @@ _NAME_FEATURES = ("name", "video_name", "filename")
 TABLE_LAYOUT = {
     **{"class_names": "str C", "shards": "str S", "sizes": "int64 S", "times": "int64 S", "split": "str M"},
     **{"record": "int64 M", "names": "str M", "labels": "int32 M", "num_frames": "int32 M", "shard": "int32 M"},
-    **{"begin": "int64 M", "length": "uint32 K", "notes": "str N"},
+    **{"begin": "int64 M", "length": "uint32 K", "notes": "str N", "rates": "float64 M"},
 }
 
 
@@ -50,6 +52,7 @@ class Table:
     begin: np.ndarray  # byte of the shard at which the video's frames begin; see `PackedFrames`
     length: np.ndarray  # bytes of every frame, all videos in turn
     notes: np.ndarray
+    rates: np.ndarray  # frames per second; 0 where records have none
 
     @property
     def named(self) -> bool:
@@ -58,12 +61,12 @@ class Table:
 
 @dataclasses.dataclass
 class _Shard:
-    """One shard: its videos as (record, name, label, begin, lengths of the frames), and its problems."""
+    """One shard: its videos as (record, name, label, begin, lengths of the frames, rate), and its problems."""
 
     path: Path
     split: str
     num_records: int  # according to the dataset
-    videos: list[tuple[int, str, int, int, np.ndarray]] = dataclasses.field(default_factory=list)
+    videos: list[tuple[int, str, int, int, np.ndarray, float]] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -94,16 +97,17 @@ def read_table(folder: Path) -> Table:
 
     videos, lengths, notes, base = [], [np.zeros(0, np.uint32)], [], defaultdict(int)
     for number, shard in enumerate(shards):
-        for record, name, label, begin, length in shard.videos:
-            videos.append((shard.split, base[shard.split] + record, name, label, len(length), number, begin))
+        for record, name, label, begin, length, rate in shard.videos:
+            videos.append((shard.split, base[shard.split] + record, name, label, len(length), number, begin, rate))
             lengths.append(length)
         base[shard.split] += shard.num_records
         lost = shard.num_records - len(shard.videos)
         if shard.problems:
             notes.append(f"{shard.path}: {lost} damaged video(s) left out: {'; '.join(shard.problems[:3])}")
     stats = [os.stat(shard.path) for shard in shards]
-    columns = zip(*videos, strict=True) if videos else [()] * 7
-    values = dict(zip(("split", "record", "names", "labels", "num_frames", "shard", "begin"), columns, strict=True))
+    names = ("split", "record", "names", "labels", "num_frames", "shard", "begin", "rates")
+    columns = zip(*videos, strict=True) if videos else [()] * len(names)
+    values = dict(zip(names, columns, strict=True))
     values |= {"class_names": class_names, "shards": [shard.path.name for shard in shards], "notes": notes}
     values |= {"sizes": [stat.st_size for stat in stats], "times": [stat.st_mtime_ns for stat in stats]}
     values["length"] = np.concatenate(lengths)
@@ -191,10 +195,12 @@ def _scan_shard(shard: _Shard, keys: tuple[str, str, str], num_classes: int) -> 
 
 def _parse_video(
     data: np.ndarray, record: Record, keys: tuple[str, str, str], num_classes: int
-) -> tuple[str, int, int, np.ndarray]:
-    """Name, label, the byte at which the frames begin, and the length of each frame in bytes, (t,) uint32."""
+) -> tuple[str, int, int, np.ndarray, float]:
+    """Name, label, the byte at which the frames begin, the length of each frame in bytes, (t,) uint32, and the rate."""
     features = parse_example(data, record.start, record.end)
     frames, labels, names = (features.get(key) or [] for key in keys)
+    rates = features.get(RATE_FEATURE) or []
+    rate = rates[0] if len(rates) == 1 and isinstance(rates[0], float) and 0 < rates[0] < math.inf else 0.0
     pairs = [pair for pair in frames if isinstance(pair, tuple)]
     if not pairs:
         raise ValueError("holds no encoded frame")
@@ -211,4 +217,4 @@ def _parse_video(
     begin = int(starts[0] - whole[0] + lengths[0])
     if not np.array_equal(begin + np.cumsum(whole) - lengths, starts):
         raise ValueError("its frames do not follow one another")
-    return name, labels[0], begin, lengths.astype(np.uint32)
+    return name, labels[0], begin, lengths.astype(np.uint32), rate

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import google_crc32c
 import numpy as np
 
+Values = list[tuple[int, int]] | list[int] | list[float]  # of a feature
+
 _MASK_DELTA = 0xA282EAD8
 _HEADER, _FOOTER = 12, 4
 
@@ -65,12 +67,12 @@ def header_bytes(lengths: np.ndarray) -> np.ndarray:
     return 2 + sum((lengths >> bits > 0).astype(np.int64) for bits in (7, 14, 21, 28))
 
 
-def parse_example(data: np.ndarray, start: int, end: int) -> dict[str, list[tuple[int, int]] | list[int]]:
+def parse_example(data: np.ndarray, start: int, end: int) -> dict[str, Values]:
     """Reads the tf.train.Example in bytes [start, end) of a file.
 
     Returns:
-      By feature name: for lists of bytes the (offset, length) of each value in the file, for lists of integers the
-      values. Lists of floats are left out.
+      By feature name: for lists of bytes the (offset, length) of each value in the file, for lists of numbers the
+      values.
 
     Raises:
       ValueError: the bytes are not an Example.
@@ -83,10 +85,12 @@ def parse_example(data: np.ndarray, start: int, end: int) -> dict[str, list[tupl
         example = tf.train.Example.FromString(content)
     except DecodeError as error:
         raise ValueError(f"not an example ({error})") from error
-    features: dict[str, list[tuple[int, int]] | list[int]] = {}
+    features: dict[str, Values] = {}
     for name, feature in example.features.feature.items():
         if feature.HasField("int64_list"):
             features[name] = list(feature.int64_list.value)
+        elif feature.HasField("float_list"):
+            features[name] = list(feature.float_list.value)
         elif feature.HasField("bytes_list"):
             places, position = [], 0
             for value in feature.bytes_list.value:  # in file order; a place before a value's own has the same bytes

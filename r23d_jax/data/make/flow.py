@@ -4,6 +4,7 @@ A displacement v in pixels is stored as round(128 + 127 * clip(v / bound, -1, 1)
 symmetric, so a mirrored clip has exactly x' = 256 - x. I3D uses a bound of 20 pixels (Carreira & Zisserman 2017).
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -21,19 +22,25 @@ def flow_pictures(frames: Iterable[np.ndarray], method: str, bound: float) -> It
 
     Args:
       frames: (H, W, 3) uint8 BGR, at least two.
-      method: a key of `METHODS`: "tvl1" (slow, used by I3D), "farneback" (used by the R(2+1)D paper) or "dis" (fast).
+      method: a key of `METHODS`: "dis" (fast), "farneback" (used by the R(2+1)D paper) or "tvl1" (slow, used by I3D).
       bound: displacement in pixels that becomes the largest value; longer ones are clipped.
 
     Yields:
       (2 H, W) uint8, x above y; one fewer than frames.
     """
+    between = flow_between(method, bound)
+    for before, after in itertools.pairwise(frames):
+        yield between(before, after)
+
+
+def flow_between(method: str, bound: float) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """The function from two frames, (H, W, 3) uint8 BGR, to their flow in its stored form; see `flow_pictures`."""
     compute = look_up(METHODS, method, "flow")()
-    before = None
-    for frame in frames:
-        gray = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
-        if before is not None:
-            yield quantize(compute(before, gray), bound)
-        before = gray
+
+    def between(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        return quantize(compute(*(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) for frame in (before, after))), bound)
+
+    return between
 
 
 def _tvl1() -> Method:
@@ -51,7 +58,12 @@ def _dis() -> Method:
     return lambda a, b: dis.calc(a, b, None)
 
 
-METHODS: dict[str, Callable[[], Method]] = {"tvl1": _tvl1, "farneback": _farneback, "dis": _dis}
+METHODS: dict[str, Callable[[], Method]] = {"dis": _dis, "farneback": _farneback, "tvl1": _tvl1}
+
+
+def as_channels(picture: np.ndarray) -> np.ndarray:
+    """(2 H, W) stored flow -> (H, W, 2)."""
+    return np.stack(np.split(picture, 2), axis=-1)
 
 
 def quantize(flow: np.ndarray, bound: float) -> np.ndarray:

@@ -4,11 +4,13 @@ Each folder is written under a temporary name and renamed when it is complete, s
 one stopped.
 """
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import shutil
 import threading
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -20,7 +22,7 @@ import cv2
 
 from r23d_jax.config import UserError
 from r23d_jax.data.make.flow import DEFAULT_BOUND, flow_pictures
-from r23d_jax.data.make.video import VideoError, iter_frames
+from r23d_jax.data.make.video import VideoError, iter_frames, rate_at_most
 from r23d_jax.runtime import disk
 
 PARTIAL = ".partial-"  # starts the names of unfinished work; indexes ignore names that start with a dot
@@ -43,6 +45,7 @@ class Job:
     short_side: int  # length of the shorter side in pixels; 0 keeps the video's own size
     flow: str = ""  # method of the optical flow to write instead of frames
     flow_bound: float = DEFAULT_BOUND  # displacement in pixels that becomes the largest stored value
+    fps: float = 0.0  # frames per second, if the video has as many; 0: all frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Result:
 
     num_frames: int = 0
     error: str = ""
+    rate: float = 0.0  # frames per second of what was written; 0: not known
+    seconds: float = 0.0  # of work
 
 
 def run_jobs(jobs: Iterable[Job], num_workers: int) -> Generator[tuple[Job, Result], None, None]:
@@ -123,9 +128,11 @@ def _start_worker(stop: Event) -> None:
 
 def run_job(job: Job) -> Result:
     """Decodes one video, unless its folder exists already."""
-    folder = Path(job.folder)
+    folder, started = Path(job.folder), time.monotonic()
     if os.path.exists(folder):  # False also for a name that is too long, which mkdir then reports
-        return Result(sum(not name.startswith(".") for name in os.listdir(folder)))
+        with contextlib.suppress(VideoError):
+            return Result(_count_files(folder), rate=rate_at_most(Path(job.video), job.fps))
+        return Result(_count_files(folder))
     partial = folder.with_name(f"{PARTIAL}{os.getpid()}")
     try:
         _remove(partial)
@@ -135,8 +142,9 @@ def run_job(job: Job) -> Result:
             (partial / FRAME_NAME.format(number)).write_bytes(jpeg)
             if _stop is not None and _stop.is_set():
                 return Result(error="stopped")
+        rate = rate_at_most(Path(job.video), job.fps)
         os.rename(partial, folder)
-        return Result(number)
+        return Result(number, rate=rate, seconds=time.monotonic() - started)
     except VideoError as error:
         return Result(error=str(error))
     except OSError as error:
@@ -145,6 +153,10 @@ def run_job(job: Job) -> Result:
         return Result(error=f"{job.video}: {error}")
     finally:
         _remove(partial)
+
+
+def _count_files(folder: Path) -> int:
+    return sum(not name.startswith(".") for name in os.listdir(folder))
 
 
 def read_folder(path: Path) -> list[bytes]:
@@ -166,7 +178,8 @@ def remove_partial(root: Path) -> int:
 
 def encoded_frames(job: Job) -> Iterator[bytes]:
     """Decodes a job's video to JPEG frames; raises VideoError if that is impossible."""
-    images = iter_frames(Path(job.video), job.short_side, channels="bgr")
+    rate = rate_at_most(Path(job.video), job.fps) if job.fps else 0.0
+    images = iter_frames(Path(job.video), job.short_side, channels="bgr", rate=rate)
     if job.flow:
         images = flow_pictures(images, job.flow, job.flow_bound)
     image = None

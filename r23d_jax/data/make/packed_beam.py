@@ -20,7 +20,7 @@ from apache_beam.runners.runner import create_runner  # type: ignore[import-not-
 from r23d_jax.config import UserError
 from r23d_jax.data.make.jobs import Job, PrepareError, encoded_frames
 from r23d_jax.data.make.packed_builder import example, write_examples
-from r23d_jax.data.make.video import VideoError
+from r23d_jax.data.make.video import VideoError, rate_at_most
 from r23d_jax.runtime import disk
 
 
@@ -104,6 +104,7 @@ class _Decode(beam.DoFn):
     def process(self, element: BeamSource) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             frames = list(encoded_frames(element.job))
+            rate = rate_at_most(Path(element.job.video), element.job.fps)
         except (VideoError, OSError) as error:
             video = element.job.video
             if element.needed:
@@ -111,7 +112,7 @@ class _Decode(beam.DoFn):
             note = self._staging / f"{hashlib.sha256(video.encode(errors='surrogateescape')).hexdigest()}.json"
             disk.write_atomically(note, json.dumps([video, str(error)]))
         else:
-            yield example(element.name, element.class_name, frames)
+            yield example(element.name, element.class_name, frames, rate)
 
 
 def _noted(staging: Path) -> dict[str, str]:

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from r23d_jax.data.find.packed_scan import RATE_FEATURE
 from r23d_jax.runtime import disk
 from r23d_jax.runtime.progress import Progress
 
@@ -28,6 +30,7 @@ class PackSource:
     name: str  # as in the lists
     class_name: str
     read: Callable[[], list[bytes]]  # returns the encoded JPEG frames, in order
+    rate: float = 0.0  # frames per second; 0: not known
 
 
 class R23dVideos(tfds.core.GeneratorBasedBuilder):
@@ -36,8 +39,8 @@ class R23dVideos(tfds.core.GeneratorBasedBuilder):
     `tfds.builder_from_directory` reads the result. The bytes of the frames are stored unchanged.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.0.0": "First version.", "1.1.0": "Frames per second."}
 
     def __init__(self, *, data_dir: str, examples: Any, class_names: Sequence[str]):
         """Writes `examples`, an iterator or a Beam transform, to a folder inside `data_dir`."""
@@ -50,6 +53,7 @@ class R23dVideos(tfds.core.GeneratorBasedBuilder):
                 "video": tfds.features.Video(shape=(None, None, None, 3), encoding_format="jpeg"),
                 "label": tfds.features.ClassLabel(names=self._class_names),
                 "name": tfds.features.Text(),
+                RATE_FEATURE: np.float32,
             }
         )
         return self.dataset_info_from_configs(
@@ -63,9 +67,9 @@ class R23dVideos(tfds.core.GeneratorBasedBuilder):
         return self._examples
 
 
-def example(name: str, class_name: str, frames: Sequence[bytes]) -> tuple[str, dict[str, Any]]:
+def example(name: str, class_name: str, frames: Sequence[bytes], rate: float) -> tuple[str, dict[str, Any]]:
     """A video as the builder takes it: its key, and the values of its features."""
-    return f"{class_name}/{name}", {"video": list(frames), "label": class_name, "name": name}
+    return f"{class_name}/{name}", {"video": list(frames), "label": class_name, "name": name, RATE_FEATURE: rate}
 
 
 def write_packed(
@@ -90,7 +94,7 @@ def write_packed(
 
     def examples() -> Iterator[tuple[str, dict[str, Any]]]:
         for source in sources:
-            yield example(source.name, source.class_name, source.read())
+            yield example(source.name, source.class_name, source.read(), source.rate)
             if progress is not None:
                 progress.update()
 

@@ -17,9 +17,10 @@ from r23d_jax.data.make.jobs import Job, PrepareError, read_folder, remove_parti
 from r23d_jax.data.make.record import FRAMES, PACKED, STAGING, Record, open_record, write_broken
 from r23d_jax.data.make.search import VideoFile, find_videos
 from r23d_jax.runtime.disk import hold, writing
-from r23d_jax.runtime.progress import Progress, printable
+from r23d_jax.runtime.progress import Progress, format_seconds, printable
 
 LOCK = ".prepare.lock"
+_FRAME_SETTINGS = ("quality", "short_side", "flow", "flow_bound", "fps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Settings:
     short_side: int  # pixels; 0 keeps the size
     flow: str  # a key of `flow.METHODS`; "" for frames
     flow_bound: float  # pixels
+    fps: float  # most frames per second to keep; 0: all
     lists: str  # "": prepare all videos
     workers: int  # 0: one per core
     shards: int  # 0: as many as keep each below about 1 GiB
@@ -70,7 +72,7 @@ def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     with hold(out, LOCK, log=functools.partial(print, file=sys.stderr)):
-        wanted = Record(settings.quality, settings.short_side, settings.flow, settings.flow_bound, settings.shards)
+        wanted = Record(**{name: getattr(settings, name) for name in (*_FRAME_SETTINGS, "shards")})
         record = open_record(out, wanted, packs=settings.packs, overwrite=settings.overwrite)
         remove_partial(out)
         packed = frozenset(record.packed if settings.packs and (out / PACKED).is_dir() else ())
@@ -83,16 +85,18 @@ def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
         if settings.beam_runner:
             good = _pack_with_beam(settings, videos, found.class_names, record, packed, broken, log)
         else:
-            good = _decode_all(settings, videos, packed, broken, num_frames)
+            good = _decode_all(settings, videos, packed, broken, num_frames, record.rates)
+            _log_slow(settings, good, record.rates, log)
         ready = good or [video for video in videos if video.target in packed]
         write_broken(out, broken)
         record.videos, record.broken = len(ready), len(broken)
+        record.rates = dict(sorted(record.rates.items()))
         record.save(out)
         targets = {video.target for video in good}
         if settings.packs and good and targets != packed:
             if not settings.beam_runner:
                 _refuse_undecodable(packed - targets, videos, broken)
-                _pack(settings, good, found.class_names)
+                _pack(settings, good, found.class_names, record.rates)
             record.packed, record.shards = sorted(targets), settings.shards
             record.save(out)
         shutil.rmtree(out / STAGING, ignore_errors=True)
@@ -128,6 +132,8 @@ def _check(settings: Settings) -> None:
         raise UserError(f"--quality {settings.quality}: must be between 1 and 100")
     if not settings.flow_bound > 0:
         raise UserError(f"--flow-bound {settings.flow_bound:g}: must be above 0")
+    if not settings.fps >= 0:
+        raise UserError(f"--fps {settings.fps:g}: must be above 0, or 0 to keep all frames")
     if settings.beam_runner and settings.format != "packed":
         raise UserError(f"--beam-runner {settings.beam_runner}: makes packed shards only; add --format packed")
     if settings.beam_options and not settings.beam_runner:
@@ -135,6 +141,18 @@ def _check(settings: Settings) -> None:
     for option in ("short_side", "workers", "shards"):
         if getattr(settings, option) < 0:
             raise UserError(f"--{option.replace('_', '-')} {getattr(settings, option)}: must be at least 0")
+
+
+def _log_slow(settings: Settings, videos: list[VideoFile], rates: dict[str, float], log: Callable[[str], None]) -> None:
+    """Logs videos that have fewer frames per second than wanted."""
+    slow = [video for video in videos if rates.get(video.target, 0.0) < settings.fps * 0.999]
+    if slow:
+        first = slow[0]
+        rate = f"{rates[first.target]:.4g}" if rates.get(first.target) else "an unknown number"
+        log(
+            f"{len(slow)} videos do not have {settings.fps:g} frames a second and keep all of theirs, e.g. "
+            f"{first.path} has {rate}"
+        )
 
 
 def _refuse_undecodable(lost: frozenset[str], videos: list[VideoFile], broken: dict[str, str]) -> None:
@@ -154,7 +172,7 @@ def _folder(settings: Settings, video: VideoFile) -> Path:
 
 
 def _job(settings: Settings, video: VideoFile) -> Job:
-    frames = {name: getattr(settings, name) for name in ("quality", "short_side", "flow", "flow_bound")}
+    frames = {name: getattr(settings, name) for name in _FRAME_SETTINGS}
     return Job(video=str(video.path), folder=str(_folder(settings, video)), **frames)
 
 
@@ -164,25 +182,35 @@ def _decode_all(
     packed: frozenset[str],
     broken: dict[str, str],
     num_frames: dict[str, int],
+    rates: dict[str, float],
 ) -> list[VideoFile]:
-    """Decodes the videos that the run needs; adds to `broken`, and numbers of new frames by target to `num_frames`.
+    """Decodes the videos that the run needs.
+
+    Adds to `broken`, and by target the numbers of new frames to `num_frames` and frames per second to `rates`.
 
     Returns:
       The videos whose frames are on disk; none if the existing shards need no change.
     """
     needed = [video for video in videos if settings.format != "packed" or video.target not in packed]
-    broken |= _decode(settings, needed, num_frames)
+    broken |= _decode(settings, needed, num_frames, rates)
     if len(needed) < len(videos) and num_frames:  # the shards are rewritten, with the old videos and the new ones
-        broken |= _decode(settings, [video for video in videos if video.target in packed], num_frames)
+        broken |= _decode(settings, [video for video in videos if video.target in packed], num_frames, rates)
     return [video for video in videos if video.target in num_frames]
 
 
-def _decode(settings: Settings, videos: list[VideoFile], num_frames: dict[str, int]) -> dict[str, str]:
-    """Decodes videos without frames; adds frame counts; returns the reasons for broken videos."""
+def _decode(
+    settings: Settings, videos: list[VideoFile], num_frames: dict[str, int], rates: dict[str, float]
+) -> dict[str, str]:
+    """Decodes videos without frames; adds frame counts and rates; returns the reasons for broken videos.
+
+    A folder of frames whose rate is not recorded, because a run was killed, is left as it is and its rate is added.
+    """
     target = {_job(settings, video): video.target for video in videos}
-    to_do = [job for job in target if not os.path.exists(job.folder)]
-    num_frames.update({target[job]: 0 for job in target.keys() - set(to_do)})
+    there = {job for job in target if os.path.exists(job.folder)}
+    to_do = [job for job in target if job not in there or target[job] not in rates]
+    num_frames.update({target[job]: 0 for job in there})
     broken: dict[str, str] = {}
+    seconds: list[float] = []  # that each of the first videos took
     if not to_do:
         return broken
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -196,16 +224,32 @@ def _decode(settings: Settings, videos: list[VideoFile], num_frames: dict[str, i
                 broken[job.video] = result.error
                 progress.message(f"skipped: {printable(result.error)}")
             else:
-                num_frames[target[job]] = result.num_frames
+                rates[target[job]] = result.rate
+                num_frames[target[job]] = 0 if job in there else result.num_frames
+                if settings.flow and result.seconds and len(seconds) < workers:
+                    seconds.append(result.seconds)
+                    if len(seconds) == workers < len(to_do):
+                        progress.message(_estimate(settings.flow, seconds, len(to_do) - workers))
             progress.update()
     return broken
 
 
-def _pack(settings: Settings, videos: list[VideoFile], class_names: list[str]) -> None:
+def _estimate(flow: str, seconds: list[float], num_videos: int) -> str:
+    """The expected time of the remaining videos, from the seconds that one video of every process took."""
+    workers = len(seconds)
+    left = format_seconds(sum(seconds) / workers * num_videos / workers)
+    faster = "" if flow == "dis" else "; --flow dis is the fastest method"
+    return f"flow by {flow}: the other {num_videos:,} videos take about {left} in {workers} processes{faster}"
+
+
+def _pack(settings: Settings, videos: list[VideoFile], class_names: list[str], rates: dict[str, float]) -> None:
     from r23d_jax.data.make.packed_builder import PackSource, write_packed  # imports TensorFlow
 
     readers = [functools.partial(read_folder, _folder(settings, video)) for video in videos]
-    sources = [PackSource(v.name, v.class_name, read) for v, read in zip(videos, readers, strict=True)]
+    sources = [
+        PackSource(video.name, video.class_name, read, rates.get(video.target, 0.0))
+        for video, read in zip(videos, readers, strict=True)
+    ]
     with Progress(len(sources), "videos", "pack") as progress:
         write_packed(Path(settings.out, PACKED), sources, class_names, settings.shards, progress)
 

@@ -2,10 +2,15 @@
 
 import dataclasses
 import json
+import math
+import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
-from r23d_jax.config import UserError
+from r23d_jax.config import NO_FLOW, Flow, UserError
 from r23d_jax.runtime.disk import write_atomically
 from r23d_jax.runtime.progress import printable
 from r23d_jax.version import __version__
@@ -13,21 +18,24 @@ from r23d_jax.version import __version__
 RECORD, BROKEN = "prepare.json", "broken.txt"
 FRAMES, PACKED, STAGING = "frames", "packed", ".staging"
 # Settings that all results in a folder share
-_SETTINGS = ("quality", "short_side", "flow", "flow_bound")
+_SETTINGS = ("quality", "short_side", "flow", "flow_bound", "fps")
 
 
 @dataclasses.dataclass
 class Record:
     """The content of `prepare.json`."""
 
-    quality: int  # this and the next three: see `jobs.Job`
+    quality: int  # this and the next four: see `jobs.Job`
     short_side: int
     flow: str
     flow_bound: float
+    fps: float
     shards: int  # as given by --shards
     version: str = __version__  # of this package
     videos: int = 0  # number of finished videos
     broken: int = 0  # number of videos that cannot be used
+    # Frames per second of every video in a frame folder, by target; 0: not known
+    rates: dict[str, float] = dataclasses.field(default_factory=dict)
     packed: list[str] = dataclasses.field(default_factory=list)  # targets of the videos in the shards
     # Target, stamp of the file and reason for every video that Apache Beam's workers could not decode
     left_out: list[tuple[str, list[int], str]] = dataclasses.field(default_factory=list)
@@ -72,14 +80,50 @@ def open_record(out: Path, wanted: Record, *, packs: bool, overwrite: bool) -> R
 
 def _read(path: Path, wanted: Record) -> Record:
     try:
-        content = {"flow": "", "flow_bound": wanted.flow_bound} | json.loads(path.read_text())  # old records lack these
+        # old records lack these
+        content = {"flow": "", "flow_bound": wanted.flow_bound, "fps": 0.0} | json.loads(path.read_text())
         names = {field.name for field in dataclasses.fields(Record)}
         record = Record(**{name: value for name, value in content.items() if name in names})
-        record.packed = list(record.packed)
+        record.packed, record.rates = list(record.packed), dict(record.rates)
         record.left_out = [(str(target), list(stamp), str(why)) for target, stamp, why in record.left_out]
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error}); delete it and run again with --overwrite") from error
     return record
+
+
+class Made(NamedTuple):
+    """How the frames in a folder were made."""
+
+    flow: Flow = NO_FLOW
+    rates: Mapping[str, float] = MappingProxyType({})  # frames per second of the videos, by target, where known
+    target: str = ""  # of the folder itself
+
+
+def how_made(folder: Path) -> Made:
+    """Reads the record that `prepare` left beside `frames` or `packed`.
+
+    Args:
+      folder: one of these two, or a folder in one of them.
+
+    Returns:
+      An empty one if there is no record, or a damaged one; it comes with the data and may be forged.
+    """
+    folder = Path(os.path.abspath(folder))
+    for above in folder.parents[:6]:
+        path, inside = above / RECORD, folder.relative_to(above).parts
+        if not path.is_file() or (len(inside) > 1 and inside[0] not in (FRAMES, PACKED)):
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            flow = NO_FLOW
+            if content.get("flow"):
+                flow = Flow(str(content["flow"]), float(content["flow_bound"]), int(content["short_side"]))
+            rates = {str(name): float(rate) for name, rate in content.get("rates", {}).items()}
+        except (OSError, ArithmeticError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return Made()
+        rates = {name: rate for name, rate in rates.items() if 0 < rate < math.inf}
+        return Made(flow, rates, "/".join(inside[1:]))
+    return Made()
 
 
 def write_broken(out: Path, broken: dict[str, str]) -> None:

@@ -4,11 +4,13 @@ Frame counts in headers are not trusted: even in UCF101 they are off by a few fr
 they count. Frames are counted by decoding them.
 """
 
+import contextlib
 import errno
+import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +43,7 @@ class VideoError(UserError):
 
 
 def iter_frames(
-    path: Path, short_side: int = 0, channels: Literal["rgb", "bgr"] = "rgb", num_threads: int = 1
+    path: Path, short_side: int = 0, channels: Literal["rgb", "bgr"] = "rgb", num_threads: int = 1, rate: float = 0.0
 ) -> Iterator[np.ndarray]:
     """Decodes a video frame by frame.
 
@@ -51,6 +53,7 @@ def iter_frames(
         proportion; 0, or a number above the video's own, keeps the size.
       channels: order of the color channels; OpenCV writes "bgr".
       num_threads: threads of the decoder; more than one is faster for large frames only; 0: one per core.
+      rate: frames per second to give, each the nearest in time; 0: every frame of the video.
 
     Yields:
       (H, W, 3) uint8 frames of the default video stream as a player shows them, in the orientation of the first frame.
@@ -59,7 +62,65 @@ def iter_frames(
       VideoError: the file is missing or damaged, has no video stream or no frame, or changes its size midway. The error
         may come after the first frames.
     """
-    size, orient, count, num_packets, end = None, None, 0, 0, 0.0
+    frames = _timed_frames(path, short_side, channels, num_threads)
+    return at_rate(frames, rate) if rate else (frame for _, frame in frames)
+
+
+def at_rate(frames: Iterable[tuple[float, np.ndarray]], rate: float) -> Iterator[np.ndarray]:
+    """Of frames with their times in rising seconds, gives the nearest to each of 0, 1, 2, ... / `rate` after the first.
+
+    A frame is given again where none is nearer, so the times of the result are even.
+    """
+    before, number, start, gap = None, 0, 0.0, 0.0
+    for time, frame in frames:
+        if before is None:
+            start = time
+        else:
+            gap = time - before[0]
+            while start + number / rate <= (before[0] + time) / 2 + 1e-6:
+                yield before[1]
+                number += 1
+        before = time, frame
+    while before is not None and start + number / rate < before[0] + min(gap, 1 / rate) / 2 + 1e-6:  # files round times
+        yield before[1]
+        number += 1
+
+
+def video_rate(path: Path) -> float:
+    """The frames per second of a video: that of its header if the frames' times agree, their average otherwise.
+
+    Returns:
+      0.0 if it is not known: a bare stream has no times, and one frame has no rate.
+
+    Raises:
+      VideoError: the file is missing, or no video.
+    """
+    times = []
+    with _open(path) as container:
+        stream = _video_stream(path, container)
+        if not VIDEO_FORMATS.get(container.format.name.partition(",")[0]):
+            return 0.0
+        claimed = float(stream.average_rate or 0)
+        with contextlib.suppress(av.error.FFmpegError):  # damage is reported when the frames are decoded
+            for packet in container.demux(stream):
+                time = packet.dts if packet.pts is None else packet.pts
+                if time is not None and packet.size and not packet.is_discard:
+                    times.append(float(time * packet.time_base))
+    seconds = max(times) - min(times) if times else 0.0
+    if not seconds:
+        return 0.0
+    return claimed if abs(claimed * seconds - (len(times) - 1)) < 1 else (len(times) - 1) / seconds
+
+
+def rate_at_most(path: Path, most: float) -> float:
+    """The frames per second at which a video is read if it may have `most`, 0 for any number: its own, or `most`."""
+    own = video_rate(path)
+    return min(own, most) if most else own
+
+
+def _timed_frames(path: Path, short_side: int, channels: str, num_threads: int) -> Iterator[tuple[float, np.ndarray]]:
+    """The frames that `iter_frames` describes, each with its time in seconds, which never falls."""
+    size, orient, count, num_packets, end, time_shown = None, None, 0, 0, 0.0, -math.inf
     converter = VideoReformatter()
     with _open(path) as container:
         stream = _video_stream(path, container)
@@ -84,7 +145,9 @@ def iter_frames(
                     size = size or image.shape
                     if image.shape != size:
                         raise VideoError(f"{path}: frames change their size from {_text(size)} to {_text(image.shape)}")
-                    yield resize_short_side(orient(image), short_side)
+                    shown = frame.time if frame.time is not None else count / float(stream.average_rate or 25)
+                    time_shown = max(time_shown, shown)
+                    yield time_shown, resize_short_side(orient(image), short_side)
                     count += 1
         except av.error.FFmpegError as error:
             reason = _reason(error)

@@ -23,7 +23,7 @@ from r23d_jax.data.read import augment, sampling
 from r23d_jax.data.read.batches import BatchIterator, Sample, dataset_maker, first_readable
 from r23d_jax.data.read.broken import BrokenLog
 from r23d_jax.data.read.decode import Plan, decode_windows, frame_reader, read_clip, resize, to_canvas
-from r23d_jax.data.read.views import Views
+from r23d_jax.data.read.views import Views, video_strides
 
 ALTERNATIVES = 4  # substitutes tried for a video that cannot be read
 _FRAMES, _WINDOW, _REPEAT = 0, 1, 2  # folded into a clip's key; augmentations fold in their names
@@ -81,10 +81,11 @@ def train_batches(
     num_videos = len(index.names)
     reader = frame_reader(index.frames)
     num_frames, labels = tf.constant(index.num_frames, tf.int32), tf.constant(index.labels, tf.int32)
+    strides = tf.constant(video_strides(index, cfg), tf.float64)
     attempts = 1 + (ALTERNATIVES if cfg.on_broken == "skip" else 0)
 
     def frames_of(video: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        return sampling.training_frames(cfg, sampling.fold_in(key, _FRAMES), num_frames[video])
+        return sampling.training_frames(cfg, sampling.fold_in(key, _FRAMES), num_frames[video], strides[video])
 
     def plan(counter: tf.Tensor) -> Plan:
         number = (counter // rows) * samples + host * rows + tf.math.floormod(counter, rows)
@@ -172,7 +173,7 @@ def eval_batches(
         raise ValueError(f"{rows} views of a host are no whole clips of {crops} crops, so no device can cut them")
     reader, clip_views = frame_reader(index.frames), _eval_loader(cfg, crops, group > 1, canvas)
     length = preprocessing(cfg).read_frames
-    num_frames = tf.constant(index.num_frames, tf.int32)
+    num_frames, strides = tf.constant(index.num_frames, tf.int32), tf.constant(video_strides(index, cfg), tf.float64)
     labels = tf.constant(index.labels, tf.int32)
     columns = [tf.constant(column, tf.int32) for column in (views.video, views.start, views.crop)]
     groups = rows // group
@@ -182,7 +183,7 @@ def eval_batches(
         real = number < num_views
         row = tf.cast(tf.where(real, number, 0), tf.int32)
         video, start, crop = (column[row] for column in columns)
-        frames = sampling.consecutive_frames(start, num_frames[video], length=length, stride=cfg.frame_stride)
+        frames = sampling.consecutive_frames(start, num_frames[video], length=length, stride=strides[video])
         return {"real": real, "row": row, "video": video, "crop": crop, "frames": frames}
 
     def sample(plan: Plan, substitute: bool) -> Sample:

@@ -50,12 +50,13 @@ def resize(windows: np.ndarray, size: int, antialias: bool) -> np.ndarray:
     return (video + np.float32(0.5)).astype(np.uint8)
 
 
-def decode_windows(contents: list[bytes], window_of: Callable[[int, int], Window]) -> np.ndarray:
-    """Decodes one window of every frame: (t, height, width, 3) uint8.
+def decode_windows(contents: list[bytes], window_of: Callable[[int, int], Window], flow: bool = False) -> np.ndarray:
+    """Decodes one window of every frame: (t, height, width, 3) uint8; (t, height, width, 2) for flow.
 
     Args:
       contents: t encoded pictures of one size; PictureError if one is damaged or has another size.
       window_of: gives the window for a height and a width.
+      flow: whether each picture holds x above y of optical flow; the window is cropped from both.
     """
     windows, first = [], None
     for content in contents:
@@ -65,8 +66,12 @@ def decode_windows(contents: list[bytes], window_of: Callable[[int, int], Window
         first = first or picture.shape
         if picture.shape != first:
             raise PictureError("the frames have different sizes")
+        if flow:
+            if len(picture) % 2:
+                raise PictureError("optical flow has an even number of rows, x above y")
+            picture = np.stack(np.split(picture[..., 0], 2), axis=-1)
         top, left, height, width = window_of(*picture.shape[:2])
-        windows.append(picture[top : top + height, left : left + width, ::-1])
+        windows.append(picture[top : top + height, left : left + width, :: 1 if flow else -1])
     return np.stack(windows)
 
 

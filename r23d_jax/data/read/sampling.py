@@ -12,6 +12,7 @@ import tensorflow as tf
 from r23d_jax.config import DataConfig, look_up, preprocessing
 
 _random = tf.random.experimental  # pyright: ignore[reportAttributeAccessIssue]
+Stride = float | tf.Tensor  # frames from one of a clip to the next, () float64; may be a fraction
 
 
 def epoch_order(seed: int, epoch: tf.Tensor, position: tf.Tensor, num_videos: int) -> tf.Tensor:
@@ -43,30 +44,37 @@ def uniform(key: tf.Tensor, count: int) -> tf.Tensor:
     return tf.random.stateless_uniform([count], key, alg="philox")
 
 
-def training_frames(cfg: DataConfig, key: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
+def training_frames(cfg: DataConfig, key: tf.Tensor, num_frames: tf.Tensor, stride: Stride | None = None) -> tf.Tensor:
     """The frames of a training clip: (read_frames,) int32, each in 0 .. num_frames - 1.
 
     Args:
       cfg: its `sampling` is a key of `SAMPLING`.
       key: (2,) int64.
       num_frames: () int32, frames in the video.
+      stride: frames from one to the next; `cfg.frame_stride` by default.
     """
-    return look_up(SAMPLING, cfg.sampling, "config.data.sampling")(cfg, key, num_frames)
+    stride = cfg.frame_stride if stride is None else stride
+    return look_up(SAMPLING, cfg.sampling, "config.data.sampling")(cfg, key, num_frames, stride)
 
 
-def consecutive_frames(start: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride: int) -> tf.Tensor:
+def consecutive_frames(start: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride: Stride) -> tf.Tensor:
     """(length,) int32: `start`, `start + stride`, ..., wrapping around at the end of the video."""
-    steps = tf.range(length, dtype=tf.int64) * stride
-    return _wrap_around(tf.cast(start, tf.int64) + steps, num_frames)
+    return _wrap_around(tf.cast(start, tf.int64) + _steps(length, stride), num_frames)
 
 
-def _random_clip(cfg: DataConfig, key: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
+def _steps(length: int, stride: Stride) -> tf.Tensor:
+    """(length,) int64: 0, `stride`, 2 `stride`, ..., each rounded to the nearest frame, halves up."""
+    places = tf.range(length, dtype=tf.float64) * tf.convert_to_tensor(stride, tf.float64)
+    return tf.cast(tf.floor(places + 0.5), tf.int64)
+
+
+def _random_clip(cfg: DataConfig, key: tf.Tensor, num_frames: tf.Tensor, stride: Stride) -> tf.Tensor:
     length = preprocessing(cfg).read_frames
-    start = random_start(uniform(key, 1)[0], num_frames, length=length, stride=cfg.frame_stride)
-    return consecutive_frames(start, num_frames, length=length, stride=cfg.frame_stride)
+    start = random_start(uniform(key, 1)[0], num_frames, length=length, stride=stride)
+    return consecutive_frames(start, num_frames, length=length, stride=stride)
 
 
-def random_start(draw: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride: int) -> tf.Tensor:
+def random_start(draw: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride: Stride) -> tf.Tensor:
     """() int32, uniform over the starts at which the whole clip fits; 0 if it fits nowhere.
 
     Args:
@@ -75,16 +83,16 @@ def random_start(draw: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride:
       length: frames in the clip.
       stride: frames from one to the next.
     """
-    span = (length - 1) * stride + 1
+    span = _steps(length, stride)[-1] + 1
     return pick(draw, tf.cast(tf.maximum(tf.cast(num_frames, tf.int64) - span, 0) + 1, tf.int32))
 
 
-def _segments(cfg: DataConfig, key: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
+def _segments(cfg: DataConfig, key: tf.Tensor, num_frames: tf.Tensor, stride: Stride) -> tf.Tensor:
     length = preprocessing(cfg).read_frames
-    return segment_frames(uniform(key, cfg.num_segments), num_frames, length=length, stride=cfg.frame_stride)
+    return segment_frames(uniform(key, cfg.num_segments), num_frames, length=length, stride=stride)
 
 
-def segment_frames(draws: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride: int) -> tf.Tensor:
+def segment_frames(draws: tf.Tensor, num_frames: tf.Tensor, *, length: int, stride: Stride) -> tf.Tensor:
     """Cuts the video into equal parts and takes a run of consecutive frames at random from each.
 
     Part k is frames [k * n // s, (k + 1) * n // s). A run that is longer than its part starts at the part's beginning
@@ -104,14 +112,14 @@ def segment_frames(draws: tf.Tensor, num_frames: tf.Tensor, *, length: int, stri
     run = length // segments
     parts, count = tf.range(segments, dtype=tf.int64), tf.cast(num_frames, tf.int64)
     first, end = parts * count // segments, (parts + 1) * count // segments
-    span = (run - 1) * stride + 1
+    steps = _steps(run, stride)
+    span = steps[-1] + 1
     start = first + tf.cast(pick(draws, tf.cast(tf.maximum(end - first - span, 0) + 1, tf.int32)), tf.int64)
-    steps = tf.range(run, dtype=tf.int64) * stride
     return _wrap_around(tf.reshape(start[:, None] + steps[None, :], [length]), num_frames)
 
 
-# How the frames of a training clip are chosen: config.data.sampling -> (config, key, frames in the video) -> frames
-SAMPLING: dict[str, Callable[[DataConfig, tf.Tensor, tf.Tensor], tf.Tensor]] = {
+# config.data.sampling -> (config, key, frames in the video, stride) -> the frames of a training clip
+SAMPLING: dict[str, Callable[[DataConfig, tf.Tensor, tf.Tensor, Stride], tf.Tensor]] = {
     "random": _random_clip,
     "segments": _segments,
 }

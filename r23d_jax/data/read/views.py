@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from r23d_jax.config import EvalConfig, Preprocessing, look_up
+from r23d_jax.config import DataConfig, EvalConfig, Preprocessing, look_up
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.find.picture_header import claimed_size
 
@@ -29,10 +29,26 @@ class Views:
         return len(self.video)
 
 
-def make_views(num_frames: np.ndarray, pre: Preprocessing, cfg: EvalConfig) -> Views:
+def video_strides(index: VideoIndex, cfg: DataConfig) -> np.ndarray:
+    """Frames from one frame of a clip to the next, (N,) float64: with `frame_seconds` a fraction that follows the rate.
+
+    The rates are known then, because `sources.open_index` refuses videos without one.
+    """
+    if not cfg.frame_seconds:
+        return np.full(len(index), cfg.frame_stride, np.float64)
+    assert index.rates is not None, "the index of a config with frame_seconds has rates"
+    return cfg.frame_seconds * index.rates
+
+
+def clip_steps(length: int, stride: float) -> np.ndarray:
+    """(length,) int64: 0, `stride`, 2 `stride`, ..., each rounded to the nearest frame, halves up."""
+    return np.floor(np.arange(length) * float(stride) + 0.5).astype(np.int64)
+
+
+def make_views(num_frames: np.ndarray, pre: Preprocessing, cfg: EvalConfig, strides: np.ndarray | None = None) -> Views:
     """Lays views over videos.
 
-    `dense` samples the video every `frame_stride` frames, from frame 0, and cuts that into runs of `num_frames`; a last
+    `dense` samples the video every `stride` frames, from frame 0, and cuts that into runs of `num_frames`; a last
     partial run is dropped, and a video too short for one run gives one clip, padded by looping. With 16 frames and
     stride 1 this is the published code's test protocol (41,497 clips over the 3,783 test videos of UCF101 split 1).
 
@@ -45,13 +61,17 @@ def make_views(num_frames: np.ndarray, pre: Preprocessing, cfg: EvalConfig) -> V
       num_frames: (N,) frames per video.
       pre: length and stride of a clip.
       cfg: which views.
+      strides: (N,) float64, frames from one of a clip to the next; `pre.frame_stride` by default.
 
     Returns:
       At least one view of every video. A video without frames gets one too, so that its reader can report it as broken.
     """
     lengths = np.maximum(np.asarray(num_frames, np.int64), 1)
-    span = (pre.read_frames - 1) * pre.frame_stride + 1  # frames from the first to the last one read
-    video, start = look_up(VIEWS, cfg.views, "config.eval.views")(lengths, span, pre, cfg)
+    strides = np.full(len(lengths), pre.frame_stride, np.float64) if strides is None else strides
+    # frames from the first to the last one read
+    span = np.floor((pre.read_frames - 1) * strides + 0.5).astype(np.int64) + 1
+    runs = pre.num_frames * strides
+    video, start = look_up(VIEWS, cfg.views, "config.eval.views")(lengths, span, runs, cfg)
     return Views(
         video=np.repeat(video, cfg.crops).astype(np.int32),
         start=np.repeat(start, cfg.crops).astype(np.int32),
@@ -77,15 +97,14 @@ def largest_frame(index: VideoIndex) -> tuple[int, int]:
     return height, width
 
 
-def _dense(lengths: np.ndarray, span: int, pre: Preprocessing, cfg: EvalConfig) -> tuple[np.ndarray, np.ndarray]:
+def _dense(lengths: np.ndarray, span: np.ndarray, runs: np.ndarray, cfg: EvalConfig) -> tuple[np.ndarray, np.ndarray]:
     del cfg
-    run = pre.num_frames * pre.frame_stride
-    video, k = _ragged_range(np.maximum((lengths - span) // run + 1, 1))
-    return video, k * run
+    video, k = _ragged_range(np.maximum((lengths - span) // runs + 1, 1).astype(np.int64))
+    return video, np.floor(k * runs[video] + 0.5).astype(np.int64)
 
 
-def _uniform(lengths: np.ndarray, span: int, pre: Preprocessing, cfg: EvalConfig) -> tuple[np.ndarray, np.ndarray]:
-    del pre
+def _uniform(lengths: np.ndarray, span: np.ndarray, runs: np.ndarray, cfg: EvalConfig) -> tuple[np.ndarray, np.ndarray]:
+    del runs
     video, k = _ragged_range(np.full(len(lengths), cfg.num_clips))
     last = np.maximum(lengths - span, 0)[video]
     # round(k * last / gaps), halves up, in whole numbers; a single clip sits at round(1 * last / 2)
@@ -93,8 +112,9 @@ def _uniform(lengths: np.ndarray, span: int, pre: Preprocessing, cfg: EvalConfig
     return video, (2 * k * last + gaps) // (2 * gaps)
 
 
-# config.eval.views -> (frames per video, frames that a clip spans, ...) -> video and start of every clip
-VIEWS: dict[str, Callable[[np.ndarray, int, Preprocessing, EvalConfig], tuple[np.ndarray, np.ndarray]]] = {
+# config.eval.views -> (of each video: its frames, those that a clip spans, those from one clip to the next; config)
+# -> video and start of every clip
+VIEWS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, EvalConfig], tuple[np.ndarray, np.ndarray]]] = {
     "dense": _dense,
     "uniform": _uniform,
 }

@@ -74,7 +74,8 @@ def test_example_against_tensorflow() -> None:
     assert parsed["label"] == [7]
     assert parsed["many"] == [-1, 0, 1 << 40]
     assert [data[a : a + n].tobytes() for a, n in parsed["video"]] == frames  # pyright: ignore[reportGeneralTypeIssues]
-    assert set(parsed) == {"video", "label", "many", "naïve name"}
+    assert parsed["float"] == [1.5, 2.5]
+    assert set(parsed) == {"video", "label", "many", "float", "naïve name"}
 
 
 @given(st.binary(max_size=200))
@@ -86,5 +87,5 @@ def test_any_bytes_are_parsed_or_refused(content: bytes) -> None:
         return
     for values in parsed.values():
         for value in values:
-            assert isinstance(value, int) or 0 <= value[0] <= value[0] + value[1] <= len(data)
+            assert isinstance(value, int | float) or 0 <= value[0] <= value[0] + value[1] <= len(data)
     assert [r.problem != "" for r in records(data)] == ([True] if content else [])

@@ -1,6 +1,7 @@
 """Temporal sampling and the order of an epoch, against plain numpy."""
 
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from r23d_jax.config import ConfigError, DataConfig, validate
 from r23d_jax.data.read import sampling
+from r23d_jax.data.read.views import clip_steps
 
 
 def _consecutive(start: int, num_frames: int, length: int, stride: int) -> np.ndarray:
@@ -21,6 +23,16 @@ def test_consecutive_frames(start: int, num_frames: int, stride: int) -> None:
     got = sampling.consecutive_frames(tf.constant(start), tf.constant(num_frames), length=16, stride=stride)
     assert got.dtype == tf.int32
     np.testing.assert_array_equal(got, _consecutive(start, num_frames, 16, stride))
+
+
+def test_a_stride_may_be_a_fraction() -> None:
+    frames = sampling.consecutive_frames(tf.constant(3), tf.constant(1000), length=7, stride=29.97 * 0.08).numpy()
+    assert frames.tolist() == [3 + math.floor(k * 29.97 * 0.08 + 0.5) for k in range(7)] == [3, 5, 8, 10, 13, 15, 17]
+    slow = sampling.consecutive_frames(tf.constant(0), tf.constant(9), length=5, stride=tf.constant(0.5, tf.float64))
+    assert slow.numpy().tolist() == [0, 1, 1, 2, 2], "frames are repeated, halves rounded up"
+    assert slow.numpy().tolist() == clip_steps(5, 0.5).tolist(), "predict chooses the same"
+    last = sampling.random_start(tf.constant(0.9999), tf.constant(20), length=7, stride=2.4)
+    assert int(last) == 19 - clip_steps(7, 2.4)[-1] == 5, "the clip ends with the video"
 
 
 def test_a_short_clip_goes_round_with_one_jump_per_lap() -> None:

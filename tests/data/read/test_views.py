@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r23d_jax.config import DataConfig, EvalConfig, preprocessing
-from r23d_jax.data.read.views import make_views
+from r23d_jax.data.read.views import clip_steps, make_views
 
 PRE = preprocessing(DataConfig(num_frames=16, frame_stride=1))
 
@@ -35,6 +35,17 @@ def test_dense_with_stride_cuts_the_strided_video():
     assert starts(24, EvalConfig(), pre) == [0, 12]
     assert starts(22, EvalConfig(), pre) == [0, 12], "frames 12, 15, 18, 21 are there"
     assert starts(21, EvalConfig(), pre) == [0]
+
+
+def test_strides_differ_between_videos_and_may_be_fractions():
+    pre, strides = dataclasses.replace(PRE, num_frames=4), np.array([2.0, 4.0, 2.4])
+    dense = make_views(np.array([24, 48, 30]), pre, EvalConfig(), strides)
+    assert dense.start[dense.video == 0].tolist() == [0, 8, 16]
+    assert dense.start[dense.video == 1].tolist() == [0, 16, 32], "the same moments at twice the rate"
+    assert dense.start[dense.video == 2].tolist() == [0, 10, 19], "9.6 and 19.2 to the nearest frame"
+    uniform = make_views(np.array([24, 48, 30]), pre, EvalConfig(views="uniform", num_clips=2), strides)
+    ends = uniform.start + np.array([clip_steps(4, strides[video])[-1] for video in uniform.video])
+    assert uniform.start.tolist()[::2] == [0, 0, 0] and ends.tolist()[1::2] == [23, 47, 29]
 
 
 def test_dense_frame_differences_share_the_frame_between_two_clips():

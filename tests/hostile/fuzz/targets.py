@@ -162,8 +162,8 @@ def records(data: bytes) -> None:
     path.write_bytes(framed(data))
     shard = packed_scan._Shard(path, "train", 1)
     packed_scan._scan_shard(shard, ("video", "label", "name"), 3)
-    for _, name, label, begin, lengths in shard.videos:
-        assert isinstance(name, str) and 0 <= label < 3 and len(lengths) > 0
+    for _, name, label, begin, lengths, rate in shard.videos:
+        assert isinstance(name, str) and 0 <= label < 3 and len(lengths) > 0 and 0 <= rate < float("inf")
         assert 12 <= begin <= begin + lengths.sum(dtype=np.int64) <= 12 + len(data)
     assert len(shard.videos) + len(shard.problems) == 1
     size = claimed_size(data)

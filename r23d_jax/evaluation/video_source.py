@@ -1,0 +1,305 @@
+"""The clips of one video: of a file, of a folder of frames or of an array, as frames or as the optical flow between."""
+
+import functools
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from r23d_jax.config import Preprocessing
+from r23d_jax.data.find.frame_folder import read_folder
+from r23d_jax.data.make.flow import as_channels, flow_between
+from r23d_jax.data.make.record import how_made
+from r23d_jax.data.make.video import VideoError, iter_frames, resize_short_side, video_rate
+from r23d_jax.data.read import plain
+from r23d_jax.data.read.views import clip_steps
+
+
+class Source(Protocol):
+    """A video whose clips can be read.
+
+    Attributes:
+      rate: frames per second; 0 if not known.
+    """
+
+    @property
+    def rate(self) -> float: ...
+
+    def count(self) -> int:
+        """The number of its frames, or of the pictures of its optical flow."""
+        ...
+
+    def clips(self, starts: np.ndarray) -> Iterator[np.ndarray]:
+        """Clips that begin at `starts`, (V,) rising, each (read_frames, crop_size, crop_size, C) uint8.
+
+        Raises:
+          VideoError: if a frame cannot be read.
+        """
+        ...
+
+
+def stride_of(pre: Preprocessing, rate: float) -> float:
+    """Frames from one of a clip to the next, at a rate of the video in frames per second; 0 if it is not known."""
+    if pre.frame_seconds and not (rate or pre.frame_rate):
+        raise VideoError(
+            f"its frames per second are not known, and the network reads a frame every {pre.frame_seconds:g} s; give "
+            "the video file, or frames made by `prepare`"
+        )
+    return pre.stride_at(rate)
+
+
+def open_source(video: Path | np.ndarray, pre: Preprocessing) -> Source:
+    """An array or a folder is read as frames, anything else as a video file; optical flow is computed if necessary.
+
+    Raises:
+      VideoError: if an array or a folder holds no frames, or flow cannot be computed. A bad file is noticed when it is
+        read.
+    """
+    if isinstance(video, np.ndarray):
+        return FrameArray(video, pre)
+    if not os.path.isdir(video):
+        return FlowOfFile(video, pre) if pre.input == "flow" else VideoFile(video, pre)
+    made = how_made(video)
+    if made.flow.method and pre.input != "flow":
+        raise VideoError(
+            f"{video}: holds {made.flow}, and the network reads {pre.input}; give the video, or its frames"
+        )
+    kind = FlowOfFolder if pre.input == "flow" and not made.flow.method else FrameFolder
+    return kind(video, pre, made.rates.get(made.target, 0.0))
+
+
+class FrameArray:
+    """A video as an array of frames, (T, H, W, C) uint8. Its rate is not known."""
+
+    rate = 0.0
+
+    def __init__(self, video: np.ndarray, pre: Preprocessing):
+        channels = len(pre.mean)
+        if pre.input == "flow" and video.ndim == 4 and video.shape[3] == 3 and video.dtype == np.uint8:
+            frames = (resize_short_side(frame[..., ::-1], pre.flow.short_side) for frame in video)
+            video = np.stack([picture for picture in _flow_of(frames, pre, 0.0, "frames") if picture is not None])
+        if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != channels or not video.size:
+            raise VideoError(f"frames are {video.dtype} {video.shape}; expected uint8 (T, H, W, {channels})")
+        self._video, self._pre = video, pre
+
+    def count(self) -> int:
+        return len(self._video)
+
+    def clips(self, starts: np.ndarray) -> Iterator[np.ndarray]:
+        top, left, height, width = plain.center_window(self._pre, *self._video.shape[1:3])
+        windows = self._video[:, top : top + height, left : left + width]
+        for numbers in _clip_frames(starts, self.count(), self._pre, self.rate):
+            yield plain.resize(windows[numbers], self._pre.crop_size, self._pre.antialias)
+
+
+class FrameFolder:
+    """A video as a folder of numbered frames, chosen as in training (`frame_folder.read_folder`).
+
+    Clips are decoded by the function that evaluation uses, or by OpenCV where TensorFlow is not installed.
+    """
+
+    def __init__(self, path: Path, pre: Preprocessing, rate: float = 0.0):
+        numbering = read_folder(path)
+        if isinstance(numbering, str):
+            raise VideoError(f"{path}: {numbering}")
+        self.numbering, self.rate = numbering, rate
+        self._path, self._pre = path, pre
+
+    def count(self) -> int:
+        """Frames in the folder; a hole in their numbering counts as one that cannot be read."""
+        return self.numbering.count
+
+    def clips(self, starts: np.ndarray) -> Iterator[np.ndarray]:
+        pre = self._pre
+        for numbers in _clip_frames(starts, self.count(), pre, self.rate).tolist():
+            files = [self._path / self.numbering.name(number) for number in numbers]
+            try:
+                windows = _decode_windows([file.read_bytes() for file in files], pre)
+            except (OSError, plain.PictureError) as error:
+                raise VideoError(_frame_fault(files)) from error
+            yield plain.resize(windows, pre.crop_size, pre.antialias)
+
+
+class VideoFile:
+    """A video file, decoded twice: to count its frames, and to cut its clips.
+
+    Frame counts in headers are unreliable, and keeping all frames would take memory that grows with the video.
+    """
+
+    def __init__(self, path: Path, pre: Preprocessing):
+        self._path, self._pre = path, pre
+        self._count = 0
+
+    @functools.cached_property
+    def rate(self) -> float:
+        """Frames per second; 0 if not known, or if the network has no use for it."""
+        return video_rate(self._path) if self._pre.frame_seconds or self._pre.frame_rate else 0.0
+
+    def count(self) -> int:
+        """Frames that can be decoded.
+
+        Raises:
+          VideoError: if the video cannot be decoded.
+        """
+        self._count = self._count or sum(1 for _ in self._pictures(np.zeros(0, int)))
+        return self._count
+
+    def clips(self, starts: np.ndarray) -> Iterator[np.ndarray]:
+        """The same as for a `Source`. Keeps only the frames that later clips need."""
+        wanted = _clip_frames(starts, self.count(), self._pre, self.rate)
+        complete = wanted.max(axis=1)  # the last frame of each clip
+        # The first frame that this clip or a later one needs.
+        earliest = np.append(np.minimum.accumulate(wanted.min(axis=1)[::-1])[::-1], self._count)
+        held: dict[int, np.ndarray] = {}
+        row, window = 0, None
+        for number, frame in enumerate(self._pictures(wanted)):
+            if row == len(starts):
+                return
+            if frame is not None:
+                if window is None:
+                    window = plain.center_window(self._pre, *frame.shape[:2])
+                top, left, height, width = window
+                held[number] = frame[top : top + height, left : left + width].copy()
+            while row < len(starts) and complete[row] <= number:
+                clip = np.stack([held[k] for k in wanted[row].tolist()])
+                yield plain.resize(clip, self._pre.crop_size, self._pre.antialias)
+                row += 1
+                held = {k: kept for k, kept in held.items() if k >= earliest[row]}
+        if row < len(starts):
+            raise VideoError(f"{self._path}: changed while it was being read; it had {self._count} frames")
+
+    def _pictures(self, wanted: np.ndarray) -> Iterator[np.ndarray | None]:
+        """(H, W, C) uint8 of every number in `wanted`, and None or a picture for every other."""
+        needed = frozenset(wanted.ravel().tolist())
+        return (frame if number in needed else None for number, frame in enumerate(iter_frames(self._path)))
+
+
+class FlowOfFile(VideoFile):
+    """The optical flow of a video file, computed where a clip needs it.
+
+    A video of a higher rate than the training's is thinned to every second, third, ... frame, whichever comes nearest.
+    """
+
+    def __init__(self, path: Path, pre: Preprocessing):
+        super().__init__(path, pre)
+        _check_flow(pre, path)
+
+    @functools.cached_property
+    def rate(self) -> float:
+        return self._own_rate / self._every
+
+    @functools.cached_property
+    def _own_rate(self) -> float:
+        return video_rate(self._path)
+
+    @property
+    def _every(self) -> int:
+        return max(round(self._own_rate / self._pre.frame_rate), 1) if self._pre.frame_rate else 1
+
+    def _images(self) -> Iterator[np.ndarray]:
+        """(H, W, 3) uint8 BGR."""
+        return iter_frames(self._path, self._pre.flow.short_side, channels="bgr")
+
+    def _pictures(self, wanted: np.ndarray) -> Iterator[np.ndarray | None]:
+        images = itertools.islice(self._images(), 0, None, self._every)
+        needed = frozenset(wanted.ravel().tolist())
+        return _flow_of(images, self._pre, self.rate, self._path, needed)
+
+
+class FlowOfFolder(FlowOfFile):
+    """The optical flow of a folder of numbered frames."""
+
+    def __init__(self, path: Path, pre: Preprocessing, rate: float):
+        super().__init__(path, pre)
+        self._folder = FrameFolder(path, pre)
+        self._own_rate = rate
+
+    def _images(self) -> Iterator[np.ndarray]:
+        shape = None
+        for number in range(self._folder.count()):
+            file = self._path / self._folder.numbering.name(number)
+            try:
+                (image,) = plain.decode_windows([file.read_bytes()], lambda height, width: (0, 0, height, width))
+            except (OSError, plain.PictureError) as error:
+                raise VideoError(_frame_fault([file])) from error
+            shape = shape or image.shape
+            if image.shape != shape:
+                raise VideoError(_frame_fault([self._path / self._folder.numbering.name(0), file]))
+            yield resize_short_side(np.ascontiguousarray(image[..., ::-1]), self._pre.flow.short_side)
+
+
+def _check_flow(pre: Preprocessing, name: object) -> None:
+    if not pre.flow.method:
+        raise VideoError(
+            f"{name}: the network reads optical flow, and its checkpoint does not say how that was computed; give "
+            "a folder of flow that `prepare --flow` made"
+        )
+
+
+def _flow_of(
+    images: Iterable[np.ndarray], pre: Preprocessing, rate: float, name: object, needed: frozenset[int] | None = None
+) -> Iterator[np.ndarray | None]:
+    """The flow between neighboring (H, W, 3) uint8 BGR images, (H, W, 2) uint8; None if its number is not needed.
+
+    Displacements are brought to the time between two frames of the training, if both rates are known.
+    """
+    _check_flow(pre, name)
+    scale = pre.frame_rate / rate if rate and pre.frame_rate else 1.0
+    between, number = flow_between(pre.flow.method, pre.flow.bound * scale), -1
+    for number, (before, after) in enumerate(itertools.pairwise(images)):
+        yield as_channels(between(before, after)) if needed is None or number in needed else None
+    if number < 0:
+        raise VideoError(f"{name}: one frame only, which has no optical flow")
+
+
+def _clip_frames(starts: np.ndarray, num_frames: int, pre: Preprocessing, rate: float) -> np.ndarray:
+    """(V, read_frames) frame numbers; a clip that passes the end continues at frame 0."""
+    return (starts[:, None] + clip_steps(pre.read_frames, stride_of(pre, rate))[None, :]) % num_frames
+
+
+def _decode_windows(contents: list[bytes], pre: Preprocessing) -> np.ndarray:
+    flow = pre.input == "flow"
+
+    def window_of(height: Any, width: Any) -> plain.Window:
+        return plain.center_window(pre, int(height), int(width))
+
+    try:
+        import tensorflow as tf
+    except ModuleNotFoundError:
+        return plain.decode_windows(contents, window_of, flow)
+    from r23d_jax.data.read import decode
+
+    try:
+        tensors = [tf.constant(content) for content in contents]
+        window = lambda height, width: tf.constant(window_of(height, width))  # noqa: E731
+        return decode.decode_windows(tensors, window, flow).numpy()
+    except tf.errors.OpError as error:
+        raise plain.PictureError(str(error)) from error
+
+
+def _frame_fault(files: list[Path]) -> str:
+    """The first fault in the frames of a clip."""
+    try:
+        from r23d_jax.data.read.broken import examine_picture
+    except ModuleNotFoundError:
+        from r23d_jax.data.read.plain import examine_picture
+    sizes = {}
+    for file in files:
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            return f"{file}: cannot be read ({error.strerror})"
+        if not content:
+            return f"{file}: is empty (0 bytes)"
+        problem, size = examine_picture(content)
+        if size is None:
+            return f"{file}: {problem}"
+        sizes[file] = size
+    first = files[0]
+    for file, size in sizes.items():
+        if size != sizes[first]:
+            return f"{file}: is {size[1]}x{size[0]}, unlike {first.name}, which is {sizes[first][1]}x{sizes[first][0]}"
+    return f"{first.parent}: its frames cannot be decoded together"
