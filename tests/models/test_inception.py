@@ -23,7 +23,8 @@ def draw(*shape: int) -> jax.Array:
 
 
 def test_a_gate_weighs_channels_by_their_mean_over_the_clip() -> None:
-    gate, x = Gate(4, shared(S3D)), draw(2, 3, 2, 5, 4)
+    gate: Any = Gate(4, shared(S3D))
+    x = draw(2, 3, 2, 5, 4)
     gate.fc.bias[...] = jnp.asarray([0.5, -1.0, 2.0, 0.0])
     mean = np.asarray(x).mean((1, 2, 3))
     weight = 1 / (1 + np.exp(-(mean @ np.array(gate.fc.kernel[...]) + np.array(gate.fc.bias[...]))))
