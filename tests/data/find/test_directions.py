@@ -12,7 +12,13 @@ from r23d_jax.data.find.directions import mirrored_pairs, mirrors
 from r23d_jax.data.find.splits import read_list
 from tests.data.find.frame_sets import write_videos
 
-# Names of HMDB51, Kinetics and UCF101 that speak of hands and turns, or sound like it
+HMDB51 = (
+    "brush_hair cartwheel catch chew clap climb climb_stairs dive draw_sword dribble drink eat fall_floor fencing "
+    "flic_flac golf handstand hit hug jump kick kick_ball kiss laugh pick pour pullup punch push pushup ride_bike "
+    "ride_horse run shake_hands shoot_ball shoot_bow shoot_gun sit situp smile smoke somersault stand "
+    "swing_baseball sword sword_exercise talk throw turn walk wave "
+).split()
+# Names of Kinetics and UCF101 that speak of hands and turns, or sound like it
 ONE_WAY = [
     "LeftHook", "cartwheel", "flic_flac", "shoot_ball", "swing_baseball", "turn", "somersault", "brightening something",
     "bending back", "high kick", "tying knot (not on a tie)", "massaging person's head", "playing trumpet", "upright",
@@ -29,7 +35,7 @@ def test_pairs() -> None:
     jester = ["Turning Hand Clockwise", "Turning Hand Counterclockwise", "Swiping Left", "Swiping Right", "No gesture"]
     assert len(mirrored_pairs(jester)) == 2
     assert mirrored_pairs(["anti-clockwise", "clockwise"]) == [("anti-clockwise", "clockwise")]
-    assert mirrored_pairs(ONE_WAY) == [] and mirrored_pairs([]) == []
+    assert len(HMDB51) == 51 and mirrored_pairs(HMDB51) == mirrored_pairs(ONE_WAY) == mirrored_pairs([]) == []
 
 
 def test_the_setting_wins_and_auto_asks_the_names() -> None:
