@@ -6,9 +6,9 @@ normalization is inside. T is `Preprocessing.read_frames`.
 
 import contextlib
 import dataclasses
-import importlib.util
 import io
 import json
+import runpy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from jax.extend.mlir.passmanager import PassManager
 from r23d_jax.config import HeadConfig, Preprocessing, UserError
 from r23d_jax.models.convolution import use_formulation
 from r23d_jax.models.functional import split_model
+from r23d_jax.models.inception import InceptionSpec
 from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.models.video_resnet import VideoResNetSpec
@@ -33,6 +34,7 @@ from r23d_jax.weights.state_dicts import to_arrays
 PLATFORMS = ("cpu", "cuda", "tpu")
 STABLEHLO = "1.0.0"  # the version in a SavedModel, of mid-2024
 DEFINITION = "r23d_torch.py"  # beside a .pth, on demand
+BACKBONES = {VideoResNetSpec: "resnet", InceptionSpec: "inception"}  # their names in it
 META = "r23d_jax.json"  # in a SavedModel's folder; beside a StableHLO file it is called <file>.json
 # The file may use other convolutions: float32 rounding through the network
 TOLERANCE = 1e-3
@@ -143,17 +145,19 @@ def write_torch(
     about = describe(model, head, len(meta["class_names"]))
     files.write(path, to_arrays(model, definition_source(model)), {**meta, "torch": about})
     disk.write_atomically(path.with_name(DEFINITION), definition())
-    spec: Any = importlib.util.spec_from_file_location("definition", path.with_name(DEFINITION))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    network = module.load(path)
+    network = runpy.run_path(str(path.with_name(DEFINITION)))["load"](path)
 
     def run(video: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             values = network(network.prepare(torch.from_numpy(video)))
         return (values if values.ndim == 2 else values.movedim(1, -1)).numpy()
 
-    return _compare(path, model, pre, _function(model, pre), run)
+    try:
+        return _compare(path, model, pre, _function(model, pre), run)
+    except ExportError:
+        for file in (path, path.with_name(f"{path.name}.json")):
+            file.unlink()
+        raise
 
 
 def definition() -> str:
@@ -167,14 +171,21 @@ def definition() -> str:
 
 
 def describe(model: VideoNetwork, head: HeadConfig, num_classes: int) -> dict[str, Any]:
-    """The fields from which the torch definition builds the backbone and the head of a network: JSON values."""
-    backbone = "resnet" if isinstance(model.spec, VideoResNetSpec) else "inception"
+    """The fields from which the torch definition builds the backbone and the head of a network: JSON values.
+
+    Raises:
+      ExportError: if it does not have this kind of backbone.
+    """
+    if type(model.spec) not in BACKBONES:
+        raise ExportError(
+            f"{model.spec.family}: has no torch definition; write .safetensors, or .pth without --definition"
+        )
     about = dataclasses.asdict(head)
     if hasattr(model.head, "tokenizer"):
         tokenizer: Any = model.head.tokenizer  # type: ignore[union-attr]
         about["grid"] = list(tokenizer.positions.shape[:3])
     return dataclasses.asdict(model.spec) | {
-        "backbone": backbone,
+        "backbone": BACKBONES[type(model.spec)],
         "in_channels": model.in_channels,
         "num_frames": model.num_frames,
         "num_classes": num_classes,

@@ -71,6 +71,14 @@ class Network(nn.Module):
             x = functional.avg_pool3d(x, window, 1)
         return self.classify(self.dropout(x.mean((2, 3, 4))))
 
+    def feature_map(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, T, H, W) -> the last feature map (B, C', T', H', W')."""
+        raise NotImplementedError
+
+    def classify(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C') -> (B, num_classes)."""
+        raise NotImplementedError
+
     def prepare(self, clips: torch.Tensor) -> torch.Tensor:
         """Clips (B, T, H, W, C) uint8 as the network reads them, (B, C, T, H, W) float32."""
         about = self.preprocessing
@@ -320,7 +328,7 @@ class Inception(Network):
             if not spec.separable:
                 names = ("b0",), ("b1a", "b1b"), ("b2a", "b2b"), ("b3a", "b3b")
                 return Mixed([dict(zip(*pair, strict=True)) for pair in zip(names, branches, strict=True)])
-            named = [{"branch0": branches[0][0]}]
+            named: list[dict[str, nn.Module]] = [{"branch0": branches[0][0]}]
             named += [{f"branch{index}": nn.Sequential(*branches[index])} for index in (1, 2, 3)]
             if spec.gated:
                 for index, channels in enumerate((whole, full1, full2, pooled)):

@@ -40,7 +40,7 @@ def resize(positions: torch.Tensor, grid: torch.Size) -> torch.Tensor:
         distances = (places[:, None] - torch.arange(old, device=positions.device)).abs() / max(old / size, 1.0)
         weights = (1 - distances).clamp(min=0)
         weights = weights / weights.sum(1, keepdim=True)
-        positions = torch.tensordot(weights, positions, ([1], [axis])).movedim(0, axis)
+        positions = torch.tensordot(weights, positions, ([1], [axis])).movedim(0, axis)  # type: ignore[arg-type]
     return positions
 
 

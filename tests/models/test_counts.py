@@ -126,6 +126,19 @@ def test_counts_of_other_code_bases(name: str, parameters: int, frames: int, siz
     assert round(total(parts, "macs") / 1e9, 3) == gmacs
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("r3d_hara_18", 33_409_104),  # R3D-18 and a stem of 7x7x7 instead of 3x7x7: 4 * 49 * 3 * 64 more
+        ("r3d_hara_50", 47_018_576),
+        ("r3d_hara_200", 127_423_056),
+        ("r3d_hara_a_34", 63_544_912),  # without the 173,824 of three shortcuts
+    ],
+)
+def test_counts_of_3d_resnets(name: str, parameters: int) -> None:
+    assert total(parts_of(name, 400), "parameters") == parameters
+
+
 def test_i3d_of_flow() -> None:
     def make() -> models.VideoNetwork:
         return models.create_model("i3d", num_classes=101, num_frames=64, in_channels=2, rngs=nnx.Rngs(0))

@@ -27,9 +27,9 @@ pytestmark = pytest.mark.parity
 
 NARROW = (8, 12, 16, 24)
 MC3 = ("3d", "2d", "2d", "2d")
-TV = {"stem": "factorized", "mid_planes": "per_block"}
-VMZ = {"stem": "factorized", "bn_epsilon": 1e-3}
-CSN = {"stem_pool": "2d", "bn_epsilon": 1e-3}
+TV: dict[str, Any] = {"stem": "factorized", "mid_planes": "per_block"}
+VMZ: dict[str, Any] = {"stem": "factorized", "bn_epsilon": 1e-3}
+CSN: dict[str, Any] = {"stem_pool": "2d", "bn_epsilon": 1e-3}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -158,6 +159,25 @@ def test_the_weights_read_back_here_too(tmp_path: Path, capsys: pytest.CaptureFi
     assert (tmp_path / "r23d_torch.py").read_text() == portable.definition()
     again, first = r23d_jax.from_torch(to), r23d_jax.from_torch(source)
     jax.tree.map(np.testing.assert_array_equal, split_model(again)[1:], split_model(first)[1:])
+
+
+def test_what_computes_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = portable.definition().replace("functional.relu(y) if self.ends_with_relu else y", "y")
+    assert text != portable.definition()
+    monkeypatch.setattr(portable, "definition", lambda: text)
+    pre = preprocessing(DataConfig(num_frames=4, crop_size=32, short_side=32))
+    meta = {"class_names": list("abcdefg"), "preprocessing": dataclasses.asdict(pre)}
+    with pytest.raises(portable.ExportError, match=r"a\.pth: the file gives other logits .*nothing was kept"):
+        portable.write_torch(tmp_path / "a.pth", trained("r3d_10", **NARROW), AVERAGE, pre, meta)
+    assert [path.name for path in tmp_path.iterdir()] == ["r23d_torch.py"]
+
+
+def test_a_backbone_without_a_definition() -> None:
+    class Other:
+        family = "c3d"
+
+    with pytest.raises(portable.ExportError, match="c3d: has no torch definition; write .safetensors"):
+        portable.describe(SimpleNamespace(spec=Other()), AVERAGE, 7)  # type: ignore[arg-type]
 
 
 def test_what_a_definition_cannot_go_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
