@@ -21,7 +21,7 @@ def write_moving(path: Path, rate: float, *, seconds: float = 2.0, speed: int = 
         stream = container.add_stream("ffv1", rate=Fraction(rate))
         stream.width, stream.height, stream.pix_fmt = 64, 48, "bgr0"
         for number in range(0, round(seconds * FASTEST), step):
-            pixels = np.ascontiguousarray(np.roll(texture, speed * number, axis=1)[:48, :64])
+            pixels = np.ascontiguousarray(np.roll(texture, speed * number, axis=1)[:48, :64], np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
     return path

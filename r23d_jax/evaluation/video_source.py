@@ -134,9 +134,13 @@ class VideoFile:
         self._count = 0
 
     @functools.cached_property
+    def _own_rate(self) -> float:
+        return video_rate(self._path)
+
+    @property
     def rate(self) -> float:
         """Frames per second; 0 if not known, or if the network has no use for it."""
-        return video_rate(self._path) if self._pre.frame_seconds or self._pre.frame_rate else 0.0
+        return self._own_rate if self._pre.frame_seconds or self._pre.frame_rate else 0.0
 
     def count(self) -> int:
         """Frames that can be decoded.
@@ -187,13 +191,9 @@ class FlowOfFile(VideoFile):
         super().__init__(path, pre)
         _check_flow(pre, path)
 
-    @functools.cached_property
+    @property
     def rate(self) -> float:
         return self._own_rate / self._every
-
-    @functools.cached_property
-    def _own_rate(self) -> float:
-        return video_rate(self._path)
 
     @property
     def _every(self) -> int:

@@ -44,7 +44,7 @@ def test_strides_differ_between_videos_and_may_be_fractions():
     assert dense.start[dense.video == 1].tolist() == [0, 16, 32], "the same moments at twice the rate"
     assert dense.start[dense.video == 2].tolist() == [0, 10, 19], "9.6 and 19.2 to the nearest frame"
     uniform = make_views(np.array([24, 48, 30]), pre, EvalConfig(views="uniform", num_clips=2), strides)
-    ends = uniform.start + np.array([clip_steps(4, strides[video])[-1] for video in uniform.video])
+    ends = uniform.start + np.array([clip_steps(4, float(strides[video]))[-1] for video in uniform.video])
     assert uniform.start.tolist()[::2] == [0, 0, 0] and ends.tolist()[1::2] == [23, 47, 29]
 
 
