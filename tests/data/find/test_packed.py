@@ -203,8 +203,8 @@ def test_frames_that_do_not_follow_one_another_are_reported(tmp_path: Path) -> N
         packed_scan._scan_shard(shard, ("video", "label", "name"), 1)
         return shard
 
-    ((_, _, _, begin, lengths),) = scan(field(1, b"one") + field(1, b"three")).videos
-    assert lengths.tolist() == [3, 5]
+    ((_, _, _, begin, lengths, rate),) = scan(field(1, b"one") + field(1, b"three")).videos
+    assert lengths.tolist() == [3, 5] and rate == 0
     assert (tmp_path / "shard").read_bytes()[begin:].startswith(field(1, b"one") + field(1, b"three"))
     apart = scan(field(1, b"one") + field(9, b"?") + field(1, b"three"))
     assert (apart.videos, apart.problems) == ([], ["record 0: its frames do not follow one another"])
