@@ -98,3 +98,10 @@ def test_what_many_devices_should_take() -> None:
     assert host.moved == 2 * 4 * 33_217_452 * 7 // 8 and host.gradients == pytest.approx(host.moved / 100e9)
     assert many.gradients == pytest.approx(many.moved / 10e9) and many.moved > host.moved
     assert many.statistics == pytest.approx(2 * host.statistics) == pytest.approx(2 * 37 * 10e-6 * 6)
+
+
+def test_a_network_without_a_measured_utilization_needs_one() -> None:
+    with pytest.raises(
+        ValueError, match="mc3_18: measure a step on one device and pass --utilization; known: r2plus1d"
+    ):
+        expected.expect("mc3_18", 16, 112, 4, 8, expected.Machine())
