@@ -5,7 +5,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.video_names import CONTROL, group_of
@@ -16,8 +16,7 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 _MOST_BYTES, _MOST_CHARACTERS = 1 << 27, 1 << 12
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(NamedTuple):
     """One listed video, before classes are restricted and renumbered."""
 
     path: str  # as listed, without suffix

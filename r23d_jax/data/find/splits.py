@@ -9,6 +9,7 @@ both sides would measure memory of the recording, and its accuracy would double 
 import dataclasses
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from r23d_jax.config import nearest
 from r23d_jax.data.find.errors import DataError, remedy
@@ -20,8 +21,7 @@ from r23d_jax.data.find.list_ucf101 import UCF101
 FORMATS: dict[str, ListFormat] = {"ucf101": UCF101, "csv": CSV}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One listed video."""
 
     name: str  # `v_Diving_g01_c01`, the file name without folder and suffix; from a CSV file, the path without suffix
