@@ -137,10 +137,11 @@ def _loading_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _index_lines(found: list[dict[str, Any]]) -> list[str]:
-    lines = ["| index | videos | frames of each | MiB above the imports | seconds to the first batch |"]
-    lines.append("|---|---:|---:|---:|---:|")
+    lines = ["| index | videos | frames of each | MiB above the imports | s to the first batch | of processor time |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
     for row in found:
-        lines.append(f"| {row['name']} | {row['videos']} | {row['frames']} | {row['mib']:.0f} | {row['seconds']:.1f} |")
+        cells = (f"{row['mib']:.0f}", f"{row['seconds']:.1f}", f"{row['processor']:.1f}")
+        lines.append(f"| {row['name']} | {row['videos']} | {row['frames']} | {' | '.join(cells)} |")
     return lines
 
 

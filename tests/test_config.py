@@ -89,6 +89,12 @@ def test_preprocessing_survives_json_and_counts_the_extra_frame() -> None:
         ("", {"optimizer": {"name": "sgd"}}, r"config\.optimizer=\{'name': 'sgd'\}: must be a OptimizerConfig"),
         ("", {"profile": "5:5"}, r"config\.profile='5:5': must be START:STOP"),
         ("train", {"accumulate": 3}, r"config\.train\.accumulate=3: must divide train\.global_batch_size=64"),
+        (
+            "data",
+            {"repeats": 3},
+            r"config\.data\.repeats=3: must divide train\.global_batch_size / accumulate = 64 / 1",
+        ),
+        ("data", {"augment_on": "gpu"}, r"config\.data\.augment_on='gpu': unknown; known: auto, host, device"),
         ("eval", {"crops": 5}, r"config\.eval\.crops=5: unknown; known: 1, 3, 10"),
         ("model", {"widths": (64, 128)}, r"config\.model\.widths=\(64, 128\): must be \(\) or four positive widths"),
     ],

@@ -13,12 +13,15 @@ from r23d_jax.data import sources
 from r23d_jax.data.make import flow
 from r23d_jax.data.read import augment, sampling, views
 from r23d_jax.evaluation import fusion, two_stream
+from r23d_jax.runtime import parallel
 
 
 @pytest.mark.parametrize(
     ("names", "table"),
     [
         (config.CROPS, augment.WINDOWS),
+        (config.CROPS, augment.CANVAS_SIDES),
+        (config.AUGMENT_ON, parallel.AUGMENT_PLACES),
         (config.SPATIAL_CROPS, augment.EVAL_CROPS),
         (config.TEMPORAL_SAMPLING, sampling.SAMPLING),
         (config.TEMPORAL_VIEWS, views.VIEWS),
@@ -26,7 +29,7 @@ from r23d_jax.evaluation import fusion, two_stream
         (config.FUSED_SCORES, fusion.SCORES),
         (config.FUSION_CHOICES, two_stream.CHOICES),
     ],
-    ids=["crops", "evaluation crops", "sampling", "views", "sources", "scores", "choices"],
+    ids=["crops", "canvases", "places", "evaluation crops", "sampling", "views", "sources", "scores", "choices"],
 )
 def test_allowed_names_are_the_keys_of_the_table(names: Collection, table: dict) -> None:
     assert tuple(names) == tuple(table)

@@ -138,11 +138,11 @@ def compute_dtype(cfg: ParallelConfig) -> str:
 
 
 def augments_on_device(cfg: DataConfig) -> bool:
-    """Whether clips are resized and augmented in the compiled step: `cfg.augment_on`, a key of `_AUGMENT_ON`."""
-    return look_up(_AUGMENT_ON, cfg.augment_on, "config.data.augment_on")()
+    """Whether clips are resized and augmented in the compiled step: `cfg.augment_on`, a key of `AUGMENT_PLACES`."""
+    return look_up(AUGMENT_PLACES, cfg.augment_on, "config.data.augment_on")()
 
 
-_AUGMENT_ON: dict[str, Callable[[], bool]] = {
+AUGMENT_PLACES: dict[str, Callable[[], bool]] = {
     "auto": lambda: jax.default_backend() != "cpu",
     "host": lambda: False,
     "device": lambda: True,

@@ -187,6 +187,9 @@ def test_batches_that_do_not_divide_are_refused() -> None:
         match=r"^config\.train\.global_batch_size=8 / accumulate=2 = 4: must be a multiple of the 8 devices$",
     ):
         start(cfg, 8)
+    cfg.train.accumulate, cfg.data.repeats = 1, 2
+    with pytest.raises(ConfigError, match=r"= 8: must be a multiple of the 8 devices times data\.repeats=2"):
+        start(cfg, 8)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -199,7 +199,7 @@ def save_scan(root: Path, videos: VideoList, arrays: dict[str, np.ndarray]) -> N
 
 def _to_index(root: Path, arrays: dict[str, np.ndarray]) -> VideoIndex:
     above = os.path.abspath(root)
-    folder = np.array([os.path.join(above, part).rstrip("/") for part in arrays["folder"].tolist()])
+    folder = np.array([f"{above}/{part}".rstrip("/") for part in arrays["folder"].tolist()])
     return VideoIndex(
         class_names=tuple(arrays["class_names"].tolist()),
         names=arrays["names"],

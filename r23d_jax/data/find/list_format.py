@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from r23d_jax.config import nearest
 from r23d_jax.data.find.errors import DataError
@@ -19,8 +19,7 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 _MOST_BYTES, _MOST_CHARACTERS = 1 << 27, 1 << 12
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(NamedTuple):
     """One listed video, before classes are restricted and renumbered."""
 
     path: str  # as listed, without suffix

@@ -9,6 +9,7 @@ both sides would measure memory of the recording, and its accuracy would double 
 import dataclasses
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from r23d_jax.config import nearest
 from r23d_jax.data.find.errors import UCF101_URL, DataError, remedy
@@ -34,8 +35,7 @@ FORMATS: dict[str, ListFormat] = {
 }
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One listed video."""
 
     name: str  # `v_Diving_g01_c01`, the file name without folder and suffix; from a CSV file, the path without suffix

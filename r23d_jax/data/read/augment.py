@@ -59,7 +59,7 @@ def canvas_size(cfg: DataConfig) -> tuple[int, int]:
 
     A tall window of `random_resized` may be higher: then the host resizes it.
     """
-    side = look_up(_CANVAS_SIDES, cfg.crop, "config.data.crop")(cfg)
+    side = look_up(CANVAS_SIDES, cfg.crop, "config.data.crop")(cfg)
     return side, math.ceil(side * _ASPECT[1]) if cfg.crop == "random_resized" else side
 
 
@@ -195,7 +195,7 @@ WINDOWS: dict[str, Callable[[DataConfig, tf.Tensor, tf.Tensor, tf.Tensor], tf.Te
 
 
 # config.data.crop -> config -> longest side of a window of a frame whose short side is `short_side`, but for its shape
-_CANVAS_SIDES: dict[str, Callable[[DataConfig], int]] = {
+CANVAS_SIDES: dict[str, Callable[[DataConfig], int]] = {
     "multi_scale": lambda cfg: math.ceil(max(cfg.crop_scales) * cfg.short_side),
     "random_resized": lambda cfg: cfg.short_side,
     "random": lambda cfg: cfg.crop_size,

@@ -27,6 +27,8 @@ Plan = dict[str, tf.Tensor]
 WindowOf = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 _DCT_RATIOS = (1, 2, 4, 8)  # libjpeg can decode a picture at 1/1, 1/2, 1/4 and 1/8 of its size
+# A JPEG of at most this many pixels is decoded whole, which then takes less time than one window (128 x 171: a tenth).
+_SMALL = 1 << 15
 _JPEG_MAGIC = b"\xff\xd8\xff"
 # One read for the whole clip is faster until it fetches this many times the bytes that are needed.
 _MOST_WASTE = 3
@@ -81,13 +83,15 @@ def resize(windows: tf.Tensor, size: int, antialias: bool, rounded: bool = True)
 
     Not `rounded`, it is float32 in 0..255.
     """
-    if not rounded:
+
+    def larger_or_smaller() -> tf.Tensor:
         resized = tf.image.resize(windows, [size, size], antialias=antialias)
-        return tf.ensure_shape(resized, (windows.shape[0], size, size, windows.shape[3]))
-    resized = tf.cond(  # a window of this size need not be converted to floats and back
+        return to_uint8(resized) if rounded else resized
+
+    resized = tf.cond(  # a window of this size need not be resized, nor converted to floats and back
         tf.reduce_all(tf.shape(windows)[1:3] == size),
-        lambda: windows,
-        lambda: to_uint8(tf.image.resize(windows, [size, size], antialias=antialias)),
+        lambda: windows if rounded else tf.cast(windows, tf.float32),
+        larger_or_smaller,
     )
     return tf.ensure_shape(resized, (windows.shape[0], size, size, windows.shape[3]))
 
@@ -108,7 +112,7 @@ def decode_windows(
 ) -> tf.Tensor:
     """Decodes one window of every frame.
 
-    Only the window of a JPEG is decoded, so damage below it is not noticed. Other formats (PNG, GIF, WebP and BMP,
+    Only the window of a large JPEG is decoded, so damage below it is not noticed. Other formats (PNG, GIF, WebP, BMP,
     under any file name) are decoded whole and then cropped. Gray and CMYK become RGB. The inverse DCT is the exact one,
     which gives the same pixels as libjpeg elsewhere.
 
@@ -149,7 +153,11 @@ def _decode_jpeg_windows(contents: list[tf.Tensor], window_of: WindowOf, flow: b
         )
 
     def decode_all(ratio: int) -> tf.Tensor:
-        return tf.stack([decode(content, window, ratio) for content in contents])
+        if ratio > 1:
+            return tf.stack([decode(content, window, ratio) for content in contents])
+        area = tf.where(height * shapes[0, 1] <= _SMALL, [0, 0, height, shapes[0, 1]], window)
+        (top, left), (high, wide) = tf.unstack((window - area)[:2]), tf.unstack(window[2:])
+        return tf.stack([decode(content, area) for content in contents])[:, top : top + high, left : left + wide]
 
     if flow:
         below = window + tf.stack([height, 0, 0, 0])
@@ -183,7 +191,8 @@ def _check_shapes(shapes: tf.Tensor, flow: bool) -> tf.Operation:
     fits = tf.reduce_prod(tf.cast(shapes[0], tf.int64)) <= MAX_PIXELS
     if flow:
         fits &= tf.math.floormod(shapes[0, 0], 2) == 0
-    return tf.debugging.Assert(same & fits, ["frames of different or unreasonable sizes:", shapes])
+    # tf.debugging.Assert would put a condition around it, which takes longer.
+    return tf.raw_ops.Assert(condition=same & fits, data=["frames of different or unreasonable sizes:", shapes])
 
 
 class _FileReader:

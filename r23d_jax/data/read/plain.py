@@ -1,8 +1,8 @@
 """The center crop of an evaluation without TensorFlow, for installations that lack it.
 
 `center_window` and `resize` equal `augment.eval_window` and `decode.resize` bit for bit. `decode_windows` differs from
-`decode.decode_windows` slightly in the last column of a JPEG whose colors are stored at half the resolution, because
-TensorFlow decodes only the window.
+`decode.decode_windows` slightly in the last column of a large JPEG whose colors are stored at half the resolution,
+because TensorFlow decodes only the window of it.
 """
 
 from collections.abc import Callable

@@ -409,6 +409,10 @@ def test_settings_that_do_not_go_together_are_refused(index: VideoIndex) -> None
         ConfigError, match=r"config\.train\.global_batch_size=4: must be a multiple of the number of hosts, 3"
     ):
         _train(index, num_hosts=3)
+    with pytest.raises(
+        ConfigError, match=r"size=12: must be a multiple of the number of hosts, 3, times data\.repeats=8"
+    ):
+        _train(index, dataclasses.replace(CFG, repeats=8), size=12, num_hosts=3)
     views = make_views(index.num_frames, preprocessing(CFG), EvalConfig())
     with pytest.raises(ConfigError, match=r"config\.eval\.batch_size=4: must be a multiple of the number of hosts, 3"):
         _eval(index, views, num_hosts=3)
