@@ -329,7 +329,8 @@ class Inception(Network):
                 names = ("b0",), ("b1a", "b1b"), ("b2a", "b2b"), ("b3a", "b3b")
                 return Mixed([dict(zip(*pair, strict=True)) for pair in zip(names, branches, strict=True)])
             named: list[dict[str, nn.Module]] = [{"branch0": branches[0][0]}]
-            named += [{f"branch{index}": nn.Sequential(*branches[index])} for index in (1, 2, 3)]
+            for index in (1, 2, 3):
+                named.append({f"branch{index}": nn.Sequential(*branches[index])})
             if spec.gated:
                 for index, channels in enumerate((whole, full1, full2, pooled)):
                     named[index][f"gate{index}"] = Gate(channels)

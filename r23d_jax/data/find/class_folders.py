@@ -139,8 +139,8 @@ def _group(clips: Sequence[Clip], by_folder: bool) -> dict[str, dict[str, list[C
     """Videos by class and group."""
     groups: dict[str, dict[str, list[Clip]]] = defaultdict(lambda: defaultdict(list))
     for clip in clips:
-        below = clip.parts[2:] if clip.parts[0].lower() in SIDES and len(clip.parts) > 2 else clip.parts[1:]
         group = group_of(clip.parts[-1])
+        below = clip.parts[2:] if clip.parts[0].lower() in SIDES and len(clip.parts) > 2 else clip.parts[1:]
         if group is None:
             group = below[0] if by_folder and len(below) > 1 else f"{_FILE}{'/'.join(below or clip.parts)}"
         groups[clip.class_name.casefold()][group].append(clip)

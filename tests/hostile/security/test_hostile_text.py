@@ -65,7 +65,7 @@ def test_launch_prints_no_commands(tmp_path: Path) -> None:
 
 
 def test_class_names_of_a_foreign_network_are_printed_as_text(capsys: pytest.CaptureFixture[str]) -> None:
-    seen = Prediction(np.ones(2) / 2, num_frames=1, num_clips=1, seen=1.0)
+    seen = Prediction(np.ones(2) / 2, np.ones(2), num_frames=1, num_clips=1, seen=1.0, stride=1)
     predict._print_ranking("a\nb", [("Di\x1b[2Jving\nRowing", 0.9), ("x", 0.1)], seen, False)
     assert capsys.readouterr().out.splitlines() == [
         r"a\nb  (1 frames, 1 clip, 100 % of the video seen)",
