@@ -6,6 +6,7 @@ pyproject.toml. Each module gets a copy of the checkout in --folder, where `mutm
 
 import argparse
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -70,6 +71,7 @@ def main() -> int:
             chosen = random.Random(args.seed).sample(names, args.sample) if 0 < args.sample < len(names) else names
         if chosen:
             run(copy, sorted(chosen))
+            try_at_import(module, copy)
         found = statuses(module, copy)
         print(f"{module:22}{len(names):9}{len(found):7}{len(found) - len(left(found)):8}{len(left(found)):6}")
         print("".join(f"  {name}\n" for name in left(found)), end="", flush=True)
@@ -103,6 +105,20 @@ def run(copy: Path, names: list[str]) -> None:
     command = ["nice", "-n", "19", sys.executable, "-c", main, "run", "--max-children", "1", *names]
     with (copy / "mutmut.log").open("w") as log:
         subprocess.run(command, cwd=copy, check=True, stdout=log, stderr=subprocess.STDOUT)
+
+
+def try_at_import(module: str, copy: Path) -> None:
+    """Tries mutants of what runs at import with all tests; mutmut counts that for the first test and runs no other."""
+    stats = json.loads((copy / "mutants" / "mutmut-stats.json").read_text())["tests_by_mangled_function_name"]
+    path = copy / "mutants" / f"r23d_jax/{module}.py.meta"
+    meta = json.loads(path.read_text())
+    for name in left(statuses(module, copy)):
+        if len(stats.get(name.partition("__mutmut_")[0], ())) == 1:
+            command = [sys.executable, "-m", "pytest", "-q", "-x", "--rootdir=.", *TESTS[module]]
+            environment = os.environ | {"MUTANT_UNDER_TEST": name}
+            done = subprocess.run(command, cwd=copy / "mutants", env=environment, capture_output=True)
+            meta["exit_code_by_key"][name] = done.returncode
+    path.write_text(json.dumps(meta))
 
 
 def statuses(module: str, copy: Path) -> dict[str, int]:
