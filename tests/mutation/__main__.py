@@ -108,12 +108,16 @@ def run(copy: Path, names: list[str]) -> None:
 
 
 def try_at_import(module: str, copy: Path) -> None:
-    """Tries mutants of what runs at import with all tests; mutmut counts that for the first test and runs no other."""
+    """Tries mutants of what runs at import with all tests.
+
+    mutmut runs the first test only for them, or stops at an import that fails, which it reports as 255.
+    """
     stats = json.loads((copy / "mutants" / "mutmut-stats.json").read_text())["tests_by_mangled_function_name"]
     path = copy / "mutants" / f"r23d_jax/{module}.py.meta"
     meta = json.loads(path.read_text())
-    for name in left(statuses(module, copy)):
-        if len(stats.get(name.partition("__mutmut_")[0], ())) == 1:
+    found = statuses(module, copy)
+    for name in left(found):
+        if found[name] == 255 or len(stats.get(name.partition("__mutmut_")[0], ())) == 1:
             command = [sys.executable, "-m", "pytest", "-q", "-x", "--rootdir=.", *TESTS[module]]
             environment = os.environ | {"MUTANT_UNDER_TEST": name}
             done = subprocess.run(command, cwd=copy / "mutants", env=environment, capture_output=True)
