@@ -35,8 +35,8 @@ TESTS = {
         "tests/models/test_registry.py", "tests/models/test_video_resnet.py", "-k", "not every_family and not remat"
     ),
     "models/video_resnet": (
-        "tests/models/test_blocks.py", "tests/models/test_registry.py", "tests/models/test_counts.py", "-k",
-        "test_blocks or test_registry or temporal or factorized_width or leaves or (grid and r3d)",
+        "tests/models/test_residual_blocks.py", "tests/models/test_registry.py", "tests/models/test_counts.py", "-k",
+        "test_residual_blocks or test_registry or temporal or factorized_width or leaves or (grid and r3d)",
     ),
     "models/inception": (
         "tests/models/test_inception.py", "tests/models/test_counts.py", "-k",
