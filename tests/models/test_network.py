@@ -95,6 +95,14 @@ def test_keys_reach_blocks_and_head_and_stages_are_recomputed_if_asked_for(remat
         assert "random_bits" in text or "threefry" in text  # dropout draws
 
 
+def test_a_network_knows_its_spec_and_neither_fixes_lengths_nor_recomputes_by_itself() -> None:
+    built = nnx.eval_shape(small)
+    assert built.spec == dataclasses.replace(model_spec("r3d_10"), widths=SMALL)  # type: ignore[call-arg]
+    parts: Any = (built.spec, built.stem, list(built.stages), built.head)
+    own = models.VideoNetwork(*parts, in_channels=2)
+    assert (own.spec, own.in_channels, own.num_frames, own.remat) == (built.spec, 2, 0, False)
+
+
 def test_the_head_follows_the_last_stage_which_features_returns() -> None:
     model = small()
     model.eval()

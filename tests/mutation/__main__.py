@@ -6,6 +6,7 @@ pyproject.toml. Each module gets a copy of the checkout in --folder, where `mutm
 
 import argparse
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -34,8 +35,8 @@ TESTS = {
         "tests/models/test_registry.py", "tests/models/test_video_resnet.py", "-k", "not every_family and not remat"
     ),
     "models/video_resnet": (
-        "tests/models/test_blocks.py", "tests/models/test_registry.py", "tests/models/test_counts.py", "-k",
-        "test_blocks or test_registry or temporal or factorized_width or leaves or (grid and r3d)",
+        "tests/models/test_residual_blocks.py", "tests/models/test_registry.py", "tests/models/test_counts.py", "-k",
+        "test_residual_blocks or test_registry or temporal or factorized_width or leaves or (grid and r3d)",
     ),
     "models/inception": (
         "tests/models/test_inception.py", "tests/models/test_counts.py", "-k",
@@ -70,6 +71,7 @@ def main() -> int:
             chosen = random.Random(args.seed).sample(names, args.sample) if 0 < args.sample < len(names) else names
         if chosen:
             run(copy, sorted(chosen))
+            try_at_import(module, copy)
         found = statuses(module, copy)
         print(f"{module:22}{len(names):9}{len(found):7}{len(found) - len(left(found)):8}{len(left(found)):6}")
         print("".join(f"  {name}\n" for name in left(found)), end="", flush=True)
@@ -103,6 +105,24 @@ def run(copy: Path, names: list[str]) -> None:
     command = ["nice", "-n", "19", sys.executable, "-c", main, "run", "--max-children", "1", *names]
     with (copy / "mutmut.log").open("w") as log:
         subprocess.run(command, cwd=copy, check=True, stdout=log, stderr=subprocess.STDOUT)
+
+
+def try_at_import(module: str, copy: Path) -> None:
+    """Tries mutants of what runs at import with all tests.
+
+    mutmut runs the first test only for them, or stops at an import that fails, which it reports as 255.
+    """
+    stats = json.loads((copy / "mutants" / "mutmut-stats.json").read_text())["tests_by_mangled_function_name"]
+    path = copy / "mutants" / f"r23d_jax/{module}.py.meta"
+    meta = json.loads(path.read_text())
+    found = statuses(module, copy)
+    for name in left(found):
+        if found[name] == 255 or len(stats.get(name.partition("__mutmut_")[0], ())) == 1:
+            command = [sys.executable, "-m", "pytest", "-q", "-x", "--rootdir=.", *TESTS[module]]
+            environment = os.environ | {"MUTANT_UNDER_TEST": name}
+            done = subprocess.run(command, cwd=copy / "mutants", env=environment, capture_output=True)
+            meta["exit_code_by_key"][name] = done.returncode
+    path.write_text(json.dumps(meta))
 
 
 def statuses(module: str, copy: Path) -> dict[str, int]:

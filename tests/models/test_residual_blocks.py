@@ -10,7 +10,6 @@ import pytest
 from flax import nnx
 
 from r23d_jax.config import ConfigError
-from r23d_jax.models.convolution import max_pool
 from r23d_jax.models.network import Triple
 from r23d_jax.models.registry import model_spec
 from r23d_jax.models.video_resnet import (
@@ -162,7 +161,9 @@ def test_stems(stem: str, kernels: list[Triple], pool: str) -> None:
     windows = {"none": ((1, 1, 1), (1, 1, 1)), "2d": ((1, 3, 3), (1, 2, 2)), "3d": ((3, 3, 3), (2, 2, 2))}
 
     def by_hand(part: Any, x: jax.Array) -> jax.Array:
-        return max_pool(nnx.relu(part.norm(part.conv(x))), *windows[pool])
+        x, (window, strides) = nnx.relu(part.norm(part.conv(x))), windows[pool]
+        pads = [(0, 0), *((k // 2, k // 2) for k in window), (0, 0)]
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *window, 1), (1, *strides, 1), pads)
 
     y = assert_same(part, by_hand, clip(3))
     assert y.shape[1] == {"Lx7x7": 1}.get(stem, 2 if pool == "3d" else 4)
