@@ -4,7 +4,7 @@ Full and factorized convolutions share one interface, so that a residual block d
 """
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -110,12 +110,14 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., C) -> (..., C) of the same dtype; channels of zeros after its own stay zeros."""
         norm, size = self.norm, x.shape[-1]
+        assert norm.bias is not None  # a batch normalization of this class always has one
         scale = jnp.ones(self.channels) if norm.scale is None else norm.scale[...]
         scale, bias = widened(scale, 0, size), widened(norm.bias[...], 0, size)
         if norm.use_running_average:
             mean, variance = widened(norm.mean[...], 0, size), widened(norm.var[...], 0, size)
             return _shift_and_scale(x, mean, scale * lax.rsqrt(variance + norm.epsilon), bias)
-        y, mean, variance = _normalize(norm.epsilon, x, scale, bias)
+        normalized: Any = _normalize(norm.epsilon, x, scale, bias)
+        y, mean, variance = normalized
         for running, new in ((norm.mean, mean), (norm.var, variance)):
             running[...] = norm.momentum * running[...] + (1 - norm.momentum) * new[: self.channels]
         return y
