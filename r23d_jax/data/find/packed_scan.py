@@ -103,7 +103,9 @@ def read_table(folder: Path) -> Table:
             notes.append(f"{shard.path}: {lost} damaged video(s) left out: {'; '.join(shard.problems[:3])}")
     stats = [os.stat(shard.path) for shard in shards]
     columns = zip(*videos, strict=True) if videos else [()] * 7
-    values = dict(zip(("split", "record", "names", "labels", "num_frames", "shard", "begin"), columns, strict=True))
+    values: dict[str, Any] = dict(
+        zip(("split", "record", "names", "labels", "num_frames", "shard", "begin"), columns, strict=True)
+    )
     values |= {"class_names": class_names, "shards": [shard.path.name for shard in shards], "notes": notes}
     values |= {"sizes": [stat.st_size for stat in stats], "times": [stat.st_mtime_ns for stat in stats]}
     values["length"] = np.concatenate(lengths)
