@@ -107,7 +107,7 @@ def read_table(folder: Path) -> Table:
     stats = [os.stat(shard.path) for shard in shards]
     names = ("split", "record", "names", "labels", "num_frames", "shard", "begin", "rates")
     columns = zip(*videos, strict=True) if videos else [()] * len(names)
-    values = dict(zip(names, columns, strict=True))
+    values: dict[str, Any] = dict(zip(names, columns, strict=True))
     values |= {"class_names": class_names, "shards": [shard.path.name for shard in shards], "notes": notes}
     values |= {"sizes": [stat.st_size for stat in stats], "times": [stat.st_mtime_ns for stat in stats]}
     values["length"] = np.concatenate(lengths)

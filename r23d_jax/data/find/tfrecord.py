@@ -64,7 +64,7 @@ def masked_crc32c(data: bytes) -> int:
 
 def header_bytes(lengths: np.ndarray) -> np.ndarray:
     """Bytes of the tag and the length that stand before a value of these lengths; int64, as `lengths`."""
-    return 2 + sum((lengths >> bits > 0).astype(np.int64) for bits in (7, 14, 21, 28))
+    return 2 + np.sum([lengths >> bits > 0 for bits in (7, 14, 21, 28)], axis=0)
 
 
 def parse_example(data: np.ndarray, start: int, end: int) -> dict[str, Values]:

@@ -152,6 +152,7 @@ def first_readable(load: Callable[[tf.Tensor], Sample], attempts: int | tf.Tenso
     """
     numbers = tf.data.Dataset.range(attempts)
     loaded = numbers.map(lambda number: (load(number), tf.cast(number, tf.int32))).ignore_errors()
-    nothing = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), loaded.element_spec[0])
+    spec: Any = loaded.element_spec
+    nothing = tf.nest.map_structure(lambda part: tf.zeros(part.shape, part.dtype), spec[0])
     last = tf.data.Dataset.from_tensors((nothing, tf.cast(attempts, tf.int32)))
     return loaded.concatenate(last).take(1).get_single_element()

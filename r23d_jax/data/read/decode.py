@@ -98,13 +98,12 @@ def resize(windows: tf.Tensor, size: int, antialias: bool, rounded: bool = True)
 
 def to_canvas(windows: tf.Tensor, height: int, width: int) -> tf.Tensor:
     """(t, h, w, c) uint8 -> (t, height, width, c) uint8, with zeros below and to the right."""
-    frames, channels = windows.shape[0], windows.shape[3]
-    rows, columns = tf.unstack(tf.shape(windows)[1:3])
+    frames, rows, columns, channels = tf.unstack(tf.shape(windows))
     # tf.pad moves single bytes; tf.concat copies whole rows.
     flat = tf.reshape(windows, tf.stack([frames, rows, columns * channels]))
     flat = tf.concat([flat, tf.zeros(tf.stack([frames, rows, (width - columns) * channels]), tf.uint8)], 2)
     flat = tf.concat([flat, tf.zeros(tf.stack([frames, height - rows, width * channels]), tf.uint8)], 1)
-    return tf.reshape(flat, (frames, height, width, channels))
+    return tf.reshape(flat, (windows.shape[0], height, width, windows.shape[3]))
 
 
 def decode_windows(

@@ -39,7 +39,7 @@ def _train(
     size: int = 4,
     start: int = 0,
     steps: int = 1,
-    **host: int,
+    **host: Any,
 ) -> Batches:
     broken = BrokenLog(cfg)
     batches = pipeline.train_batches(
@@ -50,7 +50,7 @@ def _train(
     return out
 
 
-def _eval(index: VideoIndex, views: Views, cfg: DataConfig = CFG, *, size: int = 4, **more: int) -> Batches:
+def _eval(index: VideoIndex, views: Views, cfg: DataConfig = CFG, *, size: int = 4, **more: Any) -> Batches:
     return list(pipeline.eval_batches(index, views, cfg, batch_size=size, broken=BrokenLog(cfg), **more))
 
 
