@@ -131,11 +131,12 @@ def test_channels_of_zeros_stay_zeros_and_count_for_nothing(training: bool) -> N
     """Convolution -> BN -> convolution, computed at a larger width between the two."""
 
     def run(width: int) -> tuple:
+        first = Conv(3, 5, (1, 3, 3), dtype=jnp.float32, rngs=nnx.Rngs(0))
         norm = BatchNorm(5, epsilon=1e-5, momentum=0.9, rngs=nnx.Rngs(1))
+        last = Conv(5, 4, (3, 1, 1), dtype=jnp.float32, rngs=nnx.Rngs(2))
         assert norm.norm.bias is not None
         norm.norm.mean[...], norm.norm.bias[...] = jnp.arange(5.0), jnp.ones(5)
-        first = Conv(3, 5, (1, 3, 3), dtype=jnp.float32, rngs=nnx.Rngs(0))
-        layers = nnx.List([first, norm, Conv(5, 4, (3, 1, 1), dtype=jnp.float32, rngs=nnx.Rngs(2))])
+        layers = nnx.List([first, norm, last])
         layers.train() if training else layers.eval()
 
         def loss(layers: nnx.List, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:

@@ -180,13 +180,13 @@ def test_every_listed_name_is_known() -> None:
 
 def test_padded_channels_train_to_the_same_parameters() -> None:
     """Twenty steps of a stem and a block, whose inner widths of 45 and 18 are computed as 48 and 24."""
-    kinds = ("2plus1d", "2plus1d", "2plus1d", "2plus1d")
-    spec = VideoResNetSpec(convolutions=kinds, layers=(1, 1, 1, 1), widths=(8, 8, 8, 8), stem="factorized")
+    kind = "2plus1d"
+    spec = VideoResNetSpec((kind, kind, kind, kind), layers=(1, 1, 1, 1), widths=(8, 8, 8, 8), stem="factorized")
     stem, (stage, *_) = spec.parts(3, 4, jnp.float32, nnx.Rngs(0))
     graph, params, rest = nnx.split(nnx.List([stem, stage]), nnx.Param, ...)
     video, target = clip(size=16), jax.random.normal(jax.random.key(1), (2, 4, 8, 8, 8))
 
-    def train(form: str) -> tuple[Any, Any]:
+    def train(form: str) -> tuple[nnx.State, nnx.State]:
         def loss(params: nnx.State, rest: nnx.State) -> tuple[jax.Array, nnx.State]:
             stem, stage = layers = nnx.merge(graph, params, rest, copy=True)
             return jnp.mean((stage(stem(video)) - target) ** 2), nnx.state(layers, nnx.Not(nnx.Param))
