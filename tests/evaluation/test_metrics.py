@@ -54,10 +54,10 @@ def test_logits_and_softmax_averaging_differ_where_they_should():
 
 
 def test_metrics_of_eight_classes() -> None:
-    """Ranks 0, 4, 5 and 7 of four videos: one right, two among the first five; logits and probabilities differ."""
-    scores = np.tile(np.arange(8, 0, -1.0), (4, 1))
-    scores[1], labels = scores[1, ::-1].copy(), np.array([0, 3, 5, 7])
+    """Ranks 0, 0, 4, 5 and 7: two right, three among the first five; other ranks by probabilities."""
+    scores = np.tile(np.arange(8, 0, -1.0), (5, 1))
+    scores[1], labels = scores[1, ::-1].copy(), np.array([0, 7, 4, 5, 7])
     out = metrics.video_metrics(scores, scores[:, ::-1].copy(), labels)
-    assert (out["val/top1_video"], out["val/top5_video"]) == (0.25, 0.5)
-    assert (out["val/top1_video_softmax"], out["val/top5_video_softmax"]) == (0.25, 0.75)
-    assert out["val/mean_class"] == out["val/mean_class_softmax"] == 0.25 and len(out) == 6
+    assert (out["val/top1_video"], out["val/top5_video"]) == (0.4, 0.6)
+    assert (out["val/top1_video_softmax"], out["val/top5_video_softmax"]) == (0.2, 0.6)
+    assert (out["val/mean_class"], out["val/mean_class_softmax"]) == (1.5 / 4, 0.5 / 4) and len(out) == 6

@@ -20,7 +20,7 @@ TESTS = {
     "evaluation/fusion": ("tests/evaluation/test_fusion.py",),
     "training/losses": ("tests/training/test_losses.py",),
     "training/optimizer": ("tests/training/test_optimizer.py",),
-    "training/step": ("tests/training/test_step.py", "-k", "not mesh and not fsdp and not moves and not by_heart"),
+    "training/step": ("tests/training/test_step.py", "-k", "definition or refused or frozen or moving"),
     "weights/matching": ("tests/weights/test_matching.py",),
     "weights/tables": ("tests/weights/test_matching.py",),
     "models/heads": (

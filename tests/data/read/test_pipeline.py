@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -265,6 +266,39 @@ def test_crops_of_one_clip_are_decoded_together_or_alone_to_the_same_pixels(inde
     assert _same(_joined(hosts), _eval(index, views, cfg, size=8))
     halves = [_eval(index, views, cfg, size=12, host=host, num_hosts=2) for host in (0, 1)]
     assert _same(_joined(halves), _eval(index, views, cfg, size=12))
+
+
+def test_views_in_any_order_show_what_they_name(index: VideoIndex) -> None:
+    """Crops of a clip that do not follow each other are decoded alone."""
+    cfg = dataclasses.replace(CFG, crop_size=12)
+    views = make_views(index.num_frames[:2], preprocessing(cfg), EvalConfig(crops=3))
+    order = np.random.default_rng(0).permutation(len(views))
+    mixed = Views(views.video[order], views.start[order], views.crop[order])
+    sorted_, shuffled = (
+        np.concatenate([batch["video"] for batch in _eval(index, rows, cfg, size=3)]) for rows in (views, mixed)
+    )
+    np.testing.assert_array_equal(shuffled, sorted_[order])
+
+
+def test_flow_is_read_as_two_channels_in_training_and_evaluation(tmp_path: Path) -> None:
+    """Gray pictures with x above y; a mirrored clip has the opposite x."""
+    index = write_videos(tmp_path, [9, 9], suffix=".png")
+    x, y = (np.random.default_rng(k).integers(1, 255, (24, 32), np.uint8) for k in (0, 1))
+    for folder in tmp_path.iterdir():
+        for path in folder.iterdir():
+            cv2.imwrite(str(path), np.concatenate([x, y]))
+    cfg = dataclasses.replace(CFG, input="flow", mean=(0.5, 0.5), std=(0.5, 0.5))
+    views = make_views(index.num_frames, preprocessing(cfg), EvalConfig())
+    for batch in (*_train(index, cfg, size=2, steps=4), *_eval(index, views, cfg, size=2)):
+        for clip in batch["video"][batch["mask"] == 1]:
+            assert clip.shape == (8, 24, 24, 2)
+            found = []
+            for left in range(9):
+                window = np.stack([x[:, left : left + 24], y[:, left : left + 24]], -1)
+                turned = window[:, ::-1].astype(int)
+                turned[..., 0] = np.minimum(256 - turned[..., 0], 255)
+                found += [np.array_equal(clip[0], way) and np.array_equal(clip[-1], way) for way in (window, turned)]
+            assert sum(found) == 1
 
 
 def test_hosts_read_their_own_rows_and_make_one_batch_together(index: VideoIndex) -> None:
