@@ -20,8 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import steps
-from benchmarks.measure import environment
+from benchmarks import measure, steps
 
 ROOT = Path(__file__).parents[1]
 # Dense bfloat16 FLOP/s by a part of the device's name, of NVIDIA's data sheets.
@@ -63,7 +62,7 @@ def main() -> int:
         rows += [Worker(f"{steps.OURS} {form}", network, arguments, deadline).result() for form in forms]
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    found = {"environment": environment(), "rows": rows, "main_job": job}
+    found = {"environment": measure.environment(), "rows": rows, "main_job": job}
     (out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
     (out / "gpu.md").write_text(report(rows, job))
     print(report(rows, job))
@@ -117,10 +116,16 @@ def _measure(candidate: str, network: str, clips: steps.Clips) -> None:
         _try_algorithms(False)
     made.step()
     compiled = time.perf_counter() - started
+    if candidate in (PEER, steps.OURS):
+        made.forward()
     print("ready", flush=True)
     sys.stdin.readline()
     if not ours:
         _try_algorithms(True)
+    forward = None
+    if candidate in (PEER, steps.OURS):
+        made.forward()  # cuDNN tries its algorithms
+        forward = measure.alternate({"forward": made.forward}, STEPS)[0].median
     for _ in range(2):
         made.step()
     seconds = sorted(seconds_per_step(made.queue, STEPS) for _ in range(RUNS))[RUNS // 2]
@@ -131,6 +136,7 @@ def _measure(candidate: str, network: str, clips: steps.Clips) -> None:
         "device": device,
         "seconds": seconds,
         "clips_per_second": clips.batch / seconds,
+        "forward_seconds": forward,
         "mfu": flops / peak if peak else None,
         "gib": made.memory() / 2**30,
         "compile_seconds": compiled,
@@ -250,15 +256,21 @@ def report(rows: list[dict[str, Any]], job: dict[str, Any]) -> str:
     compiled = {
         row["network"]: row["clips_per_second"] for row in rows if row["candidate"] == PEER and "error" not in row
     }
+    forward = {
+        row["network"]: row["forward_seconds"] for row in rows if row["candidate"] == PEER and "error" not in row
+    }
     devices = sorted({row["device"] for row in rows if "device" in row})
     lines = [f"Device: {', '.join(devices)}", ""]
     lines.append(
-        f"| network | candidate | batch | ms | clips/s | {PEER} = 1 | MFU | GiB | compile, s | 300 epochs, UCF101 |"
+        f"| network | candidate | batch | step, ms | clips/s | {PEER} = 1 | MFU | forward, ms | {PEER} = 1 | GiB | "
+        "compile, s | 300 epochs, UCF101 |"
     )
-    lines.append("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    lines.append("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for row in sorted(rows, key=lambda row: list(steps.NETWORKS).index(row["network"])):
         if "error" in row:
-            lines.append(f"| {row['network']} | {row['candidate']} | | {row['error'].replace('|', '/')} | | | | | | |")
+            lines.append(
+                f"| {row['network']} | {row['candidate']} | | {row['error'].replace('|', '/')} | | | | | | | | |"
+            )
             continue
         base = compiled.get(row["network"])
         cells = (
@@ -269,6 +281,8 @@ def report(rows: list[dict[str, Any]], job: dict[str, Any]) -> str:
             f"{row['clips_per_second']:.1f}",
             f"{row['clips_per_second'] / base:.2f}" if base else "",
             f"{row['mfu']:.1%}" if row["mfu"] is not None else "",
+            f"{row['forward_seconds'] * 1e3:.1f}" if row["forward_seconds"] else "",
+            f"{forward[row['network']] / row['forward_seconds']:.2f}" if base and row["forward_seconds"] else "",
             f"{row['gib']:.1f}",
             f"{row['compile_seconds']:.0f}",
             f"{row['ucf101_minutes']:.0f} min",

@@ -177,8 +177,9 @@ def torch_peer(name: str, clips: Clips, variant: str) -> Candidate:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     net: Any = make_network(name, clips.num_frames, clips.size).to(device)
     channels_last = variant != "torch eager"
-    if channels_last:
-        net = net.to(memory_format=torch.channels_last_3d)
+    for module in net.modules():
+        if channels_last and isinstance(module, torch.nn.Conv3d):  # not a head's positions, which have four axes
+            module.to(memory_format=torch.channels_last_3d)
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
     run = torch.compile(net) if variant == "torch compiled" else net
     video, label = (torch.from_numpy(array).to(device) for array in clips.draw())
