@@ -77,12 +77,13 @@ Rising = Annotated[tuple[Positive, ...], must(lambda m: list(m) == sorted(set(m)
 class HeadConfig(Group, place="config.model.head"):
     """The head, which turns the last feature map (B, T, H, W, C) into logits."""
 
+    # mean of all places; a transformer with a class token; one query that attends to all places
     kind: Annotated[str, one_of(*HEADS)] = "vit"
     tokens: Annotated[str, one_of(*TOKENS)] = "space_time"  # per location; time: per step, averaged over space
-    num_layers: Count = 1
-    num_heads: Count = 8
+    num_layers: Count = 1  # transformer blocks
+    num_heads: Count = 8  # of attention
     hidden_dim: CountOrZero = 0  # 0: the width of the backbone's last stage
-    mlp_ratio: Positive = 4.0
+    mlp_ratio: Positive = 4.0  # width of a block's MLP over that of its tokens
     dropout: FractionBelowOne = 0.5  # before the classifier
     transformer_dropout: FractionBelowOne = 0.1  # inside the transformer blocks
     token_keep: FractionAboveZero = 1.0  # probability of keeping a token while training
@@ -91,7 +92,7 @@ class HeadConfig(Group, place="config.model.head"):
 class ModelConfig(Group, place="config.model"):
     """The network: a row of the registry, and variations of it."""
 
-    family: str = "r2plus3d"
+    family: str = "r2plus3d"  # a row of FAMILIES in models/registry.py
     depth: Count = 18  # ignored for families of one size, such as i3d
     widths: Widths = ()  # channels of the four stages; (): those of the registry
     # max-pool after the stem: none, 2d (over space), 3d (over space and time); "": that of the registry
@@ -104,22 +105,25 @@ class ModelConfig(Group, place="config.model"):
 class DataConfig(Group, place="config.data"):
     """The videos, and how clips are cut from them."""
 
+    # frames: JPEG folders; packed: TFRecord shards; synthetic: generated at the first use
     source: Annotated[str, one_of(*SOURCES)] = "frames"
     root: str = "data/UCF-101-frames"  # folder of frame folders, or of packed shards
     lists: str = "data/ucfTrainTestlist"  # folder of split lists (README); "": `lists` beside `root`, made if missing
-    split: Annotated[int, one_of(1, 2, 3)] = 1
+    split: Annotated[int, one_of(1, 2, 3)] = 1  # number of the official split
     classes: tuple[str, ...] = ()  # (): all classes of the lists
     hold_out: FractionBelowOne = 0.0  # share of each class's training groups to keep for choosing a fusion weight
-    input: Annotated[str, one_of(*INPUTS)] = "rgb"
-    num_frames: Count = 16
+    input: Annotated[str, one_of(*INPUTS)] = "rgb"  # frames, differences of frames, or optical flow
+    num_frames: Count = 16  # of a clip
     frame_stride: Count = 1  # frames from one sampled frame to the next
     # seconds from one sampled frame to the next, whatever the rate of each video; 0: `frame_stride` counts frames
     frame_seconds: NotNegative = 0.0
     frame_rate: NotNegative = 0.0  # frames per second of videos whose own rate is not recorded; 0: not known
+    # of a training clip: one random run of frames, or a run in each of num_segments parts
     sampling: Annotated[str, one_of(*TEMPORAL_SAMPLING)] = "random"
     num_segments: Count = 4  # for sampling="segments": the clip is this many equal runs of consecutive frames
     short_side: Count = 136  # pixels; the scale at which crops are taken
     crop_size: Count = 112  # pixels
+    # of a training clip; evaluation crops the center, unless eval.crops says otherwise
     crop: Annotated[str, one_of(*CROPS)] = "multi_scale"
     crop_scales: Scales = (1.0, 0.8409, 0.7071, 0.5946, 0.5)  # for crop="multi_scale": fractions of the short side
     crop_area: Area = (0.25, 1.0)  # for crop="random_resized": fraction of the frame
@@ -127,16 +131,17 @@ class DataConfig(Group, place="config.data"):
     flip: Annotated[object, must(lambda f: isinstance(f, bool) or f == "auto", "True or False, or 'auto'")] = "auto"
     color_jitter: NotNegative = 0.0  # strength; 0 is off
     repeats: Count = 1  # rows of a training batch made of each decoded window, which differ in their augmentations
-    antialias: bool = False
+    antialias: bool = False  # when frames are made smaller; slower
     # decode JPEGs faster, at 1/2, 1/4 or 1/8 of their size, if this share of the crop's pixels remains; 0: off
     dct_scaling: Fraction = 0.0
     mean: tuple[float, ...] = (0.43216, 0.394666, 0.37645)  # of pixels in [0, 1]; two values for input="flow"
-    std: tuple[Positive, ...] = (0.22803, 0.22145, 0.216989)
+    std: tuple[Positive, ...] = (0.22803, 0.22145, 0.216989)  # as mean
     byte_range: bool = False  # True: mean and std apply to pixels in 0..255 (a mistake of the published code)
     # where clips are resized and augmented; auto: on the device, but on the host if that is a CPU
     augment_on: Annotated[str, one_of(*AUGMENT_ON)] = "auto"
+    # skip: replace the video, count and name it; error: stop
     on_broken: Annotated[str, one_of(*BROKEN_POLICIES)] = "skip"
-    max_broken_fraction: Fraction = 0.05
+    max_broken_fraction: Fraction = 0.05  # of the videos, or of the views of an evaluation; more of them stop the run
     num_workers: CountOrZero = 0  # threads that read and decode; 0: one per core
 
     def conflicts(self) -> Iterator[str]:
@@ -170,18 +175,18 @@ class OptimizerConfig(Group, place="config.optimizer"):
     """Update rule, learning-rate schedule and regularization."""
 
     name: str = "sgd"  # a key of OPTIMIZERS in training/optimizer.py
-    learning_rate: Positive = 0.03
-    momentum: FractionBelowOne = 0.9
-    nesterov: bool = True
+    learning_rate: Positive = 0.03  # peak, for global_batch_size clips; not scaled with it
+    momentum: FractionBelowOne = 0.9  # beta 1 of adamw
+    nesterov: bool = True  # sgd and lars
     b2: FractionBelowOne = 0.999  # adamw
     weight_decay: NotNegative = 0.0  # on convolution and linear kernels only
     clip_norm: NotNegative = 0.0  # global norm; 0: off
     schedule: str = "cosine"  # a key of SCHEDULES in training/optimizer.py
-    warmup_epochs: NotNegative = 0.0
+    warmup_epochs: NotNegative = 0.0  # in which the rate rises linearly
     milestones: Rising = ()  # epochs, for schedule="multistep"
-    decay_factor: FractionAboveZero = 0.1
+    decay_factor: FractionAboveZero = 0.1  # at each of the milestones
     backbone_multiplier: NotNegative = 1.0  # multiplies the learning rate of the backbone
-    head_multiplier: NotNegative = 1.0
+    head_multiplier: NotNegative = 1.0  # the same for the head
     freeze: tuple[Part, ...] = ()  # parts that are not trained
 
     def conflicts(self) -> Iterator[str]:
@@ -193,10 +198,10 @@ class OptimizerConfig(Group, place="config.optimizer"):
 class TrainConfig(Group, place="config.train"):
     """The length of the run and the content of a step."""
 
-    epochs: Positive = 300.0
-    global_batch_size: Count = 64
+    epochs: Positive = 300.0  # may be a fraction
+    global_batch_size: Count = 64  # clips in a step, over all devices
     accumulate: Count = 1  # micro-batches per step
-    label_smoothing: FractionBelowOne = 0.0
+    label_smoothing: FractionBelowOne = 0.0  # 0: off
     mixup: NotNegative = 0.0  # alpha; 0: off
     ema_decay: FractionBelowOne = 0.0  # 0: off
     log_every: Count = 20  # steps
@@ -212,7 +217,8 @@ class EvalConfig(Group, place="config.eval"):
     """The views of a video to score."""
 
     views: Annotated[str, one_of(*TEMPORAL_VIEWS)] = "dense"  # all non-overlapping clips; uniform: num_clips
-    num_clips: Count = 10
+    num_clips: Count = 10  # for views="uniform"
+    # of each clip: the center; both ends of the longer side as well; or corners and center, mirrored too
     crops: Annotated[int, one_of(*SPATIAL_CROPS)] = 1
     batch_size: Count = 32  # views per batch, over all devices
 
@@ -223,7 +229,7 @@ class FusionConfig(Group, place="config.fusion"):
     first: str = ""  # folder of a run, usually on RGB
     second: str = ""  # folder of a run, usually on optical flow
     first_root: str = ""  # folder of its frames; "": as in its training
-    second_root: str = ""
+    second_root: str = ""  # as first_root
     scores: Annotated[str, one_of(*FUSED_SCORES)] = "softmax"  # the scores to average over views and add
     # how to choose the weight: fixed, sum (equal weights), held_out (the best on videos that neither was trained on)
     choice: Annotated[str, one_of(*FUSION_CHOICES)] = "fixed"
@@ -233,7 +239,7 @@ class FusionConfig(Group, place="config.fusion"):
 class CheckpointConfig(Group, place="config.checkpoint"):
     """When to save the state, and how many checkpoints to keep."""
 
-    every_steps: Count = 500
+    every_steps: Count = 500  # besides every evaluation
     keep: Count = 2  # number of newest ones; the best by video top-1 is kept as well
 
 
@@ -253,7 +259,7 @@ def _is_profile(text: str) -> bool:
 class Config(Group, place="config"):
     """Everything that a run depends on."""
 
-    seed: int = 0
+    seed: int = 0  # of weights, order, crops and dropout
     init_from: str = ""  # weights to start from: .pth, .safetensors, a run's folder, ...; "": random
     init_skip: tuple[Annotated[str, one_of(*PARTS, "head")], ...] = ()  # parts of `init_from` to leave random
     inflate: Annotated[str, one_of(*INFLATIONS)] = "repeat"  # how 2D weights become 3D: repeat (and divide) or center
