@@ -94,9 +94,9 @@ def test_host_and_device_make_the_same_training_clips(index: VideoIndex, crop: s
 
 @pytest.mark.parametrize("name", on_host.AUGMENTATIONS)
 def test_every_augmentation_is_the_same_alone(index: VideoIndex, name: str) -> None:
-    off: dict[str, Any] = {other: type(getattr(CFG, other))(0) for other in on_host.AUGMENTATIONS}
-    value = True if isinstance(getattr(CFG, name), bool) else 0.5
-    cfg = dataclasses.replace(CFG, **off | {name: value})
+    switches = {"flip": (False, True)}  # others are strengths
+    values: dict[str, Any] = {other: switches.get(other, (0.0, 0.5))[other == name] for other in on_host.AUGMENTATIONS}
+    cfg = dataclasses.replace(CFG, **values)
     _compare(_train(index, cfg, False), _train(index, cfg, True), cfg)
 
 
