@@ -1,8 +1,9 @@
-"""Compares the training step on a GPU with torch.compile; needs only jax, flax, optax and torch.
+"""Compares the training step on a GPU with torch.compile; needs only jax, flax, optax, jaxtyping and torch.
 
     python -m benchmarks.gpu [--out DIR] [--minutes 4] [--tiny]
 
-Every candidate is a process of its own, so that each has the whole memory and one that runs out of it harms no other.
+Every candidate is a process of its own, so that one that runs out of memory harms no other. Those of torch share the
+memory with the ones that wait.
 torch.compile takes a minute for each network, so these compile side by side; nothing else runs while one is timed.
 """
 

@@ -178,7 +178,9 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def load_checkpoint(path: Path | str, which: str = "best", log: Callable[[str], None] = _to_stderr) -> LoadedModel:
+def load_checkpoint(
+    path: Path | str, which: str = "best", log: Callable[[str], None] = _to_stderr, compute_dtype: str = ""
+) -> LoadedModel:
     """Reads a trained network from a checkpoint alone, and changes nothing on disk.
 
     Prefers the moving average of the parameters. A damaged checkpoint is logged, and the next best or next newest one
@@ -188,6 +190,7 @@ def load_checkpoint(path: Path | str, which: str = "best", log: Callable[[str], 
       path: a run's folder, its `checkpoints` folder, or one checkpoint `checkpoints/<step>`.
       which: "best" by video top-1 (the newest, if none was evaluated) or "latest".
       log: takes one line at a time; standard error by default.
+      compute_dtype: that the network computes in; that of its config by default.
 
     Raises:
       CheckpointError: if there is no intact checkpoint under `path`.
@@ -200,7 +203,7 @@ def load_checkpoint(path: Path | str, which: str = "best", log: Callable[[str], 
         steps = [step for step in store.steps() if only in (None, step)]
         if which == "best":
             steps = _best_first(store, steps)
-        loaded, damaged = _first_intact(root, steps, functools.partial(_load, store))
+        loaded, damaged = _first_intact(root, steps, functools.partial(_load, store, compute_dtype))
     finally:
         store.close()
     if loaded is None:
@@ -259,9 +262,10 @@ def create_configured_model(cfg: Config, num_classes: int) -> models.VideoNetwor
     )
 
 
-def _load(store: Store, step: int) -> LoadedModel:
+def _load(store: Store, compute_dtype: str, step: int) -> LoadedModel:
     meta = store.read_meta(step)
     cfg = config.from_dict(meta["config"])
+    cfg.parallel.compute_dtype = compute_dtype or cfg.parallel.compute_dtype
     class_names = tuple(meta["class_names"])
     network, params, batch_stats = split_model(nnx.eval_shape(lambda: create_configured_model(cfg, len(class_names))))
     which = "ema" if cfg.train.ema_decay else "params"

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     check_target(to, args.definition, args.names)
     from r23d_jax.checkpoint.checkpoint import load_checkpoint
 
-    loaded = load_checkpoint(args.workdir, args.which)
+    loaded = load_checkpoint(args.workdir, args.which, compute_dtype="float32")  # so in the file, for all its platforms
     what = f"{loaded.name}, {loaded.config.model.head.kind} head, {len(loaded.class_names)} classes"
     print(f"from     {loaded.path}: {what}, step {loaded.step:,}")
     write(to, loaded.model, loaded.config.model, loaded.class_names, loaded.preprocessing, args.names, args.definition)

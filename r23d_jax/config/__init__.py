@@ -108,7 +108,8 @@ class DataConfig(Group, place="config.data"):
     # frames: JPEG folders; packed: TFRecord shards; synthetic: generated at the first use
     source: Annotated[str, one_of(*SOURCES)] = "frames"
     root: str = "data/UCF-101-frames"  # folder of frame folders, or of packed shards
-    lists: str = "data/ucfTrainTestlist"  # folder of split lists (README); "": `lists` beside `root`, made if missing
+    # folder of split lists (docs/datasets.md); "": `lists` beside `root`, made if missing
+    lists: str = "data/ucfTrainTestlist"
     split: Annotated[int, one_of(1, 2, 3)] = 1  # number of the official split
     classes: tuple[str, ...] = ()  # (): all classes of the lists
     hold_out: FractionBelowOne = 0.0  # share of each class's training groups to keep for choosing a fusion weight
@@ -301,7 +302,8 @@ def preprocessing(cfg: DataConfig) -> Preprocessing:
 
 def with_preprocessing(cfg: DataConfig, pre: Preprocessing) -> DataConfig:
     """A data config with the preprocessing of a trained network. Its own `frame_rate` is kept if it has one."""
-    return dataclasses.replace(cfg, **_shared(pre) | {"frame_rate": cfg.frame_rate or pre.frame_rate})
+    rate = cfg.frame_rate or (pre.frame_rate if pre.frame_seconds else 0.0)
+    return dataclasses.replace(cfg, **_shared(pre) | {"frame_rate": rate})
 
 
 def _shared(group: DataConfig | Preprocessing) -> dict[str, Any]:

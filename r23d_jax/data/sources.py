@@ -32,9 +32,14 @@ def open_index(cfg: DataConfig, subset: Subset) -> VideoIndex:
       UserError: there is no data, or no such source; the message names the remedy.
     """
     root = Path(cfg.root).expanduser()
-    lists = Path(cfg.lists).expanduser() if cfg.lists else root.absolute().parent / LISTS
+    lists = lists_of(cfg)
     index = _with_rates(cfg, look_up(SOURCES, cfg.source, "config.data.source")(cfg, root, lists, subset))
     return _noted(index, _mirror_note(cfg, index) if subset == "train" else ())
+
+
+def lists_of(cfg: DataConfig) -> Path:
+    """The folder of the split lists: `cfg.lists`, or beside the data."""
+    return Path(cfg.lists).expanduser() if cfg.lists else Path(cfg.root).expanduser().absolute().parent / LISTS
 
 
 def _frames(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIndex:

@@ -36,6 +36,7 @@ class Protocol:
     frame_stride: int
     short_side: int
     crop_size: int
+    frame_seconds: float = 0.0  # from a frame of a clip to the next; 0: frame_stride frames
 
     @classmethod
     def of(cls, cfg: Config) -> "Protocol":
@@ -54,6 +55,7 @@ class Protocol:
         frames = {"rgb": "frames", "rgb_diff": "frame differences"}.get(self.input, f"{self.input} frames")
         clips = "all non-overlapping clips" if self.views == "dense" else f"{_count(self.num_clips, 'uniform clip')}"
         stride = f", stride {self.frame_stride}" if self.frame_stride > 1 else ""
+        stride = f", one every {self.frame_seconds:g} s," if self.frame_seconds else stride
         return (
             f"{clips} of {self.num_frames} {frames}{stride} x {_count(self.crops, 'crop')} of "
             f"{self.crop_size}x{self.crop_size} (short side {self.short_side})"

@@ -36,9 +36,9 @@ def cost_of(cell: Cell) -> Cost:
     """Parameters and multiply-adds by shape, and the number of clips if the dataset or its lists exist."""
     cfg = cell.config
     parameters, macs = _count(to_json(cfg.model), cfg.data.num_frames, cfg.data.crop_size)
-    d = cfg.data
-    videos = _videos_at(d.source, d.root, d.lists, d.split, d.classes)
-    return Cost(parameters, macs / 1e9, None if videos is None else round(videos * cfg.train.epochs))
+    videos = _videos_at(to_json(cfg.data))
+    clips = None if videos is None else round(videos * cfg.train.epochs * cfg.data.repeats)
+    return Cost(parameters, macs / 1e9, clips)
 
 
 @functools.cache
@@ -57,18 +57,21 @@ def _count(model: str, num_frames: int, size: int) -> tuple[int, int]:
 
 
 @functools.cache
-def _videos_at(source: str, root: str, lists: str, split: int, classes: tuple[str, ...]) -> int | None:
+def _videos_at(data: str) -> int | None:
+    """The number of training videos of a data config, as JSON; None if neither they nor their lists exist yet."""
     from r23d_jax.data.find.splits import read_list
-    from r23d_jax.data.sources import open_index
+    from r23d_jax.data.sources import lists_of, open_index
 
-    if source == "synthetic" and not (Path(root) / "lists").is_dir():
+    cfg = from_json(data, DataConfig)
+    if cfg.source == "synthetic" and not (Path(cfg.root) / "lists").is_dir():
         return None  # the first training writes it
+    if not cfg.lists and not lists_of(cfg).is_dir():
+        return None  # likewise
     try:
-        cfg = DataConfig(source=source, root=root, lists=lists, split=split, classes=classes)
         return len(open_index(cfg, "train").names)
     except UserError:
         pass
     try:
-        return len(read_list(Path(lists), "train", split, classes).entries)
+        return len(read_list(lists_of(cfg), "train", cfg.split, cfg.classes).entries)
     except UserError:
         return None

@@ -260,6 +260,7 @@ def _evaluate(run: Run, state: TrainState) -> EvalResult | None:
         run.mesh,
         broken=run.broken,
         should_stop=run.stop.asked,
+        log=run.log,
     )
     if result is not None:
         step = int(state.step)

@@ -202,14 +202,18 @@ def _skipped(cfg: Config, source: tuple[Tree, Tree], target: tuple[Tree, Tree]) 
 
 
 def _class_order(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[list[int] | None, str]:
-    """Where each class of a run is among the weights' classes: [] for the same place, None if they are others."""
-    if not old or not new or old == new or all(re.fullmatch(r"class_\d+", name) for name in old):
+    """Where each class of a run is among the weights' classes: [] for the same place, None if they are others.
+
+    Case, spaces and punctuation do not count: `air_drumming` is `air drumming`. Numbers in place of names tell nothing.
+    """
+    numbers = (all(re.fullmatch(r"(class_)?\d+", name) for name in names) for names in (old, new))
+    theirs, ours = ([re.sub(r"[\W_]+", "", name).casefold() for name in names] for names in (old, new))
+    if theirs == ours or any(numbers):
         return [], ""
-    if set(old) == set(new):
-        return [
-            old.index(name) for name in new
-        ], "the classes have another order here; the classifier's rows follow them"
-    other = next(name for name in old if name not in new)
+    if set(theirs) == set(ours):
+        order = [theirs.index(name) for name in ours]
+        return order, "the classes have another order here; the classifier's rows follow them"
+    other = next(name for name, folded in zip(old, theirs, strict=True) if folded not in ours)
     return None, f"the classifier starts random: the weights have other classes, e.g. {other}"
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import runpy
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -138,26 +139,30 @@ def write_torch(
       The largest difference of the module's logits, relative to the largest logit.
 
     Raises:
-      ConversionError: if a file cannot be written.
-      ExportError: if the module computes something else.
+      WriteError: if a file cannot be written.
+      ExportError: if the module computes something else; earlier files are untouched then.
     """
     torch = files.import_torch(path)
     about = describe(model, head, len(meta["class_names"]))
-    files.write(path, to_arrays(model, definition_source(model)), {**meta, "torch": about})
-    disk.write_atomically(path.with_name(DEFINITION), definition())
-    network = runpy.run_path(str(path.with_name(DEFINITION)))["load"](path)
+    # Tried in a folder of its own, so that earlier files stay if these are wrong
+    with disk.writing(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        trial = Path(folder) / path.name
+        files.write(trial, to_arrays(model, definition_source(model)), {**meta, "torch": about})
+        disk.write_atomically(trial.with_name(DEFINITION), definition())
+        try:
+            network = runpy.run_path(str(trial.with_name(DEFINITION)))["load"](trial)
+        except RuntimeError as error:  # torch's, for names or shapes that do not fit
+            raise ExportError(f"{path}: the definition does not take these weights ({error})") from error
 
-    def run(video: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            values = network(network.prepare(torch.from_numpy(video)))
-        return (values if values.ndim == 2 else values.movedim(1, -1)).numpy()
+        def run(video: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                values = network(network.prepare(torch.from_numpy(video)))
+            return (values if values.ndim == 2 else values.movedim(1, -1)).numpy()
 
-    try:
-        return _compare(path, model, pre, _function(model, pre), run)
-    except ExportError:
-        for file in (path, path.with_name(f"{path.name}.json")):
-            file.unlink()
-        raise
+        error = _compare(path, model, pre, _function(model, pre), run)
+        for name in (DEFINITION, f"{path.name}.json", path.name):
+            trial.with_name(name).replace(path.with_name(name))
+    return error
 
 
 def definition() -> str:
@@ -225,7 +230,8 @@ def _older(module: bytes) -> bytes:
 
 
 def _function(model: VideoNetwork, pre: Preprocessing) -> Callable[[jax.Array], jax.Array]:
-    network, params, batch_stats = split_model(model)
+    network, *values = split_model(model)
+    params, batch_stats = jax.device_get(values)  # bound to no device
     return lambda video: network.apply_eval(params, batch_stats, prepare_video(video, pre))
 
 
@@ -242,8 +248,12 @@ def _clip_shape(model: VideoNetwork, pre: Preprocessing) -> tuple[int, int, int,
 
 
 def _compare(path: Path, model: VideoNetwork, pre: Preprocessing, apply: Callable, again: Callable) -> float:
+    """Runs both on a CPU where there is one, because accelerators multiply float32 less exactly."""
     video = np.random.default_rng(0).integers(0, 256, (2, *_clip_shape(model, pre)), np.uint8)
-    expected, found = np.asarray(jax.jit(apply)(video)), np.asarray(again(video))
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS leaves it out
+            stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
+        expected, found = np.asarray(jax.jit(apply)(video)), np.asarray(again(video))
     error = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not error <= TOLERANCE:
         raise ExportError(f"{path}: the file gives other logits ({error:.1e} of the largest); nothing was kept")

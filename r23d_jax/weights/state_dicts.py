@@ -146,7 +146,7 @@ def convert(weights: Weights, name: str | None = None, source: str | None = None
         class_names = _class_names(meta.get("class_names"), found.num_classes)
         if not class_names and found.num_classes == 400 and SOURCES[found.source].kinetics400:
             class_names = kinetics400()
-            notes = (*notes, "400 classes: named as those of Kinetics-400; if they are others, pass --class-names FILE")
+            notes = (*notes, "its 400 classes are taken as those of Kinetics-400, in alphabetical order")
     return Converted(
         model=_filled(found),
         config=cfg,

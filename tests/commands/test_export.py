@@ -67,6 +67,21 @@ def test_stablehlo(name: str, workdir: Path, tmp_path: Path, capsys: pytest.Capt
     assert json.loads((tmp_path / f"{name}.json").read_text())["class_names"] == ["a", "b", "c"]
 
 
+@pytest.mark.parity
+def test_a_training_in_bfloat16_is_exported_in_float32(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch", reason="torch is not installed: pip install -r requirements-torch.txt")
+    cfg = tiny_config("r2plus1d", "vit")
+    cfg.parallel.compute_dtype = "bfloat16"
+    checkpoints = Checkpoints(tmp_path / "run", log=lambda line: None)
+    meta = {"config": dataclasses.asdict(cfg), "class_names": ["a", "b", "c"]}
+    checkpoints.save(start(cfg)[0], {**meta, "preprocessing": dataclasses.asdict(config.preprocessing(cfg.data))})
+    checkpoints.close()
+    for name, more in (("net.pth", ["--definition"]), ("net.stablehlo", [])):
+        assert main(["export", "--workdir", str(tmp_path / "run"), "--to", str(tmp_path / name), *more]) == 0
+        error = capsys.readouterr().out.partition("the same values within ")[2].split()[0]
+        assert float(error) < 1e-4
+
+
 def test_a_file_that_says_what_it_is_needs_no_name(workdir: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     assert main(["export", "--workdir", str(workdir), "--to", str(path)]) == 0

@@ -103,6 +103,11 @@ def test_cost_is_known_from_lists(tmp_path: Path) -> None:
     base = study(network=NETWORKS).base
     base.data.lists, base.data.root, base.train.epochs = str(tmp_path), str(tmp_path / "none"), 5.0
     assert cost_of(cells(Study("", base, {"network": NETWORKS}))[0]).clips == 10
+    base.data.repeats = 2
+    assert cost_of(cells(Study("", base, {"network": NETWORKS}))[0]).clips == 20
+    base.data.lists, base.data.root = "", str(tmp_path / "frames")
+    assert cost_of(cells(Study("", base, {"network": NETWORKS}))[0]).clips is None
+    assert not (tmp_path / "lists").exists()
 
 
 def test_the_list_shows_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

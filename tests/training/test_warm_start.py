@@ -189,6 +189,8 @@ def test_the_classifiers_rows_follow_the_class_names(tmp_path: Path) -> None:
     for names, order, note in (
         (("a", "b", "c"), [0, 1, 2], ""),
         (("c", "a", "b"), [2, 0, 1], "init: the classes have another order here; the classifier's rows follow them"),
+        (("A", "b ", "C"), [0, 1, 2], ""),
+        (("0", "1", "2"), [0, 1, 2], ""),
         (("a", "b", "d"), None, "init: the classifier starts random: the weights have other classes, e.g. c"),
     ):
         said: list[str] = []

@@ -188,9 +188,7 @@ def test_the_classes_of_kinetics400_are_attached_where_their_order_is_known() ->
     assert digest == "a8dafb93a1204d4ecfa904f943ce5ee0c62ddeeb1df71aa1f96983fca17d777e", "torchvision's list"
     state = {name: np.broadcast_to(np.zeros((), np.float32), value.shape) for name, value in named_shapes("mc3_18")}
     assert convert(state).class_names == names
-    assert convert(state).notes == (
-        "400 classes: named as those of Kinetics-400; if they are others, pass --class-names FILE",
-    )
+    assert convert(state).notes == ("its 400 classes are taken as those of Kinetics-400, in alphabetical order",)
     own = [f"action {k}" for k in range(400)]
     assert convert(Content(state, {"class_names": own})).class_names == tuple(own), "the file's own names come first"
     assert convert(state, source="published").class_names == ()

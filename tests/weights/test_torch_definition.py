@@ -167,9 +167,11 @@ def test_what_computes_something_else_is_not_kept(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(portable, "definition", lambda: text)
     pre = preprocessing(DataConfig(num_frames=4, crop_size=32, short_side=32))
     meta = {"class_names": list("abcdefg"), "preprocessing": dataclasses.asdict(pre)}
+    (tmp_path / "a.pth").write_text("of an earlier export")
     with pytest.raises(portable.ExportError, match=r"a\.pth: the file gives other logits .*nothing was kept"):
         portable.write_torch(tmp_path / "a.pth", trained("r3d_10", **NARROW), AVERAGE, pre, meta)
-    assert [path.name for path in tmp_path.iterdir()] == ["r23d_torch.py"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+    assert (tmp_path / "a.pth").read_text() == "of an earlier export"
 
 
 def test_a_backbone_without_a_definition() -> None:

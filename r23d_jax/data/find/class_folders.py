@@ -60,8 +60,14 @@ def write_lists(folder: Path, clips: Sequence[Clip]) -> tuple[str, ...]:
         new = [clip.path for clip in clips if not {clip.path.casefold(), clip.parts[-1].casefold()} & listed]
         note = f"; {len(new)} videos are not in them, e.g. {new[0]}: delete the folder to divide anew" if new else ""
         return (f"the split is that of the lists in {folder}{note}",)
-    named = sorted((clip for clip in clips if not CONTROL.search(clip.path)), key=lambda clip: clip.path)
+    named = sorted((clip for clip in clips if _is_listable(clip.path)), key=lambda clip: clip.path)
     sides, notes = _divide(named)
+    if len(named) < len(clips):
+        odd = next(clip.path for clip in clips if not _is_listable(clip.path))
+        notes.append(
+            f"{len(clips) - len(named)} video(s) are left out: a folder's name holds a control character, a backslash, "
+            f"bytes that are not text, or a space at an end, e.g. {odd!r}; rename it and delete {folder}"
+        )
     spelled = {clip.class_name.casefold(): clip.class_name for clip in named}
     files = {"classes.txt": "".join(f"{name}\n" for name in sorted(spelled.values()))}
     files |= {f"{name}.csv": _csv(side) for name, side in sides.items()}
@@ -101,14 +107,24 @@ def find_clips(root: Path) -> list[Clip]:
     return clips
 
 
+def _is_listable(path: str) -> bool:
+    """Whether a list can hold the path and give it back."""
+    is_text = path.isprintable() or path.encode(errors="ignore").decode() == path
+    return is_text and not CONTROL.search(path) and "\\" not in path and all(p == p.strip() for p in path.split("/"))
+
+
 def _divide(clips: Sequence[Clip]) -> tuple[dict[str, list[Clip]], list[str]]:
     """The videos of each list, and lines for the log."""
     by_folder: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
         by_folder[SIDES.get(clip.parts[0].lower(), "") if len(clip.parts) > 2 else ""].append(clip)
-    if "train" in by_folder and len(by_folder) > 1 and "" not in by_folder:
-        both = "val" in by_folder and "test" in by_folder
-        return dict(by_folder), ["test.csv is not used while there is val.csv"] if both else []
+    if "train" in by_folder and ("val" in by_folder or "test" in by_folder):
+        notes = []
+        if outside := by_folder.pop("", []):
+            notes.append(f"{len(outside)} video(s) outside train/, val/ and test/ are not used, e.g. {outside[0].path}")
+        if "val" in by_folder and "test" in by_folder:
+            notes.append("test.csv is not used while there is val.csv")
+        return dict(by_folder), notes
 
     groups = _group(clips, by_folder=True)
     if all(len(of_class) == 1 for of_class in groups.values()):  # all videos of a class may be in one more folder

@@ -17,7 +17,7 @@ from r23d_jax.runtime.progress import Progress
 
 _PART = 64
 _THREADS = 16
-_MAX_DEPTH = 4  # folders below root
+_MIN_DEPTH = 4  # of folders below root that are read, if no listed path is deeper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,8 @@ def scan_frames(root: Path, videos: VideoList, num_workers: int = 0) -> Scan:
     paths = (f"{entry.class_name}/{entry.name}".casefold().split("/") for entry in videos.entries)
     above = {part for path in paths for part in path[:-1]}
     with ThreadPoolExecutor(num_workers or _THREADS) as pool:
-        listing = _list_folders(root, wanted, above, videos.elsewhere, pool)
+        depth = max(_MIN_DEPTH, *(entry.name.count("/") for entry in videos.entries))
+        listing = _list_folders(root, wanted, above, videos.elsewhere, depth, pool)
         found = [(entry, place) for entry in videos.entries if (place := _choose(root, entry, listing)) is not None]
         _refuse_double_use(root, found)
         if not found:
@@ -136,13 +137,13 @@ def _number_all(
 
 
 def _list_folders(
-    root: Path, wanted: set[str], names_above: set[str], elsewhere: frozenset[str], pool: ThreadPoolExecutor
+    root: Path, wanted: set[str], names_above: set[str], elsewhere: frozenset[str], depth: int, pool: ThreadPoolExecutor
 ) -> _Listing:
     """Reads folders level by level. The folder of a listed video is noted, but not read."""
     listing = _Listing(defaultdict(list), [], Counter(), [], [])
     # Each with the folders above it: a link that leads back up would otherwise be followed endlessly.
     level: list[tuple[tuple[str, ...], frozenset[tuple[int, int]]]] = [((), frozenset())]
-    for depth in range(_MAX_DEPTH + 1):
+    for level_depth in range(depth + 1):
         below = []
         contents = pool.map(lambda folder: _read_folder(root, folder[0]), level)
         for (parts, above), content in zip(level, contents, strict=True):
@@ -173,7 +174,7 @@ def _list_folders(
                     listing.places[video.casefold()].append(_Place((*parts, video), tuple(files), special))
                 elif len(listing.frame_folders) < 3:
                     listing.frame_folders.append("/".join(parts) or ".")
-        level = below if depth < _MAX_DEPTH else []
+        level = below if level_depth < depth else []
     return listing
 
 
@@ -212,20 +213,26 @@ def _read_folder(root: Path, parts: tuple[str, ...]) -> _Content | None:
 
 
 def _choose(root: Path, entry: Entry, listing: _Listing) -> _Place | None:
-    """Finds the only place of a listed video: by class and name, or by an unambiguous name."""
+    """Finds the only place of a listed video: by its listed path, by class and name, or by an unambiguous name.
+
+    Where the listed path holds the class, as `train/Walk/001` does, `val/Walk/001` is another video.
+    """
     last = last_part(entry.name)
-    full = {f"{entry.class_name}/{last}".casefold(), entry.name.casefold()} - {last.casefold()}
+    listed, of_class = f"/{entry.name}".casefold(), f"/{entry.class_name}/{last}".casefold()
+    holds_class = f"/{entry.class_name}/".casefold() in listed
     ranked: dict[int, list[_Place]] = defaultdict(list)
     for place in listing.places.get(last.casefold(), ()):
         path = f"/{'/'.join(place.parts)}".casefold()
-        if any(path.endswith(f"/{name}") for name in full):
+        if "/" in entry.name and path.endswith(listed):
             ranked[0].append(place)
-        elif len(place.parts) == 1:
+        elif path.endswith(of_class) and (listed.endswith(path) or not holds_class):
             ranked[1].append(place)
-        elif group_of(last) is not None or last in entry.ids:  # v_Diving_g01_c01 is unambiguous anywhere
+        elif len(place.parts) == 1:
             ranked[2].append(place)
+        elif group_of(last) is not None or last in entry.ids:  # v_Diving_g01_c01 is unambiguous anywhere
+            ranked[3].append(place)
     for name in entry.ids[1:]:
-        ranked[3] += listing.places.get(name.casefold(), ())
+        ranked[4] += listing.places.get(name.casefold(), ())
     ranked = {rank: places for rank, places in ranked.items() if places}
     if not ranked:
         return None

@@ -125,8 +125,11 @@ def _choose(folder: Path, table: Table, entry: Entry, rows: list[int]) -> int | 
     ranked: dict[int, list[int]] = defaultdict(list)
     for row in rows:
         same_class = str(table.class_names[table.labels[row]]).casefold() == entry.class_name.casefold()
-        if table.names[row].casefold() == entry.name.casefold():
+        name, listed = table.names[row].casefold(), entry.name.casefold()
+        if name == listed:
             ranked[0 if same_class else 2].append(row)
+        elif "/" in name and "/" in listed and not (name.endswith(f"/{listed}") or listed.endswith(f"/{name}")):
+            continue  # `Walk/p2/001` is not `Walk/p1/001`
         elif same_class:
             ranked[1].append(row)
         elif group_of(entry.name) is not None:  # a name such as v_Diving_g01_c01 is unambiguous

@@ -127,3 +127,23 @@ def test_frames_that_are_not_in_class_folders(tmp_path: Path) -> None:
         find_clips(tmp_path / "frames")
     with pytest.raises(DataError, match=r"nowhere: no such folder"):
         open_index(DataConfig(root=str(tmp_path / "nowhere"), lists=""), "train")
+
+
+def test_a_video_outside_the_sides_leaves_their_split_alone(tmp_path: Path) -> None:
+    paths = [f"train/{c}/{k}" for c in ("Walk", "Run") for k in range(3)] + ["val/Walk/9", "val/Run/9"]
+    notes = write_lists(tmp_path / "lists", clips(*paths, "intro/x"))
+    train, test = sides(tmp_path / "lists")
+    assert test == {"val/Walk/9", "val/Run/9"} and train == set(paths) - test
+    assert "1 video(s) outside train/, val/ and test/ are not used, e.g. intro/x" in notes
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", " x", "a\\b", "a\x1b"])
+def test_names_that_a_list_cannot_hold_are_left_out_and_named(tmp_path: Path, name: str) -> None:
+    odd = f"Walk/{name}"
+    (note,) = [
+        note
+        for note in write_lists(tmp_path / "lists", clips("Walk/0", "Walk/1", "Run/0", "Run/1", odd))
+        if "left out" in note
+    ]
+    assert note.startswith("1 video(s) are left out: ") and repr(odd) in note
+    assert all(set(side) <= {"Walk/0", "Walk/1", "Run/0", "Run/1"} for side in sides(tmp_path / "lists"))

@@ -124,6 +124,24 @@ def test_paths_of_csv_lists(tmp_path: Path) -> None:
     assert index.missing == ("run/b",)
 
 
+def test_a_listed_path_with_the_class_is_not_another_path_to_it(tmp_path: Path) -> None:
+    """A training video whose frames are missing is not replaced by the test video of the same class and name."""
+    touch(tmp_path, ["train/Walk/001/1.jpg", "val/Walk/001/1.jpg", "val/Walk/002/1.jpg", "Walk/003/1.jpg"])
+    names = ["train/Walk/001", "train/Walk/002", "train/Walk/003"]
+    index = index_frames(tmp_path, listed(*names, class_name="Walk"))
+    assert index.missing == ("train/Walk/002",)
+    assert [Path(files_of(index, video)[0]).parent.relative_to(tmp_path).as_posix() for video in range(2)] == [
+        "train/Walk/001",
+        "Walk/003",
+    ]
+
+
+def test_listed_paths_are_followed_as_deep_as_they_are(tmp_path: Path) -> None:
+    name = "Walk/p1/s1/left/cam2/day3/001"
+    touch(tmp_path, [f"{name}/1.jpg"])
+    assert files_of(index_frames(tmp_path, listed(name, class_name="Walk"))) == [f"{tmp_path}/{name}/1.jpg"]
+
+
 def test_a_video_in_two_places(tmp_path: Path) -> None:
     touch(tmp_path, [f"small/{CLASS}/{VIDEO}/1.jpg", f"large/{CLASS}/{VIDEO}/1.jpg"])
     with pytest.raises(DataError, match=r"more than one place: large/.* and small/.*root one level too high"):

@@ -13,7 +13,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 
-from r23d_jax.data.find import packed_scan
+from r23d_jax.data.find import packed, packed_scan
 from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.frames import PackedFrames, VideoIndex
 from r23d_jax.data.find.packed import index_packed
@@ -118,6 +118,21 @@ def test_names_that_are_paths_and_unknown_names(dataset: Path) -> None:
     assert [read(index, 0), read(index, 1)] == [jpegs(4), jpegs(1)]
     with pytest.raises(DataError, match=r"holds none of the 1 listed videos, e\.g\. other; it holds e\.g\. "):
         index_packed(dataset, VideoList(("Diving",), (Entry("other", 0, "Diving", ""),)), "train")
+
+
+def test_a_listed_path_is_not_another_record_of_the_class(dataset: Path) -> None:
+    """`Walk/p1/001` was not packed; `Walk/p2/001` is the video of another person."""
+    table = packed_scan.read_table(dataset)
+    rows = list(range(len(table.names)))[:3]
+    names = np.array(["Walk/p2/001", "Walk/p3/001", "p4/001"])
+    label = int(table.labels[0])
+    table = dataclasses.replace(table, names=names, labels=np.full(3, label, np.int32))
+
+    def choose(name: str) -> int | None:
+        return packed._choose(dataset, table, Entry(name, 0, str(table.class_names[label]), name), rows)
+
+    assert choose("Walk/p1/001") is None
+    assert (choose("Walk/p3/001"), choose("train/Walk/p2/001"), choose("Walk/p4/001")) == (1, 0, 2)
 
 
 def test_named_videos_need_lists(dataset: Path) -> None:
