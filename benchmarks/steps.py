@@ -179,7 +179,7 @@ def torch_peer(name: str, clips: Clips, variant: str) -> Candidate:
     channels_last = variant != "torch eager"
     for module in net.modules():
         if channels_last and isinstance(module, torch.nn.Conv3d):  # not a head's positions, which have four axes
-            module.to(memory_format=torch.channels_last_3d)
+            module.weight.data = module.weight.data.to(memory_format=torch.channels_last_3d)
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
     run = torch.compile(net) if variant == "torch compiled" else net
     video, label = (torch.from_numpy(array).to(device) for array in clips.draw())
