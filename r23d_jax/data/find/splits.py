@@ -176,7 +176,10 @@ def _restrict(lists: Path, class_names: tuple[str, ...], classes: tuple[str, ...
     unknown = [name for name in classes if name.casefold() not in by_fold]
     if unknown:
         hints = "; ".join(f"{name!r}: {nearest(name, class_names)}" for name in unknown)
-        raise DataError(f"config.data.classes: not among the {len(class_names)} classes of {lists}: {hints}")
+        raise DataError(
+            f"config.data.classes: not among the {len(class_names)} classes of {lists}: {hints}. To take all classes: "
+            "'--config.data.classes=()'"
+        )
     wanted = {by_fold[name.casefold()] for name in classes}
     return tuple(name for name in class_names if name in wanted)
 

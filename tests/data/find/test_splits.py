@@ -63,7 +63,9 @@ def test_subset_of_classes_is_renumbered_in_list_order(tmp_path: Path) -> None:
 
 def test_unknown_class_names_the_nearest(tmp_path: Path) -> None:
     ucf101(tmp_path)
-    with pytest.raises(DataError, match=r"config\.data\.classes.*'Divng': did you mean Diving"):
+    with pytest.raises(
+        DataError, match=r"config\.data\.classes.*'Divng': did you mean Diving.*'--config\.data\.classes=\(\)'"
+    ):
         read_list(tmp_path, "train", classes=("Divng",))
 
 
