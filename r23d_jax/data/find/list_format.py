@@ -45,10 +45,10 @@ class ListFormat:
     example: str  # name of the file that tells the format, for messages
     # (folder, names of its files) -> name of the file that tells the format; "" if the folder has another format
     find: Callable[[Path, Sequence[str]], str]
-    splits: Callable[[Path], tuple[int, ...]]  # folder -> the numbers of its splits
     # (folder, subset, split) -> both sides of the split. The list of `subset` must exist. Raises DataError, which names
     # the file and the line.
     read: Callable[[Path, Subset, int], Sides]
+    splits: Callable[[Path], tuple[int, ...]] | None = None  # folder -> the numbers of its splits; None: split 1 alone
 
 
 def by_name(pattern: str, holds: Callable[[Path], bool] = lambda path: True) -> Callable[[Path, Sequence[str]], str]:

@@ -31,8 +31,7 @@ _FILES = {"train": ("train",), "test": ("val|validate|validation", "test")}
 
 
 def _read(lists: Path, subset: Subset, split: int) -> Sides:
-    if split != 1:
-        raise DataError(f"{lists}: Kinetics has no split {split}; use split 1")
+    del split  # there is one
     rows: dict[str, list[tuple[str, str, str, str]]] = {}
     for side, names in _FILES.items():
         found = (choose_file(lists, _NAME.format(name), f"the {side} videos") for name in names)
@@ -89,6 +88,5 @@ def _read_rows(path: Path) -> list[tuple[str, str, str, str]]:
 KINETICS = ListFormat(
     example="train.csv of Kinetics",
     find=by_name(_NAME.format("train|val|validate|validation|test"), is_kinetics),
-    splits=lambda lists: (1,),
     read=_read,
 )

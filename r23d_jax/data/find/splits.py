@@ -100,7 +100,10 @@ def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, .
     lists = Path(lists)
     if subset not in ("train", "test"):
         raise DataError(f"subset {subset!r}: must be 'train' or 'test'")
-    class_names, sides = _find_format(lists).read(lists, subset, split)
+    form = _find_format(lists)
+    if form.splits is None and split != 1:
+        raise DataError(f"{lists}: lists of this kind ({form.example}) have no split {split}; use split 1")
+    class_names, sides = form.read(lists, subset, split)
     for listed in sides.values():
         _refuse_duplicates(listed)
     if len(sides) == 2:
@@ -128,7 +131,8 @@ def available_splits(lists: Path) -> tuple[int, ...]:
     Raises:
       DataError: the folder has no lists of a known format.
     """
-    return _find_format(Path(lists)).splits(Path(lists))
+    form = _find_format(Path(lists))
+    return form.splits(Path(lists)) if form.splits else (1,)
 
 
 def _refuse_duplicates(listed: list[Listed]) -> None:
