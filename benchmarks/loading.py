@@ -190,15 +190,9 @@ def _jpeg(pixels: np.ndarray, quality: int) -> bytes:
 # -- ours --------------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
 def _ours(
     root: Path, source: str, part: str, workers: int, num_steps: int, **options: Any
-) -> Iterator[Callable[[int], None]]:
-    """Gives the function that drains a number of batches from one iterator, which lives as long as the context."""
-    from r23d_jax.data import sources
-    from r23d_jax.data.read import pipeline
-    from r23d_jax.data.read.broken import BrokenLog
-
+) -> contextlib.AbstractContextManager[Callable[[int], float]]:
     cfg = DataConfig(
         source=source,
         root=str(root / part),
@@ -212,23 +206,40 @@ def _ours(
         num_workers=workers,
         **options,
     )
+    return draining(cfg, BATCH, num_steps)
+
+
+@contextlib.contextmanager
+def draining(cfg: DataConfig, batch: int, num_steps: int, on_device: bool = False) -> Iterator[Callable[[int], float]]:
+    """Gives the function that drains a number of batches from one iterator, which lives as long as the context.
+
+    The function returns the processor time that it took to watch the other threads.
+    """
+    from r23d_jax.data import sources
+    from r23d_jax.data.read import pipeline
+    from r23d_jax.data.read.broken import BrokenLog
+
     broken = BrokenLog(cfg)
     batches = pipeline.train_batches(
         sources.open_index(cfg, "train"),
         cfg,
         seed=0,
-        global_batch_size=BATCH,
+        global_batch_size=batch,
         start_step=0,
         num_steps=num_steps + 16,  # so that the last call reads ahead like the others
         broken=broken,
+        on_device=on_device,
     )
 
-    def drain(num_batches: int) -> None:
+    def drain(num_batches: int) -> float:
         for _ in range(num_batches):
             video = next(batches)["video"]
-            assert video.shape == (BATCH, NUM_FRAMES, _CROP, _CROP, 3) and video.dtype == np.uint8
+            assert video.dtype == np.uint8 and len(video) == batch
+            assert on_device or video.shape[1:] == (cfg.num_frames, cfg.crop_size, cfg.crop_size, 3)
+        started = time.thread_time()
         until_idle()
         assert not broken.count
+        return time.thread_time() - started
 
     try:
         yield drain

@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,42 +96,12 @@ def _config(name: str) -> Config:
     return call_file(str(_CONFIG_FOLDER / f"{name}.py"), "get_config", Config, "")
 
 
-@contextlib.contextmanager
-def _ours(root: Path, name: str, place: str, workers: int, num_steps: int) -> Iterator[Callable[[int], float]]:
-    """Gives the function that drains a number of batches from one iterator, which lives as long as the context.
-
-    The function returns the processor time that it took to watch the other threads.
-    """
-    from r23d_jax.data import sources
-    from r23d_jax.data.read import pipeline
-    from r23d_jax.data.read.broken import BrokenLog
-
+def _ours(
+    root: Path, name: str, place: str, workers: int, num_steps: int
+) -> contextlib.AbstractContextManager[Callable[[int], float]]:
     cfg = _config(name).data
     cfg.root, cfg.lists, cfg.num_workers = str(root / "small"), str(root / "lists"), workers
-    broken = BrokenLog(cfg)
-    batches = pipeline.train_batches(
-        sources.open_index(cfg, "train"),
-        cfg,
-        seed=0,
-        global_batch_size=_BATCH,
-        start_step=0,
-        num_steps=num_steps + 16,  # so that the last call reads ahead like the others
-        broken=broken,
-        on_device=place == "device",
-    )
-
-    def drain(num_batches: int) -> float:
-        for _ in range(num_batches):
-            assert len(next(batches)["video"]) == _BATCH
-        started = time.thread_time()
-        loading.until_idle()
-        assert not broken.count
-        return time.thread_time() - started
-
-    try:
-        yield drain
-    finally:
-        batches.close()
+    return loading.draining(cfg, _BATCH, num_steps, on_device=place == "device")
 
 
 def _decoding(root: Path, clips: int) -> Callable[[], None]:
