@@ -86,6 +86,10 @@ class HeadConfig(Group, place="config.model.head"):
     mlp_ratio: Positive = 4.0  # width of a block's MLP over that of its tokens
     dropout: FractionBelowOne = 0.5  # before the classifier
     transformer_dropout: FractionBelowOne = 0.1  # inside the transformer blocks
+    embedding_dropout: FractionBelowOne = 0.0  # of the tokens with their positions (BERT pooling has 0.1)
+    attention_dropout: FractionBelowOne = 0.0  # of the attention weights (BERT pooling has 0.1)
+    # add the transformer's output to the mean of all places, times a learned scale that starts at zero
+    residual: bool = False
     token_keep: FractionAboveZero = 1.0  # probability of keeping a token while training
 
 

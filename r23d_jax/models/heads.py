@@ -2,7 +2,7 @@
 
 The ViT head runs tokens of the feature map and a CLS token through pre-LN transformer blocks (Dosovitskiy et al. 2021,
 arXiv:2010.11929). On a 3D CNN the literature's best is one layer of eight heads over one token per time step (Kalfaoglu
-et al. 2020, arXiv:2008.01232).
+et al. 2020, arXiv:2008.01232). With `residual`, the ViT head and the attention pool start as the average pool.
 """
 
 import dataclasses
@@ -71,13 +71,16 @@ class AvgPoolHead(nnx.Module):
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(B, T, H, W, C) -> (B, num_classes) float32."""
-        x = x.astype(jnp.float32)
-        if self.window == (1, 1, 1):
-            pooled = jnp.mean(x, axis=(1, 2, 3))
-        else:
-            weights = [_window_weights(n, size) for n, size in zip(x.shape[1:4], self.window, strict=True)]
-            pooled = jnp.einsum("bthwc,t,h,w->bc", x, *weights)
-        return self.classifier(self.dropout(pooled, rngs=rngs))
+        return self.classifier(self.dropout(_average(x, self.window), rngs=rngs))
+
+
+def _average(x: jax.Array, window: Triple) -> jax.Array:
+    """(B, T, H, W, C) -> (B, C) float32."""
+    x = x.astype(jnp.float32)
+    if window == (1, 1, 1):
+        return jnp.mean(x, axis=(1, 2, 3))
+    weights = [_window_weights(n, size) for n, size in zip(x.shape[1:4], window, strict=True)]
+    return jnp.einsum("bthwc,t,h,w->bc", x, *weights)
 
 
 def _window_weights(length: int, window: int) -> np.ndarray:
@@ -101,7 +104,15 @@ class NoHead(nnx.Module):
 
 def _attention(dim: int, cfg: HeadConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.MultiHeadAttention:
     return nnx.MultiHeadAttention(
-        cfg.num_heads, dim, dtype=dtype, decode=False, deterministic=True, keep_rngs=False, rngs=rngs
+        cfg.num_heads,
+        dim,
+        dtype=dtype,
+        dropout_rate=cfg.attention_dropout,
+        broadcast_dropout=False,  # a mask for every clip and head
+        decode=False,
+        deterministic=True,
+        keep_rngs=False,
+        rngs=rngs,
     )
 
 
@@ -119,7 +130,7 @@ class TransformerBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(B, N, D) float32 -> same."""
-        x = x + self.dropout(self.attention(self.norm1(x)), rngs=rngs)
+        x = x + self.dropout(self.attention(self.norm1(x), rngs=rngs), rngs=rngs)
         y = nnx.gelu(self.linear1(self.norm2(x)), approximate=False)
         return x + self.dropout(self.linear2(self.dropout(y, rngs=rngs)), rngs=rngs)
 
@@ -154,6 +165,32 @@ def interpolate_positions(positions: jax.Array, grid: Triple) -> jax.Array:
     return jax.image.resize(positions, (*grid, positions.shape[-1]), "linear")
 
 
+class Residual(nnx.Module):
+    """Adds a transformer's output to the average pool, so that a head starts as one and can only add to it.
+
+    mean + scale * y, where `layer_scale` has a value per channel and starts at zero (Bachlechner et al. 2020,
+    arXiv:2003.04887; per channel as in Touvron et al. 2021, arXiv:2103.17239). An output of `cfg.hidden_dim` is
+    projected to the mean's width first.
+    """
+
+    def __init__(self, place: HeadPlace, cfg: HeadConfig):
+        self.window = place.window
+        self.projection = nnx.Linear(cfg.hidden_dim, place.channels, rngs=place.rngs) if cfg.hidden_dim else None
+        self.layer_scale = nnx.Param(jnp.zeros((1, place.channels)))
+
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """The feature map (B, T, H, W, C) and the output (B, D) -> (B, C) float32."""
+        y = y.astype(jnp.float32)
+        y = y if self.projection is None else self.projection(y)
+        return _average(x, self.window) + self.layer_scale[...] * y
+
+
+def _residual_and_classifier(place: HeadPlace, cfg: HeadConfig) -> tuple[Residual | None, nnx.Linear]:
+    if cfg.residual:  # the classifier is the average pool's
+        return Residual(place, cfg), nnx.Linear(place.channels, place.num_classes, rngs=place.rngs)
+    return None, nnx.Linear(place.width(cfg), place.num_classes, kernel_init=token_init, rngs=place.rngs)
+
+
 class ViTHead(nnx.Module):
     """Runs CLS and the tokens through transformer blocks; CLS is normalized, dropped out and classified."""
 
@@ -164,17 +201,19 @@ class ViTHead(nnx.Module):
         self.blocks = nnx.List([TransformerBlock(dim, cfg, dtype=dtype, rngs=rngs) for _ in range(cfg.num_layers)])
         self.norm = nnx.LayerNorm(dim, rngs=rngs)
         self.token_keep = TokenDrop(cfg.token_keep)
+        self.embedding_dropout = nnx.Dropout(cfg.embedding_dropout)
         self.dropout = nnx.Dropout(cfg.dropout)
-        self.classifier = nnx.Linear(dim, place.num_classes, kernel_init=token_init, rngs=rngs)
+        self.residual, self.classifier = _residual_and_classifier(place, cfg)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(B, T, H, W, C) -> (B, num_classes) float32."""
         tokens = self.token_keep(self.tokenizer(x), rngs)
         cls = jnp.broadcast_to(self.cls[...], (x.shape[0], 1, tokens.shape[-1]))
-        tokens = jnp.concatenate([cls, tokens], axis=1)
+        tokens = self.embedding_dropout(jnp.concatenate([cls, tokens], axis=1), rngs=rngs)
         for block in self.blocks:
             tokens = block(tokens, rngs)
-        return self.classifier(self.dropout(self.norm(tokens[:, 0]), rngs=rngs))
+        y = self.norm(tokens[:, 0])
+        return self.classifier(self.dropout(y if self.residual is None else self.residual(x, y), rngs=rngs))
 
 
 class TokenDrop(nnx.Module):
@@ -211,16 +250,18 @@ class AttentionPoolHead(nnx.Module):
         self.linear1 = nnx.Linear(dim, hidden, dtype=dtype, rngs=rngs)
         self.linear2 = nnx.Linear(hidden, dim, dtype=dtype, rngs=rngs)
         self.token_keep = TokenDrop(cfg.token_keep)
+        self.embedding_dropout = nnx.Dropout(cfg.embedding_dropout)
         self.dropout = nnx.Dropout(cfg.dropout)
-        self.classifier = nnx.Linear(dim, place.num_classes, kernel_init=token_init, rngs=rngs)
+        self.residual, self.classifier = _residual_and_classifier(place, cfg)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(B, T, H, W, C) -> (B, num_classes) float32."""
-        tokens = self.token_norm(self.token_keep(self.tokenizer(x), rngs))
+        tokens = self.token_keep(self.tokenizer(x), rngs)
+        tokens = self.token_norm(self.embedding_dropout(tokens, rngs=rngs))
         query = jnp.broadcast_to(self.query[...], (x.shape[0], 1, tokens.shape[-1]))
-        y = self.attention(query, tokens)
-        y = y + self.linear2(nnx.gelu(self.linear1(self.norm(y)), approximate=False))
-        return self.classifier(self.dropout(y[:, 0], rngs=rngs))
+        y = self.attention(query, tokens, rngs=rngs)
+        y = (y + self.linear2(nnx.gelu(self.linear1(self.norm(y)), approximate=False)))[:, 0]
+        return self.classifier(self.dropout(y if self.residual is None else self.residual(x, y), rngs=rngs))
 
 
 # A config cannot have "none", because a run trains a classifier.

@@ -14,7 +14,7 @@ from flax import nnx
 from r23d_jax import config
 from r23d_jax.checkpoint.checkpoint import create_configured_model, load_checkpoint
 from r23d_jax.checkpoint.state import TrainState
-from r23d_jax.config import Config, UserError
+from r23d_jax.config import Config, HeadConfig, UserError
 from r23d_jax.models.functional import flatten, initialize, split_model
 from r23d_jax.models.heads import interpolate_positions
 from r23d_jax.models.registry import model_name
@@ -99,9 +99,10 @@ def warm_start(
 ) -> TrainState:
     """The state before the first step, with the weights that `cfg.init_from` names instead of random ones.
 
-    The backbone must be the same, except for parts in `cfg.init_skip`. A head of another kind stays random. So does a
-    classifier of other classes; the rows of the same classes in another order follow their names. Positions are
-    interpolated.
+    The backbone must be the same, except for parts in `cfg.init_skip`. A head of another kind stays random, except for
+    the classifier if both classify the mean of all places: an average pool becomes a `residual` head with the same
+    logits. A classifier of other classes stays random too; the rows of the same classes in another order follow their
+    names. Positions are interpolated.
 
     Args:
       cfg: `init_from` is a file of foreign weights, a run's folder or a checkpoint; image networks are inflated.
@@ -128,7 +129,7 @@ def warm_start(
     source = read_network(path, inflated, log=log)
     log(f"init: {source.origin}: {source.name}, {source.config.head.kind} head, {source.num_classes} classes")
     _, params, batch_stats = split_model(source.model)
-    skip, notes = _skipped(cfg, (params, batch_stats), target)
+    skip, notes = _skipped(cfg, source.config.head, (params, batch_stats), target)
     if not {"head", "head/classifier"} & skip:
         order, note = _class_order(source.class_names, class_names)
         if note:
@@ -177,7 +178,9 @@ def warm_start(
     return dataclasses.replace(state, params=new_params, batch_stats=new_stats, ema=ema)
 
 
-def _skipped(cfg: Config, source: tuple[Tree, Tree], target: tuple[Tree, Tree]) -> tuple[set[str], list[str]]:
+def _skipped(
+    cfg: Config, their_head: HeadConfig, source: tuple[Tree, Tree], target: tuple[Tree, Tree]
+) -> tuple[set[str], list[str]]:
     """Parts, and paths in the head, that stay random, and notes on why."""
     skip, notes = set(cfg.init_skip), [f"{part} stays random, as config.init_skip says" for part in cfg.init_skip]
     if "head" in skip:
@@ -186,16 +189,19 @@ def _skipped(cfg: Config, source: tuple[Tree, Tree], target: tuple[Tree, Tree]) 
     shapes = {path: leaf.shape for path, leaf in flatten(theirs).items()}
     wanted = {path: leaf.shape for path, leaf in flatten(ours).items()}
     if not theirs or shapes.keys() != wanted.keys():
-        skip.add("head")
-        return skip, [*notes, f"the head starts random: the weights have {'another' if theirs else 'none'}"]
+        if not (theirs and all(head.kind == "avgpool" or head.residual for head in (their_head, cfg.model.head))):
+            skip.add("head")
+            return skip, [*notes, f"the head starts random: the weights have {'another' if theirs else 'none'}"]
+        skip |= {f"head/{name}" for name in theirs.keys() | ours.keys() if name != "classifier"}
+        notes.append("the head starts random, except for the classifier of the mean of all places")
     classifier = [path for path in wanted if path[0] == "classifier" and shapes[path] != wanted[path]]
     if classifier:
         old, new = shapes["classifier", "bias"], wanted["classifier", "bias"]
         skip |= {"head/classifier"}
         notes.append(f"the classifier starts random: the weights have {old[0]} classes, this run {new[0]}")
-    positions = [path for path in wanted if path[-1] == "positions" and shapes[path] != wanted[path]]
+    positions = [path for path in wanted if path[-1] == "positions" and not _is_skipped(("head", *path), skip)]
     for path in positions:
-        if shapes[path][-1] == wanted[path][-1]:
+        if shapes[path] != wanted[path] and shapes[path][-1] == wanted[path][-1]:
             grid, to = shapes[path][:3], wanted[path][:3]
             notes.append(f"positions are interpolated from {' x '.join(map(str, grid))} to {' x '.join(map(str, to))}")
     return skip, notes

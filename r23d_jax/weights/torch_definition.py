@@ -64,12 +64,12 @@ class Network(nn.Module):
         x = self.feature_map(x)
         if self.kind == "none":
             return x
-        if self.kind in HEADS:
-            return self.head(x)
+        averaged = x
         if self.window != ONE:
             window = [min(pair) for pair in zip(self.window, x.shape[2:], strict=True)]
-            x = functional.avg_pool3d(x, window, 1)
-        return self.classify(self.dropout(x.mean((2, 3, 4))))
+            averaged = functional.avg_pool3d(x, window, 1)
+        mean = averaged.mean((2, 3, 4))
+        return self.head(x, mean) if self.kind in HEADS else self.classify(self.dropout(mean))
 
     def feature_map(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, T, H, W) -> the last feature map (B, C', T', H', W')."""
@@ -274,6 +274,14 @@ class Gate(nn.Module):
         return x * torch.sigmoid(self.fc(x.mean((2, 3, 4))))[:, :, None, None, None]
 
 
+class Classifier(nn.Conv3d):
+    """A linear layer whose weights have the shape of a 1x1x1 convolution's."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C) -> (B, num_classes)."""
+        return super().forward(x[:, :, None, None, None]).flatten(1)
+
+
 class Mixed(nn.Module):
     """Branches side by side; the modules of each have names and run in order."""
 
@@ -345,7 +353,9 @@ class Inception(Network):
         for name, row in MIXED.items():
             parts |= {f"MaxPool3d_before_{name}": pools[name]} if name in pools else {}
             parts[f"Mixed_{name}"] = mixed(*row)
-        classifier = nn.Conv3d(1024, spec.num_classes, 1) if self.kind == "avgpool" else nn.Identity()
+        classifier = Classifier(1024, spec.num_classes, 1) if self.kind == "avgpool" else nn.Identity()
+        if self.kind in HEADS:
+            self.head.classifier = Classifier(self.head.classifier.in_features, spec.num_classes, 1)
         if spec.separable:
             self.features, self.classifier = nn.Sequential(*parts.values()), nn.Sequential(nn.Identity(), classifier)
         else:
@@ -360,8 +370,7 @@ class Inception(Network):
         return x
 
     def classify(self, x: torch.Tensor) -> torch.Tensor:
-        classifier = self.classifier if self.parts == ["features"] else self.logits["conv3d"]
-        return classifier(x[:, :, None, None, None]).flatten(1)
+        return (self.classifier if self.parts == ["features"] else self.logits["conv3d"])(x)
 
 
 BACKBONES = {"resnet": VideoResNet, "inception": Inception}

@@ -47,9 +47,9 @@ def resize(positions: torch.Tensor, grid: torch.Size) -> torch.Tensor:
 class Attention(nn.Module):
     """Scaled dot products of queries with the tokens."""
 
-    def __init__(self, dim: int, num_heads: int):
+    def __init__(self, dim: int, head: dict[str, Any]):
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.drop = head["num_heads"], head["attention_dropout"]
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
 
     def forward(self, queries: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,10 @@ class Attention(nn.Module):
             return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
         mixed = functional.scaled_dot_product_attention(
-            split(self.query(queries)), split(self.key(tokens)), split(self.value(tokens))
+            split(self.query(queries)),
+            split(self.key(tokens)),
+            split(self.value(tokens)),
+            dropout_p=self.drop if self.training else 0.0,
         )
         return self.out(mixed.transpose(1, 2).flatten(2))
 
@@ -71,7 +74,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         hidden = round(head["mlp_ratio"] * dim)
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
-        self.attention = Attention(dim, head["num_heads"])
+        self.attention = Attention(dim, head)
         self.linear1, self.linear2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         self.dropout = nn.Dropout(head["transformer_dropout"])
 
@@ -82,43 +85,71 @@ class TransformerBlock(nn.Module):
         return x + self.dropout(self.linear2(y))
 
 
-class ViTHead(nn.Module):
+class Residual(nn.Module):
+    """The mean of all places and, times a scale per channel that starts at zero, the transformer's output."""
+
+    def __init__(self, channels: int, head: dict[str, Any]):
+        super().__init__()
+        self.projection = nn.Linear(head["hidden_dim"], channels) if head["hidden_dim"] else nn.Identity()
+        self.layer_scale = nn.Parameter(torch.zeros(1, channels))
+
+    def forward(self, mean: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """(B, C), (B, D) -> (B, C)."""
+        return mean + self.layer_scale * self.projection(y)
+
+
+class TokenHead(nn.Module):
+    """What the heads below have in common: tokens, and a classifier of `pool(x)`, or of the mean and that."""
+
+    def __init__(self, channels: int, num_classes: int, head: dict[str, Any]):
+        super().__init__()
+        self.tokenizer, self.drop = Tokenizer(channels, head), nn.Dropout(head["embedding_dropout"])
+        self.residual = Residual(channels, head) if head["residual"] else None
+        self.dropout = nn.Dropout(head["dropout"])
+        width = channels if head["residual"] else head["hidden_dim"] or channels
+        self.classifier = nn.Linear(width, num_classes)
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, T, H, W) -> (B, D)."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """(B, C, T, H, W) and its mean (B, C) -> (B, num_classes)."""
+        y = self.pool(x)
+        return self.classifier(self.dropout(y if self.residual is None else self.residual(mean, y)))
+
+
+class ViTHead(TokenHead):
     """CLS and the tokens through transformer blocks; CLS is classified."""
 
     def __init__(self, channels: int, num_classes: int, head: dict[str, Any]):
-        super().__init__()
+        super().__init__(channels, num_classes, head)
         dim = head["hidden_dim"] or channels
-        self.tokenizer = Tokenizer(channels, head)
         self.cls = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.blocks = nn.Sequential(*(TransformerBlock(dim, head) for _ in range(head["num_layers"])))
-        self.norm, self.dropout = nn.LayerNorm(dim, eps=1e-6), nn.Dropout(head["dropout"])
-        self.classifier = nn.Linear(dim, num_classes)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, T, H, W) -> (B, num_classes)."""
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
         tokens = torch.cat([self.cls.expand(len(x), -1, -1), self.tokenizer(x)], dim=1)
-        return self.classifier(self.dropout(self.norm(self.blocks(tokens)[:, 0])))
+        return self.norm(self.blocks(self.drop(tokens))[:, 0])
 
 
-class AttentionPoolHead(nn.Module):
+class AttentionPoolHead(TokenHead):
     """A learned query attends to the tokens; then a residual MLP."""
 
     def __init__(self, channels: int, num_classes: int, head: dict[str, Any]):
-        super().__init__()
+        super().__init__(channels, num_classes, head)
         dim = head["hidden_dim"] or channels
         hidden = round(head["mlp_ratio"] * dim)
-        self.tokenizer, self.token_norm = Tokenizer(channels, head), nn.LayerNorm(dim, eps=1e-6)
+        self.token_norm = nn.LayerNorm(dim, eps=1e-6)
         self.query = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
-        self.attention, self.norm = Attention(dim, head["num_heads"]), nn.LayerNorm(dim, eps=1e-6)
+        self.attention, self.norm = Attention(dim, head), nn.LayerNorm(dim, eps=1e-6)
         self.linear1, self.linear2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.dropout, self.classifier = nn.Dropout(head["dropout"]), nn.Linear(dim, num_classes)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, T, H, W) -> (B, num_classes)."""
-        tokens = self.token_norm(self.tokenizer(x))
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.token_norm(self.drop(self.tokenizer(x)))
         y = self.attention(self.query.expand(len(x), -1, -1), tokens)
-        y = y + self.linear2(functional.gelu(self.linear1(self.norm(y))))
-        return self.classifier(self.dropout(y[:, 0]))
+        return (y + self.linear2(functional.gelu(self.linear1(self.norm(y)))))[:, 0]
 
 
 HEADS = {"vit": ViTHead, "attention_pool": AttentionPoolHead}

@@ -1,5 +1,6 @@
 """Heads: tokens kept and dropped, positions for another grid, refusals, and the transformer block against torch."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -32,6 +33,48 @@ def test_positions_are_learned_per_token(kind: str, tokens: str) -> None:
     head: Any = abstract(HeadConfig(kind=kind, tokens=tokens, num_heads=2), crop_size=64).head
     grid = (2, 2, 2) if tokens == "space_time" else (2, 1, 1)
     assert head.tokenizer.positions.shape == (*grid, 8)
+
+
+RESIDUAL = [
+    HeadConfig(kind=kind, tokens=tokens, hidden_dim=hidden, num_heads=2, residual=True)
+    for kind in ("vit", "attention_pool")
+    for tokens in ("space_time", "time")
+    for hidden in (0, 6)
+]
+
+
+@pytest.mark.parametrize("window", [(1, 1, 1), (2, 2, 1)])
+@pytest.mark.parametrize("cfg", RESIDUAL, ids=lambda cfg: f"{cfg.kind}, {cfg.tokens}, {cfg.hidden_dim}")
+def test_a_residual_head_starts_as_the_average_pool(cfg: HeadConfig, window: Triple) -> None:
+    """With its classifier the logits are the same bits; the scale learns at once, and then the transformer does."""
+    where = HeadPlace(8, 5, (2, 3, 2), window, jnp.float32, nnx.Rngs(0))
+    head: Any = make_head(where, cfg)
+    pool: Any = make_head(where, dataclasses.replace(cfg, kind="avgpool"))
+    head.eval(), pool.eval()
+    nnx.update(head.classifier, nnx.state(pool.classifier))
+    x = jax.random.normal(jax.random.key(0), (4, 2, 3, 2, 8))
+    np.testing.assert_array_equal(head(x), pool(x))
+
+    graph, params, rest = nnx.split(head, nnx.Param, ...)
+    loss = lambda params: jnp.sum(jnp.sin(3 * nnx.merge(graph, params, rest)(x)))  # noqa: E731
+    size = lambda tree: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))
+    first = gradient(params)
+    assert size(first["residual"]["layer_scale"]) > 1e-3 and size(first["tokenizer"]) == 0.0
+    params = jax.tree.map(lambda value, slope: value - 0.1 * slope, params, first)
+    assert size(params["residual"]["layer_scale"]) > 1e-4 and size(gradient(params)["tokenizer"]) > 1e-6
+    assert not np.allclose(nnx.merge(graph, params, rest)(x), head(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["vit", "attention_pool"])
+def test_a_residual_head_adds_a_scale_per_channel_and_a_projection_back(kind: str) -> None:
+    def count(**fields: Any) -> int:
+        made = nnx.eval_shape(lambda: make_head(place((2, 2, 2)), HeadConfig(kind=kind, num_heads=2, **fields)))
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(made, nnx.Param)))
+
+    assert count(residual=True) == count() + 8
+    wider = (6 + 1) * 8 + (8 - 6) * 5  # the projection, and a classifier of eight channels instead of six
+    assert count(residual=True, hidden_dim=6) == count(hidden_dim=6) + 8 + wider
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -131,14 +174,20 @@ def products(jaxpr: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(("kind", "count"), [("vit", 1 + 2 * 8), ("attention_pool", 1 + 8)])
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_everything_but_the_classifier_is_computed_in_the_dtype(kind: str, count: int, dtype: Any) -> None:
-    """The projection; per layer the query, key, value, two products of attention, its output and the MLP's two."""
-    cfg = HeadConfig(kind=kind, num_heads=2, num_layers=2, hidden_dim=6)
+def test_everything_but_the_classifier_is_computed_in_the_dtype(
+    kind: str, count: int, dtype: Any, residual: bool
+) -> None:
+    """The projection; per layer the query, key, value, two products of attention, its output and the MLP's two.
+
+    A residual head's projection back is part of the classifier here.
+    """
+    cfg = HeadConfig(kind=kind, num_heads=2, num_layers=2, hidden_dim=6, residual=residual)
     head: Any = make_head(HeadPlace(8, 5, (2, 2, 2), (1, 1, 1), dtype, nnx.Rngs(0)), cfg)
     head.eval()
     program = jax.make_jaxpr(lambda x: head(x))(jnp.zeros((2, 2, 2, 2, 8), dtype))
-    assert products(program.jaxpr) == [jnp.dtype(dtype).name] * count + ["float32"]
+    assert products(program.jaxpr) == [jnp.dtype(dtype).name] * count + ["float32"] * (1 + residual)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(head, nnx.Param))} == {jnp.dtype("float32")}
 
 

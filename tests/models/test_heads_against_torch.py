@@ -29,6 +29,10 @@ OPTIONS = {
     "dropout": {"dropout": 0.4},
     "transformer dropout": {"transformer_dropout": 0.3},
     "fewer tokens": {"token_keep": 0.4},
+    "embedding dropout": {"embedding_dropout": 0.3},
+    "attention dropout": {"attention_dropout": 0.4},
+    "residual": {"residual": True, "dropout": 0.4},
+    "residual, width": {"residual": True, "hidden_dim": 8, "tokens": "time"},
     "everything": {
         "tokens": "time",
         "hidden_dim": 6,
@@ -36,6 +40,9 @@ OPTIONS = {
         "dropout": 0.2,
         "transformer_dropout": 0.5,
         "token_keep": 0.5,
+        "embedding_dropout": 0.2,
+        "attention_dropout": 0.3,
+        "residual": True,
     },
 }
 
@@ -76,6 +83,41 @@ class Tokens(torch.nn.Module):
         return torch.take_along_dim(x, kept[..., None], 1)
 
 
+class DroppedAttention(torch.nn.MultiheadAttention):
+    """The same, with dropout of the attention weights, whose masks torch's own could not take from elsewhere."""
+
+    def __init__(self, dim: int, cfg: HeadConfig, keys: nnx.Rngs):
+        super().__init__(dim, cfg.num_heads, batch_first=True)
+        self.drop = Drop(cfg.attention_dropout, keys)
+
+    def forward(self, query: Any, key: Any, value: Any, **_: Any) -> Any:
+        projections = zip((query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
+        q, k, v = (
+            torch.nn.functional.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for x, weight, bias in projections
+        )
+        weights = self.drop((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1))
+        return self.out_proj((weights @ v).transpose(1, 2).flatten(2)), None
+
+
+def attention(dim: int, cfg: HeadConfig, keys: nnx.Rngs | None) -> Any:
+    if keys is not None and cfg.attention_dropout:
+        return DroppedAttention(dim, cfg, keys)
+    return torch.nn.MultiheadAttention(dim, cfg.num_heads, batch_first=True)
+
+
+class Residual(torch.nn.Module):
+    """mean + scale * output, the latter projected back to the mean's width."""
+
+    def __init__(self, cfg: HeadConfig):
+        super().__init__()
+        self.projection = torch.nn.Linear(cfg.hidden_dim, CHANNELS) if cfg.hidden_dim else torch.nn.Identity()
+        self.layer_scale = torch.nn.Parameter(torch.zeros(1, CHANNELS))
+
+    def forward(self, x: Any, y: Any) -> Any:
+        return x.mean((1, 2, 3)) + self.layer_scale * self.projection(y)
+
+
 class ViT(torch.nn.Module):
     """CLS and the tokens through torch's own pre-LN encoder layers; CLS is normalized and classified."""
 
@@ -86,15 +128,17 @@ class ViT(torch.nn.Module):
         self.cls = torch.nn.Parameter(torch.zeros(1, 1, dim))
         self.blocks = torch.nn.ModuleList(encoder_layer(dim, cfg, keys) for _ in range(cfg.num_layers))
         self.norm = torch.nn.LayerNorm(dim, eps=1e-6)
-        self.dropout = Drop(cfg.dropout, keys)
-        self.classifier = torch.nn.Linear(dim, CLASSES)
+        self.embedding_dropout, self.dropout = Drop(cfg.embedding_dropout, keys), Drop(cfg.dropout, keys)
+        self.residual = Residual(cfg) if cfg.residual else None
+        self.classifier = torch.nn.Linear(CHANNELS if cfg.residual else dim, CLASSES)
 
     def forward(self, x: Any) -> Any:
-        x = self.tokenizer(x)
-        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1)
+        tokens = torch.cat([self.cls.expand(len(x), -1, -1), self.tokenizer(x)], 1)
+        tokens = self.embedding_dropout(tokens)
         for block in self.blocks:
-            x = block(x)
-        return self.classifier(self.dropout(self.norm(x[:, 0])))
+            tokens = block(tokens)
+        y = self.norm(tokens[:, 0])
+        return self.classifier(self.dropout(self.residual(x, y) if self.residual else y))
 
 
 def encoder_layer(dim: int, cfg: HeadConfig, keys: nnx.Rngs | None) -> Any:
@@ -108,6 +152,7 @@ def encoder_layer(dim: int, cfg: HeadConfig, keys: nnx.Rngs | None) -> Any:
         batch_first=True,
         layer_norm_eps=1e-6,
     )
+    layer.self_attn = attention(dim, cfg, keys)
     layer.dropout1, layer.dropout, layer.dropout2 = (Drop(cfg.transformer_dropout, keys) for _ in range(3))
     return layer
 
@@ -122,17 +167,18 @@ class AttentionPool(torch.nn.Module):
         self.tokenizer = Tokens(cfg, keys)
         self.token_norm = torch.nn.LayerNorm(dim, eps=1e-6)
         self.query = torch.nn.Parameter(torch.zeros(1, 1, dim))
-        self.self_attn = torch.nn.MultiheadAttention(dim, cfg.num_heads, batch_first=True)
+        self.self_attn = attention(dim, cfg, keys)
         self.norm = torch.nn.LayerNorm(dim, eps=1e-6)
         self.linear1, self.linear2 = torch.nn.Linear(dim, hidden), torch.nn.Linear(hidden, dim)
-        self.dropout = Drop(cfg.dropout, keys)
-        self.classifier = torch.nn.Linear(dim, CLASSES)
+        self.embedding_dropout, self.dropout = Drop(cfg.embedding_dropout, keys), Drop(cfg.dropout, keys)
+        self.residual = Residual(cfg) if cfg.residual else None
+        self.classifier = torch.nn.Linear(CHANNELS if cfg.residual else dim, CLASSES)
 
     def forward(self, x: Any) -> Any:
-        x = self.token_norm(self.tokenizer(x))
-        y, _ = self.self_attn(self.query.expand(len(x), -1, -1), x, x)
-        y = y + self.linear2(torch.nn.functional.gelu(self.linear1(self.norm(y))))
-        return self.classifier(self.dropout(y[:, 0]))
+        tokens = self.token_norm(self.embedding_dropout(self.tokenizer(x)))
+        y, _ = self.self_attn(self.query.expand(len(x), -1, -1), tokens, tokens)
+        y = (y + self.linear2(torch.nn.functional.gelu(self.linear1(self.norm(y)))))[:, 0]
+        return self.classifier(self.dropout(self.residual(x, y) if self.residual else y))
 
 
 def under_torch_names(tree: Any) -> dict[str, np.ndarray]:

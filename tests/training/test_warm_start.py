@@ -10,9 +10,10 @@ import pytest
 
 import r23d_jax
 from r23d_jax import models
-from r23d_jax.checkpoint.checkpoint import Checkpoints, load_checkpoint, save_model
+from r23d_jax.checkpoint.checkpoint import Checkpoints, create_configured_model, load_checkpoint, save_model
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.config import Config, UserError
+from r23d_jax.models.functional import split_model
 from r23d_jax.training.warm_start import WarmStartError, check_source, warm_start
 from r23d_jax.weights import files
 from r23d_jax.weights.state_dicts import to_arrays
@@ -40,6 +41,9 @@ def started(cfg: Config) -> tuple[TrainState, TrainState, list[str]]:
     fresh, shardings, _, _ = start(cfg)
     said: list[str] = []
     return fresh, warm_start(cfg, fresh, shardings, NUM_CLASSES, said.append), said
+
+
+CLIP = np.random.default_rng(3).standard_normal((2, 4, 16, 16, 3)).astype(np.float32)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -80,6 +84,36 @@ def test_another_head_stays_random(tmp_path: Path) -> None:
     assert "init: the head starts random: the weights have another" in said
     assert same(state.params["head"], fresh.params["head"])
     assert not same(state.params["stages"], fresh.params["stages"])
+
+
+@pytest.mark.parametrize("kind", ["vit", "attention_pool"])
+def test_a_residual_head_starts_with_the_logits_of_a_trained_average_pool(kind: str, tmp_path: Path) -> None:
+    cfg = tiny_config("r3d", kind)
+    cfg.model.head.residual = True
+    path = source(tiny_config("r3d", "avgpool"), tmp_path)
+    cfg.init_from = str(path)
+    fresh, state, said = started(cfg)
+    assert "init: the head starts random, except for the classifier of the mean of all places" in said
+    assert same(state.params["head"]["tokenizer"], fresh.params["head"]["tokenizer"])
+    ours = create_configured_model(cfg, NUM_CLASSES)
+    logits = split_model(ours)[0].apply_eval(state.params, state.batch_stats, CLIP)
+    np.testing.assert_array_equal(logits, r23d_jax.from_torch(path)(CLIP))
+    cfg.model.head.residual = False
+    fresh, state, said = started(cfg)
+    assert "init: the head starts random: the weights have another" in said
+    assert same(state.params["head"], fresh.params["head"])
+
+
+def test_the_classifier_stays_between_residual_heads_unless_the_classes_are_others(tmp_path: Path) -> None:
+    theirs, cfg = tiny_config("r3d", "vit"), tiny_config("r3d", "attention_pool")
+    theirs.model.head.residual = cfg.model.head.residual = True
+    for num_classes, kept in ((NUM_CLASSES, True), (9, False)):
+        cfg.init_from = str(source(theirs, tmp_path, num_classes=num_classes))
+        fresh, state, said = started(cfg)
+        assert same(state.params["head"]["classifier"], fresh.params["head"]["classifier"]) is not kept
+        assert same(state.params["head"]["residual"], fresh.params["head"]["residual"])
+        assert ("init: the classifier starts random: the weights have 9 classes, this run 3" in said) is not kept
+        assert not any("positions" in line for line in said)
 
 
 def test_positions_are_interpolated(tmp_path: Path) -> None:

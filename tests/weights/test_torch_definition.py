@@ -31,6 +31,8 @@ pytestmark = pytest.mark.parity
 
 VIT = HeadConfig(kind="vit", num_heads=2, num_layers=2, dropout=0.5)
 POOL = HeadConfig(kind="attention_pool", num_heads=2, hidden_dim=16, tokens="time")
+RESIDUAL = HeadConfig(kind="vit", num_heads=2, hidden_dim=16, tokens="time", residual=True)
+RESIDUAL_POOL = HeadConfig(kind="attention_pool", num_heads=2, residual=True)
 AVERAGE = HeadConfig(kind="avgpool", dropout=0.0)
 NARROW = {"widths": (8, 12, 16, 24)}
 # The loading process runs the block of docs/converting.md between these lines; it must not find this package or jax.
@@ -86,12 +88,13 @@ def test_every_residual_family(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["i3d_gamma", "s3d_g"])
-def test_inceptions(name: str) -> None:
+@pytest.mark.parametrize("head", [AVERAGE, RESIDUAL], ids=lambda head: head.kind)
+def test_inceptions(name: str, head: HeadConfig) -> None:
     """The last feature map has three steps, more than a window of the average pool, and fewer places."""
-    assert_close(*both(trained(name, num_frames=24), AVERAGE, clip(1, 24, 64, 64, 3)))
+    assert_close(*both(trained(name, head=head, num_frames=24, crop_size=64), head, clip(1, 24, 64, 64, 3)))
 
 
-@pytest.mark.parametrize("head", [VIT, POOL, HeadConfig(kind="none")], ids=lambda head: head.kind)
+@pytest.mark.parametrize("head", [VIT, POOL, RESIDUAL, RESIDUAL_POOL, HeadConfig(kind="none")])
 @pytest.mark.parametrize("shape", [(4, 32), (2, 16), (12, 48)])
 def test_every_head_at_the_size_of_training_smaller_and_larger(head: HeadConfig, shape: tuple[int, int]) -> None:
     frames, size = shape
@@ -107,6 +110,7 @@ def test_every_head_at_the_size_of_training_smaller_and_larger(head: HeadConfig,
         ("r2plus1d_18", AVERAGE, 32),
         ("r3d_18", AVERAGE, 32),
         ("mc3_18", POOL, 32),
+        ("r2plus3d_10", RESIDUAL, 32),
         ("i3d", AVERAGE, 64),
         ("s3d", AVERAGE, 64),
     ],
