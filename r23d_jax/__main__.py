@@ -9,7 +9,7 @@ from r23d_jax.runtime import backend, program
 
 COMMANDS = {
     "train": "train according to a config file, or resume",
-    "evaluate": "score the best checkpoint of a training",
+    "evaluate": "score a checkpoint of a training, the last one by default",
     "prepare": "turn video files into frame folders or packed shards",
     "info": "show the cost of a network, part by part; or list all names",
     "predict": "classify video files with a trained network",

@@ -41,7 +41,7 @@ def _define_flags(argv: list[str], command: str) -> flags.FlagValues:
     flags.DEFINE_string("workdir", "", "folder of the run; default: runs/<config>_<variant>", values)
     if not command:
         modes = ["train", "eval"]
-        flags.DEFINE_enum("mode", "train", modes, "train (or resume), or evaluate the best checkpoint", values)
+        flags.DEFINE_enum("mode", "train", modes, "train (or resume), or evaluate a checkpoint", values)
     flags.DEFINE_bool("distributed", False, "join the processes of a SLURM, Open MPI, Kubernetes or TPU job", values)
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, to join the others without a cluster", values)
     silence = "seconds after which a silent process counts as lost, and the others end"

@@ -54,6 +54,7 @@ AUGMENT_ON = ("auto", "host", "device")
 BROKEN_POLICIES = ("skip", "error")
 TEMPORAL_VIEWS = ("dense", "uniform")
 SPATIAL_CROPS = (1, 3, 10)
+CHECKPOINTS = ("latest", "best")
 STEM_POOLS = ("", "none", "2d", "3d")
 PARTS = ("stem", "stage1", "stage2", "stage3", "stage4")
 COMPUTE_DTYPES = ("float32", "bfloat16", "auto")
@@ -116,6 +117,8 @@ class DataConfig(Group, place="config.data"):
     lists: str = "data/ucfTrainTestlist"
     split: Annotated[int, one_of(1, 2, 3)] = 1  # number of the official split
     classes: tuple[str, ...] = ()  # (): all classes of the lists
+    # 0: test on the test list; 1, 2 or 3: test on that third of each class's training groups, and train on the others
+    fold: Annotated[int, one_of(0, 1, 2, 3)] = 0
     hold_out: FractionBelowOne = 0.0  # share of each class's training groups to keep for choosing a fusion weight
     input: Annotated[str, one_of(*INPUTS)] = "rgb"  # frames, differences of frames, or optical flow
     num_frames: Count = 16  # of a clip
@@ -226,6 +229,9 @@ class EvalConfig(Group, place="config.eval"):
     # of each clip: the center; both ends of the longer side as well; or corners and center, mirrored too
     crops: Annotated[int, one_of(*SPATIAL_CROPS)] = 1
     batch_size: Count = 32  # views per batch, over all devices
+    # which checkpoint to evaluate: the last one, or the best on the videos that the training evaluated, which flatters
+    # it if these are the test videos
+    checkpoint: Annotated[str, one_of(*CHECKPOINTS)] = "latest"
 
 
 class FusionConfig(Group, place="config.fusion"):

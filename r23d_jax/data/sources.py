@@ -14,7 +14,7 @@ from r23d_jax.data.find.directions import mirrored_pairs
 from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.frames import FrameFiles, VideoIndex, index_frames
 from r23d_jax.data.find.packed import index_packed
-from r23d_jax.data.find.splits import VideoList, hold_out, read_list
+from r23d_jax.data.find.splits import VideoList, fold, hold_out, read_list
 from r23d_jax.data.make.record import Made, how_made
 from r23d_jax.data.make.synthetic import write_synthetic
 from r23d_jax.runtime.program import command
@@ -25,8 +25,9 @@ Subset = Literal["train", "test", "held_out"]
 def open_index(cfg: DataConfig, subset: Subset) -> VideoIndex:
     """Finds the videos of one side of the split, in one of `SOURCES`.
 
-    With `hold_out`, "train" lacks some of the training groups, and "held_out" is these. Without `lists` they are in the
-    folder `lists` beside `root`, which is made of the class folders if it is missing.
+    With `fold`, "test" is a third of the training groups, which "train" lacks; the test list is not used. With
+    `hold_out`, "train" lacks some more groups, and "held_out" is these. Without `lists` they are in the folder `lists`
+    beside `root`, which is made of the class folders if it is missing.
 
     Raises:
       UserError: there is no data, or no such source; the message names the remedy.
@@ -55,8 +56,8 @@ def _frames(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIn
 def _packed(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIndex:
     made = _check_kind(cfg, root)
     # A packed dataset may bring its own split and labels.
-    bare = not lists.exists() and not cfg.classes and not cfg.hold_out
-    index = index_packed(root, None if bare else _wanted(cfg, lists, subset), _side(subset))
+    bare = not lists.exists() and not cfg.classes and not cfg.hold_out and not cfg.fold
+    index = index_packed(root, None if bare else _wanted(cfg, lists, subset), _side(cfg, subset))
     return dataclasses.replace(index, flow=made.flow)
 
 
@@ -129,15 +130,20 @@ def _mirror_note(cfg: DataConfig, index: VideoIndex) -> tuple[str, ...]:
     )
 
 
-def _side(subset: str) -> Literal["train", "test"]:
-    return "test" if subset == "test" else "train"
+def _side(cfg: DataConfig, subset: str) -> Literal["train", "test"]:
+    """The list that a subset is taken from."""
+    return "test" if subset == "test" and not cfg.fold else "train"
 
 
 def _wanted(cfg: DataConfig, lists: Path, subset: str) -> VideoList:
     """The listed videos of a subset."""
     if subset == "held_out" and not cfg.hold_out:
         raise ConfigError("config.data.hold_out=0: nothing was held out of this training")
-    videos = read_list(lists, _side(subset), cfg.split, cfg.classes)
+    videos = read_list(lists, _side(cfg, subset), cfg.split, cfg.classes)
+    if cfg.fold:
+        videos, held = fold(videos, cfg.fold)
+        if subset == "test":
+            return held
     if subset == "test" or not cfg.hold_out:
         return videos
     kept, held = hold_out(videos, cfg.hold_out)

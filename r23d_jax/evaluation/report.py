@@ -154,7 +154,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequen
 def _data_line(cfg: Config) -> str:
     d = cfg.data
     classes = f"{len(d.classes)} chosen classes, " if d.classes else ""
-    return f"{d.root} ({d.source}), {classes}split {d.split}, {d.num_frames} frames of {d.crop_size}x{d.crop_size}"
+    split = f"split {d.split}" + (f", fold {d.fold}" if d.fold else "")
+    return f"{d.root} ({d.source}), {classes}{split}, {d.num_frames} frames of {d.crop_size}x{d.crop_size}"
 
 
 def _summary(result: EvalResult) -> str:

@@ -37,18 +37,21 @@ class Protocol:
     short_side: int
     crop_size: int
     frame_seconds: float = 0.0  # from a frame of a clip to the next; 0: frame_stride frames
+    fold: int = 0  # of the training list, whose groups were held out and evaluated; 0: the test list
+    chosen: str = ""  # how the checkpoint was chosen; "": it is the last one
 
     @classmethod
     def of(cls, cfg: Config) -> "Protocol":
-        """The protocol that a config asks for."""
-        values = vars(cfg.data) | vars(cfg.eval)
+        """The protocol that a config asks for, with the last checkpoint."""
+        values = vars(cfg.data) | vars(cfg.eval) | {"chosen": ""}
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
 
     @property
     def folder(self) -> str:
         """Name of the folder that keeps such evaluations, e.g. `split1-uniform10-3crops`."""
         clips = f"{self.views}{self.num_clips}" if self.views == "uniform" else self.views
-        return f"split{self.split}-{clips}-{self.crops}crop" + ("s" if self.crops > 1 else "")
+        fold, best = f"-fold{self.fold}" if self.fold else "", "-best" if self.chosen else ""
+        return f"split{self.split}{fold}-{clips}-{self.crops}crop{'s' if self.crops > 1 else ''}{best}"
 
     def describe(self) -> str:
         """One line, e.g. `all non-overlapping clips of 16 frames x 1 crop of 112x112 (short side 136)`."""
@@ -233,11 +236,14 @@ def _finite(value: float) -> float | None:
 
 
 def protocol_line(result: EvalResult) -> str:
-    """The split, the videos, the views and how they are averaged, in one sentence."""
+    """The split, the videos, the views, how they are averaged, and how the checkpoint was chosen, in one sentence."""
+    protocol = result.protocol
+    fold = f"held-out groups of the training list (fold {protocol.fold}), " if protocol.fold else ""
+    chosen = f"; the checkpoint is the {protocol.chosen}" if protocol.chosen else ""
     return (
-        f"split {result.protocol.split}, {_count(int(result.evaluated.sum()), 'video')}, "
-        f"{_count(int(result.num_views.sum()), 'view')}: {result.protocol.describe()}; "
-        "the scores of a video are the mean over its views"
+        f"split {protocol.split}, {fold}{_count(int(result.evaluated.sum()), 'video')}, "
+        f"{_count(int(result.num_views.sum()), 'view')}: {protocol.describe()}; "
+        f"the scores of a video are the mean over its views{chosen}"
     )
 
 

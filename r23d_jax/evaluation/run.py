@@ -25,7 +25,7 @@ EVALUATIONS = "evaluations"  # beside the evaluation and the report of the train
 
 
 def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> EvalResult:
-    """Evaluates the best checkpoint of `workdir` on the videos and views that `cfg` asks for.
+    """Evaluates a checkpoint of `workdir`, the last one by default, on the videos and views that `cfg` asks for.
 
     The network and its preprocessing are those of the checkpoint, whatever `cfg` has. Scores and a report are written
     to `workdir/evaluations/<split and views>`, so that the files of the training stay as they are.
@@ -38,8 +38,8 @@ def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] =
     if cfg.compilation_cache:
         compilation_cache.keep_compiled(workdir / "compilation_cache")
     log(parallel.describe_devices())
-    loaded = load_checkpoint(workdir)
-    log(f"checkpoint: {loaded.path}, {loaded.name}, {loaded.config.model.head.kind} head")
+    loaded = load_checkpoint(workdir, cfg.eval.checkpoint)
+    log(f"checkpoint: {loaded.path}, {cfg.eval.checkpoint}, {loaded.name}, {loaded.config.model.head.kind} head")
     data = config.with_preprocessing(cfg.data, loaded.preprocessing)
     for name, value in vars(data).items():
         if getattr(cfg.data, name) != value:
@@ -85,6 +85,10 @@ def score_checkpoint(
     eval_step = make_eval_step(network, loaded.preprocessing, mesh)
     result = evaluate(eval_step, params, batch_stats, index, cfg, mesh, broken=broken, log=log)
     assert result is not None, "nothing asked this evaluation to stop"
+    if cfg.eval.checkpoint == "best":
+        where = "held-out groups" if loaded.config.data.fold else "test videos"
+        protocol = dataclasses.replace(result.protocol, chosen=f"best on the {where}")
+        result = dataclasses.replace(result, protocol=protocol)
     return result, index
 
 
@@ -92,7 +96,8 @@ def open_videos(cfg: Config, subset: Literal["train", "test", "held_out"], log: 
     """Finds the videos of a subset, and logs how many there are and everything notable about them."""
     index = open_index(cfg.data, subset)
     classes = len(index.class_names)
-    log(f"{subset}: {len(index.names):,} videos of {classes} classes, split {cfg.data.split} ({index.layout})")
+    title = f"fold {cfg.data.fold}, held out" if subset == "test" and cfg.data.fold else subset
+    log(f"{title}: {len(index.names):,} videos of {classes} classes, split {cfg.data.split} ({index.layout})")
     for note in index.notes:
         log(f"{subset}: {note}")
     if index.missing:

@@ -30,8 +30,8 @@ def evaluate_two_streams(cfg: Config, workdir: Path, log: Callable[[str], None] 
     log(parallel.describe_devices())
     fields = cfg.fusion
     streams = [
-        _load("first", fields.first, fields.first_root, log),
-        _load("second", fields.second, fields.second_root, log),
+        _load("first", fields.first, fields.first_root, cfg.eval.checkpoint, log),
+        _load("second", fields.second, fields.second_root, cfg.eval.checkpoint, log),
     ]
     weight, how = look_up(CHOICES, fields.choice, "config.fusion.choice")(cfg, streams, log)
     first, second = _evaluate(cfg, streams, "test", log)
@@ -46,13 +46,13 @@ def evaluate_two_streams(cfg: Config, workdir: Path, log: Callable[[str], None] 
     return results[2]
 
 
-def _load(name: str, folder: str, root: str, log: Callable[[str], None]) -> LoadedModel:
+def _load(name: str, folder: str, root: str, which: str, log: Callable[[str], None]) -> LoadedModel:
     """A checkpoint whose config names the folder of its frames."""
     if not folder:
         raise config.ConfigError(f"config.fusion.{name} is missing: the folder of a trained run")
-    loaded = load_checkpoint(folder)
+    loaded = load_checkpoint(folder, which)
     data = config.with_preprocessing(loaded.config.data, loaded.preprocessing)
-    log(f"{name} stream: {loaded.path}, {loaded.name}, {data.input}")
+    log(f"{name} stream: {loaded.path}, {which}, {loaded.name}, {data.input}")
     data = dataclasses.replace(data, root=root or data.root)
     return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, data=data))
 

@@ -9,7 +9,7 @@ from r23d_jax import config
 from r23d_jax.checkpoint.checkpoint import load_checkpoint
 from r23d_jax.config import Config, UserError
 from r23d_jax.data.find.errors import DataError
-from r23d_jax.data.find.splits import Entry, VideoList, hold_out
+from r23d_jax.data.find.splits import Entry, VideoList, fold, hold_out
 from r23d_jax.data.make.synthetic import write_synthetic
 from r23d_jax.data.sources import open_index
 from r23d_jax.evaluation.two_stream import evaluate_two_streams
@@ -85,3 +85,25 @@ def test_groups_are_held_out_whole_and_of_every_class() -> None:
     assert len(hold_out(VideoList(("a", "b"), tuple(entries)), 0.99)[0].entries) == 4  # never all
     with pytest.raises(DataError, match="class a has one group only, a0"):
         hold_out(VideoList(("a",), tuple(entries[:2])), 0.5)
+
+
+def test_folds_are_whole_groups_of_every_class_and_cover_the_list() -> None:
+    entries = [Entry(f"{c}{g}{k}", i, c, f"{c}{g}") for i, c in enumerate("abc") for g in range(7) for k in range(2)]
+    folds = [fold(VideoList(("a", "b", "c"), tuple(entries)), number) for number in (1, 2, 3)]
+    groups = [{entry.group for entry in held.entries} for _, held in folds]
+    assert [len(found) for found in groups] == [7, 7, 7] and len(set.union(*groups)) == 21
+    for kept, held in folds:
+        assert len(kept.entries) + len(held.entries) == len(entries)
+        assert not {entry.group for entry in kept.entries} & {entry.group for entry in held.entries}
+        assert {entry.class_name for entry in held.entries} == {"a", "b", "c"}
+    assert groups[0] >= {"a0", "a3", "a6"} and groups[1] >= {"b0", "b3", "b6"}
+    with pytest.raises(DataError, match=r"config.data.fold=1: class a has 2 group\(s\) in the training list, and 3"):
+        fold(VideoList(("a",), tuple(entries[:4])), 1)
+
+
+def test_a_fold_is_held_out_before_a_share(runs: Path) -> None:
+    """Three groups of each class are in the training list: one is the fold, one is held out, one is trained on."""
+    data = dataclasses.replace(load_checkpoint(runs / "rgb").config.data, fold=1)
+    names = [set(open_index(data, side).names) for side in ("train", "held_out", "test")]
+    assert [len(found) for found in names] == [6, 6, 6] and len(set.union(*names)) == 18
+    assert not set.union(*names) & set(open_index(dataclasses.replace(data, fold=0), "test").names)

@@ -13,7 +13,9 @@ import pytest
 from r23d_jax.checkpoint.checkpoint import load_checkpoint
 from r23d_jax.config import Config, UserError
 from r23d_jax.data.find.splits import read_list
+from r23d_jax.data.find.video_names import group_of
 from r23d_jax.data.make.synthetic import write_synthetic
+from r23d_jax.data.sources import open_index
 from r23d_jax.evaluation.result import EvalResult
 from r23d_jax.evaluation.run import evaluate_checkpoint
 from r23d_jax.runtime.journal import read_metrics
@@ -185,9 +187,47 @@ def test_a_changed_field_is_named_on_resume(dataset: Path, finished: tuple[Path,
 def test_evaluating_a_checkpoint_gives_the_same_numbers(dataset: Path, finished: tuple[Path, EvalResult]) -> None:
     lines: list[str] = []
     result = evaluate_checkpoint(config_for(dataset), finished[0], log=lines.append)
-    best = load_checkpoint(finished[0])
+    last = load_checkpoint(finished[0], "latest")
+    assert result.metrics["val/top1_video"] == last.metrics["val/top1_video"]
+    assert any(str(last.path) in line for line in lines) and result.protocol.chosen == ""
+
+
+def test_the_best_checkpoint_is_named(dataset: Path, finished: tuple[Path, EvalResult]) -> None:
+    cfg = config_for(dataset)
+    cfg.eval.checkpoint = "best"
+    lines: list[str] = []
+    result = evaluate_checkpoint(cfg, finished[0], log=lines.append)
+    best = load_checkpoint(finished[0], "best")
     assert result.metrics["val/top1_video"] == best.metrics["val/top1_video"]
-    assert any(str(best.path) in line for line in lines)
+    assert "the checkpoint is the best on the test videos" in "\n".join(lines)
+    page = finished[0] / "evaluations" / f"{result.protocol.folder}" / "report.html"
+    assert page.parent.name.endswith("-best") and "the checkpoint is the best on the test videos" in page.read_text()
+
+
+def test_a_run_on_a_fold_is_evaluated_on_its_groups(tmp_path: Path) -> None:
+    """It reads no test video: their frames are gone."""
+    write_synthetic(tmp_path / "set", num_groups=4, clips_per_group=1, height=32, width=32, test_groups=1)
+    tests = read_list(tmp_path / "set" / "lists", "test").entries
+    for entry in tests:
+        shutil.rmtree(tmp_path / "set" / "frames" / entry.class_name / entry.name)
+    cfg = config_for(tmp_path / "set")
+    cfg.data.fold, cfg.train.epochs, cfg.eval.num_clips = 2, 1.0, 1
+    result, lines = run(cfg, tmp_path / "run")
+    assert result is not None and result.protocol.fold == 2 and len(result.names) == 6 and not result.missing
+    trained = {group_of(name) for name in open_index(cfg.data, "train").names.tolist()}
+    held = {group_of(name) for name in result.names.tolist()}
+    assert len(trained) == 3 and len(held) == 3  # each class holds out another of its three groups
+    assert not set(open_index(cfg.data, "train").names.tolist()) & set(result.names.tolist())
+    assert any(line.startswith("fold 2, held out: 6 videos of 6 classes") for line in lines)
+    said = "held-out groups of the training list (fold 2), 6 videos"
+    assert said in "\n".join(lines) and said in (tmp_path / "run" / "report.html").read_text()
+    cfg.eval.checkpoint, lines = "best", []
+    assert evaluate_checkpoint(cfg, tmp_path / "run", lines.append).protocol.chosen == "best on the held-out groups"
+    assert "the checkpoint is the best on the held-out groups" in "\n".join(lines)
+
+
+def test_classes_are_compared(dataset: Path, finished: tuple[Path, EvalResult]) -> None:
+    lines: list[str] = []
     cfg = config_for(dataset)
     cfg.data.classes = ("Left", "Right")
     with pytest.raises(UserError, match=r"was trained on 6 classes .* the lists have 2 .*config\.data\.classes"):

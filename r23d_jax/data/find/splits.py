@@ -23,6 +23,8 @@ from r23d_jax.data.find.list_resnets import RESNETS
 from r23d_jax.data.find.list_something import SOMETHING
 from r23d_jax.data.find.list_ucf101 import UCF101
 
+FOLDS = 3  # into which `fold` divides a training list
+
 FORMATS: dict[str, ListFormat] = {
     "ucf101": UCF101,
     "csv": CSV,
@@ -66,15 +68,48 @@ def hold_out(videos: VideoList, fraction: float) -> tuple[VideoList, VideoList]:
     Raises:
       DataError: a class has only one group.
     """
-    groups: dict[str, set[str]] = {}
-    for entry in videos.entries:
-        groups.setdefault(entry.class_name, set()).add(entry.group)
     held: set[str] = set()
-    for class_name, names in groups.items():
+    for class_name, names in _groups(videos).items():
         if len(names) < 2:
-            raise DataError(f"config.data.hold_out={fraction:g}: class {class_name} has one group only, {min(names)}")
+            raise DataError(f"config.data.hold_out={fraction:g}: class {class_name} has one group only, {names[0]}")
         count = min(len(names) - 1, max(1, round(fraction * len(names))))
-        held |= set(sorted(names)[-count:])
+        held.update(names[-count:])
+    return _divide(videos, held)
+
+
+def fold(videos: VideoList, number: int) -> tuple[VideoList, VideoList]:
+    """Divides a training list by groups into two thirds to train on and one third to test on.
+
+    The groups of every class, in the order of their names, are dealt to the folds in turn. The first fold to get one
+    differs from class to class, so that the folds are equally large.
+
+    Args:
+      videos: a training list.
+      number: of the fold to test on, 1 to `FOLDS`.
+
+    Raises:
+      DataError: a class has fewer groups than there are folds.
+    """
+    held: set[str] = set()
+    for turn, (class_name, names) in enumerate(_groups(videos).items()):
+        if len(names) < FOLDS:
+            raise DataError(
+                f"config.data.fold={number}: class {class_name} has {len(names)} group(s) in the training list, and "
+                f"{FOLDS} folds need {FOLDS}; leave it out with config.data.classes"
+            )
+        held.update(names[(number - 1 - turn) % FOLDS :: FOLDS])
+    return _divide(videos, held)
+
+
+def _groups(videos: VideoList) -> dict[str, list[str]]:
+    """The groups of every class, both in order."""
+    groups: dict[str, set[str]] = {name: set() for name in videos.class_names}
+    for entry in videos.entries:
+        groups[entry.class_name].add(entry.group)
+    return {name: sorted(found) for name, found in groups.items() if found}
+
+
+def _divide(videos: VideoList, held: set[str]) -> tuple[VideoList, VideoList]:
     kept, out = (tuple(entry for entry in videos.entries if (entry.group in held) is side) for side in (False, True))
     return dataclasses.replace(videos, entries=kept), dataclasses.replace(videos, entries=out)
 
