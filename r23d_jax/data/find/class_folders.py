@@ -2,7 +2,8 @@
 
 Folders `train/<Class>/` and `val/<Class>/` are a split already. The videos of other class folders are divided: in every
 class that has two groups or more, about a fifth of the groups is for testing. A group is a number as in UCF101's names
-(`_g01_`), or the first folder below that of the class, such as a person's. Without these, each file is a group.
+(`_g01_`), or the first folder below that of the class, such as a person's. Without these, each file is a group. The
+lists have a column `group`, so that a part of the training videos is held out by the same groups.
 """
 
 import csv
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from r23d_jax.data.find.errors import DataError, remedy
 from r23d_jax.data.find.frame_folder import IMAGE_SUFFIXES
-from r23d_jax.data.find.splits import read_list
+from r23d_jax.data.find.splits import choose_groups, read_list
 from r23d_jax.data.find.video_names import CONTROL, group_of, without_suffix
 from r23d_jax.runtime.disk import replacing
 
@@ -34,6 +35,15 @@ class Clip:
     path: str  # as it will be listed
     class_name: str
     parts: tuple[str, ...]  # its path below the folder that was searched, without suffix
+    group: str = ""  # its recording or person, if it is known; "": by its name and folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Division:
+    """Videos divided into lists."""
+
+    sides: dict[str, list[Clip]]  # name of the list -> its videos, each with the group that it is listed with
+    notes: tuple[str, ...]  # lines for the log
 
 
 def class_of(parts: Sequence[str]) -> str:
@@ -60,17 +70,12 @@ def write_lists(folder: Path, clips: Sequence[Clip]) -> tuple[str, ...]:
         new = [clip.path for clip in clips if not {clip.path.casefold(), clip.parts[-1].casefold()} & listed]
         note = f"; {len(new)} videos are not in them, e.g. {new[0]}: delete the folder to divide anew" if new else ""
         return (f"the split is that of the lists in {folder}{note}",)
-    named = sorted((clip for clip in clips if _is_listable(clip.path)), key=lambda clip: clip.path)
-    sides, notes = _divide(named)
-    if len(named) < len(clips):
-        odd = next(clip.path for clip in clips if not _is_listable(clip.path))
-        notes.append(
-            f"{len(clips) - len(named)} video(s) are left out: a folder's name holds a control character, a backslash, "
-            f"bytes that are not text, or a space at an end, e.g. {odd!r}; rename it and delete {folder}"
-        )
+    divided = divide(clips)
+    notes = list(divided.notes)
+    named = [clip for side in divided.sides.values() for clip in side]
     spelled = {clip.class_name.casefold(): clip.class_name for clip in named}
     files = {"classes.txt": "".join(f"{name}\n" for name in sorted(spelled.values()))}
-    files |= {f"{name}.csv": _csv(side) for name, side in sides.items()}
+    files |= {f"{name}.csv": _csv(side) for name, side in divided.sides.items()}
     try:
         with replacing(folder) as partial:
             partial.mkdir(parents=True)
@@ -79,7 +84,7 @@ def write_lists(folder: Path, clips: Sequence[Clip]) -> tuple[str, ...]:
     except OSError:
         if not folder.exists():  # else another process of the same job was first, with the same lists
             raise
-    counts = ", ".join(f"{len(side)} for {name}" for name, side in sides.items())
+    counts = ", ".join(f"{len(side)} for {name}" for name, side in divided.sides.items())
     return (f"no lists were given, so the videos were divided ({counts}) and listed in {folder}", *notes)
 
 
@@ -113,37 +118,63 @@ def _is_listable(path: str) -> bool:
     return is_text and not CONTROL.search(path) and "\\" not in path and all(p == p.strip() for p in path.split("/"))
 
 
-def _divide(clips: Sequence[Clip]) -> tuple[dict[str, list[Clip]], list[str]]:
-    """The videos of each list, and lines for the log."""
+def divide(clips: Sequence[Clip]) -> Division:
+    """Divides videos into lists for training and testing, as the top of this file says.
+
+    Raises:
+      DataError: nothing can be kept for testing.
+    """
+    named = sorted((clip for clip in clips if _is_listable(clip.path)), key=lambda clip: clip.path)
+    sides, notes = _by_sides(named) or _by_groups(named)
+    if len(named) < len(clips):
+        odd = next(clip.path for clip in clips if not _is_listable(clip.path))
+        notes.append(
+            f"{len(clips) - len(named)} video(s) are left out: a folder's name holds a control character, a backslash, "
+            f"bytes that are not text, or a space at an end, e.g. {odd!r}; rename it, and delete the lists"
+        )
+    return Division(sides, tuple(notes))
+
+
+def _by_sides(clips: Sequence[Clip]) -> tuple[dict[str, list[Clip]], list[str]] | None:
+    """The videos of each list and lines for the log, if folders such as train/ and val/ say so."""
     by_folder: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
         by_folder[SIDES.get(clip.parts[0].lower(), "") if len(clip.parts) > 2 else ""].append(clip)
-    if "train" in by_folder and ("val" in by_folder or "test" in by_folder):
-        notes = []
-        if outside := by_folder.pop("", []):
-            notes.append(f"{len(outside)} video(s) outside train/, val/ and test/ are not used, e.g. {outside[0].path}")
-        if "val" in by_folder and "test" in by_folder:
-            notes.append("test.csv is not used while there is val.csv")
-        return dict(by_folder), notes
+    if "train" not in by_folder or ("val" not in by_folder and "test" not in by_folder):
+        return None
+    notes = []
+    if outside := by_folder.pop("", []):
+        notes.append(f"{len(outside)} video(s) outside train/, val/ and test/ are not used, e.g. {outside[0].path}")
+    if "val" in by_folder and "test" in by_folder:
+        notes.append("test.csv is not used while there is val.csv")
+    # A folder of one name on both sides, such as 01/, need not be one recording: the folders' split is taken as it is.
+    groups = {clip: group for clip, (group, _) in _groups(by_folder["train"], by_folder=True).items()}
+    by_folder["train"] = [dataclasses.replace(clip, group=groups[clip]) for clip in by_folder["train"]]
+    return dict(by_folder), notes
 
-    groups = _group(clips, by_folder=True)
-    if all(len(of_class) == 1 for of_class in groups.values()):  # all videos of a class may be in one more folder
-        groups = _group(clips, by_folder=False)
-    held: set[Clip] = set()
-    for of_class in groups.values():
-        # The order does not depend on the class: a person's folder is on the same side in all classes that have it.
-        ordered = sorted(of_class, key=lambda group: hashlib.sha256(f"{_SEED}/{group}".encode()).digest())
-        count = min(len(ordered) - 1, max(1, round(_SHARE * len(ordered))))
-        held.update(clip for group in ordered[:count] for clip in of_class[group])
+
+def _by_groups(clips: Sequence[Clip]) -> tuple[dict[str, list[Clip]], list[str]]:
+    """The videos of each list, with a share of the groups of every class for testing, and lines for the log."""
+    groups = _groups(clips, by_folder=True)
+    if all(len(own) == 1 for own in _in_classes(groups).values()):  # all videos of a class may be in one more folder
+        groups = _groups(clips, by_folder=False)
+    ordered = {name: sorted(own, key=_order) for name, own in _in_classes(groups).items()}
+    held = choose_groups(ordered, _SHARE)
     if not held:
         raise DataError("no class has two videos (or groups of videos), so none can be kept for testing")
-    sides = {"val": [clip for clip in clips if clip in held], "train": [clip for clip in clips if clip not in held]}
+    listed = {clip: dataclasses.replace(clip, group=group) for clip, (group, _) in groups.items()}
+    sides = {
+        name: [listed[clip] for clip in clips if (groups[clip] in held) is (name == "val")] for name in ("val", "train")
+    }
     notes = []
-    single = [name for name, of_class in groups.items() if len(of_class) == 1]
-    if single:
+    if single := [name for name, own in ordered.items() if len(own) == 1]:
         notes.append(f"{len(single)} class(es) have one group of videos only and no test video, e.g. {single[0]}")
-    files = sum(group.startswith(_FILE) for of_class in groups.values() for group in of_class)
-    if files:
+    if shared := [name for name, own in ordered.items() if len(own) > 1 and not held & set(own)]:
+        notes.append(
+            f"{len(shared)} class(es) have no test video, because their groups are also those of other classes, e.g. "
+            f"{shared[0]}"
+        )
+    if files := sum(key.startswith(_FILE) for _, (_, key) in groups.values()):
         notes.append(
             f"WARNING: {files} videos were divided file by file, so clips of one recording may be on both sides, and "
             "the accuracy too high: put those of a recording into a folder of their own, or edit the lists"
@@ -151,22 +182,44 @@ def _divide(clips: Sequence[Clip]) -> tuple[dict[str, list[Clip]], list[str]]:
     return sides, notes
 
 
-def _group(clips: Sequence[Clip], by_folder: bool) -> dict[str, dict[str, list[Clip]]]:
-    """Videos by class and group."""
-    groups: dict[str, dict[str, list[Clip]]] = defaultdict(lambda: defaultdict(list))
+# What a video is listed with, "" where its name tells, and what tells its group from all others
+_Group = tuple[str, tuple[str, str]]
+
+
+def _groups(clips: Sequence[Clip], by_folder: bool) -> dict[Clip, _Group]:
+    groups = {}
     for clip in clips:
-        group = group_of(clip.parts[-1])
+        number = group_of(clip.parts[-1])
         below = clip.parts[2:] if clip.parts[0].lower() in SIDES and len(clip.parts) > 2 else clip.parts[1:]
-        if group is None:
-            group = below[0] if by_folder and len(below) > 1 else f"{_FILE}{'/'.join(below or clip.parts)}"
-        groups[clip.class_name.casefold()][group].append(clip)
+        if clip.group:
+            groups[clip] = clip.group, ("", clip.group)
+        elif number:  # the number of a recording of this class
+            groups[clip] = "", (clip.class_name.casefold(), number)
+        elif by_folder and len(below) > 1:  # a person, who may be in other classes too
+            groups[clip] = below[0], ("", below[0])
+        else:
+            groups[clip] = "", (clip.class_name.casefold(), f"{_FILE}{'/'.join(below or clip.parts)}")
     return groups
+
+
+def _in_classes(groups: dict[Clip, _Group]) -> dict[str, list[_Group]]:
+    """The groups of each class, each once."""
+    of_class: dict[str, dict[_Group, None]] = defaultdict(dict)
+    for clip, group in groups.items():
+        of_class[clip.class_name.casefold()][group] = None
+    return {name: list(own) for name, own in of_class.items()}
+
+
+def _order(group: _Group) -> bytes:
+    """A random place that does not depend on the class: a number is on the same side in most classes."""
+    return hashlib.sha256(f"{_SEED}/{group[1][1]}".encode()).digest()
 
 
 def _csv(clips: Sequence[Clip]) -> str:
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("path", "label"))
+    rows.writerow(("path", "label", "group"))
     for clip in clips:  # a suffix of a video would be taken off when the list is read
-        rows.writerow((clip.path if without_suffix(clip.path) == clip.path else f"{clip.path}.avi", clip.class_name))
+        path = clip.path if without_suffix(clip.path) == clip.path else f"{clip.path}.avi"
+        rows.writerow((path, clip.class_name, clip.group))
     return text.getvalue()

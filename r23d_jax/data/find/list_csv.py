@@ -1,8 +1,9 @@
 """Lists in CSV files: `train.csv` and `val.csv` (or `test.csv`).
 
 Each line is `path,label`. A header may name these columns, in any order and among others. The label is a class name,
-or a number from 0; 01 and 1 are one class. An optional `classes.txt` (one name a line) gives the order of the classes;
-otherwise they are sorted.
+or a number from 0; 01 and 1 are one class. A column `group` names the recording or the person of each video, which must
+not be on both sides. An optional `classes.txt` (one name a line) gives the order of the classes; otherwise they are
+sorted.
 """
 
 import csv
@@ -10,6 +11,7 @@ import io
 import re
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.list_format import (
@@ -33,9 +35,17 @@ _TEST_FILES = ("val.csv", "test.csv")
 # Without underscores, hyphens and spaces
 _PATH_HEADERS = ("path", "video", "videopath", "videoname", "file", "filename", "filepath", "name", "clip", "clippath")
 _LABEL_HEADERS = ("label", "labelname", "class", "classname", "target", "category")
+_GROUP_HEADERS = ("group", "groupname", "recording")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
-Row = tuple[str, str, str]  # path, label, place in the list
+
+class Row(NamedTuple):
+    """One line of a list."""
+
+    path: str
+    label: str
+    where: str  # "train.csv:12"
+    group: str = ""  # "": told by the name of the video
 
 
 def _read(lists: Path, subset: Subset, split: int) -> Sides:
@@ -67,7 +77,7 @@ def sides_of(lists: Path, rows: dict[str, list[Row]], classes_file: Path) -> Sid
         if len({_folded(name) for name in class_names}) != len(class_names) or not class_names:
             raise DataError(f"{classes_file}: must name each class once, one a line")
     else:
-        labels = {label for _, label, _ in every}
+        labels = {row.label for row in every}
         numbers = {label for label in labels if _NUMBER.fullmatch(label)}
         if numbers and numbers != labels:
             raise DataError(
@@ -81,7 +91,7 @@ def sides_of(lists: Path, rows: dict[str, list[Row]], classes_file: Path) -> Sid
         class_names = tuple(spelled.values())
     by_fold = {_folded(name): name for name in class_names}
 
-    distinct = {label for _, label, _ in every}
+    distinct = {row.label for row in every}
     spelling = {label: by_fold[_folded(label)] for label in distinct if _folded(label) in by_fold}
 
     def class_of(label: str, where: str) -> str:
@@ -95,9 +105,10 @@ def sides_of(lists: Path, rows: dict[str, list[Row]], classes_file: Path) -> Sid
 
     sides: dict[str, list[Listed]] = defaultdict(list)
     for side, side_rows in rows.items():
-        for text, label, where in side_rows:
-            path = without_suffix("/".join(relative_parts(text, where)))
-            sides[side].append(Listed(path, path, class_of(label, where), where))
+        for row in side_rows:
+            path = without_suffix("/".join(relative_parts(row.path, row.where)))
+            class_name = class_of(row.label, row.where)
+            sides[side].append(Listed(path, path, class_name, row.where, recording=row.group))
     return class_names, sides
 
 
@@ -108,7 +119,7 @@ def _folded(label: str) -> str:
 
 def _read_rows(path: Path) -> list[Row]:
     rows: list[Row] = []
-    path_column, label_column, width = 0, 1, 2
+    path_column, label_column, group_column, width = 0, 1, None, 2
     checked: set[str] = set()  # labels
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
@@ -119,7 +130,7 @@ def _read_rows(path: Path) -> list[Row]:
             where = f"{path.name}:{reader.line_num}"
             refuse_long(",".join(cells), where)
             if reader.line_num == 1 and (columns := _header(cells, where)):
-                path_column, label_column = columns
+                path_column, label_column, group_column = columns
                 width = len(cells)
                 continue
             if len(cells) != width or not cells[path_column] or not cells[label_column]:
@@ -127,7 +138,8 @@ def _read_rows(path: Path) -> list[Row]:
             if cells[label_column] not in checked:
                 refuse_escape(cells[label_column], where)
                 checked.add(cells[label_column])
-            rows.append((cells[path_column], cells[label_column], where))
+            group = "" if group_column is None else cells[group_column]
+            rows.append(Row(cells[path_column], cells[label_column], where, group))
     except csv.Error as error:
         raise DataError(f"{path.name}:{reader.line_num}: not CSV: {error}") from error
     if not rows:
@@ -135,22 +147,22 @@ def _read_rows(path: Path) -> list[Row]:
     first, *others = [cells[0].lower().endswith(VIDEO_SUFFIXES) for cells in rows]
     if others and all(others) and not first:
         raise DataError(
-            f"{rows[0][2]}: {shown(','.join(rows[0][:2]))} names no video; name its columns 'path' and 'label'"
+            f"{rows[0].where}: {shown(','.join(rows[0][:2]))} names no video; name its columns 'path' and 'label'"
         )
     return rows
 
 
-def _header(cells: list[str], where: str) -> tuple[int, int] | None:
-    """The columns of the path and the label if the first line is a header."""
+def _header(cells: list[str], where: str) -> tuple[int, int, int | None] | None:
+    """The columns of the path, the label and, if there is one, the group, if the first line is a header."""
     names = [re.sub(r"[-_ ]", "", cell.lower()) for cell in cells]
     known = [
         next((i for i, name in enumerate(names) if name in headers), None)
-        for headers in (_PATH_HEADERS, _LABEL_HEADERS)
+        for headers in (_PATH_HEADERS, _LABEL_HEADERS, _GROUP_HEADERS)
     ]
-    path_column, label_column = known
+    path_column, label_column, group_column = known
     if path_column is not None and label_column is not None:
-        return path_column, label_column
-    if known == [None, None] or any(cell.lower().endswith(VIDEO_SUFFIXES) for cell in cells):
+        return path_column, label_column, group_column
+    if (path_column is None and label_column is None) or any(cell.lower().endswith(VIDEO_SUFFIXES) for cell in cells):
         return None
     lacks = "path" if path_column is None else "label"
     raise DataError(f"{where}: header {shown(','.join(cells))} has no column {lacks!r}")

@@ -27,9 +27,12 @@ class Listed(NamedTuple):
     class_name: str
     where: str  # "trainlist01.txt:12"
     ids: tuple[str, ...] = ()  # see `splits.Entry`
+    recording: str = ""  # what the list itself says about its group
 
     @property
     def group(self) -> str:
+        if self.recording:
+            return self.recording
         group = group_of(self.name)
         return f"{self.class_name}_{group}" if group else self.path
 

@@ -62,7 +62,7 @@ def _read_rows(path: Path) -> list[Row]:
         if frames and not text.lower().endswith(VIDEO_SUFFIXES):
             text = frames[1]
         relative_parts(text, where)
-        rows.append((text, label, where))
+        rows.append(Row(text, label, where))
     if not rows:
         raise DataError(f"{path}: lists no video")
     return rows

@@ -8,8 +8,9 @@ both sides would measure memory of the recording, and its accuracy would double 
 
 import dataclasses
 import os
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from r23d_jax.config import nearest
 from r23d_jax.data.find.errors import UCF101_URL, DataError, remedy
@@ -59,21 +60,26 @@ class VideoList:
 def hold_out(videos: VideoList, fraction: float) -> tuple[VideoList, VideoList]:
     """Divides a training list by groups into videos to train on and videos to tune with.
 
-    The last groups of every class, in the order of their names, are held out: at least one, and never all.
+    The last groups of every class, in the order of their names, are held out: at least one, and never all. A group that
+    several classes have, such as a person, is on one side in all of them.
 
     Args:
       videos: a training list.
       fraction: share of the groups of each class to hold out, above 0 and below 1.
 
     Raises:
-      DataError: a class has only one group.
+      DataError: a class has only one group, or shares its groups with classes that have only one.
     """
-    held: set[str] = set()
-    for class_name, names in _groups(videos).items():
+    groups = _groups(videos)
+    for class_name, names in groups.items():
         if len(names) < 2:
             raise DataError(f"config.data.hold_out={fraction:g}: class {class_name} has one group only, {names[0]}")
-        count = min(len(names) - 1, max(1, round(fraction * len(names))))
-        held.update(names[-count:])
+    held = choose_groups({name: names[::-1] for name, names in groups.items()}, fraction)
+    if without := [name for name, names in groups.items() if not held & set(names)]:
+        raise DataError(
+            f"config.data.hold_out={fraction:g}: no group of class {without[0]} can be held out, because other classes "
+            "would have none left to train on; name other groups in the list"
+        )
     return _divide(videos, held)
 
 
@@ -81,23 +87,32 @@ def fold(videos: VideoList, number: int) -> tuple[VideoList, VideoList]:
     """Divides a training list by groups into two thirds to train on and one third to test on.
 
     The groups of every class, in the order of their names, are dealt to the folds in turn. The first fold to get one
-    differs from class to class, so that the folds are equally large.
+    differs from class to class, so that the folds are equally large. A group of several classes stays in one fold.
 
     Args:
       videos: a training list.
       number: of the fold to test on, 1 to `FOLDS`.
 
     Raises:
-      DataError: a class has fewer groups than there are folds.
+      DataError: a class has fewer groups than there are folds, or shares too many of them with other classes.
     """
-    held: set[str] = set()
-    for turn, (class_name, names) in enumerate(_groups(videos).items()):
+    groups = _groups(videos)
+    dealt: dict[str, int] = {}  # group -> number of its fold
+    for turn, (class_name, names) in enumerate(groups.items()):
         if len(names) < FOLDS:
             raise DataError(
                 f"config.data.fold={number}: class {class_name} has {len(names)} group(s) in the training list, and "
                 f"{FOLDS} folds need {FOLDS}; leave it out with config.data.classes"
             )
-        held.update(names[(number - 1 - turn) % FOLDS :: FOLDS])
+        for place, name in enumerate(names):
+            dealt.setdefault(name, (place + turn) % FOLDS + 1)
+    held = {name for name, own in dealt.items() if own == number}
+    for class_name, names in groups.items():
+        if not 0 < len(held & set(names)) < len(names):
+            raise DataError(
+                f"config.data.fold={number}: class {class_name} shares its groups with other classes and cannot be "
+                "divided; name other groups in the list, or leave it out with config.data.classes"
+            )
     return _divide(videos, held)
 
 
@@ -112,6 +127,36 @@ def _groups(videos: VideoList) -> dict[str, list[str]]:
 def _divide(videos: VideoList, held: set[str]) -> tuple[VideoList, VideoList]:
     kept, out = (tuple(entry for entry in videos.entries if (entry.group in held) is side) for side in (False, True))
     return dataclasses.replace(videos, entries=kept), dataclasses.replace(videos, entries=out)
+
+
+def choose_groups(groups: Mapping[str, Sequence[Hashable]], share: float) -> set[Any]:
+    """Chooses groups to keep from training, so that each class has about a share of its own among them.
+
+    Args:
+      groups: the groups of each class, in the order of preference. A group may belong to several classes.
+      share: of the groups of a class: at least one, and never all.
+
+    Returns:
+      The chosen groups. A class lacks one only if it has one group, or if other classes would have none left.
+    """
+    wanted = {name: min(len(own) - 1, max(1, round(share * len(own)))) for name, own in groups.items()}
+    classes_of: dict[Any, list[str]] = {}
+    for name, own in groups.items():
+        for group in own:
+            classes_of.setdefault(group, []).append(name)
+    chosen: set[Any] = set()
+    count = dict.fromkeys(groups, 0)
+    # First within the wanted number of every class; then one for a class that got none, if each keeps one to train on
+    most, one = {name: len(own) - 1 for name, own in groups.items()}, dict.fromkeys(groups, 1)
+    for limit, least in (wanted, wanted), (most, one):
+        for name in sorted(groups, key=lambda name: len(groups[name])):
+            for group in groups[name]:
+                fits = all(count[other] < limit[other] for other in classes_of[group])
+                if count[name] < min(least[name], limit[name]) and group not in chosen and fits:
+                    chosen.add(group)
+                    for other in classes_of[group]:
+                        count[other] += 1
+    return chosen
 
 
 def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, ...] = ()) -> VideoList:

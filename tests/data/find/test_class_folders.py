@@ -7,7 +7,7 @@ import pytest
 from r23d_jax.config import DataConfig
 from r23d_jax.data.find.class_folders import Clip, class_of, find_clips, write_lists
 from r23d_jax.data.find.errors import DataError
-from r23d_jax.data.find.splits import read_list
+from r23d_jax.data.find.splits import hold_out, read_list
 from r23d_jax.data.sources import open_index
 from tests.data.find.frame_sets import encode, picture
 
@@ -99,6 +99,33 @@ def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:
 def test_names_that_end_like_a_video_are_found_again(tmp_path: Path) -> None:
     write_lists(tmp_path / "lists", clips("Walk/0.mp4", "Walk/1.mp4"))
     assert {name for side in sides(tmp_path / "lists") for name in side} == {"Walk/0.mp4", "Walk/1.mp4"}
+
+
+def test_persons_are_on_one_side_in_all_classes_even_if_they_are_in_few(tmp_path: Path) -> None:
+    paths = [
+        f"{c}/p{p}/{k}" for c, most in (("Walk", 12), ("Run", 4), ("Jump", 2)) for p in range(most) for k in (0, 1)
+    ]
+    write_lists(tmp_path / "lists", clips(*paths))
+    train, test = sides(tmp_path / "lists")  # read_list refuses a person on both sides
+    assert all({name.split("/")[0] for name in side} == {"Walk", "Run", "Jump"} for side in (train, test))
+    listed = (tmp_path / "lists/train.csv").read_text().splitlines()
+    assert listed[0] == "path,label,group" and all(line.split(",")[2] == line.split("/")[1] for line in listed[1:])
+
+
+def test_what_is_held_out_of_the_training_cuts_through_no_folder(tmp_path: Path) -> None:
+    write_lists(
+        tmp_path / "lists", clips(*(f"{c}/p{p}/{k}" for c in ("Walk", "Run") for p in range(6) for k in range(3)))
+    )
+    kept, held = hold_out(read_list(tmp_path / "lists", "train"), 0.3)
+    persons = [{entry.name.split("/")[1] for entry in part.entries} for part in (kept, held)]
+    assert not persons[0] & persons[1] and [len(found) for found in persons] == [3, 2]
+
+
+def test_groups_that_a_clip_brings(tmp_path: Path) -> None:
+    given = [Clip(f"Walk/{k}", "Walk", ("Walk", f"{k}"), group=f"tape {k // 5}") for k in range(20)]
+    write_lists(tmp_path / "lists", given)
+    _, test = sides(tmp_path / "lists")
+    assert len(test) == 5 and len({int(name.split("/")[1]) // 5 for name in test}) == 1
 
 
 def test_nothing_to_divide(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r23d_jax.data.find.errors import DataError
-from r23d_jax.data.find.splits import Entry, available_splits, read_list
+from r23d_jax.data.find.splits import Entry, available_splits, hold_out, read_list
 
 CLASS_IND = "1 Archery\n2 Diving\n4 HandstandPushups\n"
 TRAIN = (
@@ -371,3 +371,30 @@ def test_a_test_class_without_training_videos(tmp_path: Path) -> None:
         ):
             read_list(tmp_path, side)
     assert len(read_list(tmp_path, "test", classes=("run", "jump")).entries) == 1
+
+
+CSV_GROUPS = "path,label,group\na/0,a,p0\na/1,a,p1\na/2,a,p2\nb/0,b,p2\nb/1,b,p3\n"
+
+
+def test_a_column_of_groups_decides_what_is_held_out(tmp_path: Path) -> None:
+    write(tmp_path, train__csv=CSV_GROUPS, val__csv="path,label,group\na/9,a,p9\nb/9,b,\n")
+    train, test = (read_list(tmp_path, side) for side in ("train", "test"))
+    assert [entry.group for entry in (*train.entries, *test.entries)] == ["p0", "p1", "p2", "p2", "p3", "p9", "b/9"]
+    kept, held = hold_out(train, 0.4)
+    # With the last group of each class, which are p2 and p3, nothing would be left of b.
+    assert {entry.name for entry in held.entries} == {"a/1", "b/1"}
+    assert {entry.class_name for entry in kept.entries} == {entry.class_name for entry in held.entries} == {"a", "b"}
+    assert not {entry.group for entry in kept.entries} & {entry.group for entry in held.entries}
+
+
+def test_a_group_on_both_sides_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, train__csv=CSV_GROUPS, val__csv="group,path,label\np1,b/9,b\n")
+    with pytest.raises(DataError, match=r"cuts through 1 group\(s\).* a/1 \(train.csv:3\) and b/9 \(val.csv:2\)"):
+        read_list(tmp_path, "train")
+
+
+def test_a_class_whose_groups_all_belong_to_classes_of_one_group(tmp_path: Path) -> None:
+    rows = "path,label,group\na/0,a,p0\na/1,a,p1\nb/0,b,p0\nb/1,b,p2\nc/0,c,p1\nc/1,c,p2\n"
+    write(tmp_path, train__csv=rows, val__csv="a/9,a\nb/9,b\nc/9,c\n")
+    with pytest.raises(DataError, match=r"config.data.hold_out=0.5: no group of class \w can be held out, because"):
+        hold_out(read_list(tmp_path, "train"), 0.5)
