@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r23d_jax.data.find.errors import DataError
-from r23d_jax.data.find.splits import Entry, available_splits, hold_out, read_list
+from r23d_jax.data.find.splits import Entry, available_splits, fold, hold_out, read_list
 
 CLASS_IND = "1 Archery\n2 Diving\n4 HandstandPushups\n"
 TRAIN = (
@@ -398,3 +398,22 @@ def test_a_class_whose_groups_all_belong_to_classes_of_one_group(tmp_path: Path)
     write(tmp_path, train__csv=rows, val__csv="a/9,a\nb/9,b\nc/9,c\n")
     with pytest.raises(DataError, match=r"config.data.hold_out=0.5: no group of class \w can be held out, because"):
         hold_out(read_list(tmp_path, "train"), 0.5)
+
+
+def test_a_group_of_several_classes_stays_in_one_fold(tmp_path: Path) -> None:
+    rows = "path,label,group\n" + "".join(f"{c}/{n},{c},p{n}\n" for c in "abc" for n in range(6))
+    write(tmp_path, train__csv=rows, val__csv="a/9,a\nb/9,b\nc/9,c\n")
+    train = read_list(tmp_path, "train")
+    folds = [fold(train, number) for number in (1, 2, 3)]
+    for kept, held in folds:
+        assert not {entry.group for entry in kept.entries} & {entry.group for entry in held.entries}
+        assert len(held.entries) == 6
+    assert sorted(entry.name for _, held in folds for entry in held.entries) == sorted(e.name for e in train.entries)
+
+
+def test_a_class_that_cannot_be_divided_into_folds(tmp_path: Path) -> None:
+    """The groups of a are dealt to folds 1, 2 and 3; those of b are the fourth, seventh and tenth, all in fold 1."""
+    rows = "".join(f"a/{n:02},a,p{n:02}\n" for n in range(10)) + "".join(f"b/{n:02},b,p{n:02}\n" for n in (0, 3, 6))
+    write(tmp_path, train__csv="path,label,group\n" + rows, val__csv="a/99,a\nb/99,b\n")
+    with pytest.raises(DataError, match="config.data.fold=1: class b shares its groups with other classes and cannot"):
+        fold(read_list(tmp_path, "train"), 1)
