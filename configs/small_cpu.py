@@ -3,7 +3,8 @@
     python -m r23d_jax prepare --videos CLIPS --out data/clips --short-side 80
     python launch.py --config=configs/small_cpu.py --config.data.root=data/clips/frames --config.data.lists=LISTS
 
-Variants: `small_cpu.py:avgpool`, `small_cpu.py:vit,rgb_diff`, `small_cpu.py:vit,flow` (head, input).
+Variants: `small_cpu.py:avgpool`, `small_cpu.py:vit,rgb_diff`, `small_cpu.py:vit,rgb_and_diff`,
+`small_cpu.py:vit,flow` (head, input).
 Hardware: 2 CPU cores, 22 min for 260 videos. Result: configs/ucf5_cpu.py is this recipe on five classes of UCF101.
 """
 
@@ -23,7 +24,7 @@ def get_config(arg: str = "") -> Config:
     cfg.model.head.num_heads = 4
     cfg.model.head.dropout = 0.5
 
-    cfg.data.input = source
+    cfg.data.input, cfg.model.in_channels = source, INPUTS[source].channels
     cfg.data.num_frames = 16
     cfg.data.frame_stride = 2
     cfg.data.short_side = 72

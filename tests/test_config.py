@@ -95,6 +95,16 @@ def test_preprocessing_survives_json_and_counts_the_extra_frame() -> None:
             r"config\.data\.repeats=3: must divide train\.global_batch_size / accumulate = 64 / 1",
         ),
         ("data", {"augment_on": "gpu"}, r"config\.data\.augment_on='gpu': unknown; known: auto, host, device"),
+        (
+            "data",
+            {"input": "rgb_and_diff"},
+            r"config\.model\.in_channels=3: must be 6 for data\.input='rgb_and_diff'",
+        ),
+        (
+            "data",
+            {"input": "rgb_and_diff", "mean": (0.5,) * 6},
+            r"config\.data\.mean=.*: must be 3 values for data\.input='rgb_and_diff'",
+        ),
         ("eval", {"crops": 5}, r"config\.eval\.crops=5: unknown; known: 1, 3, 10"),
         ("model", {"widths": (64, 128)}, r"config\.model\.widths=\(64, 128\): must be \(\) or four positive widths"),
     ],

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r23d_jax.commands import export
-from r23d_jax.config import INFLATIONS, Config, HeadConfig, ModelConfig, Preprocessing, UserError, with_preprocessing
+from r23d_jax.config import (
+    INFLATIONS,
+    INPUTS,
+    Config,
+    HeadConfig,
+    ModelConfig,
+    Preprocessing,
+    UserError,
+    look_up,
+    with_preprocessing,
+)
 
 FIELDS = ("num_frames", "frame_stride", "short_side", "crop_size")
 
@@ -55,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--to {to}: already exists; give a new folder")
     found = _read(args, source)
     channels = found.model.in_channels
-    if not to_file and channels not in (2, 3):
+    if not to_file and channels != look_up(INPUTS, found.preprocessing.input, "config.data.input").channels:
         raise UserError(
             f"{source}: the network reads clips of {channels} channels, and this program has clips of 3 (RGB) or 2 "
             "(flow) only; convert it to a file, e.g. --to model.safetensors, for use in Python"

@@ -100,7 +100,7 @@ def write(
             to, model, preprocessing, meta
         )
         size = preprocessing.crop_size
-        shape = f"(B, {preprocessing.read_frames}, {size}, {size}, {model.in_channels}) uint8"
+        shape = f"(B, {preprocessing.read_frames}, {size}, {size}, {len(preprocessing.mean)}) uint8"
         what = f"(B, {len(class_names)}) float32 logits" if class_names else "the last feature map, float32"
         print(f"to       {to}: {shape} -> {what}")
         print(f"         read back and run: the same values within {error:.1e} of the largest")

@@ -102,7 +102,7 @@ class ModelConfig(Group, place="config.model"):
     widths: Widths = ()  # channels of the four stages; (): those of the registry
     # max-pool after the stem: none, 2d (over space), 3d (over space and time); "": that of the registry
     stem_pool: Annotated[str, one_of(*STEM_POOLS)] = ""
-    in_channels: Count = 3  # channels of a clip; 2 for optical flow
+    in_channels: Count = 3  # channels of a clip; 2 for optical flow, 6 for rgb_and_diff
     block_dropout: FractionBelowOne = 0.0  # inside every residual block (the published code has 0.3)
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
 
@@ -120,7 +120,7 @@ class DataConfig(Group, place="config.data"):
     # 0: test on the test list; 1, 2 or 3: test on that third of each class's training groups, and train on the others
     fold: Annotated[int, one_of(0, 1, 2, 3)] = 0
     hold_out: FractionBelowOne = 0.0  # share of each class's training groups to keep for choosing a fusion weight
-    input: Annotated[str, one_of(*INPUTS)] = "rgb"  # frames, differences of frames, or optical flow
+    input: Annotated[str, one_of(*INPUTS)] = "rgb"  # frames, differences of frames, both, or optical flow
     num_frames: Count = 16  # of a clip
     frame_stride: Count = 1  # frames from one sampled frame to the next
     # seconds from one sampled frame to the next, whatever the rate of each video; 0: `frame_stride` counts frames
@@ -160,10 +160,11 @@ class DataConfig(Group, place="config.data"):
             )
         if self.short_side < self.crop_size:
             yield f"config.data.short_side={self.short_side}: must be at least data.crop_size={self.crop_size}"
-        channels = INPUTS[self.input].channels if self.input in INPUTS else len(self.mean)
+        source = INPUTS.get(self.input)
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != channels:
-                yield f"config.data.{name}={values!r}: must be {channels} values for data.input={self.input!r}"
+            if source and len(values) != source.frame_channels:
+                wanted = f"{source.frame_channels} values for data.input={self.input!r}"
+                yield f"config.data.{name}={values!r}: must be {wanted}"
         for name, why in (("color_jitter", "has no color"), ("dct_scaling", "is read exactly")):
             if self.input == "flow" and getattr(self, name):
                 yield f"config.data.{name}={getattr(self, name)}: must be 0 for data.input='flow', which {why}"
@@ -172,10 +173,10 @@ class DataConfig(Group, place="config.data"):
                 f"config.data.num_segments={self.num_segments}: must divide num_frames={self.num_frames} "
                 "when config.data.sampling='segments'"
             )
-        if self.sampling == "segments" and self.input == "rgb_diff":
+        if self.sampling == "segments" and source and source.extra_frames:
             yield (
-                "config.data.input='rgb_diff' with sampling='segments': the difference from one segment to the next is "
-                "a jump, not motion; set --config.data.sampling=random"
+                f"config.data.input={self.input!r} with sampling='segments': the difference from one segment to the "
+                "next is a jump, not motion; set --config.data.sampling=random"
             )
 
 

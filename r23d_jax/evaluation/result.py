@@ -55,7 +55,8 @@ class Protocol:
 
     def describe(self) -> str:
         """One line, e.g. `all non-overlapping clips of 16 frames x 1 crop of 112x112 (short side 136)`."""
-        frames = {"rgb": "frames", "rgb_diff": "frame differences"}.get(self.input, f"{self.input} frames")
+        names = {"rgb": "frames", "rgb_diff": "frame differences", "rgb_and_diff": "frames and their differences"}
+        frames = names.get(self.input, f"{self.input} frames")
         clips = "all non-overlapping clips" if self.views == "dense" else f"{_count(self.num_clips, 'uniform clip')}"
         stride = f", stride {self.frame_stride}" if self.frame_stride > 1 else ""
         stride = f", one every {self.frame_seconds:g} s," if self.frame_seconds else stride

@@ -102,7 +102,8 @@ def warm_start(
     The backbone must be the same, except for parts in `cfg.init_skip`. A head of another kind stays random, except for
     the classifier if both classify the mean of all places: an average pool becomes a `residual` head with the same
     logits. A classifier of other classes stays random too; the rows of the same classes in another order follow their
-    names. Positions are interpolated.
+    names. Positions are interpolated. A network of frames starts one of frames and their differences with the same
+    logits, because the stem's kernels for the differences are zero; so does a network of differences.
 
     Args:
       cfg: `init_from` is a file of foreign weights, a run's folder or a checkpoint; image networks are inflated.
@@ -130,6 +131,10 @@ def warm_start(
     log(f"init: {source.origin}: {source.name}, {source.config.head.kind} head, {source.num_classes} classes")
     _, params, batch_stats = split_model(source.model)
     skip, notes = _skipped(cfg, source.config.head, (params, batch_stats), target)
+    if cfg.data.input == "rgb_and_diff" and source.config.in_channels == 3:
+        first = source.preprocessing.input == "rgb"
+        params["stem"] = _with_six_channels(params["stem"], first)
+        notes.append(f"the stem's kernels start at zero for {'the differences' if first else 'the frames'}")
     if not {"head", "head/classifier"} & skip:
         order, note = _class_order(source.class_names, class_names)
         if note:
@@ -205,6 +210,17 @@ def _skipped(
             grid, to = shapes[path][:3], wanted[path][:3]
             notes.append(f"positions are interpolated from {' x '.join(map(str, grid))} to {' x '.join(map(str, to))}")
     return skip, notes
+
+
+def _with_six_channels(stem: Tree, first: bool) -> Tree:
+    """The stem of three channels for six: they are the `first` three or the last, and the others count for nothing."""
+
+    def leaf(value: np.ndarray) -> np.ndarray:
+        if value.ndim != 5 or value.shape[3] != 3:
+            return value
+        return np.pad(value, [(0, 0)] * 3 + [(0, 3) if first else (3, 0)] + [(0, 0)])
+
+    return jax.tree.map(leaf, stem)
 
 
 def _class_order(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[list[int] | None, str]:

@@ -41,7 +41,8 @@ def inflate(weights: Weights, model: VideoNetwork, how: str = "repeat", skip: tu
     """A video network with the weights of an image network.
 
     If clips do not have three channels (optical flow has two), each channel gets the mean over the three colors (Wang
-    et al. 2016, arXiv:1608.00859, section 3.2).
+    et al. 2016, arXiv:1608.00859, section 3.2). Of six channels (frames and their differences), the first three get
+    the colors and the others zeros, so the network starts as that of the frames.
 
     Args:
       weights: of torchvision's resnet18, 34, 50, 101 or 152, or its googlenet; a state dict or a file of one.
@@ -114,6 +115,8 @@ def _inflated(path: tuple[str, ...], value: np.ndarray, like: Any, how: str, lay
         return layouts.decode(path, value, like, layout)
     kernel = value.astype(np.float32).transpose(2, 3, 1, 0)  # (h, w, in, out)
     taps, channels = like.shape[0], like.shape[3]
+    if channels == 2 * kernel.shape[2]:
+        kernel = np.concatenate([kernel, np.zeros_like(kernel)], axis=2)
     if kernel.shape[2] != channels:
         kernel = np.repeat(kernel.mean(axis=2, keepdims=True), channels, axis=2)
     if how == "repeat":

@@ -101,7 +101,7 @@ def write_savedmodel(path: Path, model: VideoNetwork, pre: Preprocessing, meta: 
         )
         return logits
 
-    clips = tf.TensorSpec((None, *_clip_shape(model, pre)), tf.uint8, name="video")
+    clips = tf.TensorSpec((None, *_clip_shape(pre)), tf.uint8, name="video")
     module = tf.Module()
     module.__call__ = tf.function(call, input_signature=[clips], autograph=False)
     serve = tf.function(lambda video: {"logits": call(video)}, input_signature=[clips], autograph=False)
@@ -238,18 +238,18 @@ def _function(model: VideoNetwork, pre: Preprocessing) -> Callable[[jax.Array], 
 def _exported(apply: Callable, model: VideoNetwork, pre: Preprocessing) -> jax.export.Exported:
     """The program for all platforms and any batch."""
     (batch,) = jax.export.symbolic_shape("b")
-    clips = jax.ShapeDtypeStruct((batch, *_clip_shape(model, pre)), np.uint8)
+    clips = jax.ShapeDtypeStruct((batch, *_clip_shape(pre)), np.uint8)
     with use_formulation("direct"):  # the formulation for CPUs would be traced into the file for all platforms
         return jax.export.export(jax.jit(apply), platforms=PLATFORMS)(clips)
 
 
-def _clip_shape(model: VideoNetwork, pre: Preprocessing) -> tuple[int, int, int, int]:
-    return pre.read_frames, pre.crop_size, pre.crop_size, model.in_channels
+def _clip_shape(pre: Preprocessing) -> tuple[int, int, int, int]:
+    return pre.read_frames, pre.crop_size, pre.crop_size, len(pre.mean)
 
 
 def _compare(path: Path, model: VideoNetwork, pre: Preprocessing, apply: Callable, again: Callable) -> float:
     """Runs both on a CPU where there is one, because accelerators multiply float32 less exactly."""
-    video = np.random.default_rng(0).integers(0, 256, (2, *_clip_shape(model, pre)), np.uint8)
+    video = np.random.default_rng(0).integers(0, 256, (2, *_clip_shape(pre)), np.uint8)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS leaves it out
             stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))

@@ -84,8 +84,12 @@ class Network(nn.Module):
         about = self.preprocessing
         mean, std = (torch.tensor(about[name], device=clips.device) for name in ("mean", "std"))
         x = clips.float() / (1.0 if about["byte_range"] else 255.0)
-        x = x.diff(dim=1) if about["input"] == "rgb_diff" else x - mean
-        return (x / std).permute(0, 4, 1, 2, 3)
+        normalized = (x - mean) / std
+        if about["input"] == "rgb_diff":
+            normalized = x.diff(dim=1) / std
+        if about["input"] == "rgb_and_diff":
+            normalized = torch.cat([normalized[:, 1:], x.diff(dim=1) / std], dim=-1)
+        return normalized.permute(0, 4, 1, 2, 3)
 
 
 def conv(entering: int, leaving: int, kernel: Triple, strides: Triple = ONE, groups: int = 1) -> nn.Conv3d:

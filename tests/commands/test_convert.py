@@ -1,5 +1,6 @@
 """`python -m r23d_jax convert`: both directions, what it says, and what it refuses."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from r23d_jax.__main__ import main
 from r23d_jax.checkpoint.checkpoint import load_checkpoint
-from r23d_jax.config import validate
+from r23d_jax.config import DataConfig, HeadConfig, ModelConfig, preprocessing, validate
 from r23d_jax.weights import files
 from r23d_jax.weights.state_dicts import to_arrays
 from tests.weights.random_networks import as_image_network, trained
@@ -155,6 +156,18 @@ def test_a_network_that_no_other_command_takes_is_refused(tmp_path: Path, capsys
     assert convert("--from", tmp_path / "flow.safetensors", "--to", tmp_path / "flow") == 0
     loaded = load_checkpoint(tmp_path / "flow")
     assert loaded.preprocessing.input == "flow"
+    validate(loaded.config)
+
+
+def test_frames_and_differences_become_a_checkpoint(tmp_path: Path) -> None:
+    cfg = DataConfig(num_frames=4, short_side=32, crop_size=32, input="rgb_and_diff")
+    path = tmp_path / "both.safetensors"
+    model = ModelConfig(family="mc3", in_channels=6, head=HeadConfig(kind="avgpool"))
+    meta = {"config": dataclasses.asdict(model), "preprocessing": dataclasses.asdict(preprocessing(cfg))}
+    files.write(path, to_arrays(trained("mc3_18", in_channels=6)), meta | {"class_names": list("abcdefg")})
+    assert convert("--from", path, "--to", tmp_path / "both") == 0
+    loaded = load_checkpoint(tmp_path / "both")
+    assert (loaded.preprocessing.input, loaded.config.model.in_channels) == ("rgb_and_diff", 6)
     validate(loaded.config)
 
 

@@ -77,7 +77,11 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model():
     """A network of random weights and statistics, made without running it."""
-    shapes = nnx.eval_shape(lambda: create_configured_model(make_config(), len(CLASSES)))
+    return random_model(make_config())
+
+
+def random_model(cfg: Config):
+    shapes = nnx.eval_shape(lambda: create_configured_model(cfg, len(CLASSES)))
     network, params, batch_stats = split_model(shapes)
     rng = np.random.default_rng(0)
 
@@ -116,13 +120,17 @@ def evaluate(model, frames: Path, cfg: Config) -> np.ndarray:
         {"views": "uniform", "num_clips": 5},
         {"frame_stride": 3, "antialias": True},
         {"views": "uniform", "num_clips": 3, "frame_stride": 2, "input": "rgb_diff"},
+        {"views": "uniform", "num_clips": 3, "input": "rgb_and_diff"},
     ],
-    ids=["dense", "uniform", "stride", "differences"],
+    ids=["dense", "uniform", "stride", "differences", "both"],
 )
 def test_a_video_scores_as_in_an_evaluation_of_its_frames(model, videos, fields):
     cfg = make_config()
     for name, value in fields.items():
         setattr(cfg.data if hasattr(cfg.data, name) else cfg.eval, name, value)
+    if cfg.data.input == "rgb_and_diff":
+        cfg.model.in_channels = 6
+        model = random_model(cfg)
     predictor = Predictor(model, preprocessing(cfg.data), cfg.eval, batch_size=3)
     want = evaluate(model, videos / "png", cfg)
     from_video = np.stack([predictor(videos / f"v{k}.avi").probabilities for k in range(3)])

@@ -9,7 +9,7 @@ import pytest
 from r23d_jax.__main__ import main
 from r23d_jax.checkpoint.checkpoint import load_checkpoint
 from r23d_jax.commands import predict
-from r23d_jax.config import Config, Flow, FusionConfig, use_flow
+from r23d_jax.config import INPUTS, Config, Flow, FusionConfig, use_flow
 from r23d_jax.evaluation.run import evaluate_checkpoint
 from r23d_jax.evaluation.two_stream import evaluate_two_streams
 from r23d_jax.training import loop
@@ -19,6 +19,7 @@ from tests.training.tiny import tiny_config
 
 def make_config(root: Path, kind: str) -> Config:
     cfg = tiny_config("f_r2d")
+    cfg.model.in_channels = INPUTS[kind].channels
     if kind == "flow":
         use_flow(cfg)
     else:
@@ -41,7 +42,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["prepare", *common, "--out", str(root / "rgb")]) == 0
     flow = [*common, "--fps", "25", "--flow", "--flow-bound", "5", "--out", str(root / "flow")]
     assert main(["prepare", *flow]) == 0
-    for kind in ("rgb", "rgb_diff", "flow"):
+    for kind in INPUTS:
         loop.train(make_config(root, kind), root / f"run_{kind}", log=lambda line: None)
     return root
 
@@ -52,7 +53,7 @@ def test_a_checkpoint_keeps_the_rate_and_how_flow_was_made(root: Path) -> None:
     assert (kept["flow"].frame_rate, kept["flow"].flow) == (25.0, Flow("dis", 5.0, 24)), "--flow alone means DIS"
 
 
-@pytest.mark.parametrize("kind", ["rgb", "rgb_diff", "flow"])
+@pytest.mark.parametrize("kind", INPUTS)
 def test_every_input_is_evaluated(root: Path, kind: str) -> None:
     cfg, lines = Config(), []
     cfg.data.root, cfg.data.lists = str(root / kind.partition("_")[0] / "frames"), str(root)

@@ -292,6 +292,8 @@ def test_protocol_in_words():
     assert Protocol.of(cfg).describe() == (
         "10 uniform clips of 16 frame differences, stride 2 x 3 crops of 112x112 (short side 136)"
     )
+    cfg.data.input = "rgb_and_diff"
+    assert "clips of 16 frames and their differences, stride 2" in Protocol.of(cfg).describe()
 
 
 def test_environment_names_no_machine():

@@ -21,7 +21,12 @@ from tests.data.find.frame_sets import encode
 SIZES = [(48, 64), (64, 48), (36, 40), (96, 128)]  # as listed by short_side, tall, smaller, larger than the canvas
 CFG = DataConfig(num_frames=3, short_side=48, crop_size=40, color_jitter=0.4, num_workers=2)
 FLOW: dict[str, Any] = {"input": "flow", "color_jitter": 0.0, "mean": (0.5, 0.5), "std": (0.5, 0.5)}
-INPUTS: dict[str, dict[str, Any]] = {"rgb": {}, "rgb_diff": {"input": "rgb_diff"}, "flow": FLOW}
+INPUTS: dict[str, dict[str, Any]] = {
+    "rgb": {},
+    "rgb_diff": {"input": "rgb_diff"},
+    "rgb_and_diff": {"input": "rgb_and_diff"},
+    "flow": FLOW,
+}
 
 Batch = dict[str, np.ndarray]
 

@@ -35,6 +35,17 @@ def test_differences_of_neighbouring_frames() -> None:
     np.testing.assert_allclose(got, np.diff(CLIP / 255, axis=1) / np.array(PRE.std), atol=1e-5)
 
 
+def test_frames_and_the_differences_from_the_ones_before_are_six_channels() -> None:
+    pre = dataclasses.replace(PRE, input="rgb_and_diff")
+    assert pre.read_frames == 4
+    got = prepare_video(jnp.asarray(CLIP), pre)
+    assert got.shape == (2, 3, 5, 6, 6)
+    np.testing.assert_array_equal(got[..., :3], prepare_video(jnp.asarray(CLIP[:, 1:]), PRE))
+    np.testing.assert_array_equal(
+        got[..., 3:], prepare_video(jnp.asarray(CLIP), dataclasses.replace(PRE, input="rgb_diff"))
+    )
+
+
 @pytest.mark.parametrize(
     "video",
     [CLIP, CLIP[:, :3].astype(np.float32), CLIP[0, :3], CLIP[:, :3, ..., :1]],

@@ -116,6 +116,25 @@ def test_the_classifier_stays_between_residual_heads_unless_the_classes_are_othe
         assert not any("positions" in line for line in said)
 
 
+@pytest.mark.parametrize("family", ["r3d", "r2plus1d"])
+@pytest.mark.parametrize(("kind", "channels"), [("rgb", slice(0, 3)), ("rgb_diff", slice(3, 6))])
+def test_frames_and_differences_start_from_a_network_of_one_of_them(
+    family: str, kind: str, channels: slice, tmp_path: Path
+) -> None:
+    theirs, cfg = tiny_config(family), tiny_config(family)
+    theirs.data.input = kind
+    path = source(theirs, tmp_path)
+    cfg.init_from, cfg.data.input, cfg.model.in_channels = str(path), "rgb_and_diff", 6
+    _, state, said = started(cfg)
+    zero = "differences" if kind == "rgb" else "frames"
+    assert f"init: the stem's kernels start at zero for the {zero}" in said
+    clip = np.random.default_rng(4).standard_normal((*CLIP.shape[:4], 6)).astype(np.float32)
+    clip[..., channels] = CLIP
+    logits = split_model(create_configured_model(cfg, NUM_CLASSES))[0].apply_eval(state.params, state.batch_stats, clip)
+    # sums of as many products again, all zero
+    np.testing.assert_allclose(logits, r23d_jax.from_torch(path)(CLIP), atol=1e-5)
+
+
 def test_positions_are_interpolated(tmp_path: Path) -> None:
     cfg = tiny_config("f_r2d", "vit")
     path = source(cfg, tmp_path)

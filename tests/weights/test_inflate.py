@@ -131,6 +131,18 @@ def test_other_channels_get_the_mean_over_colors(torchvision_video: Any) -> None
     assert not np.any(kernel[0]) and not np.any(model.head.classifier.kernel[...])  # 1000 classes are not 5
 
 
+def test_differences_beside_colors_start_at_zero(torchvision_video: Any) -> None:
+    from torchvision.models import resnet
+
+    state = peers.randomize(resnet.resnet18(weights=None)).state_dict()
+    colors, both = (
+        r23d_jax.inflate(state, blank("r3d_18", in_channels=channels)).stem.conv.kernel[...]  # type: ignore[union-attr]
+        for channels in (3, 6)
+    )
+    np.testing.assert_array_equal(both[:, :, :, :3], colors)
+    assert np.any(colors) and not np.any(both[:, :, :, 3:])
+
+
 def test_what_does_not_fit_is_refused(torchvision_video: Any) -> None:
     from torchvision.models import resnet
 

@@ -50,6 +50,15 @@ def test_stablehlo(model, batch: int, tmp_path: Path) -> None:
     np.testing.assert_allclose(again.call(video(batch)), want, atol=1e-4 * np.abs(want).max())
 
 
+def test_frames_and_differences_are_made_inside(tmp_path: Path) -> None:
+    """The file takes frames of three channels, one more than the network reads."""
+    pre = config.preprocessing(config.DataConfig(num_frames=4, short_side=16, crop_size=16, input="rgb_and_diff"))
+    model = trained("f_r2d_10", widths=CFG.model.widths, in_channels=6, crop_size=16)
+    assert portable.write_stablehlo(tmp_path / "model.stablehlo", model, pre, {"class_names": ["a"]}) < 1e-4
+    again = jax.export.deserialize(bytearray((tmp_path / "model.stablehlo").read_bytes()))
+    assert [aval.shape[1:] for aval in again.in_avals] == [(5, 16, 16, 3)]
+
+
 def test_savedmodel(model, tmp_path: Path) -> None:
     tf = pytest.importorskip("tensorflow")
     path = tmp_path / "model.savedmodel"

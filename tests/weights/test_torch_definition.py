@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 
 import r23d_jax  # noqa: E402
 from r23d_jax.__main__ import main  # noqa: E402
-from r23d_jax.config import DataConfig, HeadConfig, preprocessing  # noqa: E402
+from r23d_jax.config import INPUTS, DataConfig, HeadConfig, preprocessing  # noqa: E402
 from r23d_jax.models.functional import split_model  # noqa: E402
 from r23d_jax.models.registry import FAMILIES, model_config, names_of  # noqa: E402
 from r23d_jax.weights import files, portable, torch_definition  # noqa: E402
@@ -104,27 +104,28 @@ def test_every_head_at_the_size_of_training_smaller_and_larger(head: HeadConfig,
 
 
 @pytest.mark.parametrize(
-    ("name", "head", "size"),
+    ("name", "head", "size", "kind"),
     [
-        ("r2plus3d_18", VIT, 32),
-        ("r2plus1d_18", AVERAGE, 32),
-        ("r3d_18", AVERAGE, 32),
-        ("mc3_18", POOL, 32),
-        ("r2plus3d_10", RESIDUAL, 32),
-        ("i3d", AVERAGE, 64),
-        ("s3d", AVERAGE, 64),
+        ("r2plus3d_18", VIT, 32, "rgb_diff"),
+        ("r2plus1d_18", AVERAGE, 32, "rgb"),
+        ("r3d_18", AVERAGE, 32, "rgb_diff"),
+        ("mc3_18", POOL, 32, "rgb_diff"),
+        ("r2plus3d_10", RESIDUAL, 32, "rgb_and_diff"),
+        ("i3d", AVERAGE, 64, "rgb_diff"),
+        ("s3d", AVERAGE, 64, "rgb_diff"),
     ],
 )
-def test_a_process_with_torch_alone(name: str, head: HeadConfig, size: int, tmp_path: Path) -> None:
+def test_a_process_with_torch_alone(name: str, head: HeadConfig, size: int, kind: str, tmp_path: Path) -> None:
     cfg = model_config(name)
     cfg.head = head
     fields = NARROW if cfg.family not in ("i3d", "s3d") else {}
-    data = DataConfig(num_frames=16, crop_size=size, short_side=size, input="rgb_diff")
-    model = trained(name, head=head, num_frames=16, crop_size=size, **fields)
+    data = DataConfig(num_frames=16, crop_size=size, short_side=size, input=kind)
+    channels = INPUTS[kind].channels
+    model = trained(name, head=head, num_frames=16, crop_size=size, in_channels=channels, **fields)
     pre = preprocessing(data)
     meta = {"class_names": list("abcdefg"), "preprocessing": dataclasses.asdict(pre)}
     assert portable.write_torch(tmp_path / "r23d.pth", model, head, pre, meta) <= 1e-5
-    video = np.random.default_rng(0).integers(0, 256, (2, 17, size, size, 3), np.uint8)
+    video = np.random.default_rng(0).integers(0, 256, (2, pre.read_frames, size, size, 3), np.uint8)
     torch.save(torch.tensor(video), tmp_path / "clips.pth")
     site = tmp_path / "site"  # torch and what it needs, by name
     site.mkdir()

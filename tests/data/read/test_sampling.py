@@ -72,6 +72,7 @@ def test_segment_frames(num_frames: int, stride: int) -> None:
     [
         (DataConfig(num_frames=8), 8),
         (DataConfig(num_frames=8, input="rgb_diff"), 9),
+        (DataConfig(num_frames=8, input="rgb_and_diff"), 9),
         (DataConfig(num_frames=8, sampling="segments", num_segments=4), 8),
     ],
 )
@@ -126,8 +127,9 @@ def test_sample_keys_are_all_different() -> None:
 def test_settings_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"config\.data\.num_segments=5: must divide num_frames=16"):
         validate(DataConfig(sampling="segments", num_segments=5))
-    with pytest.raises(ConfigError, match=r"rgb_diff.*jump, not motion; set --config\.data\.sampling=random"):
-        validate(DataConfig(sampling="segments", input="rgb_diff"))
+    for kind in ("rgb_diff", "rgb_and_diff"):
+        with pytest.raises(ConfigError, match=rf"{kind}.*jump, not motion; set --config\.data\.sampling=random"):
+            validate(DataConfig(sampling="segments", input=kind))
     validate(DataConfig(num_segments=5))  # not used
 
 
