@@ -22,6 +22,7 @@ VARIANTS = [
     "two_stream", "two_stream:i3d", "r23d:flow", "i3d:flow", "r2plus1d:34,flow",
     "i3d", "i3d:finetune", "i3d:finetune,gamma", "i3d:inflate",
     "small_cpu", "small_cpu:avgpool,flow", "ucf5_cpu", "ucf5_cpu:avgpool", "ucf5_cpu:vit,rgb_diff", "ucf5_cpu:vit,flow",
+    "pretrain", "pretrain:synthetic", "pretrain:frames,rgb_diff", "pretrain:synthetic,rgb_diff",
 ]  # fmt: skip
 
 
@@ -65,6 +66,8 @@ def test_every_study_has_valid_cells(arg: str, count: int) -> None:
         "i3d:flo",
         "original:i3d",
         "ucf5_cpu:vit,flo",
+        "pretrain:frames,flow",
+        "pretrain:pictures",
     ],
 )
 def test_an_unknown_variant_is_refused(name: str) -> None:
