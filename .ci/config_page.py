@@ -1,4 +1,4 @@
-"""Writes docs/config.md, the page of all config fields, from r23d_jax/config/__init__.py: python .ci/config_page.py."""
+"""Writes docs/config.md, the page of all config fields, from r23d_jax/config/: python .ci/config_page.py."""
 
 import dataclasses
 import re
@@ -16,7 +16,7 @@ from r23d_jax.models.registry import FAMILIES  # noqa: E402
 from r23d_jax.training.optimizer import OPTIMIZERS, SCHEDULES  # noqa: E402
 
 PAGE = ROOT / "docs" / "config.md"
-SOURCE = ROOT / "r23d_jax" / "config" / "__init__.py"
+SOURCES = [ROOT / "r23d_jax" / "config" / name for name in ("__init__.py", "motion.py")]
 
 HEADER = """# All config fields
 
@@ -42,7 +42,7 @@ WRONG = ("\0", float("nan"), (), (float("nan"),), (float("nan"), float("nan")), 
 
 def page() -> str:
     """The page as Markdown."""
-    notes = dict(_notes(SOURCE.read_text(encoding="utf-8")))
+    notes = {name: note for file in SOURCES for name, note in _notes(file.read_text(encoding="utf-8"))}
     sections = [HEADER]
     for group in _groups(config.Config):
         hints = typing.get_type_hints(group, include_extras=True)

@@ -114,6 +114,62 @@ def test_wrong_values_are_named_with_a_remedy(group: str, fields: dict, message:
         config.validate(changed(group, **fields))
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"motion.speeds": (4, 2)},
+            r"config\.data\.motion\.speeds=\(4, 2\): must be \(\) or two rising speeds above 0",
+        ),
+        ({"motion.speeds": (2,)}, r"config\.data\.motion\.speeds=\(2,\): must be \(\) or two rising"),
+        ({"motion.box": (0.5, 0.3)}, r"config\.data\.motion\.box=\(0\.5, 0\.3\): must be \(low, high\) with"),
+        ({"motion.frozen": 1.5}, r"config\.data\.motion\.frozen=1\.5: must be between 0 and 1"),
+        ({"motion.gray": -1.0}, r"config\.data\.motion\.gray=-1\.0: must be between 0 and 1"),
+        ({"motion.colors": "frames"}, r"config\.data\.motion\.colors='frames': unknown; did you mean frame"),
+        ({"repeats": 1}, r"config\.data\.repeats=1: must be 9, or a multiple of it, .*: a clip of each class"),
+        ({"hold_out": 0.0}, r"config\.data\.hold_out=0: must be above 0 .* are the validation set"),
+        ({"flip": True}, r"config\.data\.flip=True: must be False .*, because a mirror image moves the other way"),
+        (
+            {"frame_seconds": 0.1},
+            r"config\.data\.frame_seconds=0\.1: must be 0 .*, because a clip is made of one frame",
+        ),
+        (
+            {"short_side": 171},
+            r"config\.data\.short_side=171: must be at least 172 .* 112 pixels has room for 16 frames",
+        ),
+        ({"short_side": 175, "input": "rgb_diff"}, r"short_side=175: must be at least 176 .* room for 17 frames"),
+        ({"input": "flow"}, r"config\.data\.input='flow': must be rgb or rgb_diff .*, because a picture has no other"),
+        (
+            {"input": "rgb_diff", "color_jitter": 0.5},
+            r"config\.data\.motion\.colors='frame': must be 'clip' for data\.input='rgb_diff'",
+        ),
+        (
+            {"motion.speeds": (), "source": "pictures"},
+            r"config\.data\.source='pictures': has no classes of its own; set config\.data\.motion\.speeds",
+        ),
+    ],
+)
+def test_what_does_not_go_with_pseudo_motion(fields: dict[str, Any], message: str) -> None:
+    cfg = changed("data", repeats=9, hold_out=0.2, short_side=180)
+    cfg.data.motion.speeds = (2, 4)
+    config.validate(config.from_json(config.to_json(cfg)).data)
+    for name, value in fields.items():
+        setattr(cfg.data.motion if name.startswith("motion.") else cfg.data, name.removeprefix("motion."), value)
+    with pytest.raises(config.ConfigError, match=message):
+        config.validate(cfg.data)
+
+
+def test_pseudo_motion_is_evaluated_with_one_crop() -> None:
+    cfg = changed("data", repeats=9, hold_out=0.2, short_side=180)
+    cfg.data.motion.speeds, cfg.train.global_batch_size = (2, 4), 36
+    config.validate(cfg)
+    cfg.eval.crops = 3
+    with pytest.raises(
+        config.ConfigError, match=r"config\.eval\.crops=3: must be 1 with data\.motion\.speeds=\(2, 4\)"
+    ):
+        config.validate(cfg)
+
+
 def test_all_problems_are_listed_at_once() -> None:
     cfg = changed("data", source="x", crop="y", short_side=100)
     cfg.train.epochs = -1.0

@@ -23,6 +23,7 @@ VARIANTS = [
     "i3d", "i3d:finetune", "i3d:finetune,gamma", "i3d:inflate",
     "small_cpu", "small_cpu:avgpool,flow", "ucf5_cpu", "ucf5_cpu:avgpool",
     "small_cpu:avgpool,rgb_and_diff", "ucf5_cpu:vit,rgb_diff", "ucf5_cpu:vit,flow",
+    "pretrain", "pretrain:synthetic", "pretrain:frames,rgb_diff", "pretrain:synthetic,rgb_diff",
 ]  # fmt: skip
 
 
@@ -66,6 +67,8 @@ def test_every_study_has_valid_cells(arg: str, count: int) -> None:
         "i3d:flo",
         "original:i3d",
         "ucf5_cpu:vit,flo",
+        "pretrain:frames,flow",
+        "pretrain:pictures",
     ],
 )
 def test_an_unknown_variant_is_refused(name: str) -> None:

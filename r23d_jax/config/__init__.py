@@ -31,6 +31,7 @@ from r23d_jax.config.fields import (
     one_of,
     validate,  # noqa: F401
 )
+from r23d_jax.config.motion import MotionConfig, conflicts_of_motion
 from r23d_jax.config.preprocessing import (
     FLOW_SCALE,
     FLOW_ZERO,
@@ -49,7 +50,7 @@ TEMPORAL_SAMPLING = ("random", "segments")
 INFLATIONS = ("repeat", "center")
 FUSED_SCORES = ("softmax", "logits")
 FUSION_CHOICES = ("fixed", "sum", "held_out")
-SOURCES = ("frames", "packed", "synthetic")
+SOURCES = ("frames", "packed", "synthetic", "pictures")
 AUGMENT_ON = ("auto", "host", "device")
 BROKEN_POLICIES = ("skip", "error")
 TEMPORAL_VIEWS = ("dense", "uniform")
@@ -110,7 +111,8 @@ class ModelConfig(Group, place="config.model"):
 class DataConfig(Group, place="config.data"):
     """The videos, and how clips are cut from them."""
 
-    # frames: JPEG folders; packed: TFRecord shards; synthetic: generated at the first use
+    # frames: JPEG folders; packed: TFRecord shards; synthetic: generated at the first use; pictures:
+    # drawn in memory, for data.motion
     source: Annotated[str, one_of(*SOURCES)] = "frames"
     root: str = "data/UCF-101-frames"  # folder of frame folders, or of packed shards
     # folder of split lists (docs/datasets.md); "": `lists` beside `root`, made if missing
@@ -151,6 +153,7 @@ class DataConfig(Group, place="config.data"):
     on_broken: Annotated[str, one_of(*BROKEN_POLICIES)] = "skip"
     max_broken_fraction: Fraction = 0.05  # of the videos, or of the views of an evaluation; more of them stop the run
     num_workers: CountOrZero = 0  # threads that read and decode; 0: one per core
+    motion: MotionConfig = dataclasses.field(default_factory=MotionConfig)
 
     def conflicts(self) -> Iterator[str]:
         if self.frame_seconds and self.frame_stride != 1:
@@ -178,6 +181,7 @@ class DataConfig(Group, place="config.data"):
                 f"config.data.input={self.input!r} with sampling='segments': the difference from one segment to the "
                 "next is a jump, not motion; set --config.data.sampling=random"
             )
+        yield from conflicts_of_motion(self, self.num_frames + INPUTS.get(self.input, INPUTS["rgb"]).extra_frames)
 
 
 class OptimizerConfig(Group, place="config.optimizer"):
@@ -294,6 +298,8 @@ class Config(Group, place="config"):
         if self.data.repeats > 1 and parts > 0 and size % parts:
             micro = f"train.global_batch_size / accumulate = {size} / {self.train.accumulate}"
             yield f"config.data.repeats={self.data.repeats}: must divide {micro}"
+        if self.data.motion.speeds and self.eval.crops != 1:
+            yield f"config.eval.crops={self.eval.crops}: must be 1 with data.motion.speeds={self.data.motion.speeds}"
 
 
 def use_flow(cfg: Config) -> Config:

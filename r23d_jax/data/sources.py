@@ -1,4 +1,4 @@
-"""Where the videos of a config come from: frame folders, packed shards, or a synthetic set that is written first."""
+"""Where the videos of a config come from: frame folders, shards, a synthetic set that is written first, or drawings."""
 
 import dataclasses
 import os
@@ -9,10 +9,12 @@ from typing import Literal
 import numpy as np
 
 from r23d_jax.config import ConfigError, DataConfig, Preprocessing, look_up, preprocessing
+from r23d_jax.config.motion import MOTIONS
 from r23d_jax.data.find.class_folders import LISTS, find_clips, write_lists
 from r23d_jax.data.find.directions import mirrored_pairs
 from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.frames import FrameFiles, VideoIndex, index_frames
+from r23d_jax.data.find.generated import GeneratedFrames
 from r23d_jax.data.find.packed import index_packed
 from r23d_jax.data.find.splits import VideoList, fold, hold_out, read_list
 from r23d_jax.data.make.record import Made, how_made
@@ -20,6 +22,9 @@ from r23d_jax.data.make.synthetic import write_synthetic
 from r23d_jax.runtime.program import command
 
 Subset = Literal["train", "test", "held_out"]
+
+# Of the source "pictures": as videos, so that an epoch visits so many
+_GENERATED_VIDEOS, _PICTURES_OF_EACH = 2000, 10_000
 
 
 def open_index(cfg: DataConfig, subset: Subset) -> VideoIndex:
@@ -29,12 +34,19 @@ def open_index(cfg: DataConfig, subset: Subset) -> VideoIndex:
     `hold_out`, "train" lacks some more groups, and "held_out" is these. Without `lists` they are in the folder `lists`
     beside `root`, which is made of the class folders if it is missing.
 
+    With `motion`, the classes are those of pseudo-motion, and "test" is "held_out" too: test videos are not looked at.
+    To be evaluated, a video has a row for each class; in training, `repeats` gives a clip of each.
+
     Raises:
       UserError: there is no data, or no such source; the message names the remedy.
     """
     root = Path(cfg.root).expanduser()
     lists = lists_of(cfg)
-    index = _with_rates(cfg, look_up(SOURCES, cfg.source, "config.data.source")(cfg, root, lists, subset))
+    open_source = look_up(SOURCES, cfg.source, "config.data.source")
+    if cfg.motion.speeds:
+        subset = "train" if subset == "train" else "held_out"
+        return _moving(open_source(cfg, root, lists, subset), subset)
+    index = _with_rates(cfg, open_source(cfg, root, lists, subset))
     return _noted(index, _mirror_note(cfg, index) if subset == "train" else ())
 
 
@@ -67,11 +79,45 @@ def _synthetic(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> Vide
     return index_frames(root / "frames", _wanted(cfg, root / "lists", subset), num_workers=cfg.num_workers)
 
 
+def _pictures(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIndex:
+    """Generated videos, whose frames have nothing in common. The last ones are held out."""
+    del root, lists
+    first_held = _GENERATED_VIDEOS - max(1, round(cfg.hold_out * _GENERATED_VIDEOS))
+    number = np.arange(_GENERATED_VIDEOS)[slice(first_held) if subset == "train" else slice(first_held, None)]
+    return VideoIndex(
+        class_names=("picture",),
+        names=np.array([f"pictures_{n:05d}" for n in number.tolist()]),
+        labels=np.zeros(len(number), np.int32),
+        num_frames=np.full(len(number), _PICTURES_OF_EACH, np.int32),
+        frames=GeneratedFrames(number, cfg.short_side, cfg.short_side * 4 // 3),
+        layout="generated pictures",
+    )
+
+
+def _moving(index: VideoIndex, subset: Subset) -> VideoIndex:
+    """The same videos with the classes of pseudo-motion. Their rates do not matter: a clip is made of one frame."""
+    if subset == "train":
+        return dataclasses.replace(index, class_names=MOTIONS, labels=np.zeros_like(index.labels), rates=None)
+    rows, labels = (grid.ravel() for grid in np.indices((len(index), len(MOTIONS)), np.int32))
+    names = [f"{index.names[row]} {MOTIONS[label]}" for row, label in zip(rows, labels, strict=True)]
+    return dataclasses.replace(
+        index,
+        class_names=MOTIONS,
+        names=np.array(names),
+        labels=labels,
+        num_frames=index.num_frames[rows],
+        frames=index.frames.take(rows),
+        rates=None,
+        notes=(*index.notes, "each with every class; made of held-out groups of the training list, not of test videos"),
+    )
+
+
 # config.data.source -> (config, root, lists, subset) -> index
 SOURCES: dict[str, Callable[[DataConfig, Path, Path, Subset], VideoIndex]] = {
     "frames": _frames,  # frame folders
     "packed": _packed,  # TFRecord shards
     "synthetic": _synthetic,  # the synthetic motion dataset, written to `root` first, unless it is there
+    "pictures": _pictures,  # generated pictures, which are never written
 }
 
 

@@ -14,6 +14,7 @@ from r23d_jax.config import Config, ConfigError
 from r23d_jax.models.augment import finish_clips
 from r23d_jax.models.convolution import compiled_for
 from r23d_jax.models.functional import Network
+from r23d_jax.models.motion import move_pictures
 from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.runtime import parallel
 from r23d_jax.training import losses
@@ -46,7 +47,8 @@ def make_train_step(
 
     Returns:
       A function of (state, {"video" uint8, "label", "mask"}) that returns the next state and float32 device scalars
-      `train/loss`, `train/top1`, `train/grad_norm` and `train/learning_rate`. The batch may be one for `finish_clips`.
+      `train/loss`, `train/top1`, `train/grad_norm` and `train/learning_rate`. The batch may be one for `finish_clips`
+      or `move_pictures`.
 
     Raises:
       ConfigError: if the devices do not divide a micro-batch.
@@ -64,7 +66,7 @@ def make_train_step(
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple]:
         dropout_key, mixup_key = jax.random.split(key)
-        batch = finish_clips(batch, pre)
+        batch = move_pictures(finish_clips(batch, pre), pre)
         video = prepare_video(batch["video"], pre)
         targets = losses.one_hot(batch["label"], num_classes, train.label_smoothing)
         if train.mixup:

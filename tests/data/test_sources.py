@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from r23d_jax.config import DataConfig
+from r23d_jax.config.motion import MOTIONS
 from r23d_jax.data import sources
+from r23d_jax.data.find.picture_header import claimed_size
 from r23d_jax.data.make import synthetic
 from tests.data.find.frame_sets import write_videos
 
@@ -52,3 +54,35 @@ def test_open_index_of_packed_data_takes_lists_where_there_are_any(
     (tmp_path / "others").rename(tmp_path / "lists")
     sources.open_index(dataclasses.replace(cfg, lists=""), "train")
     assert calls.pop()[1].entries[0].name == "a"
+
+
+def test_pseudo_motion_is_evaluated_on_groups_of_the_training_list(tmp_path: Path) -> None:
+    """Each with every class; neither those that are trained on nor those of the test list."""
+    write_videos(tmp_path / "frames", [3] * 9)
+    listed = [f"v_Class{n % 3}_g{n:02d}_c01.avi,Class{n % 3}\n" for n in range(9)]
+    (tmp_path / "train.csv").write_text("".join(listed[:6]))
+    (tmp_path / "val.csv").write_text("".join(listed[6:]))
+    cfg = DataConfig(root=str(tmp_path / "frames"), lists=str(tmp_path), hold_out=0.5)
+    cfg.motion.speeds = (2, 4)
+    train, test, held = (sources.open_index(cfg, subset) for subset in ("train", "test", "held_out"))
+    assert train.class_names == test.class_names == MOTIONS
+    assert train.names.tolist() == [f"v_Class{n}_g{n:02d}_c01" for n in range(3)] and not train.labels.any()
+    assert (
+        test.names.tolist()
+        == held.names.tolist()
+        == [f"v_Class{n % 3}_g{n:02d}_c01 {m}" for n in (3, 4, 5) for m in MOTIONS]
+    )
+    assert test.labels.tolist() == list(range(9)) * 3 and test.num_frames.tolist() == [3] * 27
+    assert [test.frames.locate(row, 0) for row in (0, 9)] == [held.frames.locate(row, 0) for row in (8, 17)]
+    assert "v_Class1_g04_c01" in test.frames.locate(10, 0)
+
+
+def test_generated_pictures_are_held_out_too() -> None:
+    cfg = DataConfig(source="pictures", hold_out=0.25, short_side=40)
+    cfg.motion.speeds = (2, 4)
+    train, test = sources.open_index(cfg, "train"), sources.open_index(cfg, "test")
+    assert len(train) == 1500 and len(test) == 9 * 500 and train.class_names == test.class_names == MOTIONS
+    seen, held = ({frames.read(row, 0) for row in range(0, 90, 9)} for frames in (train.frames, test.frames))
+    assert len(seen) == len(held) == 10 and not seen & held
+    assert test.frames.read(0, 7) == test.frames.read(8, 7) != test.frames.read(9, 7)
+    assert claimed_size(train.frames.read(0, 0)) == (40, 53)

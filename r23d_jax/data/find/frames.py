@@ -38,6 +38,10 @@ class Frames(Protocol):
         """Checks one frame without reading it: None, or why the file cannot hold it."""
         ...
 
+    def take(self, rows: np.ndarray) -> "Frames":
+        """The frames of some videos, in this order; a video may come several times."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class FrameFiles:
@@ -73,6 +77,9 @@ class FrameFiles:
     def problem(self, video: int, frame: int) -> str | None:
         size, problem = _size(self.path(video, frame))
         return problem or (None if size else "empty file (0 bytes)")
+
+    def take(self, rows: np.ndarray) -> "FrameFiles":
+        return dataclasses.replace(self, **{name: column[rows] for name, column in vars(self).items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +126,10 @@ class PackedFrames:
         if problem is None and size < offset + length:
             return f"the shard ends at byte {size}, before the frame does ({offset + length})"
         return problem
+
+    def take(self, rows: np.ndarray) -> "PackedFrames":
+        columns = {name: getattr(self, name)[rows] for name in ("shard", "begin", "row", "names")}
+        return dataclasses.replace(self, **columns)
 
 
 def _size(path: str) -> tuple[int, str | None]:

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from r23d_jax.data.find.frames import FrameFiles, Frames, PackedFrames
+from r23d_jax.data.find.generated import GeneratedFrames
 from r23d_jax.data.find.picture_header import MAX_PIXELS, is_safe
 from r23d_jax.data.read.augment import to_uint8
 
@@ -297,4 +298,26 @@ def _read_exactly(file: int, start: int, count: int) -> bytes:
     return content
 
 
-_READERS: dict[type, Callable[[Any], Reader]] = {FrameFiles: _FileReader, PackedFrames: _ShardReader}
+class _Drawing:
+    """Draws pictures in Python; they are not kept."""
+
+    def __init__(self, frames: GeneratedFrames):
+        self._frames = frames
+
+    def fetch(self, plans: Plan) -> Plan:
+        pictures = tf.numpy_function(self._draw, [plans["video"], plans["frames"]], tf.string, stateful=False)
+        return plans | {"pictures": tf.ensure_shape(pictures, plans["frames"].shape)}
+
+    def open(self, plan: Plan) -> list[tf.Tensor]:
+        return tf.unstack(plan["pictures"])
+
+    def _draw(self, videos: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        clips = zip(videos.tolist(), frames.tolist(), strict=True)
+        return np.array([[self._frames.read(video, frame) for frame in clip] for video, clip in clips], object)
+
+
+_READERS: dict[type, Callable[[Any], Reader]] = {
+    FrameFiles: _FileReader,
+    PackedFrames: _ShardReader,
+    GeneratedFrames: _Drawing,
+}

@@ -19,14 +19,14 @@ import tensorflow as tf
 from r23d_jax.config import ConfigError, DataConfig, look_up, preprocessing, validate
 from r23d_jax.data.find.directions import mirrors
 from r23d_jax.data.find.frames import VideoIndex
-from r23d_jax.data.read import augment, sampling
+from r23d_jax.data.read import augment, motion, sampling
 from r23d_jax.data.read.batches import BatchIterator, Sample, dataset_maker, first_readable
 from r23d_jax.data.read.broken import BrokenLog
 from r23d_jax.data.read.decode import Plan, decode_windows, frame_reader, read_clip, resize, to_canvas
 from r23d_jax.data.read.views import Views, video_strides
 
 ALTERNATIVES = 4  # substitutes tried for a video that cannot be read
-_FRAMES, _WINDOW, _REPEAT = 0, 1, 2  # folded into a clip's key; augmentations fold in their names
+_FRAMES, _WINDOW, _REPEAT, _MOTION = 0, 1, 2, 3  # folded into a clip's key; augmentations fold in their names
 
 
 def train_batches(
@@ -61,7 +61,8 @@ def train_batches(
       on_device: leave resizing and augmentations to `models.augment.finish_clips`. A batch then has "video"
         (b / k, t, h, w, c) uint8 with k = repeats, where every window stands in the top left corner of a canvas
         (h, w) = `augment.canvas_size`; all others as (b / k, k, ...); and also "window" int32 and the numbers of
-        `augment.draw_numbers`. A window that is larger than the canvas is resized here.
+        `augment.draw_numbers`. A window that is larger than the canvas is resized here. With `cfg.motion`, it has the
+        pictures and numbers of `motion.moving_clips` instead.
 
     Returns:
       An iterator over batches
@@ -83,9 +84,10 @@ def train_batches(
     num_frames, labels = tf.constant(index.num_frames, tf.int32), tf.constant(index.labels, tf.int32)
     strides = tf.constant(video_strides(index, cfg), tf.float64)
     attempts = 1 + (ALTERNATIVES if cfg.on_broken == "skip" else 0)
+    reading = motion.picture_config(cfg) if cfg.motion.speeds else cfg
 
     def frames_of(video: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        return sampling.training_frames(cfg, sampling.fold_in(key, _FRAMES), num_frames[video], strides[video])
+        return sampling.training_frames(reading, sampling.fold_in(key, _FRAMES), num_frames[video], strides[video])
 
     def plan(counter: tf.Tensor) -> Plan:
         number = (counter // rows) * samples + host * rows + tf.math.floormod(counter, rows)
@@ -118,7 +120,8 @@ def train_batches(
         video_id = tried[tf.minimum(delivered, attempts - 1)]
         same = {"label": labels[video_id], "mask": tf.constant(1.0), "video_id": video_id}
         same |= {"tried": tried, "delivered": delivered}
-        return clip | {name: tf.repeat(value[None], cfg.repeats, 0) for name, value in same.items()}
+        repeated = {name: tf.repeat(value[None], cfg.repeats, 0) for name, value in same.items()}
+        return clip | repeated | ({"label": motion.labels_of(cfg)} if cfg.motion.speeds else {})
 
     group = 0 if on_device else cfg.repeats
     make = dataset_maker(plan, reader.fetch, sample, rows, start_step, start_step + num_steps, cfg, group)
@@ -172,7 +175,7 @@ def eval_batches(
     if canvas is not None and group != crops:
         raise ValueError(f"{rows} views of a host are no whole clips of {crops} crops, so no device can cut them")
     reader, clip_views = frame_reader(index.frames), _eval_loader(cfg, crops, group > 1, canvas)
-    length = preprocessing(cfg).read_frames
+    length = 1 if cfg.motion.speeds else preprocessing(cfg).read_frames
     num_frames, strides = tf.constant(index.num_frames, tf.int32), tf.constant(video_strides(index, cfg), tf.float64)
     labels = tf.constant(index.labels, tf.int32)
     columns = [tf.constant(column, tf.int32) for column in (views.video, views.start, views.crop)]
@@ -190,6 +193,8 @@ def eval_batches(
         real, row, video_id = plan["real"], plan["row"], plan["video"]
 
         def load(_: tf.Tensor) -> Sample:
+            if cfg.motion.speeds:
+                return _evaluated_motion(cfg, reader.open(plan), labels[video_id], row)
             return clip_views(reader.open(plan), plan["crop"])
 
         if substitute:
@@ -223,6 +228,9 @@ def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor, o
 
     For the device: "video" (t, h, w, c) on a canvas, "window" (k, 4), and numbers of augmentations.
     """
+    if cfg.motion.speeds:
+        picture = _training_clip(motion.picture_config(cfg), contents, key, False)["video"][0]
+        return motion.moving_clips(cfg, picture, sampling.fold_in(key, _MOTION), motion.labels_of(cfg), on_device)
     draws = sampling.uniform(sampling.fold_in(key, _WINDOW), augment.WINDOW_DRAWS)
     windows = decode_windows(
         contents,
@@ -243,6 +251,14 @@ def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor, o
     whole = tf.concat([[0, 0], tf.shape(windows)[1:3]], 0)
     sample = {"video": to_canvas(windows, *canvas), "window": tf.repeat(whole[None], cfg.repeats, 0)}
     return sample | {name: tf.stack([drawn[name] for drawn in numbers]) for name in numbers[0]}
+
+
+def _evaluated_motion(cfg: DataConfig, contents: list[tf.Tensor], label: tf.Tensor, row: tf.Tensor) -> Sample:
+    """The clip of a view, which depends on nothing but its row: "video" (1, t, s, s, 3) uint8. Colors do not change."""
+    plain = dataclasses.replace(cfg, color_jitter=0.0, motion=dataclasses.replace(cfg.motion, gray=0.0))
+    picture = _eval_loader(motion.picture_config(cfg), 1, False, None)(contents, tf.constant(0))["video"][0]
+    key = sampling.fold_in(tf.zeros(2, tf.int64), row)
+    return motion.moving_clips(plain, picture, key, label[None], on_device=False)
 
 
 def _eval_loader(

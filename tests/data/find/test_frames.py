@@ -385,3 +385,13 @@ def test_problems_of_frames_that_show_without_reading(tmp_path: Path) -> None:
     assert [packed.problem(0, frame) for frame in range(4)] == want
     Path(packed.shards[0]).unlink()
     assert packed.problem(0, 0) == "no such file"
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["files", "packed"])
+def test_frames_of_some_videos(packed: bool, tmp_path: Path) -> None:
+    index = write_videos(tmp_path / "frames", [2, 3, 4])
+    index = pack(index, tmp_path / "packed") if packed else index
+    some = index.frames.take(np.array([2, 0, 2]))
+    for row, video in enumerate([2, 0, 2]):
+        assert some.read(row, 1) == index.frames.read(video, 1)
+        assert some.locate(row, 1) == index.frames.locate(video, 1) and some.problem(row, 1) is None

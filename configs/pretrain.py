@@ -1,0 +1,51 @@
+"""Pretraining without labels: a small R(2+3)D learns how a window slides over single pictures (docs/pretraining.md).
+
+    python -m r23d_jax prepare --videos UCF-101 --out data/ucf5 --short-side 128
+    python launch.py --config=configs/pretrain.py --config.data.root=data/ucf5/frames --config.data.lists=LISTS
+
+Then any training of the same network starts from it, with a head of its own:
+
+    python launch.py --config=configs/ucf5_cpu.py --config.init_from=runs/pretrain --config.init_skip="('head',)"
+
+`pretrain.py:synthetic` draws its pictures itself and needs no data. Variants: `pretrain.py:frames,rgb_diff`,
+`pretrain.py:synthetic,rgb_diff` (pictures, input). The recipe is MoSI's (Huang et al. 2021, arXiv:2104.00240), at the
+size of small_cpu.py. Hardware: CPU. Result: not yet measured.
+"""
+
+from configs import small_cpu
+from r23d_jax.config import Config, ConfigError
+
+_SOURCES = {"frames": "frames", "synthetic": "pictures"}
+_INPUTS = ("rgb", "rgb_diff")
+
+
+def get_config(arg: str = "") -> Config:
+    """`arg` is `[frames or synthetic][,input]`."""
+    source, _, given = arg.partition(",")
+    source, given = source or "frames", given or "rgb"
+    if source not in _SOURCES or given not in _INPUTS:
+        known = f"known pictures: {', '.join(_SOURCES)}; inputs: {', '.join(_INPUTS)}"
+        raise ConfigError(f"configs/pretrain.py:{arg}: {known}")
+    cfg = small_cpu.get_config(f"avgpool,{given}")
+    cfg.data.source = _SOURCES[source]
+    if source == "synthetic":
+        cfg.data.root = cfg.data.lists = ""
+    cfg.data.motion.speeds = (2, 4)  # 1 and 2 pixels a frame were not learned in 1,000 steps
+    cfg.data.motion.gray = 0.3
+    cfg.data.motion.colors = "clip" if given == "rgb_diff" else "frame"
+    cfg.data.repeats = 9  # a clip of each class
+    cfg.data.hold_out = 0.2 if source == "frames" else 0.02
+    cfg.data.flip = False
+    cfg.data.frame_stride = 1
+    cfg.data.short_side = 136
+    cfg.data.crop_scales = (1.0, 0.9, 0.8)
+    cfg.data.color_jitter = 0.5
+
+    cfg.optimizer.weight_decay = 1e-4
+    cfg.optimizer.warmup_epochs = 1.0
+    cfg.train.epochs = 100.0
+    cfg.train.global_batch_size = 36  # four pictures
+    cfg.train.label_smoothing = 0.0
+    cfg.train.eval_every = 5.0
+    cfg.eval.num_clips = 1
+    return cfg
