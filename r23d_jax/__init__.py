@@ -4,7 +4,8 @@
     model = r23d_jax.load_model("runs/r23d")
 
 Both are called on (B, T, H, W, C) float32 and return (B, num_classes) float32 logits. A loaded one takes uint8 clips
-too, and `model.predict("video.mp4")` returns probabilities by class name.
+too, and `model.predict("video.mp4")` returns probabilities by class name. `r23d_jax.predict(model, "video.mp4")` also
+says what happens when in a long video.
 """
 
 import importlib
@@ -15,6 +16,7 @@ from r23d_jax.version import __version__  # noqa: F401
 
 if TYPE_CHECKING:
     from r23d_jax.checkpoint.checkpoint import load_checkpoint
+    from r23d_jax.evaluation.answer import predict
     from r23d_jax.evaluation.trained import load_model
     from r23d_jax.models.registry import create_model, list_models
     from r23d_jax.weights.inflate import inflate
@@ -28,6 +30,7 @@ __all__ = [
     "list_models",
     "load_checkpoint",
     "load_model",
+    "predict",
     "read_tensorflow",
     "to_torch",
 ]
@@ -40,6 +43,7 @@ _HOMES = {
     "list_models": "r23d_jax.models.registry",
     "load_checkpoint": "r23d_jax.checkpoint.checkpoint",
     "load_model": "r23d_jax.evaluation.trained",
+    "predict": "r23d_jax.evaluation.answer",
     "read_tensorflow": "r23d_jax.weights.tensorflow_checkpoint",
     "to_torch": "r23d_jax.weights.state_dicts",
 }

@@ -1,21 +1,26 @@
-"""`predict`: classifies video files with a trained network."""
+"""`predict`: classifies videos with a trained network, and says what happens when."""
 
 import argparse
+import contextlib
 import dataclasses
-import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple
 
 from r23d_jax.config import FUSED_SCORES, FusionConfig, UserError
-from r23d_jax.runtime.progress import printable
+from r23d_jax.runtime.progress import Progress
 
 if TYPE_CHECKING:
-    from r23d_jax.evaluation.single import Prediction
+    from r23d_jax.checkpoint.checkpoint import LoadedModel
+    from r23d_jax.evaluation.answer import Answer
+    from r23d_jax.evaluation.single import Predictor
+    from r23d_jax.evaluation.timeline import TimelineOptions
 
 EXIT_OK, EXIT_SKIPPED = 0, 3
+# Options that ask for a timeline
+_OF_TIMELINES = ("every", "smooth", "min_score", "srt")
+_LONG_WORK = 5.0  # seconds after which the progress of a single video is shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir", required=True, help="a run's folder (its best checkpoint is used), or one checkpoint"
     )
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a video file, or a folder of numbered frames")
+    parser.add_argument(
+        "videos",
+        nargs="+",
+        metavar="VIDEO",
+        help="a video file, a folder of numbered frames, a folder of videos with its subfolders, a pattern such as "
+        "'clips/**/*.mp4', or an address with http:// or https://",
+    )
     parser.add_argument("--top", type=int, default=5, help="classes to show (default: 5)")
     parser.add_argument(
         "--clips",
@@ -42,7 +53,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--scores", choices=FUSED_SCORES, default=FusionConfig.scores, help="scores to add")
     parser.add_argument("--batch-size", type=int, default=8, help="clips per call of the network (default: 8)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object per video")
+    group = parser.add_argument_group("timeline")
+    group.add_argument(
+        "--timeline",
+        action=argparse.BooleanOptionalAction,
+        help="say what happens when (default: for videos of more than a minute, and with the options below)",
+    )
+    group.add_argument("--every", type=float, metavar="SECONDS", help="from clip to clip (default: half a clip)")
+    group.add_argument(
+        "--smooth", type=float, metavar="SECONDS", help="time over which scores are averaged (default: two clips)"
+    )
+    group.add_argument(
+        "--min-score", type=float, help="least score of a class, 0 to 1; below is no action (default: 0.5)"
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="print one JSON object per video")
+    group.add_argument("--csv", metavar="FILE", help="write a table instead of printing: a row a video, or a segment")
+    group.add_argument("--srt", metavar="FILE", help="write the timeline as subtitles; for several videos, a folder")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,11 +86,81 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: must be at least {least}")
     if not 0 <= args.weight <= 1:
         raise UserError(f"--weight {args.weight:g}: must be between 0 and 1")
-    from r23d_jax.checkpoint.checkpoint import load_checkpoint
-    from r23d_jax.data.make.video import VideoError
-    from r23d_jax.evaluation.single import Predictor, clips_of, fuse
+    from r23d_jax.commands import predict_output
+    from r23d_jax.evaluation.inputs import expand
+    from r23d_jax.runtime.disk import write_atomically
 
-    loaded = load_checkpoint(Path(args.workdir))
+    timeline = _timeline(args)
+    if args.csv:
+        _check_folder("csv", Path(args.csv))
+    names = expand(args.videos)
+    files = _files(args, names)
+    predictors, class_names = _load(args)
+    table = predict_output.Csv(args.top) if args.csv else None
+    kinds = (args.json, predict_output.Json), (not args.json and not args.csv, predict_output.Text)
+    outputs: list[predict_output.Output] = [kind(args.top) for wanted, kind in kinds if wanted]
+    outputs += [table] if table else []
+    failed, single = 0, len(names) == 1
+    # Lines that appear one by one on a terminal show the progress of several videos.
+    shown = single or bool(args.csv) or not sys.stdout.isatty()
+    with contextlib.ExitStack() as stack:
+        units = {"total": 100, "unit": "%", "after": _LONG_WORK} if single else {"total": len(names), "unit": "videos"}
+        progress = stack.enter_context(Progress(**units, description="predict", shown=shown))
+
+        def scored(share: float) -> None:
+            if single:
+                progress.update(max(int(100 * share) - progress.done, 0))
+
+        for name, answer in _answers(predictors, names, timeline, args, class_names, scored):
+            if single:
+                stack.close()  # a bar makes room for the answer
+            else:
+                progress.update()
+            if isinstance(answer, str):
+                failed += 1
+                for output in outputs:
+                    output.error(name, answer)
+                if args.csv and not args.json:
+                    progress.message(f"{name}  not recognized: {answer.removeprefix(f'{name}: ')}")
+                continue
+            for output in outputs:
+                output.answer(name, answer)
+            for option, path in files[name].items():
+                _WRITERS[option].write(path, name, answer)
+    if table is not None:
+        write_atomically(Path(args.csv), table.text())
+    if failed and len(names) > 1:
+        print(f"{failed:,} of {len(names):,} videos could not be recognized", file=sys.stderr)
+    return EXIT_SKIPPED if failed else EXIT_OK
+
+
+def _timeline(args: argparse.Namespace) -> "Callable[[float], TimelineOptions | None]":
+    """From the duration of a video to how its timeline is made; None: it has none."""
+    from r23d_jax.evaluation.single import only_long
+    from r23d_jax.evaluation.timeline import TimelineOptions
+
+    for name in ("every", "smooth"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"--{name} {value:g}: must be a number of seconds above 0")
+    if args.min_score is not None and not 0 <= args.min_score <= 1:
+        raise UserError(f"--min-score {args.min_score:g}: must be between 0 and 1")
+    given = [name for name in _OF_TIMELINES if getattr(args, name) is not None]
+    if args.timeline is False and given:
+        raise UserError(f"--{given[0].replace('_', '-')}: is of a timeline, and --no-timeline asks for none; drop one")
+    least = TimelineOptions.min_score if args.min_score is None else args.min_score
+    options = TimelineOptions(args.every or 0.0, args.smooth or 0.0, least)
+    if args.timeline is None and not given:
+        return only_long(options)
+    return lambda seconds: options if args.timeline is not False else None
+
+
+def _load(args: argparse.Namespace) -> "tuple[list[Predictor], tuple[str, ...]]":
+    """The predictors of the one or two streams, and the names of their classes."""
+    from r23d_jax.checkpoint.checkpoint import load_checkpoint
+    from r23d_jax.evaluation.single import Predictor, clips_of
+
+    loaded: LoadedModel = load_checkpoint(Path(args.workdir))
     streams = [loaded, *([load_checkpoint(Path(args.second))] if args.second else [])]
     predictors = []
     for stream in streams:
@@ -82,47 +179,82 @@ def run(args: argparse.Namespace) -> int:
             accuracy = stream.metrics.get("val/top1_video")
             known = "" if accuracy is None else f", video top-1 {100 * accuracy:.2f} %"
             print(f"{stream.name}, {len(stream.class_names)} classes, step {stream.step:,}{known}")
-    failed = 0
-    for name in args.videos:
-        try:
-            prediction, *second = (predictor(Path(name)) for predictor in predictors)
-            if second:
-                prediction = fuse(prediction, second[0], args.weight, args.scores)
-        except VideoError as error:
-            failed += 1
-            _print_error(name, str(error), args.json)
+    return predictors, loaded.class_names
+
+
+def _answers(
+    predictors: "list[Predictor]",
+    names: list[str],
+    timeline: "Callable[[float], TimelineOptions | None]",
+    args: argparse.Namespace,
+    class_names: tuple[str, ...],
+    scored: Callable[[float], None],
+) -> "Iterator[tuple[str, Answer | str]]":
+    """Each video with its answer, or with the reason why it cannot be read."""
+    from r23d_jax.data.find.video_names import named_video
+    from r23d_jax.data.make.video import VideoError
+    from r23d_jax.evaluation.answer import Answer
+    from r23d_jax.evaluation.single import fuse
+
+    videos = [named_video(name) for name in names]
+    streams = [predictor.many(videos, timeline, scored=scored) for predictor in predictors]
+    for name, predictions in zip(names, zip(*streams, strict=True), strict=True):
+        error = next((str(found) for found in predictions if isinstance(found, VideoError)), None)
+        if error is not None:
+            yield name, error
             continue
-        order = np.argsort(-prediction.probabilities, kind="stable")[: args.top]
-        ranking = [(loaded.class_names[k], float(prediction.probabilities[k])) for k in order.tolist()]
-        _print_ranking(name, ranking, prediction, args.json)
-    return EXIT_SKIPPED if failed else EXIT_OK
+        first, *second = (found for found in predictions if not isinstance(found, VideoError))
+        if second:
+            first = fuse(first, second[0], args.weight, args.scores)
+        yield name, Answer(class_names, first)
 
 
-def _print_ranking(name: str, ranking: list[tuple[str, float]], prediction: "Prediction", as_json: bool) -> None:
-    frames, clips, seen = prediction.num_frames, prediction.num_clips, prediction.seen
-    if as_json:
-        classes = [{"class": class_name, "probability": probability} for class_name, probability in ranking]
-        row = {"video": name, "frames": frames, "clips": clips, "seen": round(seen, 4), "stride": prediction.stride}
-        row |= {"predictions": classes}
-        row |= {"note": f"not used: {prediction.note}"} if prediction.note else {}
-        row |= {"pace": prediction.pace} if prediction.pace else {}
-        print(json.dumps(row), flush=True)
-        return
-    noun = "clip" if clips == 1 else "clips"
-    print(f"{printable(name)}  ({frames:,} frames, {clips:,} {noun}, {100 * seen:.0f} % of the video seen)")
-    if prediction.note:
-        print(f"  not used: {printable(prediction.note)}")
-    if prediction.pace:
-        print(f"  {prediction.pace}")
-    shown = [(printable(class_name), probability) for class_name, probability in ranking]
-    width = max(len(class_name) for class_name, _ in shown)
-    for class_name, probability in shown:
-        print(f"  {class_name:<{width}}  {100 * probability:6.2f} %")
-    sys.stdout.flush()
+class _Writer(NamedTuple):
+    """Writes a file about a video."""
+
+    suffixes: tuple[str, ...]
+    write: "Callable[[Path, str, Answer], None]"
 
 
-def _print_error(name: str, reason: str, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"video": name, "error": reason}), flush=True)
-    else:
-        print(f"{printable(name)}  not recognized: {printable(reason.removeprefix(f'{name}: '))}", flush=True)
+def _write_subtitles(path: Path, name: str, answer: "Answer") -> None:
+    from r23d_jax.commands.predict_output import subtitles
+    from r23d_jax.runtime.disk import write_atomically
+
+    del name
+    write_atomically(path, subtitles(answer))
+
+
+# Options that name a file to write for each video
+_WRITERS = {"srt": _Writer((".srt",), _write_subtitles)}
+
+
+def _files(args: argparse.Namespace, names: list[str]) -> dict[str, dict[str, Path]]:
+    """The files to write for each video, by option; several videos are written into a folder under their own names.
+
+    Raises:
+      UserError: a folder does not exist, two videos would be written to one file, or a suffix is wrong.
+    """
+    files: dict[str, dict[str, Path]] = {name: {} for name in names}
+    for option, writer in _WRITERS.items():
+        given = getattr(args, option)
+        if given is None:
+            continue
+        taken: dict[Path, str] = {}
+        for name in files:
+            path = Path(given)
+            if path.is_dir():
+                path /= Path(name.partition("?")[0] if "://" in name else name).stem + writer.suffixes[0]
+            elif len(names) > 1:
+                raise UserError(f"--{option} {given}: is no folder, and {len(names)} videos need one; create it first")
+            if path.suffix.lower() not in writer.suffixes:
+                raise UserError(f"--{option} {given}: must end in {' or '.join(writer.suffixes)}")
+            if (other := taken.setdefault(path, name)) != name:
+                raise UserError(f"--{option} {given}: {other} and {name} would both be {path}; give them one by one")
+            files[name][option] = path
+            _check_folder(option, path)
+    return files
+
+
+def _check_folder(option: str, path: Path) -> None:
+    if not path.parent.is_dir():
+        raise UserError(f"--{option} {path}: there is no folder {path.parent}; create it first")

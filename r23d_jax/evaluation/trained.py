@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r23d_jax.checkpoint.checkpoint import LoadedModel, load_checkpoint
+from r23d_jax.data.find.video_names import named_video
 from r23d_jax.models.preprocess import prepare_video
 
 if TYPE_CHECKING:
@@ -39,12 +40,13 @@ class TrainedModel(LoadedModel):
         Raises:
           VideoError: if it cannot be read.
         """
-        shares = self._predictor(Path(video) if isinstance(video, str) else video).probabilities
+        shares = self.predictor(named_video(video) if isinstance(video, str) else video).probabilities
         order = np.argsort(-shares, kind="stable").tolist()
         return {self.class_names[k]: float(shares[k]) for k in order}
 
     @functools.cached_property
-    def _predictor(self) -> "Predictor":
+    def predictor(self) -> "Predictor":
+        """Scores videos; compiled once."""
         from r23d_jax.evaluation import single  # reads videos, which needs more packages than the network
 
         return single.Predictor(self.model, self.preprocessing, single.clips_of(self.config.eval))

@@ -27,6 +27,7 @@ class Progress:
       initial: units already done, e.g. when a run resumes; they do not count towards the rate.
       stream: where to write; standard error by default.
       shown: False counts without writing.
+      after: seconds before anything is written; shorter work is silent.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Progress:
         initial: int = 0,
         stream: TextIO | None = None,
         shown: bool = True,
+        after: float = 0.0,
     ):
         self.total, self.unit, self.description = total, unit, description
         self.done = self._initial = self._printed = initial
@@ -46,10 +48,10 @@ class Progress:
         self._first_update: tuple[float, int] | None = None  # its time, and the units done by then
         self._note = ""
         self._bar = None
-        self._shown = shown
+        self._shown, self._after = shown, after
         if shown and self._stream.isatty():
             place = {"total": total, "initial": initial, "unit": f" {unit}", "desc": description}
-            self._bar = tqdm(**place, file=self._stream, dynamic_ncols=True, smoothing=0.1)
+            self._bar = tqdm(**place, file=self._stream, dynamic_ncols=True, smoothing=0.1, delay=after)
 
     def update(self, count: int = 1, note: str = "") -> None:
         """Adds `count` finished units; `note` is a short text to show beside them, e.g. the loss."""
@@ -100,7 +102,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self.done > self._printed:
+        elif self.done > self._printed and time.monotonic() - self._started >= self._after:
             self._print_line()
 
 

@@ -1,6 +1,7 @@
 """Formats of video files, and the parts of video names."""
 
 import re
+from pathlib import Path
 
 # FFmpeg's readers of videos -> suffixes of their files. No other reader is used: a playlist, for example, could name
 # other files or addresses to read.
@@ -20,8 +21,16 @@ VIDEO_FORMATS: dict[str, tuple[str, ...]] = {
 }
 VIDEO_SUFFIXES = tuple(suffix for suffixes in VIDEO_FORMATS.values() for suffix in suffixes)
 
+ADDRESS = re.compile(r"https?://", re.IGNORECASE)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
 _GROUP = re.compile(r"_(g[0-9]+)_c[0-9]+$", re.IGNORECASE)
 CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")  # not in names: it could clear a terminal, or forge a line of the log
+
+
+def named_video(name: str) -> Path | str:
+    """What a user's name of a video means: a str for an address, a path otherwise."""
+    return name if _SCHEME.match(name) else Path(name)
 
 
 def without_suffix(name: str) -> str:

@@ -24,7 +24,7 @@ from av.video.reformatter import VideoReformatter
 
 from r23d_jax.config import UserError
 from r23d_jax.data.find.picture_header import MAX_PIXELS
-from r23d_jax.data.find.video_names import VIDEO_FORMATS
+from r23d_jax.data.find.video_names import ADDRESS, VIDEO_FORMATS
 
 _CLOCK = re.compile(r"([0-9]+):([0-9]+):([0-9]+(?:[.][0-9]+)?)$")  # 00:00:04.000000000
 # Least share of packets that must be decoded, and of the claimed duration; intact files lack a few frames at most
@@ -32,6 +32,10 @@ _LEAST = 0.5
 
 # A video with metadata that is not UTF-8 is read all the same. PyAV 19 and later need no option for it.
 _METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+
+# An address may lead to other servers, but not to a file of this machine.
+_PROTOCOLS = "http,https,httpproxy,tcp,tls"
+_PATIENCE = 30.0  # seconds without an answer of a server
 
 # Options of the decoder, which would otherwise allocate a frame before its size can be checked: both when a file is
 # opened, to learn about its streams, and when it is decoded.
@@ -43,12 +47,16 @@ class VideoError(UserError):
 
 
 def iter_frames(
-    path: Path, short_side: int = 0, channels: Literal["rgb", "bgr"] = "rgb", num_threads: int = 1, rate: float = 0.0
+    path: Path | str,
+    short_side: int = 0,
+    channels: Literal["rgb", "bgr"] = "rgb",
+    num_threads: int = 1,
+    rate: float = 0.0,
 ) -> Iterator[np.ndarray]:
     """Decodes a video frame by frame.
 
     Args:
-      path: a file in one of `VIDEO_FORMATS`.
+      path: a file in one of `VIDEO_FORMATS`, or its address, a str with http:// or https://.
       short_side: length in pixels to which the shorter side is reduced, by area averaging, with the other side in
         proportion; 0, or a number above the video's own, keeps the size.
       channels: order of the color channels; OpenCV writes "bgr".
@@ -62,7 +70,7 @@ def iter_frames(
       VideoError: the file is missing or damaged, has no video stream or no frame, or changes its size midway. The error
         may come after the first frames.
     """
-    frames = _timed_frames(path, short_side, channels, num_threads)
+    frames = timed_frames(path, short_side, channels, num_threads)
     return at_rate(frames, rate) if rate else (frame for _, frame in frames)
 
 
@@ -86,8 +94,10 @@ def at_rate(frames: Iterable[tuple[float, np.ndarray]], rate: float) -> Iterator
         number += 1
 
 
-def video_rate(path: Path) -> float:
+def video_rate(path: Path | str) -> float:
     """The frames per second of a video: that of its header if the frames' times agree, their average otherwise.
+
+    An address is not read to its end for this: its header is trusted.
 
     Returns:
       0.0 if it is not known: a bare stream has no times, and one frame has no rate.
@@ -96,11 +106,13 @@ def video_rate(path: Path) -> float:
       VideoError: the file is missing, or no video.
     """
     times = []
-    with _open(path) as container:
-        stream = _video_stream(path, container)
+    with open_video(path) as container:
+        stream = video_stream(path, container)
         if not VIDEO_FORMATS.get(container.format.name.partition(",")[0]):
             return 0.0
         claimed = float(stream.average_rate or 0)
+        if isinstance(path, str):
+            return claimed
         with contextlib.suppress(av.error.FFmpegError):  # damage is reported when the frames are decoded
             for packet in container.demux(stream):
                 time = packet.dts if packet.pts is None else packet.pts
@@ -112,18 +124,30 @@ def video_rate(path: Path) -> float:
     return claimed if abs(claimed * seconds - (len(times) - 1)) < 1 else (len(times) - 1) / seconds
 
 
+def claimed_seconds(path: Path | str) -> float:
+    """The duration of a video according to its header; 0 if it does not state one.
+
+    Raises:
+      VideoError: the file is missing, or no video.
+    """
+    with open_video(path) as container:
+        return _claimed_seconds(container, video_stream(path, container))
+
+
 def rate_at_most(path: Path, most: float) -> float:
     """The frames per second at which a video is read if it may have `most`, 0 for any number: its own, or `most`."""
     own = video_rate(path)
     return min(own, most) if most else own
 
 
-def _timed_frames(path: Path, short_side: int, channels: str, num_threads: int) -> Iterator[tuple[float, np.ndarray]]:
+def timed_frames(
+    path: Path | str, short_side: int = 0, channels: str = "rgb", num_threads: int = 1
+) -> Iterator[tuple[float, np.ndarray]]:
     """The frames that `iter_frames` describes, each with its time in seconds, which never falls."""
     size, orient, count, num_packets, end, time_shown = None, None, 0, 0, 0.0, -math.inf
     converter = VideoReformatter()
-    with _open(path) as container:
-        stream = _video_stream(path, container)
+    with open_video(path) as container:
+        stream = video_stream(path, container)
         claimed = _claimed_seconds(container, stream)
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = num_threads
@@ -173,7 +197,22 @@ def resize_short_side(image: np.ndarray, short_side: int) -> np.ndarray:
     return cv2.resize(image, new, interpolation=cv2.INTER_AREA)
 
 
-def _open(path: Path) -> Any:
+def open_video(path: Path | str) -> Any:
+    """Opens a file, or an address that is a str, as a PyAV container in one of `VIDEO_FORMATS`; raises VideoError."""
+    options = {"format_whitelist": ",".join(VIDEO_FORMATS), **_LIMITS}
+    try:
+        if isinstance(path, str):
+            if not ADDRESS.match(path):
+                raise VideoError(f"{path}: only addresses with http:// or https:// are read")
+            return av.open(path, options=options | {"protocol_whitelist": _PROTOCOLS}, timeout=_PATIENCE, **_METADATA)
+        _check_file(path)
+        # Absolute, so that no name can be taken for a protocol such as `concat:`.
+        return av.open(os.path.abspath(path), options=options, **_METADATA)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"{path}: not a readable video ({_reason(error)})") from error
+
+
+def _check_file(path: Path) -> None:
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
@@ -184,15 +223,10 @@ def _open(path: Path) -> Any:
         raise VideoError(f"{path}: is no file, but a pipe or a device")
     if status.st_size == 0:
         raise VideoError(f"{path}: is empty (0 bytes)")
-    try:
-        # Absolute, so that no name can be taken for a protocol such as `concat:`.
-        options = {"format_whitelist": ",".join(VIDEO_FORMATS), **_LIMITS}
-        return av.open(os.path.abspath(path), options=options, **_METADATA)
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{path}: not a readable video ({_reason(error)})") from error
 
 
-def _video_stream(path: Path, container: Any) -> Any:
+def video_stream(path: Path | str, container: Any) -> Any:
+    """The stream that a player shows; raises VideoError."""
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         raise VideoError(f"{path}: has no video stream")
@@ -220,7 +254,7 @@ def _claimed_seconds(container: Any, stream: Any) -> float:
     return (container.duration or 0) / av.time_base if len(container.streams) == 1 else 0.0
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
+def _check_size(path: Path | str, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise VideoError(f"{path}: claims frames of {width}x{height} pixels; at most {MAX_PIXELS} pixels are decoded")
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from r23d_jax.__main__ import main
-from r23d_jax.commands import predict
+from r23d_jax.commands.predict_output import Text
 from r23d_jax.config import Config, UserError
 from r23d_jax.evaluation import fusion, report
+from r23d_jax.evaluation.answer import Answer
 from r23d_jax.evaluation.result import EvalResult, Protocol, save_evaluation
 from r23d_jax.evaluation.single import Prediction
 from r23d_jax.runtime.progress import PrintableStream, Progress, printable
@@ -65,8 +66,8 @@ def test_launch_prints_no_commands(tmp_path: Path) -> None:
 
 
 def test_class_names_of_a_foreign_network_are_printed_as_text(capsys: pytest.CaptureFixture[str]) -> None:
-    seen = Prediction(np.ones(2) / 2, np.ones(2), num_frames=1, num_clips=1, seen=1.0, stride=1)
-    predict._print_ranking("a\nb", [("Di\x1b[2Jving\nRowing", 0.9), ("x", 0.1)], seen, False)
+    seen = Prediction(np.array([0.9, 0.1]), np.ones(2), num_frames=1, num_clips=1, seen=1.0, stride=1)
+    Text(top=5).answer("a\nb", Answer(("Di\x1b[2Jving\nRowing", "x"), seen))
     assert capsys.readouterr().out.splitlines() == [
         r"a\nb  (1 frames, 1 clip, 100 % of the video seen)",
         "  Di\\x1b[2Jving\\nRowing   90.00 %",

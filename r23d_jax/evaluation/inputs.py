@@ -1,0 +1,51 @@
+"""The videos that a user's arguments mean: files, folders, patterns and addresses."""
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+
+from r23d_jax.data.find.frame_folder import FRAME, IMAGE_SUFFIXES
+from r23d_jax.data.find.video_names import VIDEO_SUFFIXES
+
+
+def expand(names: Sequence[str]) -> list[str]:
+    """The names of all videos, in order.
+
+    A folder that holds numbered pictures and no video file is one video. Any other folder stands for the videos in it
+    and in its subfolders, in the order of their names; hidden ones are left out. A name that does not exist and has
+    `*`, `?` or `[` is a pattern, in which `**` stands for any folders. What stands for nothing is kept, so that its
+    reader can say why.
+    """
+    found: list[str] = []
+    for name in names:
+        matches = [name]
+        if not os.path.lexists(name) and glob.has_magic(name) and "://" not in name:
+            matches = _once(glob.glob(name, recursive=True)) or matches
+        for match in matches:
+            found += list(_inside(match)) or [match] if os.path.isdir(match) else [match]
+    return found
+
+
+def _once(paths: list[str]) -> list[str]:
+    """The paths in order, without those that lead to another's folder through a link."""
+    places = {(os.path.realpath(os.path.dirname(path)), os.path.basename(path)): path for path in sorted(paths)[::-1]}
+    return list(places.values())[::-1]
+
+
+def _inside(root: str) -> Iterator[str]:
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a loop of links
+            folders.clear()
+            continue
+        seen.add(real)
+        shown = sorted(name for name in files if not name.startswith("."))
+        videos = [os.path.join(folder, name) for name in shown if name.lower().endswith(VIDEO_SUFFIXES)]
+        pictures = [name for name in shown if name.lower().endswith(IMAGE_SUFFIXES)]
+        if not videos and any(FRAME.fullmatch(name) for name in pictures):
+            yield folder
+            folders.clear()
+            continue
+        yield from videos
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
