@@ -48,6 +48,8 @@ def make_table(model: VideoNetwork, layout: Layout) -> Table:
     """
     _, tree, batch_stats = split_model(model)
     only_classifier = set(tree.get("head", {})) == {"classifier"}
+    if layout.conv_classifier and not only_classifier:  # other heads keep our shapes, as they keep our names
+        layout = dataclasses.replace(layout, conv_classifier=False)
     params = flatten(tree)
     norm_leaves = dict(layout.norm_leaves)
     entries, gammas, counters = [], [], []

@@ -85,10 +85,11 @@ def test_every_residual_family(name: str) -> None:
     assert_close(*both(trained(name, **NARROW), AVERAGE, clip(2, 4, 32, 32, 3)))
 
 
-@pytest.mark.parametrize("name", ["i3d_gamma", "s3d_g"])
-def test_inceptions(name: str) -> None:
+@pytest.mark.parametrize(("name", "head"), [("i3d_gamma", AVERAGE), ("s3d_g", AVERAGE), ("i3d", VIT)])
+def test_inceptions(name: str, head: HeadConfig) -> None:
     """The last feature map has three steps, more than a window of the average pool, and fewer places."""
-    assert_close(*both(trained(name, num_frames=24), AVERAGE, clip(1, 24, 64, 64, 3)))
+    model = trained(name, head=head, num_frames=24, crop_size=64)
+    assert_close(*both(model, head, clip(1, 24, 64, 64, 3)))
 
 
 @pytest.mark.parametrize("head", [VIT, POOL, HeadConfig(kind="none")], ids=lambda head: head.kind)
