@@ -96,7 +96,7 @@ class ViTHead(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, T, H, W) -> (B, num_classes)."""
-        tokens = torch.cat([self.cls.expand(len(x), -1, -1), self.tokenizer(x)], dim=1)
+        tokens = torch.cat([self.cls.expand(x.shape[0], -1, -1), self.tokenizer(x)], dim=1)
         return self.classifier(self.dropout(self.norm(self.blocks(tokens)[:, 0])))
 
 
@@ -116,7 +116,7 @@ class AttentionPoolHead(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, T, H, W) -> (B, num_classes)."""
         tokens = self.token_norm(self.tokenizer(x))
-        y = self.attention(self.query.expand(len(x), -1, -1), tokens)
+        y = self.attention(self.query.expand(x.shape[0], -1, -1), tokens)
         y = y + self.linear2(functional.gelu(self.linear1(self.norm(y))))
         return self.classifier(self.dropout(y[:, 0]))
 
