@@ -1,4 +1,4 @@
-"""python -m r23d_jax export --workdir DIR --to FILE: writes a trained network for PyTorch, StableHLO or TensorFlow."""
+"""python -m r23d_jax export --workdir DIR --to FILE: writes a trained network for other programs."""
 
 import argparse
 import dataclasses
@@ -8,7 +8,7 @@ from typing import Any
 from r23d_jax.config import ModelConfig, Preprocessing, UserError
 
 STATE_DICTS = (".safetensors", ".pth", ".pt")
-PORTABLE = (".stablehlo", ".savedmodel")
+PORTABLE = (".stablehlo", ".savedmodel", ".tflite", ".onnx")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,7 @@ def target_kind(to: Path) -> str:
 
 
 def check_target(to: Path, definition: bool = False, names: str | None = None) -> None:
-    """Raises UserError, before any work, for an unknown suffix, a missing folder, or a missing torch or TensorFlow."""
+    """Raises UserError, before any work, for an unknown suffix, a missing folder, or a missing package."""
     if definition and (to.suffix not in (".pth", ".pt") or names):
         raise UserError("--definition: needs a .pth in --to, and no --names, because the definition has its own")
     if target_kind(to) not in (*STATE_DICTS, *PORTABLE):
@@ -60,10 +60,10 @@ def check_target(to: Path, definition: bool = False, names: str | None = None) -
         from r23d_jax.weights.files import import_torch
 
         import_torch(to)
-    if target_kind(to) == ".savedmodel":
-        from r23d_jax.weights.portable import import_tensorflow
+    if target_kind(to) in (".savedmodel", ".tflite", ".onnx"):
+        from r23d_jax.weights import portable
 
-        import_tensorflow(to)
+        (portable.import_onnx if target_kind(to) == ".onnx" else portable.import_tensorflow)(to)
 
 
 def write(
@@ -96,9 +96,15 @@ def write(
     if kind in PORTABLE:
         from r23d_jax.weights import portable
 
-        error = (portable.write_stablehlo if kind == ".stablehlo" else portable.write_savedmodel)(
-            to, model, preprocessing, meta
-        )
+        if kind == ".onnx":
+            error = portable.write_onnx(to, model, cfg.head, preprocessing, meta)
+        else:
+            writers = {
+                ".stablehlo": portable.write_stablehlo,
+                ".savedmodel": portable.write_savedmodel,
+                ".tflite": portable.write_tflite,
+            }
+            error = writers[kind](to, model, preprocessing, meta)
         size = preprocessing.crop_size
         shape = f"(B, {preprocessing.read_frames}, {size}, {size}, {len(preprocessing.mean)}) uint8"
         what = f"(B, {len(class_names)}) float32 logits" if class_names else "the last feature map, float32"

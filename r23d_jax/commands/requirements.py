@@ -8,7 +8,16 @@ from importlib import metadata
 from r23d_jax.runtime import program
 
 # Packages that only some commands need
-OPTIONAL = ("tensorflow", "tensorflow_datasets", "tensorboardX", "matplotlib", "torch", "apache_beam")
+OPTIONAL = (
+    "tensorflow",
+    "tensorflow_datasets",
+    "tensorboardX",
+    "matplotlib",
+    "torch",
+    "apache_beam",
+    "onnxruntime",
+    "onnxscript",
+)
 BASE = ("jax", "flax", "optax", "orbax.checkpoint", "ml_collections", "jaxtyping", "numpy", "safetensors")
 BASE += ("flatbuffers", "tqdm")
 VIDEO = ("av", "cv2")
@@ -26,7 +35,8 @@ NEEDS = {
     "convert a TensorFlow checkpoint": ("tensorflow",),
     "convert a .pth or .pt file": ("torch",),
     "export": (),
-    "export to .savedmodel": ("tensorflow",),
+    "export to .savedmodel or .tflite": ("tensorflow",),
+    "export to .onnx": ("torch", "onnxruntime", "onnxscript"),
     "export to .pth or .pt": ("torch",),
 }
 # Names for pip that differ from the name to import

@@ -1,6 +1,6 @@
-"""A trained network as a file that runs without this code: StableHLO, a TensorFlow SavedModel, or PyTorch.
+"""A trained network as a file that runs without this code: StableHLO, a SavedModel, LiteRT (.tflite), ONNX or PyTorch.
 
-The first two take the bytes of clips, (B, T, H, W, C) uint8 for any B, and give (B, num_classes) float32 logits;
+All but the last take the bytes of clips, (B, T, H, W, C) uint8 for any B, and give (B, num_classes) float32 logits;
 normalization is inside. T is `Preprocessing.read_frames`.
 """
 
@@ -10,6 +10,7 @@ import io
 import json
 import runpy
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,19 +61,92 @@ def write_stablehlo(path: Path, model: VideoNetwork, pre: Preprocessing, meta: M
     Raises:
       ExportError: if the file computes something else; nothing is kept then.
     """
-    apply = _function(model, pre)
-    data = _exported(apply, model, pre).serialize()
+    data = _exported(_function(model, pre), model, pre).serialize()
+    return _write_file(path, data, model, pre, meta, lambda data: jax.export.deserialize(bytearray(data)).call)
+
+
+def write_tflite(path: Path, model: VideoNetwork, pre: Preprocessing, meta: Mapping[str, Any]) -> float:
+    """Writes a LiteRT (TensorFlow Lite) file of built-in operators, for one clip; otherwise as `write_stablehlo`.
+
+    Its signature takes `video` (1, T, H, W, C) uint8 and returns `logits`.
+
+    Raises:
+      ExportError: if TensorFlow is missing or cannot convert the network.
+    """
+    tf, xla = import_tensorflow(path)
+    module, signatures = _tf_module(tf, xla, _exported(_function(model, pre), model, pre, batch=1))
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [signatures.get_concrete_function()], trackable_obj=module
+    )
     try:
-        with disk.replacing(path) as partial:
-            partial.write_bytes(data)
-            again = jax.export.deserialize(bytearray(partial.read_bytes()))
-            error = _compare(path, model, pre, apply, again.call)
-        disk.write_atomically(path.with_name(f"{path.name}.json"), json.dumps(dict(meta), indent=2) + "\n")
-    except OSError as error:
-        if isinstance(error, disk.WriteError):
-            raise
-        raise ExportError(f"{path}: cannot be written ({error})") from error
-    return error
+        with contextlib.redirect_stderr(io.StringIO()):  # TensorFlow narrates
+            data = converter.convert()
+    except Exception as error:  # of types that TensorFlow keeps private
+        raise ExportError(
+            f"{path}: TensorFlow {tf.__version__} cannot convert this network "
+            f"({str(error).splitlines()[0][-200:]}); write .onnx or .stablehlo"
+        ) from None
+
+    def load(data: bytes) -> Callable[[np.ndarray], np.ndarray]:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated")
+            network = tf.lite.Interpreter(model_content=data)
+        run = network.get_signature_runner()
+        return lambda video: np.concatenate([run(video=clip[None])["logits"] for clip in video])
+
+    return _write_file(path, data, model, pre, meta, load)
+
+
+def write_onnx(path: Path, model: VideoNetwork, head: HeadConfig, pre: Preprocessing, meta: Mapping[str, Any]) -> float:
+    """Writes ONNX by way of the torch definition and runs it with onnxruntime; otherwise as `write_stablehlo`.
+
+    Its input is called `video`, its output `logits`.
+
+    Args:
+      path: of the file; `<path>.json` gets `meta`.
+      model: the network.
+      head: that built its head.
+      pre, meta: as in `write_stablehlo`.
+
+    Raises:
+      ExportError: if a package is missing, or the network has no torch definition.
+    """
+    torch, runtime = import_onnx(path)
+    from r23d_jax.weights import torch_definition  # imports torch
+
+    network = torch_definition.build(describe(model, head, len(meta["class_names"])))
+    state = to_arrays(model, definition_source(model))
+    network.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in state.items()})
+    network.preprocessing = dataclasses.asdict(pre)
+
+    class FromClips(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, video: Any) -> Any:
+            values = self.network(self.network.prepare(video))
+            return values if values.ndim == 2 else values.movedim(1, -1)
+
+    clips = torch.zeros((2, *_clip_shape(pre)), dtype=torch.uint8)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # torch narrates and warns of itself
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            FromClips().eval(),
+            (clips,),
+            input_names=["video"],
+            output_names=["logits"],
+            dynamic_shapes={"video": {0: torch.export.Dim("batch")}},
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None  # as it is without a file to write
+
+    def load(data: bytes) -> Callable[[np.ndarray], np.ndarray]:
+        session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        return lambda video: session.run(["logits"], {"video": video})[0]
+
+    return _write_file(path, program.model_proto.SerializeToString(), model, pre, meta, load)
 
 
 def write_savedmodel(path: Path, model: VideoNetwork, pre: Preprocessing, meta: Mapping[str, Any]) -> float:
@@ -86,28 +160,10 @@ def write_savedmodel(path: Path, model: VideoNetwork, pre: Preprocessing, meta: 
     """
     tf, xla = import_tensorflow(path)
     apply = _function(model, pre)
-    exported = _exported(apply, model, pre)
-    portable = _older(exported.mlir_module_serialized)
-    shape = [size if isinstance(size, int) else None for size in exported.out_avals[0].shape]
-
-    def call(video: Any) -> Any:
-        (logits,) = xla.call_module(
-            [video],
-            version=exported.calling_convention_version,
-            module=portable,
-            Tout=[tf.float32],
-            Sout=[shape],
-            platforms=[platform.upper() for platform in exported.platforms],
-        )
-        return logits
-
-    clips = tf.TensorSpec((None, *_clip_shape(pre)), tf.uint8, name="video")
-    module = tf.Module()
-    module.__call__ = tf.function(call, input_signature=[clips], autograph=False)
-    serve = tf.function(lambda video: {"logits": call(video)}, input_signature=[clips], autograph=False)
+    module, signatures = _tf_module(tf, xla, _exported(apply, model, pre))
     with disk.replacing(path) as partial:
         with contextlib.redirect_stderr(io.StringIO()):  # TensorFlow narrates where it writes
-            tf.saved_model.save(module, str(partial), signatures=serve)
+            tf.saved_model.save(module, str(partial), signatures)
         again = tf.saved_model.load(str(partial))
 
         def run(video: np.ndarray) -> np.ndarray:
@@ -208,10 +264,75 @@ def import_tensorflow(path: Path) -> tuple[Any, Any]:
         import tensorflow as tf
         from tensorflow.compiler.tf2xla.python import xla
     except ImportError as error:
+        what = "LiteRT file" if path.suffix == ".tflite" else "SavedModel"
         raise ExportError(
-            f"{path}: writing a SavedModel needs tensorflow ({error}): pip install tensorflow-cpu; .stablehlo does not"
+            f"{path}: writing a {what} needs tensorflow ({error}): pip install tensorflow-cpu; .stablehlo does not"
         ) from None
     return tf, xla
+
+
+def import_onnx(path: Path) -> tuple[Any, Any]:
+    """torch, and onnxruntime.
+
+    Raises:
+      ExportError: if one of them, or onnxscript, is missing.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  # torch.onnx uses it
+        import torch
+    except ImportError as error:
+        raise ExportError(
+            f"{path}: writing ONNX needs torch, onnxscript and onnxruntime ({error}): "
+            "pip install torch onnxscript onnxruntime; .stablehlo does not"
+        ) from None
+    return torch, onnxruntime
+
+
+def _write_file(
+    path: Path,
+    data: bytes,
+    model: VideoNetwork,
+    pre: Preprocessing,
+    meta: Mapping[str, Any],
+    load: Callable[[bytes], Callable],
+) -> float:
+    """Writes one file and its JSON, once what `load` makes of the bytes on disk gives the network's logits."""
+    try:
+        with disk.replacing(path) as partial:
+            partial.write_bytes(data)
+            error = _compare(path, model, pre, _function(model, pre), load(partial.read_bytes()))
+        disk.write_atomically(path.with_name(f"{path.name}.json"), json.dumps(dict(meta), indent=2) + "\n")
+    except OSError as error:
+        if isinstance(error, disk.WriteError):
+            raise
+        raise ExportError(f"{path}: cannot be written ({error})") from error
+    return error
+
+
+def _tf_module(tf: Any, xla: Any, exported: jax.export.Exported) -> tuple[Any, Any]:
+    """A TensorFlow module that is called on clips, and its signature from `video` to `logits`."""
+    portable = _older(exported.mlir_module_serialized)
+    entering, leaving = (
+        [size if isinstance(size, int) else None for size in avals[0].shape]
+        for avals in (exported.in_avals, exported.out_avals)
+    )
+
+    def call(video: Any) -> Any:
+        (logits,) = xla.call_module(
+            [video],
+            version=exported.calling_convention_version,
+            module=portable,
+            Tout=[tf.float32],
+            Sout=[leaving],
+            platforms=[platform.upper() for platform in exported.platforms],
+        )
+        return logits
+
+    clips = tf.TensorSpec(entering, tf.uint8, name="video")
+    module = tf.Module()
+    module.__call__ = tf.function(call, input_signature=[clips], autograph=False)
+    return module, tf.function(lambda video: {"logits": call(video)}, input_signature=[clips], autograph=False)
 
 
 def _older(module: bytes) -> bytes:
@@ -235,10 +356,12 @@ def _function(model: VideoNetwork, pre: Preprocessing) -> Callable[[jax.Array], 
     return lambda video: network.apply_eval(params, batch_stats, prepare_video(video, pre))
 
 
-def _exported(apply: Callable, model: VideoNetwork, pre: Preprocessing) -> jax.export.Exported:
-    """The program for all platforms and any batch."""
-    (batch,) = jax.export.symbolic_shape("b")
-    clips = jax.ShapeDtypeStruct((batch, *_clip_shape(pre)), np.uint8)
+def _exported(
+    apply: Callable, model: VideoNetwork, pre: Preprocessing, batch: int | None = None
+) -> jax.export.Exported:
+    """The program for all platforms, and for any batch if none is given."""
+    size = batch or jax.export.symbolic_shape("b")[0]
+    clips = jax.ShapeDtypeStruct((size, *_clip_shape(pre)), np.uint8)
     with use_formulation("direct"):  # the formulation for CPUs would be traced into the file for all platforms
         return jax.export.export(jax.jit(apply), platforms=PLATFORMS)(clips)
 

@@ -130,7 +130,7 @@ class ViTHead(TokenHead):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
-        tokens = torch.cat([self.cls.expand(len(x), -1, -1), self.tokenizer(x)], dim=1)
+        tokens = torch.cat([self.cls.expand(x.shape[0], -1, -1), self.tokenizer(x)], dim=1)
         return self.norm(self.blocks(self.drop(tokens))[:, 0])
 
 
@@ -148,7 +148,7 @@ class AttentionPoolHead(TokenHead):
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         tokens = self.token_norm(self.drop(self.tokenizer(x)))
-        y = self.attention(self.query.expand(len(x), -1, -1), tokens)
+        y = self.attention(self.query.expand(x.shape[0], -1, -1), tokens)
         return (y + self.linear2(functional.gelu(self.linear1(self.norm(y)))))[:, 0]
 
 

@@ -91,7 +91,7 @@ def test_a_file_that_says_what_it_is_needs_no_name(workdir: Path, tmp_path: Path
 
 def test_wrong_places(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for to, message in (
-        (tmp_path / "a.onnx", "must end in .safetensors"),
+        (tmp_path / "a.caffe", "must end in .safetensors"),
         (tmp_path / "no/a.pth", "there is no folder"),
     ):
         assert main(["export", "--workdir", str(workdir), "--to", str(to)]) == 2

@@ -71,27 +71,57 @@ def test_savedmodel(model, tmp_path: Path) -> None:
         np.testing.assert_allclose(logits, want, atol=1e-4 * np.abs(want).max())
 
 
-def test_a_savedmodel_without_tensorflow_is_refused_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_tflite(model, tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow")
+    path = tmp_path / "model.tflite"
+    assert portable.write_tflite(path, model, PRE, {"class_names": ["a"]}) < 1e-4
+    assert json.loads((tmp_path / "model.tflite.json").read_text()) == {"class_names": ["a"]}
+    with pytest.warns(UserWarning, match="tf.lite.Interpreter is deprecated"):
+        again = tf.lite.Interpreter(model_path=str(path)).get_signature_runner()
+    want = expected(model, 1)
+    np.testing.assert_allclose(again(video=video(1))["logits"], want, atol=1e-4 * np.abs(want).max())
+
+
+def test_what_tflite_has_no_operator_for(tmp_path: Path) -> None:
+    """Its convolutions over space and time have no groups."""
+    pytest.importorskip("tensorflow")
+    csn = trained("ip_csn_50", widths=CFG.model.widths, num_frames=4, crop_size=16)
+    with pytest.raises(portable.ExportError, match=r"a\.tflite: TensorFlow .* cannot convert .*; write \.onnx"):
+        portable.write_tflite(tmp_path / "a.tflite", csn, PRE, {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "absent", "message"),
+    [
+        ("a.savedmodel", "tensorflow", "a SavedModel needs tensorflow .*: pip install tensorflow-cpu"),
+        ("a.tflite", "tensorflow", "a LiteRT file needs tensorflow .*: pip install tensorflow-cpu"),
+        ("a.onnx", "onnxscript", "ONNX needs torch, onnxscript and onnxruntime .*: pip install torch onnxscript"),
+    ],
+)
+def test_a_missing_package_is_named_before_any_work(
+    name: str, absent: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(
-        portable.ExportError, match=r"a\.savedmodel: writing a SavedModel needs tensorflow.*pip install"
-    ):
-        export.check_target(tmp_path / "a.savedmodel")
+    monkeypatch.setitem(sys.modules, absent, None)
+    if absent == "onnxscript":
+        monkeypatch.setitem(sys.modules, "onnxruntime", sys)
+    with pytest.raises(portable.ExportError, match=f"{re.escape(name)}: writing {message}"):
+        export.check_target(tmp_path / name)
 
 
-@pytest.mark.parametrize("suffix", ["stablehlo", "savedmodel"])
+@pytest.mark.parametrize("suffix", ["stablehlo", "savedmodel", "tflite"])
+@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 def test_the_example_of_the_documentation(suffix: str, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The block of docs/converting.md that reads such a file, run as it stands."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/converting.md").read_text(), re.DOTALL)
     (code,) = [block for block in blocks if f"r23d.{suffix}" in block]
     monkeypatch.chdir(tmp_path)
-    write = {"stablehlo": portable.write_stablehlo, "savedmodel": portable.write_savedmodel}[suffix]
+    write = getattr(portable, f"write_{suffix}")
     write(Path(f"r23d.{suffix}"), model, PRE, {"class_names": list("abcdefg")})
-    names = {"clips": video(3)}
+    count = 1 if suffix == "tflite" else 3
+    names = {"clips": video(count)}
     exec(code, names)
-    want = expected(model, 3)
+    want = expected(model, count)
     np.testing.assert_allclose(names["logits"], want, atol=1e-4 * np.abs(want).max())
     assert names["classes"] == ["abcdefg"[k] for k in want.argmax(axis=1)]
 
