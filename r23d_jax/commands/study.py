@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="show the grid, its progress, and the cost of the rest")
     parser.add_argument("--shard", default="", metavar="i/n", help="run the i-th of n parts, e.g. one per machine")
     parser.add_argument("--only", default="", metavar="TEXT", help="run only trainings whose name contains TEXT")
-    override = "set a field of the base config, e.g. data.root=FRAMES; an axis may override it again"
+    override = "set a field of the base config, e.g. data.root=FRAMES, which an axis may override again; or a file"
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=override)
     parser.add_argument("--cell", help=argparse.SUPPRESS)  # starts the process of one training
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         done, failed = run_cells(chosen, workdir)
     finally:
-        page = write_results(study, grid, workdir)
+        page = write_results(study, grid, workdir, print)
     print(f"{done} of {len(chosen)} trainings are done" + (f", {failed} failed" if failed else "") + f": {page}")
     return 3 if failed else 0
 
@@ -75,10 +75,14 @@ def show_grid(grid: list, workdir: Path) -> None:
         clips = hours = "?"
         if cost.pmacs is not None:
             clips, hours = f"{cost.clips:,}", f"{1e15 * cost.pmacs / rate / 3600:,.2f}"
-        if status != "done":
+        if cell.needs and status == "waiting":
+            status = "missing"
+        elif status != "done":
             left, unknown = left + (cost.pmacs or 0), unknown + (cost.pmacs is None)
         row = f"{cost.parameters:>12,} {cost.gmacs:>11.3f} {clips:>12} {hours:>9}"
         print(f"{cell.name:{width}}  {status:8} {row}  {took}".rstrip())
+    for text in dict.fromkeys(cell.needs for cell in grid if cell.needs):
+        print(f"missing: {text}")
     print(f"{len(grid)} trainings; left: {left:,.4g} PMACs (10^15 multiply-adds, forward and backward)")
     if unknown:
         print(f"{unknown} of them have neither dataset nor lists on disk yet, so their length is unknown")

@@ -8,13 +8,14 @@ from r23d_jax.config import DataConfig, ModelConfig, UserError, from_json, to_js
 from r23d_jax.study.grid import Cell
 
 # Multiply-adds per second, half the measured operations (docs/performance.md, docs/results.md), for a first estimate
-GPU_RATE = 70e12  # one H200 in bfloat16, r2plus1d_18; r2plus3d_18 has 55, r3d_18 125
+GPU_RATE = 70e12  # one H200 in bfloat16, r2plus1d_18
+GPU_RATES = {"r2plus1d": GPU_RATE, "r2plus3d": 55e12, "r3d": 125e12}  # measured; other families are taken as GPU_RATE
 CORE_RATE = 7e9  # one CPU core in float32, small networks, with loading and evaluation
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The cost of one training.
+    """The cost of one training, or of the sum of two, which are trained already.
 
     Attributes:
       parameters: number of parameters of the network.
@@ -34,11 +35,20 @@ class Cost:
 
 def cost_of(cell: Cell) -> Cost:
     """Parameters and multiply-adds by shape, and the number of clips if the dataset or its lists exist."""
+    if cell.streams:
+        costs = [cost_of(stream) for stream in cell.streams]
+        return Cost(sum(cost.parameters for cost in costs), sum(cost.gmacs for cost in costs), 0)
     cfg = cell.config
     parameters, macs = _count(to_json(cfg.model), cfg.data.num_frames, cfg.data.crop_size)
     videos = _videos_at(to_json(cfg.data))
     clips = None if videos is None else round(videos * cfg.train.epochs * cfg.data.repeats)
     return Cost(parameters, macs / 1e9, clips)
+
+
+def gpu_hours(cell: Cell) -> float | None:
+    """Estimated hours of one training on one GPU, at the speed of `GPU_RATES`; None while the clips are not known."""
+    pmacs = cost_of(cell).pmacs
+    return None if pmacs is None else 1e15 * pmacs / GPU_RATES.get(cell.config.model.family, GPU_RATE) / 3600
 
 
 @functools.cache

@@ -5,14 +5,33 @@ import copy
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from r23d_jax.config import Config, ConfigError, UserError, check_override, validate
+from r23d_jax.config import Config, ConfigError, UserError, check_override, look_up, validate
 from r23d_jax.config.files import call_file
 
 # A value of an axis: new values of config fields, which are named as on the command line without "config.".
 Overrides = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A file or folder that rows of a study need, and that nobody can make for the user.
+
+    Attributes:
+      about: what it is and where it comes from.
+      path: where it is; "" until the user says so.
+    """
+
+    about: str
+    path: str = ""
+
+    @property
+    def exists(self) -> bool:
+        """Whether it is there; a TensorFlow checkpoint is the name before `.index`."""
+        return bool(self.path) and (Path(self.path).exists() or Path(f"{self.path}.index").is_file())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,38 +41,56 @@ class Study:
     Attributes:
       title: heading of the results.
       base: the config that every cell starts from.
-      axes: name of an axis -> label of a value -> its overrides. All combinations are cells. The axes `seed` and
-        `split` are repetitions: results are means over them, with standard deviations.
+      axes: name of an axis -> label of a value -> its overrides. All combinations are cells. The axes `seed`, `split`
+        and `fold` are repetitions: results are means over them, with standard deviations. A value that overrides
+        `fusion.first` and `fusion.second` with the labels of two earlier values adds the scores of their trainings.
       skip: combinations to leave out, each as {axis: label}.
+      files: name, e.g. `weights.sports1m` -> file. An override with this name as its value gets the path; while the
+        file is missing, its cells are left out.
+      facts: name of a column -> label -> text, for further columns of the results, such as published accuracies.
+      notes: Markdown below the table of results.
     """
 
     title: str
     base: Config
     axes: Mapping[str, Mapping[str, Overrides]]
     skip: tuple[Mapping[str, str], ...] = ()
+    files: Mapping[str, File] = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    notes: str = ""
 
 
-REPETITIONS = ("seed", "split")
+FILES = ("weights.", "frames.")  # beginnings of the names of files
+REPETITIONS = ("seed", "split", "fold")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One training of a study.
+    """One training of a study, or one sum of two.
 
     Attributes:
       name: name of its folder, made of its labels.
       labels: axis -> label.
       config: validated.
+      streams: the two cells whose scores it adds; () for a training.
+      needs: the missing files without which it cannot run, and the remedy; "" if there are none.
     """
 
     name: str
     labels: dict[str, str]
     config: Config
+    streams: tuple["Cell", ...] = ()
+    needs: str = ""
 
     @property
     def group(self) -> tuple[str, ...]:
         """Labels of the compared axes, which repetitions share."""
         return tuple(label for axis, label in self.labels.items() if axis not in REPETITIONS)
+
+    @property
+    def part(self) -> str:
+        """The test videos: the labels of split and fold."""
+        return "/".join(self.labels.get(axis, "") for axis in ("split", "fold"))
 
 
 def cells(study: Study) -> list[Cell]:
@@ -65,22 +102,28 @@ def cells(study: Study) -> list[Cell]:
     from r23d_jax.training.optimizer import check_names  # not at the top, so that a study's file need not import jax
 
     axes = sorted(study.axes, key=lambda axis: axis not in REPETITIONS)  # the first varies slowest
-    made = []
+    made: list[Cell] = []
     for values in itertools.product(*(study.axes[axis].items() for axis in axes)):
         chosen = dict(zip(axes, values, strict=True))
         labels = {axis: chosen[axis][0] for axis in study.axes}
         if any(all(labels.get(axis) == label for axis, label in left_out.items()) for left_out in study.skip):
             continue
-        config = copy.deepcopy(study.base)
+        config, needed = copy.deepcopy(study.base), {}
         for axis, (label, overrides) in chosen.items():
             for path, value in overrides.items():
+                if isinstance(value, str) and value in study.files:
+                    needed[value] = file = study.files[value]
+                    value = file.path
                 _set(config, path, value, f"axis {axis}, value {label}")
         name = "_".join(_in_file_name(axis, label) for axis, label in labels.items())
         try:
             check_names(validate(config).optimizer)
         except ConfigError as error:
             raise UserError(f"cell {name}: {error}") from None
-        made.append(Cell(name, labels, config))
+        streams = _streams(name, labels, config, made)
+        missing = [f"{file.about}: --set {name}=FILE" for name, file in needed.items() if not file.exists]
+        missing += [stream.needs for stream in streams if stream.needs]
+        made.append(Cell(name, labels, config, streams, "; ".join(dict.fromkeys(missing))))
     hidden = [cell.name for cell in made if cell.name.startswith(".")]
     if hidden:  # ".." would be the folder above
         raise UserError(f"study {study.title!r}: a cell's folder would be called {hidden[0]!r}; give it another label")
@@ -89,6 +132,21 @@ def cells(study: Study) -> list[Cell]:
     if not made:
         raise UserError(f"study {study.title!r}: has no cells; every axis needs a value")
     return made
+
+
+def _streams(name: str, labels: dict[str, str], config: Config, made: Sequence[Cell]) -> tuple[Cell, ...]:
+    """The earlier cells that `config.fusion` names by their labels; they differ from this one in no other label."""
+    found = []
+    for field in ("first", "second") if config.fusion.first or config.fusion.second else ():
+        wanted = getattr(config.fusion, field)
+        differing = ({axis: a for axis, a in cell.labels.items() if a != labels[axis]} for cell in made)
+        cell = next((cell for cell, own in zip(made, differing, strict=True) if list(own.values()) == [wanted]), None)
+        if cell is None:
+            raise UserError(
+                f"cell {name}: fusion.{field}={wanted!r}: must be the label of an earlier value of the same axis"
+            )
+        found.append(cell)
+    return tuple(found)
 
 
 def _in_file_name(axis: str, label: str) -> str:
@@ -107,26 +165,32 @@ def shard(all_cells: list[Cell], text: str) -> list[Cell]:
 
 
 def with_settings(study: Study, settings: list[str]) -> Study:
-    """A copy of the study with new values for fields of its base.
+    """A copy of the study with new values for fields of its base, and with paths of its files.
 
     Args:
       study: a study; unchanged.
-      settings: e.g. "data.root=PATH": a field, and a Python value or plain text.
+      settings: e.g. "data.root=PATH": a field, and a Python value or plain text; or the name of a file of the study,
+        and its path.
 
     Raises:
       UserError: for another form, or an unknown field. `cells` refuses wrong values.
     """
-    base = copy.deepcopy(study.base)
+    base, files = copy.deepcopy(study.base), dict(study.files)
     for text in settings:
         path, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--set {text}: must be FIELD=VALUE, e.g. data.root=data/frames")
+        if path.startswith(FILES):
+            files[path] = dataclasses.replace(look_up(files, path, "--set"), path=value)
+            if not files[path].exists:
+                raise UserError(f"--set {text}: there is no such file or folder")
+            continue
         try:
             parsed = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             parsed = value
         _set(base, path, parsed, "--set")
-    return dataclasses.replace(study, base=base)
+    return dataclasses.replace(study, base=base, files=files)
 
 
 def _set(config: Config, path: str, value: Any, where: str) -> None:

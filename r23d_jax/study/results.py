@@ -1,77 +1,69 @@
 """The tables and pictures of a study, from the files in the folders of its cells."""
 
 import csv
-import dataclasses
 import io
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from r23d_jax.evaluation.figures import BLUE, GRAY, GREEN, ORANGE, new_figure, svg_of
+from r23d_jax.evaluation.figures import svg_of
 from r23d_jax.runtime.disk import write_atomically
 from r23d_jax.runtime.progress import format_seconds, printable
+from r23d_jax.study import differences, pictures
+from r23d_jax.study.costs import gpu_hours
+from r23d_jax.study.differences import Pair, Row
 from r23d_jax.study.grid import REPETITIONS, Cell, Study
+from r23d_jax.study.groups import Group, gather
 from r23d_jax.study.run import Outcome, read_outcome
 
-MARKDOWN, TABLE = "results.md", "results.csv"
+MARKDOWN, TABLE, PAIRS = "results.md", "results.csv", "differences.csv"
+MOST_LISTED = 10  # pairs in a list; more are a matrix
 METRICS = ("val/top1_video", "val/top5_video", "val/mean_class", "val/top1_clip")
 
 
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """The repetitions of one combination of the compared axes.
+def write_results(
+    study: Study, cells: list[Cell], workdir: Path, log: Callable[[str], None] = lambda line: None
+) -> Path:
+    """Writes `results.csv`, `differences.csv`, `results.md` and its pictures; returns the path of the page.
 
-    Attributes:
-      labels: labels of the compared axes.
-      outcomes: the finished cells and their outcomes.
-      failed: number of failed cells.
-      waiting: number of cells that have not run.
+    Args:
+      study: the study.
+      cells: all its cells, done or not.
+      workdir: of the study.
+      log: takes a line for every two rows that share videos.
+
+    Raises:
+      UserError: if an evaluation of a finished cell is damaged; the message names it.
     """
-
-    labels: tuple[str, ...]
-    outcomes: tuple[tuple[Cell, Outcome], ...]
-    failed: int
-    waiting: int
-
-    def values(self, metric: str) -> list[float]:
-        """Percent, one per seed: the mean over the splits that all seeds have."""
-        by_seed: dict[str, dict[str, float]] = {}
-        for cell, outcome in self.outcomes:
-            value = outcome.metrics.get(metric)
-            if value is not None:
-                by_seed.setdefault(cell.labels.get("seed", ""), {})[cell.labels.get("split", "")] = 100 * value
-        if not by_seed:
-            return []
-        common = set.intersection(*(set(splits) for splits in by_seed.values()))
-        return [statistics.fmean(splits[split] for split in common) for splits in by_seed.values()] if common else []
-
-
-def gather(cells: list[Cell], workdir: Path) -> list[Group]:
-    """The groups of a study in the order of the grid, with their outcomes so far."""
-    groups: dict[tuple[str, ...], list[tuple[Cell, Outcome | None]]] = {}
-    for cell in cells:
-        groups.setdefault(cell.group, []).append((cell, read_outcome(workdir / cell.name)))
-    return [
-        Group(
-            labels=labels,
-            outcomes=tuple((c, o) for c, o in members if o is not None and o.status == "done"),
-            failed=sum(o is not None and o.status == "failed" for _, o in members),
-            waiting=sum(o is None for _, o in members),
-        )
-        for labels, members in groups.items()
-    ]
-
-
-def write_results(study: Study, cells: list[Cell], workdir: Path) -> Path:
-    """Writes `results.csv`, `results.md` and its pictures; returns the path of the page."""
     groups = gather(cells, workdir)
+    rows = [differences.read_row([cell for cell, _ in group.outcomes], workdir) for group in groups]
+    pairs, names = differences.compare(rows), [group.name for group in groups]
     write_atomically(workdir / TABLE, _csv(cells, workdir))
-    pictures = _pictures(study, groups, workdir)
-    write_atomically(workdir / MARKDOWN, _page(study, cells, groups, pictures))
+    write_atomically(workdir / PAIRS, differences.table(pairs, [_cell(name) for name in names]))
+    if pairs:
+        log(f"{_measure(groups)}, paired differences with 95 % intervals over {_unit(rows)}:")
+    for pair in pairs:
+        log(f"  {differences.line(pair, names, _unit(rows))}")
+    drawn = _pictures(groups, rows, pairs, workdir)
+    write_atomically(workdir / MARKDOWN, _page(study, cells, groups, rows, pairs, drawn))
     return workdir / MARKDOWN
+
+
+def _unit(rows: Sequence[Row]) -> str:
+    return "recordings" if all(row.named_groups for row in rows) else "recordings (a video each, where names hold none)"
+
+
+def _measure(groups: Sequence[Group]) -> str:
+    """The main figure, with the videos it is measured on and the checkpoint, where these are not the usual ones."""
+    kinds = {_protocol(outcome) or "test videos" for group in groups for _, outcome in group.outcomes}
+    return "video top-1" + (f" ({' or '.join(sorted(kinds))})" if kinds - {"test videos"} else "")
+
+
+def _protocol(outcome: Outcome) -> str:
+    fold, chosen = (outcome.protocol.get(name) for name in ("fold", "chosen"))
+    return ", ".join(["held-out groups"] * bool(fold) + [f"checkpoint {chosen}"] * bool(chosen))
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -81,14 +73,15 @@ def _csv(cells: list[Cell], workdir: Path) -> str:
     axes = list(cells[0].labels)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*map(_cell, axes), "status", *METRICS, "parameters", "gmacs", "seconds", "device"])
+    writer.writerow([*map(_cell, axes), "status", *METRICS, "parameters", "gmacs", "seconds", "device", "protocol"])
     for cell in cells:
         outcome = read_outcome(workdir / cell.name)
         if outcome is None:
-            writer.writerow([*map(_cell, cell.labels.values()), "waiting", *[""] * (len(METRICS) + 4)])
+            writer.writerow([*map(_cell, cell.labels.values()), "waiting", *[""] * (len(METRICS) + 5)])
             continue
         values = [outcome.metrics.get(name, "") for name in METRICS]
         rest = [outcome.parameters, round(outcome.gmacs, 6), round(outcome.seconds, 1), _cell(outcome.device)]
+        rest.append("" if outcome.status != "done" else _protocol(outcome) or "test videos, last checkpoint")
         writer.writerow([*map(_cell, cell.labels.values()), outcome.status, *values, *rest])
     return text.getvalue()
 
@@ -108,7 +101,14 @@ def _markdown(text: str) -> str:
     return re.sub(r"([\\`*<>\[\]|&])", r"\\\1", printable(text))
 
 
-def _page(study: Study, cells: list[Cell], groups: list[Group], pictures: list[tuple[str, str]]) -> str:
+def _page(
+    study: Study,
+    cells: list[Cell],
+    groups: list[Group],
+    rows: list[Row],
+    pairs: list[Pair],
+    drawn: list[tuple[str, str]],
+) -> str:
     axes = [axis for axis in study.axes if axis not in REPETITIONS]
     repeated = [f"{len(study.axes[axis])} {axis}s" for axis in REPETITIONS if axis in study.axes]
     done = sum(len(group.outcomes) for group in groups)
@@ -117,22 +117,39 @@ def _page(study: Study, cells: list[Cell], groups: list[Group], pictures: list[t
     state = f"{done} of {len(cells)} trainings are done"
     state += f", {failed} failed" if failed else ""
     state += f", {waiting} have not run" if waiting else ""
-    columns = [*axes, "video top-1", "mean class", "clip top-1", "runs", "parameters", "GMACs", "time"]
+    measure = _measure(groups)
+    columns = [*axes, *study.facts, measure, "95 % interval", "mean class", "clip top-1", "runs", "parameters", "GMACs"]
+    columns += ["time", *(["GPU hours"] if study.facts else [])]
+    text = len(axes) + len(study.facts)
     lines = [
         f"# {_markdown(study.title)}",
         "",
         f"{state}.",
         f"Accuracies in percent: mean over {' and '.join(repeated) or 'one run'}, ± standard deviation over seeds.",
+        *(["**Held-out groups are groups of the training list, not test videos.**"] * ("held-out" in measure)),
+        f"The intervals are percentiles of 10,000 resamples of {_unit(rows)}, seeds averaged first: other recordings, "
+        "the same trained networks.",
         *([f"Hardware: {_markdown('; '.join(devices))}."] if devices else []),
         "",
         f"| {' | '.join(map(_markdown, columns))} |",
-        "|" + "---|" * len(axes) + "---:|" * 7,
+        "|" + "---|" * text + "---:|" * (len(columns) - text),
     ]
-    for group in groups:
-        lines.append("| " + " | ".join([*map(_markdown, group.labels), *_cells_of_row(group)]) + " |")
+    for group, row in zip(groups, rows, strict=True):
+        facts = [_fact(column, group) for column in study.facts.values()]
+        shown = [*map(_markdown, [*group.labels, *facts]), *_cells_of_row(group, row)]
+        lines.append("| " + " | ".join([*shown, *([_gpu_hours(group)] if study.facts else [])]) + " |")
+    if study.facts:
+        lines += [
+            "",
+            "GPU hours: all runs of the row; measured, or estimated (~) at the speed of an H200 for its family.",
+        ]
+    lines += ["", study.notes] if study.notes else []
+    needs = dict.fromkeys(cell.needs for cell in cells if cell.needs)
+    lines += ["", *(f"- needs {_markdown(text)}" for text in needs)] if needs else []
+    lines += _differences(groups, pairs, measure)
     splits = _by_split(study, groups, axes)
-    lines += ["", *splits] if splits else []
-    for title, name in pictures:
+    lines += ["", f"{measure[:1].upper()}{measure[1:]}:", "", *splits] if splits else []
+    for title, name in drawn:
         lines += ["", f"![{title}]({name})"]
     failures = [group for group in groups if group.failed]
     if failures:
@@ -143,11 +160,63 @@ def _page(study: Study, cells: list[Cell], groups: list[Group], pictures: list[t
     return "\n".join(lines) + "\n"
 
 
-def _cells_of_row(group: Group) -> list[str]:
+def _fact(column: Mapping[str, str], group: Group) -> str:
+    return next((column[label] for label in group.labels if label in column), "")
+
+
+def _gpu_hours(group: Group) -> str:
+    """Hours of all runs: measured if they ran on a GPU, else estimated."""
+    if group.outcomes and not any("cpu" in outcome.device.lower() for _, outcome in group.outcomes):
+        return f"{len(group.cells) * statistics.fmean(outcome.seconds for _, outcome in group.outcomes) / 3600:.2f}"
+    hours = [gpu_hours(cell) for cell in group.cells]
+    return "" if None in hours else f"~{sum(hour or 0 for hour in hours):.2f}"
+
+
+def _differences(groups: list[Group], pairs: list[Pair], measure: str) -> list[str]:
+    """Every two rows that share videos: as a list, or, if they are many, as a matrix."""
+    if not pairs:
+        return []
+    lines = [
+        "",
+        "## Differences",
+        "",
+        f"In points of {measure}, paired by video, with 95 % intervals over recordings.",
+    ]
+    if len(pairs) <= MOST_LISTED:
+        lines += ["", "| row | minus | difference | 95 % interval | |", "|---|---|---:|---:|---|"]
+        for pair in pairs:
+            names, d = (_markdown(groups[k].name) for k in (pair.first, pair.second)), pair.difference
+            lines.append(f"| {' | '.join(names)} | {d.mean:+.2f} | {differences.ends(d)} | {differences.verdict(d)} |")
+        return [*lines, ""]
+    shown = sorted({k for pair in pairs for k in (pair.first, pair.second)})
+    lines += [
+        f"The row minus the column; in parentheses where the interval holds zero: no difference shown. {PAIRS} has the "
+        "intervals. They are not corrected for the number of pairs.",
+        "",
+        f"| | row | {' | '.join(str(k + 1) for k in shown)} |",
+        "|---:|---|" + "---:|" * len(shown),
+    ]
+    texts: dict[tuple[int, int], str] = {}
+    for pair in pairs:
+        for key, mean in (
+            ((pair.first, pair.second), pair.difference.mean),
+            ((pair.second, pair.first), -pair.difference.mean),
+        ):
+            texts[key] = f"({mean:+.1f})" if pair.difference.holds_zero else f"{mean:+.1f}"
+    for k in shown:
+        lines.append(
+            f"| {k + 1} | {_markdown(groups[k].name)} | {' | '.join(texts.get((k, other), '') for other in shown)} |"
+        )
+    return [*lines, ""]
+
+
+def _cells_of_row(group: Group, row: Row) -> list[str]:
     if not group.outcomes:
-        return ["failed" if group.failed else "", "", "", "0", "", "", ""]
+        missing = any(cell.needs for cell in group.cells)
+        return ["failed" if group.failed else "needs a file" if missing else "", "", "", "", "0", "", "", ""]
     first = group.outcomes[0][1]
     scores = [_mean_and_deviation(group.values(name)) for name in ("val/top1_video", "val/mean_class", "val/top1_clip")]
+    scores.insert(1, differences.ends(row.accuracy) if row.accuracy else "")
     seconds = statistics.fmean(outcome.seconds for _, outcome in group.outcomes)
     return [*scores, str(len(group.outcomes)), f"{first.parameters:,}", f"{first.gmacs:.3f}", format_seconds(seconds)]
 
@@ -160,18 +229,19 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def _by_split(study: Study, groups: list[Group], axes: list[str]) -> list[str]:
-    """Video top-1 of every split and their mean, where splits are an axis."""
-    splits = list(study.axes.get("split", ()))
+    """Video top-1 of every split (or fold) and their mean, where they are an axis."""
+    axis = "fold" if len(study.axes.get("fold", ())) > 1 else "split"
+    splits = list(study.axes.get(axis, ()))
     if len(splits) < 2:
         return []
     lines = [
-        "| " + " | ".join([*map(_markdown, [*axes, *(f"split {split}" for split in splits)]), "mean"]) + " |",
+        "| " + " | ".join([*map(_markdown, [*axes, *(f"{axis} {split}" for split in splits)]), "mean"]) + " |",
         "|" + "---|" * len(axes) + "---:|" * (len(splits) + 1),
     ]
     for group in groups:
         means = []
         for split in splits:
-            found = [100 * o.metrics["val/top1_video"] for c, o in group.outcomes if c.labels["split"] == split]
+            found = [100 * o.metrics["val/top1_video"] for c, o in group.outcomes if c.labels[axis] == split]
             means.append(statistics.fmean(found) if found else math.nan)
         shown = ["" if math.isnan(mean) else f"{mean:.2f}" for mean in [*means, statistics.fmean(means)]]
         lines.append("| " + " | ".join([*map(_markdown, group.labels), *shown]) + " |")
@@ -180,74 +250,30 @@ def _by_split(study: Study, groups: list[Group], axes: list[str]) -> list[str]:
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
-_COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GRAY)
-_MARKERS = "osD^vP*X"
 
-
-def _pictures(study: Study, groups: list[Group], workdir: Path) -> list[tuple[str, str]]:
+def _pictures(groups: list[Group], rows: list[Row], pairs: list[Pair], workdir: Path) -> list[tuple[str, str]]:
     import matplotlib
 
-    finished = [group for group in groups if group.values("val/top1_video")]
+    finished = [k for k, group in enumerate(groups) if group.values("val/top1_video")]
     if not finished:
         return []
+    done, measure = [groups[k] for k in finished], _measure(groups)
     titles = {"gmacs": "multiply-adds of one clip, billions", "parameters": "parameters, millions"}
     with matplotlib.rc_context({"text.parse_math": False}):  # a label with dollars is no formula
         figures = [
-            *((f"Accuracy against {titles[f]}", f"accuracy_{f}.svg", _scatter(finished, titles[f], f)) for f in titles),
-            ("Accuracy by class", "per_class.svg", _heat_map(finished)),
+            *(
+                (f"Accuracy against {title}", f"accuracy_{f}.svg", pictures.scatter(done, title, f, measure))
+                for f, title in titles.items()
+            ),
+            ("Accuracy by class", "per_class.svg", pictures.heat_map(done)),
         ]
+        accuracies = {k: accuracy for k in finished if (accuracy := rows[k].accuracy)}
+        if len(accuracies) > 1:
+            first = min(accuracies)
+            to_first = {pair.second: pair.difference.negated for pair in pairs if pair.first == first}
+            names = [groups[k].name for k in accuracies]
+            picture = pictures.forest(names, list(accuracies.values()), [to_first.get(k) for k in accuracies], measure)
+            figures.insert(0, ("Accuracy with intervals", "intervals.svg", picture))
         for _, name, figure in figures:
             write_atomically(workdir / name, svg_of(figure, bbox_inches="tight"))
     return [(title, name) for title, name, _ in figures]
-
-
-def _scatter(groups: list[Group], title: str, field: str) -> Any:
-    """A figure with one point per group and a bar from the worst seed to the best."""
-    figure = new_figure(8.0, 5.2)
-    axes = figure.subplots()
-    for index, group in enumerate(groups):
-        values = group.values("val/top1_video")
-        mean = statistics.fmean(values)
-        x = getattr(group.outcomes[0][1], field) / (1e6 if field == "parameters" else 1)
-        axes.errorbar(
-            x,
-            mean,
-            yerr=[[mean - min(values)], [max(values) - mean]],
-            fmt=_MARKERS[index // len(_COLORS) % len(_MARKERS)],
-            color=_COLORS[index % len(_COLORS)],
-            markersize=7,
-            capsize=3,
-            label=printable(", ".join(group.labels)),
-        )
-    axes.set_xlabel(title)
-    axes.set_ylabel("video top-1, % (bars: worst to best seed)")
-    axes.set_ylim(0, 103)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    return figure
-
-
-def _heat_map(groups: list[Group]) -> Any:
-    """A figure of the accuracy of every class, averaged over repetitions."""
-    names = list(groups[0].outcomes[0][1].per_class)
-    rows = []
-    for group in groups:
-        tables = [outcome.per_class for _, outcome in group.outcomes]
-        rows.append([_mean([table.get(name) for table in tables]) for name in names])
-    labels = [printable(", ".join(group.labels)) for group in groups]
-    figure = new_figure(2.5 + 0.28 * max(len(names), 8), 1.6 + 0.34 * len(groups))
-    axes = figure.subplots()
-    image = axes.imshow(rows, vmin=0, vmax=100, cmap="cividis", aspect="auto")
-    axes.set_xticks(range(len(names)), [printable(name) for name in names], rotation=60, ha="right", fontsize=8)
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    if len(names) <= 12:
-        for y, row in enumerate(rows):
-            for x, value in enumerate(row):
-                axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=7, color="w" if value < 60 else "k")
-    figure.colorbar(image, ax=axes, label="accuracy of the class, %")
-    return figure
-
-
-def _mean(values: list[float | None]) -> float:
-    found = [100 * value for value in values if value is not None]
-    return statistics.fmean(found) if found else math.nan

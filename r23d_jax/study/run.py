@@ -32,6 +32,7 @@ class Outcome:
       per_class: accuracy by class name; None for a class without videos.
       parameters, gmacs: the cost of the network and of one clip.
       device: the device it ran on.
+      protocol: how its videos and views were chosen; see `evaluation.result.Protocol`.
       reason: the end of a failed cell's log.
     """
 
@@ -43,6 +44,7 @@ class Outcome:
     gmacs: float
     device: str = ""
     reason: str = ""
+    protocol: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_outcome(folder: Path) -> Outcome | None:
@@ -53,10 +55,17 @@ def read_outcome(folder: Path) -> Outcome | None:
         return None
 
 
+def is_done(folder: Path) -> bool:
+    """Whether the cell in a folder has ended well."""
+    outcome = read_outcome(folder)
+    return outcome is not None and outcome.status == "done"
+
+
 def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = print) -> tuple[int, int]:
     """Runs the cells that are not done, in order. A failed cell does not stop the rest, and is tried again next time.
 
-    A stopped cell resumes from its checkpoint. A cell that another process is working on is skipped. Ctrl-C stops the
+    A stopped cell resumes from its checkpoint. A cell whose files are missing is left out, and so is a sum of two
+    streams that are not done. A cell that another process is working on is skipped. Ctrl-C stops the
     study and the running cell, which saves its state.
 
     Args:
@@ -75,6 +84,10 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
             done += 1
             continue
         log(f"[{number}/{len(cells)}] {cell.name}")
+        waits = [stream.name for stream in cell.streams if not is_done(workdir / stream.name)]
+        if cell.needs or waits:
+            log(f"    left out: needs {cell.needs or ' and '.join(waits)}")
+            continue
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with disk.hold(folder, LOCK, log=log) as lock:
@@ -94,7 +107,11 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
 
 def _run_cell(cell: Cell, folder: Path, seconds_before: float, lock: int) -> Outcome:
     cost = cost_of(cell)
-    write_atomically(folder / CELL, config.to_json(cell.config) + "\n")
+    cfg = cell.config
+    if cell.streams:
+        first, second = (str(folder.parent / stream.name) for stream in cell.streams)
+        cfg = dataclasses.replace(cfg, fusion=dataclasses.replace(cfg.fusion, first=first, second=second))
+    write_atomically(folder / CELL, config.to_json(cfg) + "\n")
     started = time.monotonic()
     command = [sys.executable, "-m", "r23d_jax", "study", "--cell", str(folder)]
     with (folder / LOG).open("a", encoding="utf-8") as file:
@@ -130,12 +147,25 @@ def _outcome(folder: Path, status: int, seconds: float, cost: Cost) -> Outcome:
         parameters=cost.parameters,
         gmacs=cost.gmacs,
         device=evaluation["environment"]["devices"],
+        protocol=evaluation.get("protocol", {}),
     )
 
 
 def train_cell(folder: Path) -> int:
-    """Trains the cell in this process; returns the exit status, which is 1 if it was stopped before its end."""
+    """Trains the cell in this process, or adds its streams, and evaluates the checkpoint that its config names.
+
+    Returns:
+      The exit status, which is 1 if it was stopped before its end.
+    """
     cfg: Config = config.from_json((folder / CELL).read_text(encoding="utf-8"))
+    from r23d_jax.evaluation import run, two_stream
+    from r23d_jax.evaluation.result import save_evaluation
     from r23d_jax.training import loop
 
-    return 0 if loop.train(cfg, folder) is not None else 1
+    if cfg.fusion.first:
+        two_stream.evaluate_two_streams(cfg, folder)
+    elif loop.train(cfg, folder) is None:
+        return 1
+    elif cfg.eval.checkpoint != "latest":  # which is what the training evaluated at its end
+        save_evaluation(run.evaluate_checkpoint(cfg, folder), folder)
+    return 0

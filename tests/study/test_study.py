@@ -18,8 +18,9 @@ from r23d_jax.config import Config, UserError
 from r23d_jax.runtime.progress import format_seconds
 from r23d_jax.study import run as runner
 from r23d_jax.study.costs import CORE_RATE, GPU_RATE, cost_of
-from r23d_jax.study.grid import Study, cells, shard, with_settings
-from r23d_jax.study.results import gather, write_results
+from r23d_jax.study.grid import File, Study, cells, shard, with_settings
+from r23d_jax.study.groups import gather
+from r23d_jax.study.results import write_results
 
 NETWORKS = {"R(2+1)D": {"model.family": "r2plus1d"}, "f-R2D": {"model.family": "f_r2d"}}
 SEEDS = {str(seed): {"seed": seed} for seed in range(3)}
@@ -181,6 +182,56 @@ def test_a_failing_cell_is_recorded_tried_again_and_the_rest_go_on(fake: type[Fa
     fake.calls.clear()
     runner.run_cells(grid, tmp_path, said.append)
     assert fake.calls == ["R2+1D_seed0"]
+
+
+STREAMS = {
+    "rgb": {},
+    "flow": {"data.root": "frames.flow"},
+    "both": {"fusion.first": "rgb", "fusion.second": "flow"},
+}
+
+
+def test_two_streams_are_added_when_both_are_done(
+    fake: type[FakeProcess], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "frames").mkdir()
+    described = dataclasses.replace(
+        study(input=STREAMS, seed={"0": {"seed": 0}}), files={"frames.flow": File("flow of it", "no")}
+    )
+    grid = cells(described)
+    assert [stream.name for stream in grid[2].streams] == ["rgb_seed0", "flow_seed0"]
+    assert grid[1].needs == grid[2].needs == "flow of it: --set frames.flow=FILE" and grid[0].needs == ""
+    fake.accuracy = staticmethod(lambda name: 0.5)
+    said: list[str] = []
+    assert runner.run_cells(grid, tmp_path, said.append) == (1, 0) and fake.calls == ["rgb_seed0"]
+    assert said.count("    left out: needs flow of it: --set frames.flow=FILE") == 2
+    page = write_results(described, grid, tmp_path).read_text()
+    assert "| flow | needs a file |" in page and "- needs flow of it: --set frames.flow=FILE" in page
+    show_grid(grid, tmp_path)
+    assert "missing: flow of it: --set frames.flow=FILE" in capsys.readouterr().out
+
+    grid = cells(with_settings(described, [f"frames.flow={tmp_path / 'frames'}"]))
+    assert grid[1].config.data.root == str(tmp_path / "frames") and not grid[2].needs
+    fake.accuracy = staticmethod(lambda name: None if name == "flow_seed0" else 0.5)
+    said.clear()
+    assert runner.run_cells(grid, tmp_path, said.append) == (1, 1)
+    assert said[-1] == "    left out: needs flow_seed0"
+    fake.accuracy = staticmethod(lambda name: 0.75)
+    assert runner.run_cells(grid, tmp_path, said.append) == (3, 0)
+    written = json.loads((tmp_path / "both_seed0" / runner.CELL).read_text())["fusion"]
+    assert (written["first"], written["second"]) == (str(tmp_path / "rgb_seed0"), str(tmp_path / "flow_seed0"))
+    costs = [cost_of(cell) for cell in grid]
+    assert costs[2].parameters == costs[0].parameters + costs[1].parameters and costs[2].pmacs == 0
+
+
+def test_streams_and_files_must_exist() -> None:
+    with pytest.raises(UserError, match="cell both: fusion.first='rgb': must be the label of an earlier value"):
+        cells(study(input={"both": STREAMS["both"], "rgb": {}}))
+    described = dataclasses.replace(study(), files={"weights.imagenet": File("GoogLeNet")})
+    with pytest.raises(UserError, match="--set='weights.imagnet': unknown; did you mean weights.imagenet"):
+        with_settings(described, ["weights.imagnet=x"])
+    with pytest.raises(UserError, match="--set weights.imagenet=x: there is no such file or folder"):
+        with_settings(described, ["weights.imagenet=x"])
 
 
 def test_results_are_means_over_repetitions_with_the_spread_of_seeds(fake: type[FakeProcess], tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""Accuracies of a study's rows with intervals, and the paired difference of every two rows that share videos."""
+
+import csv
+import dataclasses
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from r23d_jax.data.find.video_names import group_of
+from r23d_jax.evaluation.bootstrap import Interval, interval
+from r23d_jax.evaluation.result import load_evaluation
+from r23d_jax.study.grid import Cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The videos that all repetitions of a row have scored.
+
+    Attributes:
+      scores: (split and fold, recording, video) -> percent of the seeds that were right.
+      named_groups: whether every name holds a group; else a video without one is a recording of its own.
+    """
+
+    scores: Mapping[tuple[str, str, str], float]
+    named_groups: bool = True
+
+    @property
+    def accuracy(self) -> Interval | None:
+        """The mean over splits of the percent of right videos; None without videos."""
+        return _interval(self.scores)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two rows, by their places in the study, and the first minus the second on the videos they share, in points."""
+
+    first: int
+    second: int
+    difference: Interval
+
+
+def read_row(cells: Sequence[Cell], workdir: Path) -> Row:
+    """The scores of the finished cells of one row.
+
+    Raises:
+      UserError: if an evaluation is damaged; the message names the file.
+    """
+    found: dict[tuple[str, str, str], list[bool]] = {}
+    named, parts = True, _common_parts(cells)
+    for cell in cells:
+        result = load_evaluation(workdir / cell.name) if cell.part in parts else None
+        if result is None:
+            continue
+        right = result.predictions == result.labels
+        for k in np.flatnonzero(result.evaluated).tolist():
+            name, group = str(result.names[k]), group_of(str(result.names[k]))
+            named = named and group is not None
+            recording = f"{result.class_names[result.labels[k]]}/{group or name}"
+            found.setdefault((cell.part, recording, name), []).append(bool(right[k]))
+    return Row({key: 100 * sum(values) / len(values) for key, values in found.items()}, named)
+
+
+def _common_parts(cells: Sequence[Cell]) -> set[str]:
+    """The splits and folds that all seeds have."""
+    by_seed: dict[str, set[str]] = {}
+    for cell in cells:
+        by_seed.setdefault(cell.labels.get("seed", ""), set()).add(cell.part)
+    return set.intersection(*by_seed.values()) if by_seed else set()
+
+
+def compare(rows: Sequence[Row]) -> list[Pair]:
+    """Every two rows that share videos."""
+    pairs = []
+    for first, second in itertools.combinations(range(len(rows)), 2):
+        one, other = rows[first].scores, rows[second].scores
+        difference = _interval({key: one[key] - other[key] for key in one if key in other})
+        if difference is not None:
+            pairs.append(Pair(first, second, difference))
+    return pairs
+
+
+def _interval(scores: Mapping[tuple[str, str, str], float]) -> Interval | None:
+    if not scores:
+        return None
+    parts, recordings, _ = zip(*scores, strict=True)
+    part, recording = (np.unique(np.array(names), return_inverse=True)[1] for names in (parts, recordings))
+    return interval(np.fromiter(scores.values(), np.float64), part, recording)
+
+
+# -- in words ----------------------------------------------------------------------------------------------------------
+
+
+def ends(found: Interval) -> str:
+    """The interval, e.g. `[-1.20, 3.40]`."""
+    return f"[{found.low:.2f}, {found.high:.2f}]"
+
+
+def verdict(found: Interval) -> str:
+    """Whether the interval of a difference holds zero, in words."""
+    return "no difference shown" if found.holds_zero else "higher" if found.mean > 0 else "lower"
+
+
+def line(pair: Pair, names: Sequence[str], unit: str) -> str:
+    """One printed line, e.g. `A - B: +1.10 points [-1.20, 3.40], 310 videos of 105 recordings: no difference shown`."""
+    d = pair.difference
+    sizes = f"{d.videos:,} videos of {d.groups:,} {unit}"
+    return f"{names[pair.first]} - {names[pair.second]}: {d.mean:+.2f} points {ends(d)}, {sizes}: {verdict(d)}"
+
+
+def table(pairs: Sequence[Pair], names: Sequence[str]) -> str:
+    """All pairs as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["first", "second", "first minus second", "low", "high", "videos", "groups", "verdict"])
+    for pair in pairs:
+        d = pair.difference
+        numbers = [f"{value:.4f}" for value in (d.mean, d.low, d.high)]
+        writer.writerow([names[pair.first], names[pair.second], *numbers, d.videos, d.groups, verdict(d)])
+    return text.getvalue()

@@ -1,0 +1,167 @@
+"""Intervals and paired differences of a study's rows, in its page, its files and what it prints."""
+
+import csv
+import dataclasses
+import json
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from r23d_jax.config import Config
+from r23d_jax.evaluation.result import EvalResult, Protocol, save_evaluation
+from r23d_jax.study import run as runner
+from r23d_jax.study.differences import compare, read_row
+from r23d_jax.study.grid import Cell, Study, cells
+from r23d_jax.study.results import write_results
+
+CLASSES = ("Dive", "Jump")
+SEEDS = {str(seed): {"seed": seed} for seed in range(2)}
+SPLITS = {str(split): {"data.split": split} for split in (1, 2)}
+
+
+def study(*rows: str, **axes: dict) -> Study:
+    base = Config()
+    base.model.depth, base.model.widths, base.model.head.kind = 10, (4, 6, 8, 8), "avgpool"
+    return Study("A title", base, {"row": {row: {} for row in rows}, **(axes or {"seed": SEEDS, "split": SPLITS})})
+
+
+def finish(cell: Cell, workdir: Path, wrong: set[int], grouped: bool = True, chosen: str = "") -> None:
+    """Leaves what a finished training leaves: 12 videos, three clips of each of two recordings of each class."""
+    first = 1 + 2 * (cell.config.data.split - 1)
+    videos = [(k, g, c) for k in (0, 1) for g in (first, first + 1) for c in (1, 2, 3)]
+    names = [f"v_{CLASSES[k]}_g{g:02d}_c{c:02d}" if grouped else f"clip{k}{g}{c}" for k, g, c in videos]
+    labels = np.array([k for k, _, _ in videos], np.int32)
+    predicted = np.array([1 - k if i in wrong else k for i, k in enumerate(labels)])
+    logits = np.eye(2)[predicted]
+    accuracy = 1 - len(wrong) / 12
+    result = EvalResult(
+        metrics={"val/top1_video": accuracy, "val/mean_class": accuracy, "val/top1_clip": accuracy},
+        class_names=CLASSES,
+        names=np.array(names),
+        labels=labels,
+        logits=logits,
+        softmax=logits,
+        num_views=np.ones(12, np.int32),
+        broken_views=0,
+        broken=(),
+        missing=(),
+        protocol=dataclasses.replace(Protocol.of(cell.config), chosen=chosen),
+        environment={"devices": "1 x cpu"},
+    )
+    save_evaluation(result, workdir / cell.name)
+    outcome = runner._outcome(workdir / cell.name, 0, 60.0, runner.cost_of(cell))
+    (workdir / cell.name / runner.OUTCOME).write_text(json.dumps(dataclasses.asdict(outcome)))
+
+
+def test_seeds_are_averaged_before_videos_are_compared(tmp_path: Path) -> None:
+    grid = cells(study("a", "b"))
+    for cell in grid:
+        seed = cell.config.seed
+        finish(cell, tmp_path, {0} if cell.group == ("a",) and seed == 0 else set())
+    a, b = (read_row([cell for cell in grid if cell.group == (name,)], tmp_path) for name in "ab")
+    assert a.scores[("1/", "Dive/g01", "v_Dive_g01_c01")] == 50 and len(a.scores) == 24
+    accuracy = a.accuracy
+    assert accuracy is not None and accuracy.mean == pytest.approx(100 * (1 - 1 / 24)) and accuracy.groups == 8
+    (pair,) = compare([a, b])
+    assert pair.difference.mean == pytest.approx(-100 / 24) and pair.difference.holds_zero
+    (same,) = compare([b, b])
+    assert (same.difference.mean, same.difference.low, same.difference.high) == (0, 0, 0)
+
+
+def test_only_shared_videos_are_compared(tmp_path: Path) -> None:
+    """Row a has split 1 alone so far, and row b one seed of split 2 only, which does not count."""
+    grid = cells(study("a", "b"))
+    for cell in grid:
+        labels = cell.labels
+        if labels["split"] == "1" or (labels["row"], labels["seed"]) == ("b", "0"):
+            finish(cell, tmp_path, set(range(12)) if labels == {"row": "a", "seed": "0", "split": "1"} else set())
+    rows = [
+        read_row([c for c in grid if c.group == (n,) and runner.is_done(tmp_path / c.name)], tmp_path) for n in "ab"
+    ]
+    assert [len(row.scores) for row in rows] == [12, 12]
+    (pair,) = compare(rows)
+    assert pair.difference.mean == -50 and not pair.difference.holds_zero
+    empty = read_row([], tmp_path)
+    assert empty.accuracy is None and compare([rows[0], empty]) == []
+
+
+def test_the_page_lists_few_pairs_and_says_what_they_show(tmp_path: Path) -> None:
+    described = study("a", "b", "c=d")
+    grid = cells(described)
+    for cell in grid:
+        finish(cell, tmp_path, {"a": {0, 3, 6, 9}, "b": {0}, "c=d": set()}[cell.labels["row"]])
+    lines: list[str] = []
+    page = write_results(described, grid, tmp_path, lines.append).read_text()
+    assert lines[0] == "video top-1, paired differences with 95 % intervals over recordings:"
+    sizes = "24 videos of 8 recordings"
+    found = re.fullmatch(rf"  a - b: -25.00 points (\[-33.33, (-1\d.\d\d)\]), {sizes}: lower", lines[1])
+    assert found and f"| a | b | -25.00 | {found[1]} | lower |" in page
+    assert re.fullmatch(rf"  b - c=d: -8.33 points \[-\d\d.\d\d, 0.00\], {sizes}: no difference shown", lines[3])
+    assert "| row | video top-1 | 95 % interval |" in page and "| a | 66.67 ± 0.00 | [66.67, 66.67] |" in page
+    assert "10,000 resamples of recordings, seeds averaged first" in page
+    with (tmp_path / "differences.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["first"], row["second"]) for row in rows] == [("a", "b"), ("a", "c=d"), ("b", "c=d")]
+    assert float(rows[0]["low"]) == pytest.approx(-100 / 3, abs=1e-4) and rows[2]["verdict"] == "no difference shown"
+    assert "(intervals.svg)" in page
+    ET.parse(tmp_path / "intervals.svg")
+
+
+def test_many_pairs_are_a_matrix(tmp_path: Path) -> None:
+    described = study(*"abcdef", seed=SEEDS)
+    grid = cells(described)
+    for number, cell in enumerate(grid):
+        finish(cell, tmp_path, {0, 3, 6, 9} if number % 6 == 0 else {number % 6} if number % 6 == 5 else set())
+    page = write_results(described, grid, tmp_path).read_text()
+    assert "| | row | 1 | 2 | 3 | 4 | 5 | 6 |" in page
+    assert "| 1 | a |  | -33.3 | -33.3 | -33.3 | -33.3 | -25.0 |" in page
+    assert "| 2 | b | +33.3 |  | (+0.0) | (+0.0) | (+0.0) | (+8.3) |" in page
+    assert len((tmp_path / "differences.csv").read_text().splitlines()) == 16
+
+
+def test_videos_without_groups_are_their_own(tmp_path: Path) -> None:
+    described = study("a", seed=SEEDS)
+    grid = cells(described)
+    for cell in grid:
+        finish(cell, tmp_path, {0}, grouped=False)
+    row = read_row(grid, tmp_path)
+    assert row.accuracy is not None and row.accuracy.groups == 12 and not row.named_groups
+    assert "a video each, where names hold none" in write_results(described, grid, tmp_path).read_text()
+
+
+@pytest.mark.parametrize(
+    ("fold", "chosen", "title"),
+    [
+        (1, "", "video top-1 (held-out groups)"),
+        (0, "best on the test videos", "video top-1 (checkpoint best on the test videos)"),
+        (2, "best on the held-out groups", "video top-1 (held-out groups, checkpoint best on the held-out groups)"),
+    ],
+)
+def test_held_out_groups_and_the_choice_of_the_checkpoint_are_named(
+    tmp_path: Path, fold: int, chosen: str, title: str
+) -> None:
+    described = study("a", "b", seed=SEEDS, split=SPLITS)
+    described.base.data.fold = fold
+    grid = cells(described)
+    for cell in grid:
+        finish(cell, tmp_path, set(), chosen=chosen)
+    lines: list[str] = []
+    page = write_results(described, grid, tmp_path, lines.append).read_text()
+    assert f"| row | {title} |" in page and f"In points of {title}," in page and f"\nV{title[1:]}:\n" in page
+    assert lines[0].startswith(f"{title}, paired differences")
+    assert ("Held-out groups are groups of the training list, not test videos." in page) is (fold > 0)
+    with (tmp_path / "results.csv").open() as file:
+        assert {row["protocol"] for row in csv.DictReader(file)} == {title.removeprefix("video top-1 (")[:-1]}
+
+
+def test_folds_are_repetitions(tmp_path: Path) -> None:
+    described = study("a", fold={str(k): {"data.fold": k} for k in (1, 2, 3)})
+    grid = cells(described)
+    assert [cell.name for cell in grid] == ["a_fold1", "a_fold2", "a_fold3"] and grid[0].group == ("a",)
+    for cell in grid:
+        finish(cell, tmp_path, set(range(4 * cell.config.data.fold)))
+    page = write_results(described, grid, tmp_path).read_text()
+    assert "mean over 3 folds" in page and "| a | 66.67 | 33.33 | 0.00 | 33.33 |" in page
