@@ -140,6 +140,8 @@ class DataConfig(Group, place="config.data"):
     # mirror half of the clips; auto: unless classes come in left/right pairs (an object, so that flags take all three)
     flip: Annotated[object, must(lambda f: isinstance(f, bool) or f == "auto", "True or False, or 'auto'")] = "auto"
     color_jitter: NotNegative = 0.0  # strength; 0 is off
+    hue_jitter: Annotated[float, between(0, 0.5)] = 0.0  # largest change of the hue, in turns of its circle; 0 is off
+    random_gray: Fraction = 0.0  # probability that a clip loses its colors; 0 is off
     repeats: Count = 1  # rows of a training batch made of each decoded window, which differ in their augmentations
     antialias: bool = False  # when frames are made smaller; slower
     # decode JPEGs faster, at 1/2, 1/4 or 1/8 of their size, if this share of the crop's pixels remains; 0: off
@@ -168,7 +170,12 @@ class DataConfig(Group, place="config.data"):
             if source and len(values) != source.frame_channels:
                 wanted = f"{source.frame_channels} values for data.input={self.input!r}"
                 yield f"config.data.{name}={values!r}: must be {wanted}"
-        for name, why in (("color_jitter", "has no color"), ("dct_scaling", "is read exactly")):
+        for name, why in (
+            ("color_jitter", "has no color"),
+            ("hue_jitter", "has no color"),
+            ("random_gray", "has no color"),
+            ("dct_scaling", "is read exactly"),
+        ):
             if self.input == "flow" and getattr(self, name):
                 yield f"config.data.{name}={getattr(self, name)}: must be 0 for data.input='flow', which {why}"
         if self.sampling == "segments" and self.num_segments > 0 and self.num_frames % self.num_segments:
@@ -216,7 +223,9 @@ class TrainConfig(Group, place="config.train"):
     accumulate: Count = 1  # micro-batches per step
     label_smoothing: FractionBelowOne = 0.0  # 0: off
     mixup: NotNegative = 0.0  # alpha; 0: off
-    ema_decay: FractionBelowOne = 0.0  # 0: off
+    cutmix: NotNegative = 0.0  # alpha; 0: off; with both, every micro-batch draws one of them
+    # of the moving average of the parameters, which is what is evaluated; smaller in the first steps; 0: off
+    ema_decay: FractionBelowOne = 0.0
     log_every: Count = 20  # steps
     eval_every: Positive = 10.0  # epochs; the last epoch is always evaluated
 
@@ -307,7 +316,7 @@ def use_flow(cfg: Config) -> Config:
     cfg.model.in_channels = 2
     cfg.data.input = "flow"
     cfg.data.mean, cfg.data.std = (FLOW_ZERO / 255,) * 2, (FLOW_SCALE / 255,) * 2  # so that values lie in [-1, 1]
-    cfg.data.color_jitter = 0.0
+    cfg.data.color_jitter = cfg.data.hue_jitter = cfg.data.random_gray = 0.0
     cfg.data.root = "data/ucf101_flow/frames"
     return cfg
 

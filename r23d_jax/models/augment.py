@@ -73,6 +73,14 @@ def _jitter_colors(factors: Float[Array, "b 3"], video: Float[Array, "b t h w 3"
     return _blend(video, _gray(video), saturation)
 
 
+def _turn_hues(matrix: Float[Array, "b 3 3"], video: Float[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
+    return jnp.clip(jnp.einsum("bthwc,bcd->bthwd", video, matrix, precision=_EXACT), 0.0, 255.0)
+
+
+def _remove_colors(yes: Bool[Array, " b"], video: Float[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
+    return jnp.where(jax.lax.expand_dims(yes, (1, 2, 3, 4)), jnp.broadcast_to(_gray(video), video.shape), video)
+
+
 def _gray(video: jax.Array) -> jax.Array:
     return 0.299 * video[..., :1] + 0.587 * video[..., 1:2] + 0.114 * video[..., 2:]
 
@@ -93,5 +101,7 @@ def _mirror(yes: Bool[Array, " b"], video: Float[Array, "b t h w c"]) -> Float[A
 # those of the table in data/read/augment.py.
 AUGMENTATIONS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "color_jitter": _jitter_colors,
+    "hue_jitter": _turn_hues,
+    "random_gray": _remove_colors,
     "flip": _mirror,
 }

@@ -65,12 +65,11 @@ def make_train_step(
         )
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple]:
-        dropout_key, mixup_key = jax.random.split(key)
+        dropout_key, mix_key = jax.random.split(key)
         batch = move_pictures(finish_clips(batch, pre), pre)
         video = prepare_video(batch["video"], pre)
         targets = losses.one_hot(batch["label"], num_classes, train.label_smoothing)
-        if train.mixup:
-            video, targets = losses.mixup(mixup_key, video, targets, train.mixup)
+        video, targets = losses.mix(mix_key, video, targets, train)
         logits, batch_stats = network.apply_train(params, batch_stats, video, dropout_key)
         loss = losses.cross_entropy(logits, targets, batch["mask"])
         return loss, (batch_stats, losses.accuracy(logits, batch["label"], batch["mask"]))
@@ -108,7 +107,10 @@ def make_train_step(
         grads = jax.lax.with_sharding_constraint(grads, shardings.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = optax.incremental_update(params, state.ema, 1 - train.ema_decay) if state.ema else {}
+        # A smaller decay at first, as TensorFlow's has, or a short run would keep much of the random start: after 1,000
+        # steps of 0.999, 37 %.
+        decay = jnp.minimum(train.ema_decay, (1 + state.step) / (10 + state.step))
+        ema = optax.incremental_update(params, state.ema, 1 - decay) if state.ema else {}
         metrics = {
             "train/loss": loss,
             "train/top1": top1,

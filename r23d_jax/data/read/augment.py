@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from r23d_jax.config import FLOW_ZERO, DataConfig, look_up
@@ -112,6 +113,16 @@ def jitter_colors(factors: tf.Tensor, video: tf.Tensor) -> tf.Tensor:
     # One mean for the clip: a mean per frame would make the picture flicker when something bright appears.
     video = _blend(video, tf.reduce_mean(_gray(video)), factors[1])
     return _blend(video, _gray(video), factors[2])
+
+
+def turn_hues(matrix: tf.Tensor, video: tf.Tensor) -> tf.Tensor:
+    """Mixes the colors of (t, h, w, 3) float32 in 0..255 by a (3, 3) matrix, that of `_draw_hue`."""
+    return tf.clip_by_value(tf.tensordot(video, matrix, 1), 0.0, 255.0)
+
+
+def remove_colors(yes: tf.Tensor, video: tf.Tensor) -> tf.Tensor:
+    """Makes (t, h, w, 3) float32 gray, in three equal channels, if `yes`, () bool."""
+    return tf.cond(yes, lambda: tf.broadcast_to(_gray(video), tf.shape(video)), lambda: video)
 
 
 def to_uint8(video: tf.Tensor) -> tf.Tensor:
@@ -237,9 +248,25 @@ def _draw_factors(cfg: DataConfig, key: tf.Tensor) -> tf.Tensor:
     return low + uniform(key, 3) * (1.0 + cfg.color_jitter - low)
 
 
+# Luma and the two axes of color (YIQ, as NTSC has them), from red, green and blue
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+
+
+def _draw_hue(cfg: DataConfig, key: tf.Tensor) -> tf.Tensor:
+    """(3, 3) float32 for colors on its left: turns them in the YIQ plane by up to `hue_jitter` turns; keeps luma."""
+    angle = 2 * math.pi * cfg.hue_jitter * (2 * uniform(key, 1)[0] - 1)
+    cos, sin, zero, one = tf.cos(angle), tf.sin(angle), tf.constant(0.0), tf.constant(1.0)
+    turn = tf.stack([[one, zero, zero], [zero, cos, -sin], [zero, sin, cos]])
+    to_yiq, from_yiq = (tf.constant(matrix.T, tf.float32) for matrix in (_YIQ, np.linalg.inv(_YIQ)))
+    return to_yiq @ tf.transpose(turn) @ from_yiq
+
+
 # By field of DataConfig
 AUGMENTATIONS: dict[str, Augmentation] = {
     "color_jitter": Augmentation(_draw_factors, jitter_colors, colors=True),
+    "hue_jitter": Augmentation(_draw_hue, turn_hues, colors=True),
+    # as in MoSI's recipes (Huang et al. 2021, arXiv:2104.00240), with 0.3
+    "random_gray": Augmentation(lambda cfg, key: uniform(key, 1)[0] < cfg.random_gray, remove_colors, colors=True),
     "flip": Augmentation(lambda cfg, key: uniform(key, 1)[0] < 0.5, lambda yes, clip: mirror(clip, yes), colors=False),
 }
 

@@ -128,6 +128,38 @@ def test_color_jitter_is_its_definition_and_the_same_in_all_frames() -> None:
     assert strong.min() >= 0 and strong.max() == 0
 
 
+def test_hues_turn_in_the_plane_of_colors_and_keep_the_luma() -> None:
+    draw = augment.AUGMENTATIONS["hue_jitter"].draw
+    matrices = [draw(DataConfig(hue_jitter=0.25), tf.constant([0, k], tf.int64)).numpy() for k in range(200)]
+    luma = np.array([0.299, 0.587, 0.114])
+    video = np.random.default_rng(0).uniform(100, 150, (2, 4, 3, 3)).astype(np.float32)
+    angles = []
+    for matrix in matrices:
+        np.testing.assert_allclose(np.ones(3) @ matrix, np.ones(3), atol=2e-3)  # gray stays; NTSC's digits are few
+        np.testing.assert_allclose(matrix @ luma, luma, atol=1e-5)
+        turned = augment.turn_hues(tf.constant(matrix), tf.constant(video)).numpy()
+        np.testing.assert_allclose(turned @ luma, video @ luma, atol=1e-2)
+        angles.append(np.arctan2((turn := augment._YIQ @ matrix.T @ np.linalg.inv(augment._YIQ))[2, 1], turn[1, 1]))
+        np.testing.assert_allclose(turn[1:, 1:] @ turn[1:, 1:].T, np.eye(2), atol=1e-4)
+    turns = np.array(angles) / (2 * np.pi)
+    assert -0.25 <= turns.min() < -0.2 and 0.2 < turns.max() <= 0.25 and abs(turns.mean()) < 0.03
+    still = draw(DataConfig(hue_jitter=1e-9), tf.constant([0, 0], tf.int64))
+    np.testing.assert_allclose(augment.turn_hues(still, tf.constant(video)), video, atol=1e-2)
+    bright = augment.turn_hues(tf.constant(matrices[0]), tf.constant([[[[255.0, 0.0, 0.0]]]]))
+    assert 0.0 <= bright.numpy().min() and bright.numpy().max() <= 255.0
+
+
+def test_a_gray_clip_has_the_luma_in_all_channels_and_comes_as_often_as_asked_for() -> None:
+    video = np.random.default_rng(0).uniform(0, 255, (4, 6, 5, 3)).astype(np.float32)
+    luma = (video @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+    gray, same = (augment.remove_colors(tf.constant(yes), tf.constant(video)).numpy() for yes in (True, False))
+    np.testing.assert_allclose(gray, np.broadcast_to(luma, video.shape), atol=1e-3)
+    np.testing.assert_array_equal(same, video)
+    draw = augment.AUGMENTATIONS["random_gray"].draw
+    often = [bool(draw(DataConfig(random_gray=0.3), tf.constant([0, k], tf.int64))) for k in range(400)]
+    assert 0.22 < np.mean(often) < 0.38
+
+
 def _on(name: str) -> bool | float:
     return True if isinstance(getattr(DataConfig(flip=True), name), bool) else 0.5
 
