@@ -28,8 +28,10 @@ def get_config(arg: str = "") -> Config:
         raise ConfigError(f"configs/pretrain.py:{arg}: {known}")
     cfg = small_cpu.get_config(f"avgpool,{given}")
     cfg.data.source = _SOURCES[source]
+    epochs = 100.0  # 180,000 clips of ucf5's 202 videos that are not held out
     if source == "synthetic":
         cfg.data.root = cfg.data.lists = ""
+        epochs = 10.0  # as many, of 1,960 groups of pictures
     cfg.data.motion.speeds = (2, 4)  # 1 and 2 pixels a frame were not learned in 1,000 steps
     cfg.data.motion.gray = 0.3
     cfg.data.motion.colors = "clip" if given == "rgb_diff" else "frame"
@@ -42,10 +44,10 @@ def get_config(arg: str = "") -> Config:
     cfg.data.color_jitter = 0.5
 
     cfg.optimizer.weight_decay = 1e-4
-    cfg.optimizer.warmup_epochs = 1.0
-    cfg.train.epochs = 100.0
+    cfg.optimizer.warmup_epochs = epochs / 100
+    cfg.train.epochs = epochs
     cfg.train.global_batch_size = 36  # four pictures
     cfg.train.label_smoothing = 0.0
-    cfg.train.eval_every = 5.0
+    cfg.train.eval_every = epochs / 20
     cfg.eval.num_clips = 1
     return cfg

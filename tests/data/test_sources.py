@@ -77,6 +77,17 @@ def test_pseudo_motion_is_evaluated_on_groups_of_the_training_list(tmp_path: Pat
     assert "v_Class1_g04_c01" in test.frames.locate(10, 0)
 
 
+def test_pseudo_motion_needs_no_labels(tmp_path: Path) -> None:
+    """All videos in one folder, and no lists."""
+    write_videos(tmp_path / "frames" / "all", [3] * 10)
+    cfg = DataConfig(root=str(tmp_path / "frames"), lists="", hold_out=0.25)
+    cfg.motion.speeds = (2, 4)
+    train, test = sources.open_index(cfg, "train"), sources.open_index(cfg, "test")
+    listed = (tmp_path / "lists" / "val.csv").read_text()
+    assert (len(train), len(test)) == (6, 9 * 2) and train.class_names == MOTIONS
+    assert not any(name.split()[0] in listed for name in [*train.names, *test.names])
+
+
 def test_generated_pictures_are_held_out_too() -> None:
     cfg = DataConfig(source="pictures", hold_out=0.25, short_side=40)
     cfg.motion.speeds = (2, 4)
