@@ -21,7 +21,12 @@ EXIT_OK, EXIT_SKIPPED = 0, 3
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument(
-        "--workdir", required=True, help="a run's folder (its best checkpoint is used), or one checkpoint"
+        "--workdir",
+        "--weights",
+        required=True,
+        metavar="WEIGHTS",
+        help="a run's folder (its best checkpoint is used), a checkpoint, a file of weights, or a name: "
+        "r2plus1d_18.kinetics400",
     )
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a video file, or a folder of numbered frames")
     parser.add_argument("--top", type=int, default=5, help="classes to show (default: 5)")
@@ -59,12 +64,12 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: must be at least {least}")
     if not 0 <= args.weight <= 1:
         raise UserError(f"--weight {args.weight:g}: must be between 0 and 1")
-    from r23d_jax.checkpoint.checkpoint import load_checkpoint
     from r23d_jax.data.make.video import VideoError
     from r23d_jax.evaluation.single import Predictor, clips_of, fuse
+    from r23d_jax.evaluation.trained import load_model
 
-    loaded = load_checkpoint(Path(args.workdir))
-    streams = [loaded, *([load_checkpoint(Path(args.second))] if args.second else [])]
+    loaded = load_model(args.workdir)
+    streams = [loaded, *([load_model(args.second)] if args.second else [])]
     predictors = []
     for stream in streams:
         if not stream.class_names:
@@ -81,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             accuracy = stream.metrics.get("val/top1_video")
             known = "" if accuracy is None else f", video top-1 {100 * accuracy:.2f} %"
-            print(f"{stream.name}, {len(stream.class_names)} classes, step {stream.step:,}{known}")
+            which = f"step {stream.step:,}{known}" if stream.step else stream.path
+            print(f"{stream.name}, {len(stream.class_names)} classes, {which}")
     failed = 0
     for name in args.videos:
         try:

@@ -10,7 +10,7 @@ from r23d_jax.runtime import program
 # Packages that only some commands need
 OPTIONAL = ("tensorflow", "tensorflow_datasets", "tensorboardX", "matplotlib", "torch", "apache_beam")
 BASE = ("jax", "flax", "optax", "orbax.checkpoint", "ml_collections", "jaxtyping", "numpy", "safetensors")
-BASE += ("flatbuffers", "tqdm")
+BASE += ("flatbuffers", "tqdm", "pooch")
 VIDEO = ("av", "cv2")
 _TRAINING = (*VIDEO, "tensorflow", "tensorboardX", "matplotlib")
 NEEDS = {
@@ -25,6 +25,8 @@ NEEDS = {
     "convert": (),
     "convert a TensorFlow checkpoint": ("tensorflow",),
     "convert a .pth or .pt file": ("torch",),
+    "weights by name": ("torch",),
+    "weights of I3D by name": ("tensorflow",),
     "export": (),
     "export to .savedmodel": ("tensorflow",),
     "export to .pth or .pt": ("torch",),
