@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(args: argparse.Namespace, path: Path) -> "Converted":
-    from r23d_jax.training.warm_start import read_network
+    from r23d_jax.checkpoint.read import read_network
 
     found = read_network(
         path,

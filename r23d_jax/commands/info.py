@@ -1,4 +1,4 @@
-"""python -m r23d_jax info [NAME]: the cost of each part of a network; or the names of all networks."""
+"""python -m r23d_jax info [NAME]: the cost of each part of a network; or the names of all networks or weights."""
 
 import argparse
 import re
@@ -12,6 +12,7 @@ from r23d_jax.config import HEADS, TOKENS, HeadConfig, OptimizerConfig
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of this sub-command."""
     parser.add_argument("name", nargs="?", help="network, e.g. r2plus1d_18 (default: list all names)")
+    parser.add_argument("--pretrained", action="store_true", help="list the published weights that have names here")
     parser.add_argument("--frames", type=int, default=16, help="frames per clip (default 16)")
     parser.add_argument("--size", type=int, default=112, help="height and width in pixels (default 112)")
     parser.add_argument("--classes", type=int, default=101, help="number of classes (default 101)")
@@ -23,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a table; returns the exit status."""
+    if args.pretrained:
+        _list_pretrained()
+        return 0
     from flax import nnx
 
     from r23d_jax import models
@@ -109,3 +113,17 @@ def _list_models() -> None:
     print("family              depths                     (a name is family_depth, e.g. r2plus1d_18)")
     for family, spec in FAMILIES.items():
         print(f"{family:20}{', '.join(map(str, spec.depths)) or '(the name alone)'}")
+
+
+def _list_pretrained() -> None:
+    from r23d_jax.weights.download import CACHE, cache_folder
+    from r23d_jax.weights.pretrained import PRETRAINED
+
+    print(f"{'name':36}{'network':16}{'top-1':>7}{'MiB':>8}  {'trained on':30}license")
+    for name, row in PRETRAINED.items():
+        top1 = f"{row.accuracy[0]:.1f} %" if row.accuracy else "-"
+        size = f"{row.mebibytes:.1f}" if row.mebibytes else "?"
+        print(f"{name:36}{row.network:16}{top1:>7}{size:>8}  {row.data:30}{row.license}")
+    print()
+    print("top-1 as the publishers state it, each with a protocol of its own (docs/weights.md); not measured here.")
+    print(f"Downloads are kept in {cache_folder('weights')}; the environment variable {CACHE} chooses another folder.")

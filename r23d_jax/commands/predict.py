@@ -12,7 +12,6 @@ from r23d_jax.config import FUSED_SCORES, FusionConfig, UserError
 from r23d_jax.runtime.progress import Progress
 
 if TYPE_CHECKING:
-    from r23d_jax.checkpoint.checkpoint import LoadedModel
     from r23d_jax.evaluation.answer import Answer
     from r23d_jax.evaluation.single import Predictor
     from r23d_jax.evaluation.timeline import TimelineOptions
@@ -26,7 +25,12 @@ _LONG_WORK = 5.0  # seconds after which the progress of a single video is shown
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument(
-        "--workdir", required=True, help="a run's folder (its best checkpoint is used), or one checkpoint"
+        "--workdir",
+        "--weights",
+        required=True,
+        metavar="WEIGHTS",
+        help="a run's folder (its best checkpoint is used), a checkpoint, a file of weights, or a name: "
+        "r2plus1d_18.kinetics400",
     )
     parser.add_argument(
         "videos",
@@ -157,11 +161,11 @@ def _timeline(args: argparse.Namespace) -> "Callable[[float], TimelineOptions | 
 
 def _load(args: argparse.Namespace) -> "tuple[list[Predictor], tuple[str, ...]]":
     """The predictors of the one or two streams, and the names of their classes."""
-    from r23d_jax.checkpoint.checkpoint import load_checkpoint
     from r23d_jax.evaluation.single import Predictor, clips_of
+    from r23d_jax.evaluation.trained import load_model
 
-    loaded: LoadedModel = load_checkpoint(Path(args.workdir))
-    streams = [loaded, *([load_checkpoint(Path(args.second))] if args.second else [])]
+    loaded = load_model(args.workdir)
+    streams = [loaded, *([load_model(args.second)] if args.second else [])]
     predictors = []
     for stream in streams:
         if not stream.class_names:
@@ -178,7 +182,8 @@ def _load(args: argparse.Namespace) -> "tuple[list[Predictor], tuple[str, ...]]"
         if not args.json:
             accuracy = stream.metrics.get("val/top1_video")
             known = "" if accuracy is None else f", video top-1 {100 * accuracy:.2f} %"
-            print(f"{stream.name}, {len(stream.class_names)} classes, step {stream.step:,}{known}")
+            which = f"step {stream.step:,}{known}" if stream.step else stream.path
+            print(f"{stream.name}, {len(stream.class_names)} classes, {which}")
     return predictors, loaded.class_names
 
 

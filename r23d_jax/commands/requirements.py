@@ -19,7 +19,7 @@ OPTIONAL = (
     "onnxscript",
 )
 BASE = ("jax", "flax", "optax", "orbax.checkpoint", "ml_collections", "jaxtyping", "numpy", "safetensors")
-BASE += ("flatbuffers", "tqdm")
+BASE += ("flatbuffers", "tqdm", "pooch")
 VIDEO = ("av", "cv2")
 _TRAINING = (*VIDEO, "tensorflow", "tensorboardX", "matplotlib")
 NEEDS = {
@@ -34,6 +34,8 @@ NEEDS = {
     "convert": (),
     "convert a TensorFlow checkpoint": ("tensorflow",),
     "convert a .pth or .pt file": ("torch",),
+    "weights by name": ("torch",),
+    "weights of I3D by name": ("tensorflow",),
     "export": (),
     "export to .savedmodel or .tflite": ("tensorflow",),
     "export to .onnx": ("torch", "onnxruntime", "onnxscript"),

@@ -285,7 +285,8 @@ class Config(Group, place="config"):
     """Everything that a run depends on."""
 
     seed: int = 0  # of weights, order, crops and dropout
-    init_from: str = ""  # weights to start from: .pth, .safetensors, a run's folder, ...; "": random
+    # weights to start from: .pth, .safetensors, a run's folder, name:r2plus1d_18.kinetics400, ...; "": random
+    init_from: str = ""
     init_skip: tuple[Annotated[str, one_of(*PARTS, "head")], ...] = ()  # parts of `init_from` to leave random
     inflate: Annotated[str, one_of(*INFLATIONS)] = "repeat"  # how 2D weights become 3D: repeat (and divide) or center
     profile: Annotated[str, must(_is_profile, "START:STOP, e.g. 20:25")] = ""  # steps to trace into the workdir

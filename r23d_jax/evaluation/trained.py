@@ -9,8 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from r23d_jax.checkpoint.checkpoint import LoadedModel, load_checkpoint
+from r23d_jax.checkpoint.read import read_network
+from r23d_jax.config import Config, UserError, nearest, with_preprocessing
 from r23d_jax.data.find.video_names import named_video
 from r23d_jax.models.preprocess import prepare_video
+from r23d_jax.runtime.program import command
+from r23d_jax.weights.download import to_stderr
+from r23d_jax.weights.pretrained import PREFIX, PRETRAINED, pretrained_name
+from r23d_jax.weights.state_dicts import Converted
 
 if TYPE_CHECKING:
     from r23d_jax.evaluation.single import Predictor
@@ -53,5 +59,48 @@ class TrainedModel(LoadedModel):
 
 
 def load_model(path: Path | str, which: str = "best") -> TrainedModel:
-    """The network of a checkpoint with everything that using it needs; see `load_checkpoint`."""
-    return TrainedModel(**vars(load_checkpoint(path, which)))
+    """A trained network with everything that using it needs.
+
+    Args:
+      path: a run's folder, its `checkpoints` folder, one checkpoint, a file of weights of any code base, or a name of
+        `list_pretrained`.
+      which: of a run's checkpoints, "best" by video top-1 (the newest, if none was evaluated) or "latest".
+
+    Raises:
+      UserError: if there is nothing of that name, or it cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return TrainedModel(**vars(load_checkpoint(path, which)))
+    if not (pretrained_name(path) or path.exists() or path.with_name(f"{path.name}.index").exists()):
+        raise UserError(f"{path}: no such file or folder, and no published weights; {nearest(str(path), PRETRAINED)}")
+    found = read_network(path, functools.partial(_refuse_image_network, path), log=to_stderr)
+    cfg = Config(model=found.config)
+    cfg.data = with_preprocessing(cfg.data, found.preprocessing)
+    class_names = found.class_names or tuple(f"class_{k}" for k in range(found.num_classes))
+    return TrainedModel(found.model, class_names, found.preprocessing, cfg, step=0, metrics={}, path=path)
+
+
+def load_pretrained(name: str) -> TrainedModel:
+    """The network with weights that others have published; downloads them if the cache lacks them.
+
+    The cache is the folder that the environment variable R23D_CACHE names, or the user's own cache folder. Every file
+    in it is checked before it is read.
+
+    Args:
+      name: a key of `list_pretrained()`.
+
+    Raises:
+      ConfigError: for an unknown name, with the nearest known ones.
+      DownloadError: if a file cannot be had, or is not what its publisher describes; says what to do by hand.
+      ConversionError: if torch or TensorFlow is needed to read it and missing.
+    """
+    return load_model(f"{PREFIX}{name.removeprefix(PREFIX)}")
+
+
+def _refuse_image_network(path: Path, arrays: dict[str, np.ndarray]) -> Converted:
+    del arrays
+    raise UserError(
+        f"{path}: an image network; make a video network of it first: "
+        f"{command('convert')} --from {path} --to FOLDER --model NAME --inflate repeat"
+    )

@@ -97,7 +97,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def hold(folder: Path, name: str = ".lock", log: Callable[[str], None] | None = None) -> Iterator[IO[str]]:
+def hold(
+    folder: Path, name: str = ".lock", log: Callable[[str], None] | None = None, wait: bool = False
+) -> Iterator[IO[str]]:
     """Locks a folder against other processes that call this while the block runs.
 
     The lock is the operating system's, on a file in the folder, and ends with the process. The file stays, and names
@@ -107,6 +109,7 @@ def hold(folder: Path, name: str = ".lock", log: Callable[[str], None] | None = 
       folder: must exist.
       name: name of the file.
       log: gets a line where the file system has no locks, as some network file systems; then nobody is kept out.
+      wait: until another process that holds it has ended, instead of an error.
 
     Yields:
       The locked file: a child process that inherits its descriptor holds the lock as well.
@@ -122,7 +125,7 @@ def hold(folder: Path, name: str = ".lock", log: Callable[[str], None] | None = 
         try:
             if fcntl is None:
                 raise OSError(errno.ENOSYS, "locks are not supported")
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 file.seek(0)

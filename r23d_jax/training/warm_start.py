@@ -1,4 +1,4 @@
-"""Reads the network in any file or folder of weights, and starts a run from it: `config.init_from`."""
+"""Starts a run from the network in any file or folder of weights: `config.init_from`."""
 
 import dataclasses
 import re
@@ -12,7 +12,8 @@ import numpy as np
 from flax import nnx
 
 from r23d_jax import config
-from r23d_jax.checkpoint.checkpoint import create_configured_model, load_checkpoint
+from r23d_jax.checkpoint.checkpoint import create_configured_model
+from r23d_jax.checkpoint.read import read_network
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.config import Config, HeadConfig, UserError
 from r23d_jax.models.functional import flatten, initialize, split_model
@@ -21,57 +22,15 @@ from r23d_jax.models.registry import model_name
 from r23d_jax.runtime import parallel
 from r23d_jax.weights.compare import differences, listed
 from r23d_jax.weights.inflate import inflate
-from r23d_jax.weights.matching import is_2d
-from r23d_jax.weights.state_dicts import Converted, convert, read_arrays
-from r23d_jax.weights.tables import ConversionError, part_of
+from r23d_jax.weights.pretrained import pretrained_name
+from r23d_jax.weights.state_dicts import Converted
+from r23d_jax.weights.tables import part_of
 
 Tree = dict[str, Any]
 
 
 class WarmStartError(UserError):
     """The weights that a run should start from do not fit its network; the message lists the differences."""
-
-
-def read_network(
-    path: Path,
-    inflated: Callable[[dict[str, np.ndarray]], Converted],
-    *,
-    name: str | None = None,
-    source: str | None = None,
-    log: Callable[[str], None] = print,
-) -> Converted:
-    """The network in a run's folder, a checkpoint, or a file of weights of any kind.
-
-    Args:
-      path: of the folder or file.
-      inflated: makes a video network from the weights of an image network.
-      name: the expected network; None accepts any.
-      source: the code base, if names do not tell; a key of `weights.sources.SOURCES`.
-      log: takes messages about damaged checkpoints.
-
-    Raises:
-      UserError: if it cannot be read, or holds another network.
-    """
-    if path.is_dir():
-        loaded = load_checkpoint(path, log=log)
-        if name not in (None, loaded.name):
-            raise UserError(f"{loaded.path} is {loaded.name}, not {name}")
-        return Converted(
-            model=loaded.model,
-            config=loaded.config.model,
-            num_classes=len(loaded.class_names),
-            source="r23d_jax",
-            class_names=loaded.class_names,
-            preprocessing=loaded.preprocessing,
-            origin=f"{loaded.path}: a checkpoint of r23d_jax, step {loaded.step:,}",
-            assumed=False,
-        )
-    content = read_arrays(path)
-    try:
-        converted = inflated(content.arrays) if is_2d(content.arrays) else convert(content, name, source)
-    except ConversionError as error:
-        raise ConversionError(f"{path}: {error}") from None
-    return dataclasses.replace(converted, origin=f"{path}: {converted.origin}")
 
 
 def check_source(cfg: Config, workdir: Path) -> None:
@@ -81,7 +40,7 @@ def check_source(cfg: Config, workdir: Path) -> None:
       WarmStartError: if `cfg.init_from` does not exist, and `workdir` has nothing to resume from.
     """
     path = Path(cfg.init_from)
-    there = path.exists() or path.with_name(f"{path.name}.index").is_file()
+    there = pretrained_name(path) or path.exists() or path.with_name(f"{path.name}.index").is_file()
     if cfg.init_from and not there and not (workdir / "checkpoints").is_dir():
         raise WarmStartError(
             f"config.init_from={cfg.init_from}: there is no such file or folder; give the weights to start from "

@@ -17,7 +17,7 @@ import numpy as np
 from r23d_jax.config import UserError
 from r23d_jax.runtime import disk
 from r23d_jax.weights.tables import ConversionError
-from r23d_jax.weights.tensorflow_checkpoint import read_tensorflow
+from r23d_jax.weights.tensorflow_checkpoint import import_tensorflow, read_tensorflow
 
 FORMAT = "r23d_jax"  # `format` in the metadata of files that describe their network
 TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".pyth")
@@ -88,6 +88,15 @@ def kind_of(path: Path | str | os.PathLike) -> str:
     if is_safetensors or (path.suffix == ".safetensors" and not head.startswith(b"PK\3\4")):
         return "safetensors"
     return "torch"
+
+
+def check_reader(name: str) -> None:
+    """Raises ConversionError if torch or TensorFlow, which reads files of this name, is missing."""
+    path = Path(name)
+    if path.suffix == ".index":
+        import_tensorflow(path)
+    elif path.suffix in TORCH_SUFFIXES:
+        import_torch(path)
 
 
 def read(path: Path | str | os.PathLike) -> Content:

@@ -49,3 +49,13 @@ def test_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.startswith("error: model 'r2plus1d18' is unknown; did you mean r2plus1d_18")
     assert main(["info", "r2d_18", "--size", "0"]) == 2
     assert "--size 0: must be at least 1" in capsys.readouterr().err
+
+
+def test_published_weights(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("R23D_CACHE", "/elsewhere")
+    assert main(["info", "--pretrained"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.split()[1:5] for line in lines if ".kinetics400" in line or ".ig65m" in line}
+    assert rows["r2plus1d_18.kinetics400"] == ["r2plus1d_tv_18", "67.5", "%", "120.3"]
+    assert rows["r2plus1d_34_8.ig65m"][:3] == ["r2plus1d_34", "-", "?"]
+    assert "kept in /elsewhere/weights;" in lines[-1]

@@ -1,0 +1,62 @@
+"""Reads the network in any file or folder of weights."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from r23d_jax.checkpoint.checkpoint import load_checkpoint
+from r23d_jax.config import UserError
+from r23d_jax.weights.matching import is_2d
+from r23d_jax.weights.pretrained import pretrained_name, read_pretrained
+from r23d_jax.weights.state_dicts import Converted, convert, read_arrays
+from r23d_jax.weights.tables import ConversionError
+
+
+def read_network(
+    path: Path,
+    inflated: Callable[[dict[str, np.ndarray]], Converted],
+    *,
+    name: str | None = None,
+    source: str | None = None,
+    log: Callable[[str], None] = print,
+) -> Converted:
+    """The network in a run's folder, a checkpoint, or a file of weights of any kind, or published weights by name.
+
+    Args:
+      path: of the folder or file; or a name, as `pretrained_name` takes it.
+      inflated: makes a video network from the weights of an image network.
+      name: the expected network; None accepts any.
+      source: the code base, if names do not tell; a key of `weights.sources.SOURCES`.
+      log: takes messages about damaged checkpoints.
+
+    Raises:
+      UserError: if it cannot be read, or holds another network.
+    """
+    known = pretrained_name(path)
+    if known:
+        found = read_pretrained(known, log)
+        if name not in (None, found.name):
+            raise UserError(f"{known} is {found.name}, not {name}")
+        return found
+    if path.is_dir():
+        loaded = load_checkpoint(path, log=log)
+        if name not in (None, loaded.name):
+            raise UserError(f"{loaded.path} is {loaded.name}, not {name}")
+        return Converted(
+            model=loaded.model,
+            config=loaded.config.model,
+            num_classes=len(loaded.class_names),
+            source="r23d_jax",
+            class_names=loaded.class_names,
+            preprocessing=loaded.preprocessing,
+            origin=f"{loaded.path}: a checkpoint of r23d_jax, step {loaded.step:,}",
+            assumed=False,
+        )
+    content = read_arrays(path)
+    try:
+        converted = inflated(content.arrays) if is_2d(content.arrays) else convert(content, name, source)
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from None
+    return dataclasses.replace(converted, origin=f"{path}: {converted.origin}")
