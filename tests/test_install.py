@@ -1,6 +1,7 @@
 """The package as pip installs it: what the wheel holds, what it asks for, and the command that it gives."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -82,9 +83,10 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     requirements.run(requirements.argparse.Namespace())
-    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.split()[1:])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    rows = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in lines if "  " in line)
     assert rows["tensorflow"] == "missing" and rows["train"] == "missing: pip install tensorflow-cpu"
-    assert rows["predict"] == rows["info"] == "ready"
+    assert rows["predict"] == rows["predict --picture"] == rows["info"] == "ready"
     assert requirements.explain("train", ModuleNotFoundError("No module", name="a_bug_of_ours")) is None
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from r23d_jax.config import FUSED_SCORES, FusionConfig, UserError
 from r23d_jax.runtime.progress import Progress
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EXIT_OK, EXIT_SKIPPED = 0, 3
 # Options that ask for a timeline
-_OF_TIMELINES = ("every", "smooth", "min_score", "srt")
+_OF_TIMELINES = ("every", "smooth", "min_score", "srt", "annotated", "picture")
 _LONG_WORK = 5.0  # seconds after which the progress of a single video is shown
 
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "videos",
-        nargs="+",
+        nargs="*",
         metavar="VIDEO",
         help="a video file, a folder of numbered frames, a folder of videos with its subfolders, a pattern such as "
         "'clips/**/*.mp4', or an address with http:// or https://",
@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--clips",
         type=int,
         default=0,
-        help="evenly spaced clips per video; 0: as the run was evaluated, but at least 10 (default: 0)",
+        help="evenly spaced clips of a video without a timeline; 0: as the run was evaluated, but at least 10 "
+        "(default: 0)",
     )
     parser.add_argument(
         "--second", default="", metavar="WORKDIR", help="a second stream, e.g. of optical flow, whose scores are added"
@@ -70,9 +71,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--min-score", type=float, help="least score of a class, 0 to 1; below is no action (default: 0.5)"
     )
+    group = parser.add_argument_group("camera")
+    group.add_argument(
+        "--camera",
+        metavar="CAMERA",
+        help="instead of videos: a number (0 is /dev/video0), a device, or an address (rtsp://, http://); prints an "
+        "answer a second until Ctrl-C",
+    )
+    group.add_argument("--seconds", type=float, metavar="SECONDS", help="stop after so long (default: never)")
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object per video")
     group.add_argument("--csv", metavar="FILE", help="write a table instead of printing: a row a video, or a segment")
+    group.add_argument(
+        "--annotated",
+        metavar="FILE",
+        help="write the video (.mp4, .mkv, .mov) with its class and bars of the best five; for several "
+        "videos, a folder",
+    )
+    group.add_argument(
+        "--picture",
+        metavar="FILE",
+        help="draw frames over the curves of the classes (.png); for several videos, a folder",
+    )
     group.add_argument("--srt", metavar="FILE", help="write the timeline as subtitles; for several videos, a folder")
 
 
@@ -90,26 +110,38 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: must be at least {least}")
     if not 0 <= args.weight <= 1:
         raise UserError(f"--weight {args.weight:g}: must be between 0 and 1")
-    from r23d_jax.commands import predict_output
+    if args.camera is not None:
+        from r23d_jax.commands import predict_camera
+
+        predict_camera.check(args)
+        (predictor,), class_names = _load(args)
+        return predict_camera.watch(args, predictor, class_names)
+    if args.seconds is not None:
+        raise UserError("--seconds: is for --camera; name one, or drop it")
+    if not args.videos:
+        raise UserError("no video is named: give files, folders, patterns or addresses, or --camera 0")
+    from r23d_jax.commands import predict_files, predict_output
+    from r23d_jax.data.make.video import VideoError
     from r23d_jax.evaluation.inputs import expand
     from r23d_jax.runtime.disk import write_atomically
 
     timeline = _timeline(args)
     if args.csv:
-        _check_folder("csv", Path(args.csv))
+        predict_files.check_folder("csv", Path(args.csv))
     names = expand(args.videos)
-    files = _files(args, names)
+    files = predict_files.files_of(args, names)
     predictors, class_names = _load(args)
     table = predict_output.Csv(args.top) if args.csv else None
     kinds = (args.json, predict_output.Json), (not args.json and not args.csv, predict_output.Text)
     outputs: list[predict_output.Output] = [kind(args.top) for wanted, kind in kinds if wanted]
     outputs += [table] if table else []
     failed, single = 0, len(names) == 1
-    # Lines that appear one by one on a terminal show the progress of several videos.
-    shown = single or bool(args.csv) or not sys.stdout.isatty()
+    if single:
+        progress = Progress(100, "%", "predict", after=_LONG_WORK)
+    else:  # lines that appear one by one on a terminal show the progress, too
+        progress = Progress(len(names), "videos", "predict", shown=bool(args.csv) or not sys.stdout.isatty())
     with contextlib.ExitStack() as stack:
-        units = {"total": 100, "unit": "%", "after": _LONG_WORK} if single else {"total": len(names), "unit": "videos"}
-        progress = stack.enter_context(Progress(**units, description="predict", shown=shown))
+        stack.enter_context(progress)
 
         def scored(share: float) -> None:
             if single:
@@ -130,7 +162,12 @@ def run(args: argparse.Namespace) -> int:
             for output in outputs:
                 output.answer(name, answer)
             for option, path in files[name].items():
-                _WRITERS[option].write(path, name, answer)
+                try:
+                    note = predict_files.WRITERS[option].write(path, name, answer)
+                except VideoError as error:
+                    failed, note = failed + 1, f"not written: {error}"
+                if note:
+                    progress.message(f"{path}: {note}")
     if table is not None:
         write_atomically(Path(args.csv), table.text())
     if failed and len(names) > 1:
@@ -212,54 +249,3 @@ def _answers(
         if second:
             first = fuse(first, second[0], args.weight, args.scores)
         yield name, Answer(class_names, first)
-
-
-class _Writer(NamedTuple):
-    """Writes a file about a video."""
-
-    suffixes: tuple[str, ...]
-    write: "Callable[[Path, str, Answer], None]"
-
-
-def _write_subtitles(path: Path, name: str, answer: "Answer") -> None:
-    from r23d_jax.commands.predict_output import subtitles
-    from r23d_jax.runtime.disk import write_atomically
-
-    del name
-    write_atomically(path, subtitles(answer))
-
-
-# Options that name a file to write for each video
-_WRITERS = {"srt": _Writer((".srt",), _write_subtitles)}
-
-
-def _files(args: argparse.Namespace, names: list[str]) -> dict[str, dict[str, Path]]:
-    """The files to write for each video, by option; several videos are written into a folder under their own names.
-
-    Raises:
-      UserError: a folder does not exist, two videos would be written to one file, or a suffix is wrong.
-    """
-    files: dict[str, dict[str, Path]] = {name: {} for name in names}
-    for option, writer in _WRITERS.items():
-        given = getattr(args, option)
-        if given is None:
-            continue
-        taken: dict[Path, str] = {}
-        for name in files:
-            path = Path(given)
-            if path.is_dir():
-                path /= Path(name.partition("?")[0] if "://" in name else name).stem + writer.suffixes[0]
-            elif len(names) > 1:
-                raise UserError(f"--{option} {given}: is no folder, and {len(names)} videos need one; create it first")
-            if path.suffix.lower() not in writer.suffixes:
-                raise UserError(f"--{option} {given}: must end in {' or '.join(writer.suffixes)}")
-            if (other := taken.setdefault(path, name)) != name:
-                raise UserError(f"--{option} {given}: {other} and {name} would both be {path}; give them one by one")
-            files[name][option] = path
-            _check_folder(option, path)
-    return files
-
-
-def _check_folder(option: str, path: Path) -> None:
-    if not path.parent.is_dir():
-        raise UserError(f"--{option} {path}: there is no folder {path.parent}; create it first")

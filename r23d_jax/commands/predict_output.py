@@ -69,6 +69,14 @@ def _print_table(ranking: list[tuple[str, float]]) -> None:
         print(f"  {name:<{width}}  {value:6.2f} %")
 
 
+def print_moment(time: float, ranking: list[tuple[str, float]]) -> None:
+    """One line for what a camera shows at a time, in seconds since the start."""
+    print(
+        f"{clock(time):>8}  " + ", ".join(f"{printable(name)} {100 * score:.1f} %" for name, score in ranking),
+        flush=True,
+    )
+
+
 class Json:
     """One JSON object per video and line on standard output."""
 

@@ -30,6 +30,7 @@ NEEDS = {
     "prepare --beam-runner": (*VIDEO, "tensorflow", "tensorflow_datasets", "apache_beam"),
     "study": _TRAINING,
     "predict": VIDEO,
+    "predict --picture": (*VIDEO, "matplotlib"),
     "info": (),
     "convert": (),
     "convert a TensorFlow checkpoint": ("tensorflow",),

@@ -50,18 +50,20 @@ class Answer:
                 found.end,
                 self.class_names[found.label],
                 float(found.scores[found.label]),
-                self._best(found.scores, len(self.class_names)),
+                ranked(self.class_names, found.scores, len(self.class_names)),
             )
             for found in (timeline.segments if timeline is not None else ())
         ]
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
         """The best classes of the whole video with their probabilities, the best first."""
-        return self._best(self.scores, count)
+        return ranked(self.class_names, self.scores, count)
 
-    def _best(self, scores: np.ndarray, count: int) -> list[tuple[str, float]]:
-        order = np.argsort(-scores, kind="stable")[:count].tolist()
-        return [(self.class_names[k], float(scores[k])) for k in order]
+
+def ranked(class_names: tuple[str, ...], scores: np.ndarray, count: int) -> list[tuple[str, float]]:
+    """The best classes by their (C,) scores, the best first."""
+    order = np.argsort(-scores, kind="stable")[:count].tolist()
+    return [(class_names[k], float(scores[k])) for k in order]
 
 
 def predict(

@@ -18,6 +18,20 @@ from r23d_jax.runtime.progress import printable
 # Okabe and Ito's palette, which is distinguishable with every common kind of color blindness.
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#8A929C"
 TEXT, GRID = "#1F2933", "#E4E7EB"
+# matplotlib's settings
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 9.5,
+    "axes.edgecolor": GRAY,
+    "axes.labelcolor": TEXT,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "text.color": TEXT,
+    "xtick.color": TEXT,
+    "ytick.color": TEXT,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "r23d_jax",  # the same data gives the same file
+}
 SMOOTHING_POINTS = 25  # the bold loss curve is a running mean over about 1/25 of the run
 MAX_LABELED_CLASSES = 150  # a larger matrix has too little space for names beside it
 
@@ -50,20 +64,7 @@ def curves(rows: Sequence[Row]) -> str:
 
     columns = min(2, len(panels))
     lines = math.ceil(len(panels) / columns)
-    style: dict[Any, Any] = {
-        "font.family": "DejaVu Sans",  # comes with matplotlib
-        "font.size": 9.5,
-        "axes.edgecolor": GRAY,
-        "axes.labelcolor": TEXT,
-        "axes.titlesize": 10.5,
-        "axes.titleweight": "bold",
-        "text.color": TEXT,
-        "xtick.color": TEXT,
-        "ytick.color": TEXT,
-        "svg.fonttype": "path",
-        "svg.hashsalt": "r23d_jax",  # the same data gives the same file
-    }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         figure = new_figure(5.68 * columns, 3.0 * lines)
         axes = np.atleast_1d(figure.subplots(lines, columns)).reshape(-1)
         for axis, (title, unit, names) in zip(axes, panels, strict=False):

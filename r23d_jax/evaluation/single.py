@@ -120,7 +120,7 @@ class Predictor:
     """
 
     def __init__(self, model: Any, pre: Preprocessing, views: EvalConfig, batch_size: int = 8):
-        self._pre, self._batch_size = pre, batch_size
+        self.preprocessing, self._batch_size = pre, batch_size
         self._views = dataclasses.replace(views, crops=1)
         self._mesh = parallel.make_mesh(devices=jax.local_devices()[:1])
         network, params, batch_stats = split_model(model)
@@ -172,12 +172,12 @@ class Predictor:
         readings: dict[int, _Reading] = {}
 
         def clips(row: int) -> Iterator[np.ndarray]:
-            source = open_source(videos[row], self._pre, rate)
+            source = open_source(videos[row], self.preprocessing, rate)
             seconds = source.seconds()
             options = timeline(seconds)
             if options is not None:
-                source = open_source(videos[row], self._pre, rate, even=True)
-            readings[row] = _Reading(source, self._pre, self._views, seconds, options)
+                source = open_source(videos[row], self.preprocessing, rate, even=True)
+            readings[row] = _Reading(source, self.preprocessing, self._views, seconds, options)
             yield from readings[row].clips()
 
         logits: dict[int, list[np.ndarray]] = collections.defaultdict(list)
@@ -223,6 +223,10 @@ class Predictor:
             in_flight.append(self._score(waiting))
         collect(0)
         yield from finished()
+
+    def probabilities(self, clip: np.ndarray) -> np.ndarray:
+        """The (C,) float64 probabilities of one clip (t, h, w, c) uint8."""
+        return softmax(np.asarray(self._score([(0, clip)])[1])[0].astype(np.float64))
 
     def _score(self, clips: list[tuple[int, np.ndarray]]) -> tuple[list[int], jax.Array]:
         """Rows of videos with their clips (t, h, w, c) uint8, at most the batch size -> the rows, (batch, C) logits."""

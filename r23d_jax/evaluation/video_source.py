@@ -273,7 +273,7 @@ class FlowOfFolder(FlowOfFile):
 
     def __init__(self, path: Path, pre: Preprocessing, rate: float):
         super().__init__(path, pre)
-        self._folder = FrameFolder(path, pre, rate)
+        self._folder, self._frames = FrameFolder(path, pre, rate), path
         self._file_rate = rate
 
     def seconds(self) -> float:
@@ -282,14 +282,14 @@ class FlowOfFolder(FlowOfFile):
     def _images(self) -> Iterator[np.ndarray]:
         shape = None
         for number in range(self._folder.count()):
-            file = self._path / self._folder.numbering.name(number)
+            file = self._frames / self._folder.numbering.name(number)
             try:
                 (image,) = plain.decode_windows([file.read_bytes()], lambda height, width: (0, 0, height, width))
             except (OSError, plain.PictureError) as error:
                 raise VideoError(_frame_fault([file])) from error
             shape = shape or image.shape
             if image.shape != shape:
-                raise VideoError(_frame_fault([self._path / self._folder.numbering.name(0), file]))
+                raise VideoError(_frame_fault([self._frames / self._folder.numbering.name(0), file]))
             yield resize_short_side(np.ascontiguousarray(image[..., ::-1]), self._pre.flow.short_side)
 
 

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,7 +16,7 @@ class Ended:
 
 def in_threads(
     work: Callable[[T], Iterator[U]], items: Sequence[T], threads: int, depth: int
-) -> Iterator[tuple[int, U | Ended | Exception]]:
+) -> Generator[tuple[int, U | Ended | Exception]]:
     """Runs `work` on items in threads, and gives what it yields.
 
     Args:

@@ -5,6 +5,7 @@
 because TensorFlow decodes only the window of it.
 """
 
+import functools
 from collections.abc import Callable
 
 import cv2
@@ -112,18 +113,28 @@ def _neighbors(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def _filter(video: np.ndarray, axis: int, size: int) -> np.ndarray:
     """Resizes one axis of a float32 array with a triangle filter as wide as the reduction."""
-    video = np.moveaxis(video, axis, 0)
-    length, one, half = len(video), np.float32(1), np.float32(0.5)
+    video = np.ascontiguousarray(np.moveaxis(video, axis, 0))  # rows are gathered, one after the other
+    places, weights = _taps(len(video), size)
+    resized = np.zeros((size, *video.shape[1:]), np.float32)
+    for place, weight in zip(places, weights, strict=True):  # in order, because sums of float32 depend on it
+        resized += video[place] * weight.reshape(-1, *[1] * (video.ndim - 1))
+    return np.moveaxis(resized, 0, axis)
+
+
+@functools.lru_cache(maxsize=64)
+def _taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels that each of `size` places reads, (taps, size) int64, and their weights, float32; 0 for padding."""
+    one, half = np.float32(1), np.float32(0.5)
     step = np.float32(1.0 / float(np.float32(size) / np.float32(length)))
     radius = max(step, one)
-    resized = np.zeros((size, *video.shape[1:]), np.float32)
+    rows = []
     for row in range(size):
         center = np.float32((row + 0.5) * float(step))
         first = max(int(np.ceil(center - radius - half)), 0)
         last = min(int(np.floor(center + radius - half)), length - 1)
         distances = (np.arange(first, last + 1, dtype=np.float32) + half - center) * (one / radius)
         weights = np.maximum(one - np.abs(distances), 0)
-        total = np.cumsum(weights)[-1]  # in order, unlike np.sum
-        for place, weight in zip(range(first, last + 1), weights * (one / total), strict=True):
-            resized[row] += video[place] * weight
-    return np.moveaxis(resized, 0, axis)
+        rows.append((first, weights * (one / np.cumsum(weights)[-1])))  # summed in order, unlike np.sum
+    most = max(len(weights) for _, weights in rows)
+    places = np.minimum([first + np.arange(most) for first, _ in rows], length - 1).T
+    return places, np.array([np.pad(weights, (0, most - len(weights))) for _, weights in rows], np.float32).T
