@@ -21,6 +21,7 @@ NEEDS = {
     "prepare --beam-runner": (*VIDEO, "tensorflow", "tensorflow_datasets", "apache_beam"),
     "study": _TRAINING,
     "predict": VIDEO,
+    "explain": VIDEO,
     "info": (),
     "convert": (),
     "convert a TensorFlow checkpoint": ("tensorflow",),
