@@ -31,6 +31,7 @@ NEEDS = {
     "study": _TRAINING,
     "predict": VIDEO,
     "predict --picture": (*VIDEO, "matplotlib"),
+    "explain": VIDEO,
     "info": (),
     "convert": (),
     "convert a TensorFlow checkpoint": ("tensorflow",),
