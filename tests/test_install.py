@@ -19,6 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FILES = {
     "torch": "requirements-torch.txt",
     "onnx": "requirements-onnx.txt",
+    "logging": "requirements-logging.txt",
     "beam": "requirements-beam.txt",
     "dev": "requirements-dev.txt",
 }

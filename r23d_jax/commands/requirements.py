@@ -25,6 +25,7 @@ _TRAINING = (*VIDEO, "tensorflow", "tensorboardX", "matplotlib")
 NEEDS = {
     "train": _TRAINING,
     "evaluate": _TRAINING,
+    "log to W&B and MLflow": ("wandb", "mlflow"),
     "prepare": VIDEO,
     "prepare --format packed": (*VIDEO, "tensorflow", "tensorflow_datasets"),
     "prepare --beam-runner": (*VIDEO, "tensorflow", "tensorflow_datasets", "apache_beam"),
@@ -40,7 +41,7 @@ NEEDS = {
     "weights of I3D by name": ("tensorflow",),
     "export": (),
     "export to .savedmodel or .tflite": ("tensorflow",),
-    "export to .onnx": ("torch", "onnxruntime", "onnxscript"),
+    "export to .onnx": ("torch", "onnxruntime", "onnxscript", "wandb", "mlflow"),
     "export to .pth or .pt": ("torch",),
 }
 # Names for pip that differ from the name to import

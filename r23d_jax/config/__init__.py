@@ -59,6 +59,7 @@ CHECKPOINTS = ("latest", "best")
 STEM_POOLS = ("", "none", "2d", "3d")
 PARTS = ("stem", "stage1", "stage2", "stage3", "stage4")
 COMPUTE_DTYPES = ("float32", "bfloat16", "auto")
+TRACKERS = ("wandb", "mlflow")
 
 Count = Annotated[int, at_least(1)]
 CountOrZero = Annotated[int, at_least(0)]
@@ -268,6 +269,14 @@ class CheckpointConfig(Group, place="config.checkpoint"):
     keep: Count = 2  # number of newest ones; the best by video top-1 is kept as well
 
 
+class LoggingConfig(Group, place="config.logging"):
+    """Services that get the metrics too, beside metrics.jsonl and TensorBoard."""
+
+    # W&B writes offline unless WANDB_MODE is set, MLflow into the workdir unless MLFLOW_TRACKING_URI is
+    to: tuple[Annotated[str, one_of(*TRACKERS)], ...] = ()
+    project: Annotated[str, must(bool, "a name")] = "r23d_jax"  # the project of W&B, the experiment of MLflow
+
+
 class ParallelConfig(Group, place="config.parallel"):
     """How to use the devices."""
 
@@ -299,6 +308,7 @@ class Config(Group, place="config"):
     fusion: FusionConfig = dataclasses.field(default_factory=FusionConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
+    logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
 
     def conflicts(self) -> Iterator[str]:
         given, wanted = self.model.in_channels, INPUTS.get(self.data.input)
@@ -363,6 +373,15 @@ def check_override(path: str) -> None:
 def to_json(cfg: Any) -> str:
     """A config, or any of its groups, as JSON text."""
     return json.dumps(dataclasses.asdict(cfg), indent=2, sort_keys=True)
+
+
+def flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """The fields of `dataclasses.asdict` by dotted name; tuples become lists, as in JSON."""
+    out = {}
+    for name, value in values.items():
+        value = list(value) if isinstance(value, tuple) else value
+        out |= flat(value, f"{path}{name}.") if isinstance(value, dict) else {path + name: value}
+    return out
 
 
 def from_json(text: str, kind: type = Config) -> Any:

@@ -1,22 +1,27 @@
-"""Records metrics in `metrics.jsonl` and TensorBoard, consistent with the checkpoint that a run resumes from."""
+"""Records metrics in `metrics.jsonl`, TensorBoard and trackers, consistent with the checkpoint of a resumed run."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import hparams
 
+from r23d_jax.config import Config, flat
 from r23d_jax.runtime.disk import write_atomically, writing
+from r23d_jax.runtime.tracking import Trackers
 
 BOARD_SECONDS = 30.0  # after which TensorBoard sees new values
+COMPARED = ("val/top1_video", "train/loss")  # columns of TensorBoard's table of runs
 
 
 class Journal:
@@ -30,12 +35,23 @@ class Journal:
       resume_step: the step of the checkpoint that the run starts from, 0 for a fresh run.
       evaluated: whether that checkpoint holds an evaluation. If not, the step is evaluated again and its row removed.
       active: False on all but the first process of a multi-host run, which write nothing.
+      cfg: the run's config: its fields go to TensorBoard's table of runs, and `logging` names the trackers.
+      log: takes one line at a time.
 
     Raises:
       WriteError: here and from `write` and `sync`, e.g. because the disk is full.
     """
 
-    def __init__(self, workdir: Path, resume_step: int, *, evaluated: bool = True, active: bool = True):
+    def __init__(
+        self,
+        workdir: Path,
+        resume_step: int,
+        *,
+        evaluated: bool = True,
+        active: bool = True,
+        cfg: Config | None = None,
+        log: Callable[[str], None] = print,
+    ):
         self.path = workdir / "metrics.jsonl"
         self._active = active
         self.rows = [
@@ -58,6 +74,12 @@ class Journal:
         # Makes TensorBoard forget these steps of an earlier process.
         self._add_event(Event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START)))
         self._flushed = time.monotonic()
+        self._trackers = None
+        if cfg is not None:
+            fields = {name: str(v) if isinstance(v, list) else v for name, v in flat(dataclasses.asdict(cfg)).items()}
+            for summary in hparams(fields, dict.fromkeys(COMPARED, 0.0))[:2]:  # the third would say that it has ended
+                self._add_event(Event(summary=summary))
+            self._trackers = Trackers(workdir, cfg.logging, fields, log)
 
     def write(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         """Writes one row; a value that is not finite becomes null in the file, because JSON has no NaN."""
@@ -73,6 +95,8 @@ class Journal:
         self._add_event(Event(step=step, summary=Summary(value=values)))
         if time.monotonic() - self._flushed > BOARD_SECONDS:
             self._flush_board()
+        if self._trackers is not None:
+            self._trackers.write(step, metrics)
 
     def has(self, step: int, name: str) -> bool:
         """Whether a metric was already written for a step."""
@@ -86,8 +110,10 @@ class Journal:
             self._flush_board()
 
     def close(self) -> None:
-        """Closes both files."""
+        """Closes the files and the trackers."""
         if self._active:
+            if self._trackers is not None:
+                self._trackers.close()
             for file in (self._file, self._board):
                 with contextlib.suppress(OSError):  # `write` has raised it already
                     file.close()

@@ -28,7 +28,7 @@ from r23d_jax.evaluation.result import EvalResult, format_table, load_evaluation
 from r23d_jax.evaluation.run import open_videos
 from r23d_jax.evaluation.step import EvalStep, make_eval_step
 from r23d_jax.models.functional import split_model
-from r23d_jax.runtime import compilation_cache, disk, distributed, parallel
+from r23d_jax.runtime import compilation_cache, disk, distributed, parallel, tracking
 from r23d_jax.runtime.journal import Journal
 from r23d_jax.runtime.progress import Progress, announced, format_seconds
 from r23d_jax.training import optimizer
@@ -114,6 +114,7 @@ def _set_up(
     log(parallel.describe_devices())
     name = models.model_name(cfg.model)  # unknown names are refused before any data is read
     optimizer.check_names(cfg.optimizer)
+    tracking.import_packages(cfg.logging)
     check_source(cfg, workdir)
     train_index, test_index = open_videos(cfg, "train", log), open_videos(cfg, "test", log)
     mesh = parallel.make_mesh(cfg.parallel.fsdp)
@@ -163,7 +164,7 @@ def _set_up(
         steps_per_epoch=steps_per_epoch,
         broken=BrokenLog(cfg.data, log=log_own),
         checkpoints=checkpoints,
-        journal=Journal(workdir, int(state.step), evaluated=evaluated, active=is_first),
+        journal=Journal(workdir, int(state.step), evaluated=evaluated, active=is_first, cfg=cfg, log=log),
         stop=stop,
         log=log,
     )
@@ -172,15 +173,7 @@ def _set_up(
 
 def _log_changes(old: dict[str, Any], cfg: Config, log: Callable[[str], None]) -> None:
     """Logs the fields that differ from those of the checkpoint, because a changed field makes another run."""
-
-    def flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
-        out = {}
-        for name, value in values.items():
-            value = list(value) if isinstance(value, tuple) else value
-            out |= flat(value, f"{path}{name}.") if isinstance(value, dict) else {path + name: value}
-        return out
-
-    before, now = flat(old), flat(dataclasses.asdict(cfg))
+    before, now = config.flat(old), config.flat(dataclasses.asdict(cfg))
     for name in sorted(now):
         if before.get(name) != now[name]:
             log(f"changed since the checkpoint: config.{name} was {before.get(name)!r}, is {now[name]!r}")
