@@ -144,7 +144,7 @@ def _page(
             "GPU hours: all runs of the row; measured, or estimated (~) at the speed of an H200 for its family.",
         ]
     lines += ["", study.notes] if study.notes else []
-    needs = dict.fromkeys(cell.needs for cell in cells if cell.needs)
+    needs = dict.fromkeys(text for cell in cells for text in cell.needs)
     lines += ["", *(f"- needs {_markdown(text)}" for text in needs)] if needs else []
     lines += _differences(groups, pairs, measure)
     splits = _by_split(study, groups, axes)

@@ -200,15 +200,15 @@ def test_two_streams_are_added_when_both_are_done(
     )
     grid = cells(described)
     assert [stream.name for stream in grid[2].streams] == ["rgb_seed0", "flow_seed0"]
-    assert grid[1].needs == grid[2].needs == "flow of it: --set frames.flow=FILE" and grid[0].needs == ""
+    assert grid[1].needs == grid[2].needs == ("flow of it: --set frames.flow=PATH",) and not grid[0].needs
     fake.accuracy = staticmethod(lambda name: 0.5)
     said: list[str] = []
     assert runner.run_cells(grid, tmp_path, said.append) == (1, 0) and fake.calls == ["rgb_seed0"]
-    assert said.count("    left out: needs flow of it: --set frames.flow=FILE") == 2
+    assert said.count("    left out: needs flow of it: --set frames.flow=PATH") == 2
     page = write_results(described, grid, tmp_path).read_text()
-    assert "| flow | needs a file |" in page and "- needs flow of it: --set frames.flow=FILE" in page
+    assert "| flow | needs a file |" in page and "- needs flow of it: --set frames.flow=PATH" in page
     show_grid(grid, tmp_path)
-    assert "missing: flow of it: --set frames.flow=FILE" in capsys.readouterr().out
+    assert "missing: flow of it: --set frames.flow=PATH" in capsys.readouterr().out
 
     grid = cells(with_settings(described, [f"frames.flow={tmp_path / 'frames'}"]))
     assert grid[1].config.data.root == str(tmp_path / "frames") and not grid[2].needs
