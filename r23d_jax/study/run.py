@@ -84,7 +84,7 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
             done += 1
             continue
         log(f"[{number}/{len(cells)}] {cell.name}")
-        waits = cell.needs or [stream.name for stream in cell.streams if not is_done(workdir / stream.name)]
+        waits = [*cell.needs.values()] or [stream.name for stream in cell.streams if not is_done(workdir / stream.name)]
         if waits:
             log(f"    left out: needs {'; '.join(waits)}")
             continue
