@@ -4,17 +4,26 @@
 
 `study.py` trains small networks on the synthetic motion set, three seeds each, on a CPU. Its classes differ in motion
 alone, so the table shows what only temporal convolution can tell apart.
-`study.py:heads` compares the heads on R(2+3)D there, `study.py:heads_ucf5` on five classes of UCF101 (ucf5_cpu.py), and
-`study.py:inputs_ucf5` RGB, frame differences and flow on these; `--set data.lists=FOLDER` says where they are.
+`study.py:heads` compares the heads on R(2+3)D there. On five classes of UCF101 (ucf5_cpu.py), with three seeds and
+three splits, `study.py:heads_ucf5` does the same, and `study.py:inputs_ucf5` compares RGB, frame differences and flow;
+`--set data.lists=FOLDER` says where the lists are, and `--set frames.flow=FOLDER` where the flow is.
 `study.py:ucf101` is the full-size study: 18 layers, three splits, three seeds, for 80 GB GPUs; `--list` shows its cost
-and `--shard i/n` shares it out. Results: docs/results.md.
+and `--shard i/n` shares it out.
+`study.py:table` fills the table of the original README, in its order, and adds rows of this project; `table_ucf5` is
+the same at the size of a CPU, on the five classes. Rows whose weights are missing are left out:
+`--set weights.imagenet=FILE`, `weights.sports1m`, `weights.sports1m_flow`, `weights.motion`.
+`,folds` behind a name, e.g. `study.py:heads_ucf5,folds`, takes three folds of the training list instead of the splits,
+to choose by: no test video is read. Results: docs/results.md.
 """
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from r23d_jax.config import Config, UserError
+from r23d_jax.config import Config, UserError, look_up, use_flow
 from r23d_jax.config.files import call_file
-from r23d_jax.study.grid import Study
+from r23d_jax.study.grid import File, Study
 
 NETWORKS = {
     "R2D": "r2d",
@@ -26,6 +35,7 @@ NETWORKS = {
     "R(2+3)D": "r2plus3d",
     "(2+3)D units": "conv2plus3d",
 }
+BLOCKS = {title: {"model.family": family} for title, family in NETWORKS.items()}
 HEADS = {
     "average pool": {"model.head.kind": "avgpool"},
     "attention pool": {"model.head.kind": "attention_pool"},
@@ -34,34 +44,173 @@ HEADS = {
 }
 SEEDS = {str(seed): {"seed": seed} for seed in range(3)}
 SPLITS = {str(split): {"data.split": split} for split in (1, 2, 3)}
+FOLDS = {str(fold): {"data.fold": fold} for fold in (1, 2, 3)}
+
+# -- the table of the original README ----------------------------------------------------------------------------------
+
+IMAGENET, SPORTS, SPORTS_FLOW, MOTION, FLOW = (
+    *("weights.imagenet", "weights.sports1m", "weights.sports1m_flow", "weights.motion"),
+    "frames.flow",
+)
+FILES = {
+    IMAGENET: File("torchvision's googlenet, https://download.pytorch.org/models/googlenet-1378be20.pth"),
+    SPORTS: File("R(2+1)D-34 trained on Sports-1M, RGB, for PyTorch (VMZ has a pickle for Caffe2; convert that first)"),
+    SPORTS_FLOW: File(
+        "R(2+1)D-34 trained on Sports-1M, optical flow, for PyTorch (VMZ has a pickle for Caffe2; convert that first)"
+    ),
+    MOTION: File("a run that trained the same R(2+3)D on motion, without labels"),
+}
+# Label: pretraining; published on UCF101; published on Kinetics-400
+ROWS = {
+    "I3D RGB": ("none", "50 to 60 [c], split 1", "67.5 [t]"),
+    "I3D RGB, ImageNet": ("ImageNet", "84.5 [i], split 1", "72.1 [t]"),
+    "I3D flow, ImageNet": ("ImageNet", "90.6 [i], split 1", "65.3 [t]"),
+    "I3D two-stream, ImageNet": ("ImageNet", "93.4 [i], split 1", "75.7 [t]"),
+    "R(2+1)D RGB": ("none", "56.60 [f], split 1, 50 layers", "72.0 [t], misprinted as 75.7"),
+    "R(2+1)D flow": ("none", "", "67.5 [t]"),
+    "R(2+1)D two-stream": ("none", "", "73.9 [t]"),
+    "R(2+1)D RGB, Sports-1M": ("Sports-1M", "93.6 [t]", "74.3 [t]"),
+    "R(2+1)D flow, Sports-1M": ("Sports-1M", "93.3 [t]", "68.5 [t]"),
+    "R(2+1)D two-stream, Sports-1M": ("Sports-1M", "95.0 [t]", "75.4 [t]"),
+    "R(2+3)D RGB": ("none", "86.88 claimed [o], no log", ""),
+    "R(2+3)D RGB, average pool": ("none", "", ""),
+    "R(2+3)D differences, average pool": ("none", "", ""),
+    "R(2+3)D RGB, average pool, motion": ("motion, no labels", "", ""),
+}
+COLUMNS = ("pretraining", "published UCF101", "published Kinetics-400")
+NOTES = """The first eleven rows are those of the table in the original README. It prints the published Kinetics-400
+results under the heading UCF101. All published results are of others, top-1 in percent. The owners: [t] Tran et
+al. 2018, mean of 3 splits on UCF101, R(2+1)D-34 of 32 frames, and I3D as quoted there; [i] Carreira and Zisserman 2017;
+[c] Carreira, issue 46 of kinetics-i3d; [f] fourierer's runs of the 3D-ResNets code; [o] the original README, which says
+both "from scratch" and "pretrained on Kinetics-400". Two-stream rows add the scores of two rows above with equal
+weights."""
 
 
 def get_study(arg: str = "") -> Study:
-    """`arg` is nothing, `heads`, `heads_ucf5`, `inputs_ucf5` or `ucf101`."""
-    networks = {title: {"model.family": family} for title, family in NETWORKS.items()}
-    if arg == "":
-        base = _base("quickstart", "r2plus3d,avgpool")
-        base.model.stem_pool = "2d"  # in all of them, for a CPU
-        return Study("What tells motion apart", base, {"network": networks, "seed": SEEDS})
-    if arg == "heads":
-        return Study("Heads on synthetic motion", _base("quickstart"), {"head": HEADS, "seed": SEEDS})
-    if arg == "heads_ucf5":
-        return Study("Heads on five classes of UCF101", _base("ucf5_cpu"), {"head": HEADS, "seed": SEEDS})
-    if arg == "inputs_ucf5":
-        flow = _base("ucf5_cpu", "vit,flow")
-        fields = ("input", "mean", "std", "color_jitter", "root")
-        inputs = {
-            "RGB": {},
-            "frame differences": {"data.input": "rgb_diff"},
-            "flow": {"model.in_channels": flow.model.in_channels}
-            | {f"data.{field}": getattr(flow.data, field) for field in fields},
-        }
-        return Study("Inputs on five classes of UCF101", _base("ucf5_cpu"), {"input": inputs, "seed": SEEDS})
-    if arg == "ucf101":
-        axes = {"network": networks, "seed": SEEDS, "split": SPLITS}
-        return Study("Spatiotemporal convolutions on UCF101", _base("r23d", "18,avgpool"), axes)
-    raise UserError(f"configs/study.py:{arg}: unknown variant; known: heads, heads_ucf5, inputs_ucf5, ucf101")
+    """`arg` is nothing, or a key of `STUDIES`; `,folds` behind it takes folds instead of splits."""
+    name, comma, how = arg.partition(",")
+    study = look_up(STUDIES, name, "configs/study.py: variant")()
+    if not comma:
+        return study
+    if how != "folds":
+        raise UserError(f"configs/study.py:{arg}: after the comma, only folds is known")
+    axes = {axis: values for axis, values in study.axes.items() if axis != "split"}
+    return dataclasses.replace(study, axes=axes | {"fold": FOLDS})
+
+
+def _motion() -> Study:
+    base = _base("quickstart", "r2plus3d,avgpool")
+    base.model.stem_pool = "2d"  # in all of them, for a CPU
+    return Study("What tells motion apart", base, {"network": BLOCKS, "seed": SEEDS})
+
+
+def _inputs_ucf5() -> Study:
+    base, flow = _base("ucf5_cpu"), _base("ucf5_cpu", "vit,flow")
+    inputs = {
+        "RGB": {},
+        "frame differences": {"data.input": "rgb_diff"},
+        "flow": _changes(base, flow) | {"data.root": FLOW},
+    }
+    axes = {"input": inputs, "seed": SEEDS, "split": SPLITS}
+    return Study("Inputs on five classes of UCF101", base, axes, files={FLOW: _flow_at(flow)})
+
+
+def _table() -> Study:
+    base, pooled = _base("r23d", "18"), _base("r23d", "18,avgpool")
+    base.fusion.choice = pooled.fusion.choice = "sum"
+    flow = {"data.root": FLOW}
+    inflate = _base("i3d", "inflate")
+    sports = _base("r2plus1d", "finetune")
+    rows = [
+        _changes(base, _base("i3d")),
+        _changes(base, inflate) | {"init_from": IMAGENET},
+        _changes(base, use_flow(inflate)) | flow | {"init_from": IMAGENET},
+        _changes(base, _base("r2plus1d", "34")),
+        _changes(base, _base("r2plus1d", "34,flow")) | flow,
+        _changes(base, sports) | {"init_from": SPORTS},
+        _changes(base, use_flow(sports)) | flow | {"init_from": SPORTS_FLOW},
+    ]
+    return _filled("The table of the original README, on UCF101", base, pooled, rows, _base("r23d", "flow"))
+
+
+def _table_ucf5() -> Study:
+    base, pooled = _base("ucf5_cpu", "vit"), _base("ucf5_cpu", "avgpool")
+    base.fusion.choice = pooled.fusion.choice = "sum"
+    flow = _changes(pooled, _base("ucf5_cpu", "avgpool,flow")) | {"data.root": FLOW}
+    pool = _changes(base, pooled)
+    i3d = pool | {"model.family": "i3d", "model.widths": ()}
+    inflated = i3d | {"model.family": "i3d_gamma", "init_from": IMAGENET, "optimizer.learning_rate": 1e-4}
+    small = pool | {"model.family": "r2plus1d", "model.stem_pool": "2d"}  # pooled for a CPU
+    sports = pool | {"model.family": "r2plus1d", "model.depth": 34, "model.widths": (), "optimizer.learning_rate": 1e-4}
+    rows = [
+        i3d,
+        inflated,
+        inflated | flow,
+        small,
+        small | flow,
+        sports | {"init_from": SPORTS},
+        sports | flow | {"init_from": SPORTS_FLOW},
+    ]
+    title = "The table of the original README, at the size of a CPU, on five classes of UCF101"
+    return _filled(title, base, pooled, rows, _base("ucf5_cpu", "avgpool,flow"))
+
+
+def _filled(title: str, base: Config, pooled: Config, rows: list[dict[str, Any]], flow: Config) -> Study:
+    """The study of all `ROWS`; `rows` has those of I3D and R(2+1)D that are trainings."""
+    trained, labels, networks = iter(rows), list(ROWS), {}
+    for place, label in enumerate(labels[:10]):
+        if "two-stream" in label:
+            first, second = labels[place - 2 : place]
+            networks[label] = networks[first] | {"init_from": "", "fusion.first": first, "fusion.second": second}
+        else:
+            networks[label] = next(trained)
+    pool = _changes(base, pooled)
+    networks |= dict(
+        zip(labels[10:], ({}, pool, pool | {"data.input": "rgb_diff"}, pool | {"init_from": MOTION}), strict=True)
+    )
+    return Study(
+        title,
+        base,
+        {"network": networks, "seed": SEEDS, "split": SPLITS},
+        files=FILES | {FLOW: _flow_at(flow)},
+        facts={column: {label: row[k] for label, row in ROWS.items()} for k, column in enumerate(COLUMNS)},
+        notes=NOTES,
+    )
+
+
+STUDIES: dict[str, Callable[[], Study]] = {
+    "": _motion,
+    "heads": lambda: Study("Heads on synthetic motion", _base("quickstart"), {"head": HEADS, "seed": SEEDS}),
+    "heads_ucf5": lambda: Study(
+        "Heads on five classes of UCF101", _base("ucf5_cpu"), {"head": HEADS, "seed": SEEDS, "split": SPLITS}
+    ),
+    "inputs_ucf5": _inputs_ucf5,
+    "ucf101": lambda: Study(
+        "Spatiotemporal convolutions on UCF101",
+        _base("r23d", "18,avgpool"),
+        {"network": BLOCKS, "seed": SEEDS, "split": SPLITS},
+    ),
+    "table": _table,
+    "table_ucf5": _table_ucf5,
+}
 
 
 def _base(name: str, arg: str = "") -> Config:
     return call_file(str(Path(__file__).with_name(f"{name}.py")), "get_config", Config, arg)
+
+
+def _flow_at(cfg: Config) -> File:
+    return File("optical flow of the same videos (prepare --flow)", cfg.data.root)
+
+
+def _changes(base: Config, other: Config) -> dict[str, Any]:
+    """The fields that differ, with the values of `other`."""
+
+    def flat(values: dict[str, Any], place: str = "") -> dict[str, Any]:
+        out = {}
+        for name, value in values.items():
+            out |= flat(value, f"{place}{name}.") if isinstance(value, dict) else {place + name: value}
+        return out
+
+    before = flat(dataclasses.asdict(base))
+    return {name: value for name, value in flat(dataclasses.asdict(other)).items() if value != before[name]}

@@ -81,7 +81,7 @@ def show_grid(grid: list, workdir: Path) -> None:
             left, unknown = left + (cost.pmacs or 0), unknown + (cost.pmacs is None)
         row = f"{cost.parameters:>12,} {cost.gmacs:>11.3f} {clips:>12} {hours:>9}"
         print(f"{cell.name:{width}}  {status:8} {row}  {took}".rstrip())
-    for text in dict.fromkeys(cell.needs for cell in grid if cell.needs):
+    for text in dict.fromkeys(text for cell in grid for text in cell.needs.values()):
         print(f"missing: {text}")
     print(f"{len(grid)} trainings; left: {left:,.4g} PMACs (10^15 multiply-adds, forward and backward)")
     if unknown:

@@ -58,7 +58,7 @@ def lists_of(cfg: DataConfig) -> Path:
 def _frames(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIndex:
     made = _check_kind(cfg, root)
     notes = () if cfg.lists or lists.exists() else write_lists(lists, find_clips(root))
-    index = _noted(index_frames(root, _wanted(cfg, lists, subset), num_workers=cfg.num_workers), notes)
+    index = _noted(index_frames(root, listed_videos(cfg, lists, subset), num_workers=cfg.num_workers), notes)
     if made.rates and isinstance(index.frames, FrameFiles):
         targets = [os.path.join(made.target, os.path.relpath(folder, root)) for folder in index.frames.folder.tolist()]
         index = dataclasses.replace(index, rates=np.array([made.rates.get(target, 0.0) for target in targets]))
@@ -69,14 +69,14 @@ def _packed(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIn
     made = _check_kind(cfg, root)
     # A packed dataset may bring its own split and labels.
     bare = not lists.exists() and not cfg.classes and not cfg.hold_out and not cfg.fold
-    index = index_packed(root, None if bare else _wanted(cfg, lists, subset), _side(cfg, subset))
+    index = index_packed(root, None if bare else listed_videos(cfg, lists, subset), _side(cfg, subset))
     return dataclasses.replace(index, flow=made.flow)
 
 
 def _synthetic(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIndex:
     del lists
     write_synthetic(root)
-    return index_frames(root / "frames", _wanted(cfg, root / "lists", subset), num_workers=cfg.num_workers)
+    return index_frames(root / "frames", listed_videos(cfg, root / "lists", subset), num_workers=cfg.num_workers)
 
 
 def _pictures(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIndex:
@@ -181,8 +181,8 @@ def _side(cfg: DataConfig, subset: str) -> Literal["train", "test"]:
     return "test" if subset == "test" and not cfg.fold else "train"
 
 
-def _wanted(cfg: DataConfig, lists: Path, subset: str) -> VideoList:
-    """The listed videos of a subset."""
+def listed_videos(cfg: DataConfig, lists: Path, subset: Subset) -> VideoList:
+    """The videos of a subset by the lists alone, whether or not they are there; see `open_index`."""
     if subset == "held_out" and not cfg.hold_out:
         raise ConfigError("config.data.hold_out=0: nothing was held out of this training")
     videos = read_list(lists, _side(cfg, subset), cfg.split, cfg.classes)

@@ -38,7 +38,7 @@ class Interval:
     @property
     def negated(self) -> "Interval":
         """The interval of the opposite difference."""
-        return dataclasses.replace(self, mean=-self.mean, low=-self.high, high=-self.low)
+        return dataclasses.replace(self, mean=0 - self.mean, low=0 - self.high, high=0 - self.low)
 
 
 def interval(values: np.ndarray, parts: np.ndarray, groups: np.ndarray) -> Interval:

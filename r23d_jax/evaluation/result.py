@@ -43,7 +43,7 @@ class Protocol:
     @classmethod
     def of(cls, cfg: Config) -> "Protocol":
         """The protocol that a config asks for, with the last checkpoint."""
-        values = vars(cfg.data) | vars(cfg.eval) | {"chosen": ""}
+        values: dict[str, Any] = vars(cfg.data) | vars(cfg.eval) | {"chosen": ""}
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
 
     @property

@@ -69,8 +69,7 @@ def _count(model: str, num_frames: int, size: int) -> tuple[int, int]:
 @functools.cache
 def _videos_at(data: str) -> int | None:
     """The number of training videos of a data config, as JSON; None if neither they nor their lists exist yet."""
-    from r23d_jax.data.find.splits import read_list
-    from r23d_jax.data.sources import lists_of, open_index
+    from r23d_jax.data.sources import listed_videos, lists_of, open_index
 
     cfg = from_json(data, DataConfig)
     if cfg.source == "synthetic" and not (Path(cfg.root) / "lists").is_dir():
@@ -82,6 +81,6 @@ def _videos_at(data: str) -> int | None:
     except UserError:
         pass
     try:
-        return len(read_list(lists_of(cfg), "train", cfg.split, cfg.classes).entries)
+        return len(listed_videos(cfg, lists_of(cfg), "train").entries)
     except UserError:
         return None

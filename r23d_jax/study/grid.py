@@ -73,14 +73,14 @@ class Cell:
       labels: axis -> label.
       config: validated.
       streams: the two cells whose scores it adds; () for a training.
-      needs: the missing files without which it cannot run, and the remedy; "" if there are none.
+      needs: name of a missing file without which it cannot run -> what it is, and the remedy.
     """
 
     name: str
     labels: dict[str, str]
     config: Config
     streams: tuple["Cell", ...] = ()
-    needs: str = ""
+    needs: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def group(self) -> tuple[str, ...]:
@@ -121,9 +121,10 @@ def cells(study: Study) -> list[Cell]:
         except ConfigError as error:
             raise UserError(f"cell {name}: {error}") from None
         streams = _streams(name, labels, config, made)
-        missing = [f"{file.about}: --set {name}=FILE" for name, file in needed.items() if not file.exists]
-        missing += [stream.needs for stream in streams if stream.needs]
-        made.append(Cell(name, labels, config, streams, "; ".join(dict.fromkeys(missing))))
+        missing = {key: f"{file.about}: --set {key}=PATH" for key, file in needed.items() if not file.exists}
+        for stream in streams:
+            missing |= stream.needs
+        made.append(Cell(name, labels, config, streams, missing))
     hidden = [cell.name for cell in made if cell.name.startswith(".")]
     if hidden:  # ".." would be the folder above
         raise UserError(f"study {study.title!r}: a cell's folder would be called {hidden[0]!r}; give it another label")

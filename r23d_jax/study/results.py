@@ -144,7 +144,7 @@ def _page(
             "GPU hours: all runs of the row; measured, or estimated (~) at the speed of an H200 for its family.",
         ]
     lines += ["", study.notes] if study.notes else []
-    needs = dict.fromkeys(cell.needs for cell in cells if cell.needs)
+    needs = dict.fromkeys(text for cell in cells for text in cell.needs.values())
     lines += ["", *(f"- needs {_markdown(text)}" for text in needs)] if needs else []
     lines += _differences(groups, pairs, measure)
     splits = _by_split(study, groups, axes)
@@ -169,7 +169,8 @@ def _gpu_hours(group: Group) -> str:
     if group.outcomes and not any("cpu" in outcome.device.lower() for _, outcome in group.outcomes):
         return f"{len(group.cells) * statistics.fmean(outcome.seconds for _, outcome in group.outcomes) / 3600:.2f}"
     hours = [gpu_hours(cell) for cell in group.cells]
-    return "" if None in hours else f"~{sum(hour or 0 for hour in hours):.2f}"
+    total = sum(hour or 0 for hour in hours)
+    return "" if None in hours or not total else f"~{total:.2f}"
 
 
 def _differences(groups: list[Group], pairs: list[Pair], measure: str) -> list[str]:
@@ -200,7 +201,7 @@ def _differences(groups: list[Group], pairs: list[Pair], measure: str) -> list[s
     for pair in pairs:
         for key, mean in (
             ((pair.first, pair.second), pair.difference.mean),
-            ((pair.second, pair.first), -pair.difference.mean),
+            ((pair.second, pair.first), pair.difference.negated.mean),
         ):
             texts[key] = f"({mean:+.1f})" if pair.difference.holds_zero else f"{mean:+.1f}"
     for k in shown:
@@ -212,8 +213,8 @@ def _differences(groups: list[Group], pairs: list[Pair], measure: str) -> list[s
 
 def _cells_of_row(group: Group, row: Row) -> list[str]:
     if not group.outcomes:
-        missing = any(cell.needs for cell in group.cells)
-        return ["failed" if group.failed else "needs a file" if missing else "", "", "", "", "0", "", "", ""]
+        missing = ", ".join(group.cells[0].needs)
+        return ["failed" if group.failed else f"needs {missing}" if missing else "", "", "", "", "0", "", "", ""]
     first = group.outcomes[0][1]
     scores = [_mean_and_deviation(group.values(name)) for name in ("val/top1_video", "val/mean_class", "val/top1_clip")]
     scores.insert(1, differences.ends(row.accuracy) if row.accuracy else "")

@@ -84,9 +84,9 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
             done += 1
             continue
         log(f"[{number}/{len(cells)}] {cell.name}")
-        waits = [stream.name for stream in cell.streams if not is_done(workdir / stream.name)]
-        if cell.needs or waits:
-            log(f"    left out: needs {cell.needs or ' and '.join(waits)}")
+        waits = [*cell.needs.values()] or [stream.name for stream in cell.streams if not is_done(workdir / stream.name)]
+        if waits:
+            log(f"    left out: needs {'; '.join(waits)}")
             continue
         folder.mkdir(parents=True, exist_ok=True)
         try:

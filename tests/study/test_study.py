@@ -106,6 +106,9 @@ def test_cost_is_known_from_lists(tmp_path: Path) -> None:
     assert cost_of(cells(Study("", base, {"network": NETWORKS}))[0]).clips == 10
     base.data.repeats = 2
     assert cost_of(cells(Study("", base, {"network": NETWORKS}))[0]).clips == 20
+    (tmp_path / "train.csv").write_text("".join(f"a/w{k}.avi,a\n" for k in range(6)))
+    base.data.fold, base.data.repeats = 1, 1
+    assert cost_of(cells(Study("", base, {"network": NETWORKS}))[0]).clips == 20  # four of the six videos
     base.data.lists, base.data.root = "", str(tmp_path / "frames")
     assert cost_of(cells(Study("", base, {"network": NETWORKS}))[0]).clips is None
     assert not (tmp_path / "lists").exists()
@@ -200,15 +203,15 @@ def test_two_streams_are_added_when_both_are_done(
     )
     grid = cells(described)
     assert [stream.name for stream in grid[2].streams] == ["rgb_seed0", "flow_seed0"]
-    assert grid[1].needs == grid[2].needs == "flow of it: --set frames.flow=FILE" and grid[0].needs == ""
+    assert grid[1].needs == grid[2].needs == {"frames.flow": "flow of it: --set frames.flow=PATH"} and not grid[0].needs
     fake.accuracy = staticmethod(lambda name: 0.5)
     said: list[str] = []
     assert runner.run_cells(grid, tmp_path, said.append) == (1, 0) and fake.calls == ["rgb_seed0"]
-    assert said.count("    left out: needs flow of it: --set frames.flow=FILE") == 2
+    assert said.count("    left out: needs flow of it: --set frames.flow=PATH") == 2
     page = write_results(described, grid, tmp_path).read_text()
-    assert "| flow | needs a file |" in page and "- needs flow of it: --set frames.flow=FILE" in page
+    assert "| flow | needs frames.flow |" in page and "- needs flow of it: --set frames.flow=PATH" in page
     show_grid(grid, tmp_path)
-    assert "missing: flow of it: --set frames.flow=FILE" in capsys.readouterr().out
+    assert "missing: flow of it: --set frames.flow=PATH" in capsys.readouterr().out
 
     grid = cells(with_settings(described, [f"frames.flow={tmp_path / 'frames'}"]))
     assert grid[1].config.data.root == str(tmp_path / "frames") and not grid[2].needs
