@@ -216,6 +216,7 @@ class TrainConfig(Group, place="config.train"):
     accumulate: Count = 1  # micro-batches per step
     label_smoothing: FractionBelowOne = 0.0  # 0: off
     mixup: NotNegative = 0.0  # alpha; 0: off
+    cutmix: NotNegative = 0.0  # alpha; 0: off; with both, every micro-batch draws one of them
     ema_decay: FractionBelowOne = 0.0  # 0: off
     log_every: Count = 20  # steps
     eval_every: Positive = 10.0  # epochs; the last epoch is always evaluated

@@ -1,9 +1,13 @@
-"""Masked cross-entropy with soft targets, masked accuracy, and mixup."""
+"""Masked cross-entropy with soft targets, masked accuracy, mixup and CutMix."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
+
+from r23d_jax.config import TrainConfig
 
 
 def one_hot(label: Int[Array, " b"], num_classes: int, smoothing: float = 0.0) -> Float[Array, "b c"]:
@@ -35,3 +39,41 @@ def mixup(
     """
     weight = jax.random.beta(key, alpha, alpha)
     return weight * video + (1 - weight) * video[::-1], weight * targets + (1 - weight) * targets[::-1]
+
+
+def cutmix(
+    key: jax.Array, video: Float[Array, "b t h w c"], targets: Float[Array, "b c"], alpha: float
+) -> tuple[Float[Array, "b t h w c"], Float[Array, "b c"]]:
+    """Replaces a box of every clip, in all frames, by that of the clip at the mirrored position in the batch.
+
+    Yun et al. 2019, arXiv:1905.04899; a box over all frames is the best of VideoMix (Yun et al. 2020,
+    arXiv:2012.03457). The whole batch shares the box: its share of the frame is drawn from Beta(alpha, alpha), its
+    center anywhere, and what sticks out is cut off. Targets are mixed by the share of the pixels that remain.
+    """
+    height, width = video.shape[2:4]
+    share_key, *center_keys = jax.random.split(key, 3)
+    side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
+
+    def inside(center_key: jax.Array, length: int) -> jax.Array:
+        half, center = side * length / 2, jax.random.uniform(center_key, maxval=length)
+        return jnp.abs(jnp.arange(length) + 0.5 - center) < half
+
+    rows, columns = (inside(*pair) for pair in zip(center_keys, (height, width), strict=True))
+    box = rows[:, None] & columns[None, :]
+    weight = 1 - jnp.mean(box)
+    video = jnp.where(jax.lax.expand_dims(box, (0, 1, 4)), video[::-1], video)
+    return video, weight * targets + (1 - weight) * targets[::-1]
+
+
+def mix(
+    key: jax.Array, video: Float[Array, "b t h w c"], targets: Float[Array, "b c"], cfg: TrainConfig
+) -> tuple[Float[Array, "b t h w c"], Float[Array, "b c"]]:
+    """Mixes clips as `cfg.mixup` and `cfg.cutmix` say; with both, one of them, drawn with equal probability."""
+    ways = [
+        functools.partial(way, key, video, targets, alpha)
+        for way, alpha in ((mixup, cfg.mixup), (cutmix, cfg.cutmix))
+        if alpha
+    ]
+    if len(ways) == 2:
+        return jax.lax.cond(jax.random.bernoulli(jax.random.fold_in(key, 1)), *ways)
+    return ways[0]() if ways else (video, targets)

@@ -63,12 +63,11 @@ def make_train_step(
         )
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple]:
-        dropout_key, mixup_key = jax.random.split(key)
+        dropout_key, mix_key = jax.random.split(key)
         batch = finish_clips(batch, pre)
         video = prepare_video(batch["video"], pre)
         targets = losses.one_hot(batch["label"], num_classes, train.label_smoothing)
-        if train.mixup:
-            video, targets = losses.mixup(mixup_key, video, targets, train.mixup)
+        video, targets = losses.mix(mix_key, video, targets, train)
         logits, batch_stats = network.apply_train(params, batch_stats, video, dropout_key)
         loss = losses.cross_entropy(logits, targets, batch["mask"])
         return loss, (batch_stats, losses.accuracy(logits, batch["label"], batch["mask"]))
