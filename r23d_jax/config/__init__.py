@@ -217,7 +217,8 @@ class TrainConfig(Group, place="config.train"):
     label_smoothing: FractionBelowOne = 0.0  # 0: off
     mixup: NotNegative = 0.0  # alpha; 0: off
     cutmix: NotNegative = 0.0  # alpha; 0: off; with both, every micro-batch draws one of them
-    ema_decay: FractionBelowOne = 0.0  # 0: off
+    # of the moving average of the parameters, which is what is evaluated; smaller in the first steps; 0: off
+    ema_decay: FractionBelowOne = 0.0
     log_every: Count = 20  # steps
     eval_every: Positive = 10.0  # epochs; the last epoch is always evaluated
 

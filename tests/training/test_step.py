@@ -148,20 +148,21 @@ def test_frozen_parts_keep_parameters_and_statistics() -> None:
         assert any(jax.tree.leaves(moved))
 
 
-def test_moving_average_and_randomness_of_the_step_alone() -> None:
+@pytest.mark.parametrize(("done", "decay"), [(0, 0.1), (8, 0.5), (26, 0.75), (900, 0.75)])
+def test_moving_average_and_randomness_of_the_step_alone(done: int, decay: float) -> None:
     cfg = tiny_config()
     cfg.train.ema_decay, cfg.model.head.dropout, cfg.train.mixup = 0.75, 0.5, 0.4
     state, shardings, step, mesh = start(cfg)
-    before = jax.device_get(state)
-    state, first = step(state, batch(cfg, mesh))
+    before = dataclasses.replace(jax.device_get(state), step=np.int32(done))
+    state, first = step(jax.device_put(before, shardings), batch(cfg, mesh))
     after = jax.device_get(state)
     jax.tree.map(
-        lambda old, new, ema: np.testing.assert_allclose(ema, 0.75 * old + 0.25 * new, atol=1e-6),
+        lambda old, new, ema: np.testing.assert_allclose(ema, decay * old + (1 - decay) * new, atol=1e-6),
         before.ema,
         after.params,
         after.ema,
     )
-    assert after.step == 1 and after.eval_params is after.ema
+    assert after.step == done + 1 and after.eval_params is after.ema
     _, again = step(jax.device_put(before, shardings), batch(cfg, mesh))
     assert again["train/loss"] == first["train/loss"]  # the same step draws the same dropout and mixup
 
