@@ -46,6 +46,7 @@ def on_meshes_config() -> Config:
     cfg = tiny_config("r2plus3d", "vit")
     cfg.optimizer.name, cfg.train.ema_decay = "sgd", 0.5
     cfg.train.mixup = cfg.train.cutmix = 0.4
+    cfg.model.stochastic_depth = cfg.model.head.embedding_dropout = cfg.model.head.attention_dropout = 0.2
     return cfg
 
 
