@@ -105,6 +105,11 @@ def test_preprocessing_survives_json_and_counts_the_extra_frame() -> None:
             {"input": "rgb_and_diff", "mean": (0.5,) * 6},
             r"config\.data\.mean=.*: must be 3 values for data\.input='rgb_and_diff'",
         ),
+        (
+            "model",
+            {"temporal_strides": (1, 2)},
+            r"config\.model\.temporal_strides=\(1, 2\): must be \(\) or three values",
+        ),
         ("eval", {"crops": 5}, r"config\.eval\.crops=5: unknown; known: 1, 3, 10"),
         ("model", {"widths": (64, 128)}, r"config\.model\.widths=\(64, 128\): must be \(\) or four positive widths"),
     ],

@@ -72,6 +72,9 @@ Part = Annotated[str, one_of(*PARTS)]
 Widths = Annotated[
     tuple[int, ...], must(lambda w: len(w) in (0, 4) and all(n > 0 for n in w), "() or four positive widths")
 ]
+Strides = Annotated[
+    tuple[int, ...], must(lambda s: len(s) in (0, 3) and {*s} <= {1, 2}, "() or three values, each 1 or 2")
+]
 Scales = Annotated[tuple[FractionAboveZero, ...], must(bool, "one scale or more")]
 Area = Annotated[tuple[float, float], must(lambda a: 0 < a[0] <= a[1] <= 1, "(low, high) with 0 < low <= high <= 1")]
 Rising = Annotated[tuple[Positive, ...], must(lambda m: list(m) == sorted(set(m)), "rising epochs, e.g. (20, 30, 40)")]
@@ -106,6 +109,10 @@ class ModelConfig(Group, place="config.model"):
     stem_pool: Annotated[str, one_of(*STEM_POOLS)] = ""
     in_channels: Count = 3  # channels of a clip; 2 for optical flow, 6 for rgb_and_diff
     block_dropout: FractionBelowOne = 0.0  # inside every residual block (the published code has 0.3)
+    # probability that the last residual block is skipped in training; that of the others rises linearly to it
+    stochastic_depth: FractionBelowOne = 0.0
+    # of stages 2, 3 and 4, each 1 or 2, e.g. (1, 2, 1) for twice as many time steps before the head; (): the family's
+    temporal_strides: Strides = ()
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
 
 

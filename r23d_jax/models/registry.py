@@ -129,6 +129,8 @@ def create_model(
     widths: tuple[int, ...] = (),
     stem_pool: str = "",
     block_dropout: float = 0.0,
+    stochastic_depth: float = 0.0,
+    temporal_strides: tuple[int, ...] = (),
     dtype: DTypeLike = jnp.float32,
     remat: bool = False,
     rngs: nnx.Rngs,
@@ -146,6 +148,8 @@ def create_model(
       widths: of the four stages; () keeps the family's.
       stem_pool: max-pool after the stem, "none", "2d" (over space) or "3d"; "" keeps the family's.
       block_dropout: inside every residual block.
+      stochastic_depth: probability of skipping the last residual block while training, see `VideoResNetSpec`.
+      temporal_strides: of stages 2, 3 and 4; () keeps the family's.
       dtype: of the computation: float32 or bfloat16. Parameters, BN arithmetic and logits are float32.
       remat: recompute each stage in the backward pass.
       rngs: its `params` stream initializes.
@@ -156,7 +160,10 @@ def create_model(
     Raises:
       ConfigError: for an unknown name, an impossible head, or a field that the family does not have.
     """
-    spec = model_spec(name).vary({"widths": tuple(widths), "stem_pool": stem_pool, "block_dropout": block_dropout})
+    choices = {"widths": tuple(widths), "stem_pool": stem_pool, "block_dropout": block_dropout}
+    spec = model_spec(name).vary(
+        choices | {"stochastic_depth": stochastic_depth, "temporal_strides": tuple(temporal_strides)}
+    )
     keys = InitKeys(rngs)
     own = typing.cast(nnx.Rngs, keys)
     place = HeadPlace(
@@ -189,6 +196,8 @@ def build_model(
         widths=cfg.widths,
         stem_pool=cfg.stem_pool,
         block_dropout=cfg.block_dropout,
+        stochastic_depth=cfg.stochastic_depth,
+        temporal_strides=cfg.temporal_strides,
         dtype=dtype,
         remat=remat,
         rngs=rngs,

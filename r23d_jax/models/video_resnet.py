@@ -50,6 +50,10 @@ class VideoResNetSpec(Spec):
       final_relu: False omits the ReLU after the last block's sum (the published 2D-3D layout).
       mid_bn_epsilon: of the BN inside factorized convolutions; 0 means `bn_epsilon` (mmaction2 has another).
       block_dropout: inside every residual block, after the first ReLU (the published code has 0.3).
+      temporal_strides: of stages 2, 3 and 4, 1 or 2 each; () halves time in each that convolves it. Others leave more
+        time steps to the head, as in TCLR (Dave et al. 2021, arXiv:2101.07974), and keep the weights.
+      stochastic_depth: probability of leaving only the shortcut of the last residual block, for each clip of a training
+        batch. Block l of L has l / L of it (Huang et al. 2016, arXiv:1603.09382, section 3).
     """
 
     convolutions: tuple[str, str, str, str]
@@ -65,6 +69,8 @@ class VideoResNetSpec(Spec):
     final_relu: bool = True
     mid_bn_epsilon: float = 0.0
     block_dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    temporal_strides: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("convolutions", "layers", "widths"):
@@ -74,6 +80,14 @@ class VideoResNetSpec(Spec):
         for kind in self.convolutions:
             if look_up(CONVOLUTIONS, kind, "model.convolutions").bottleneck_only and not self.bottleneck:
                 raise ConfigError(f"model.convolutions={kind!r}: needs bottleneck=True, so 50 layers or more")
+        strides = self.temporal_strides
+        if strides and (len(strides) != 3 or not {*strides} <= {1, 2}):
+            raise ConfigError(f"model.temporal_strides={strides!r}: must be () or three values, each 1 or 2")
+        for stage, stride in enumerate(strides, start=2):
+            if stride > CONVOLUTIONS[self.convolutions[stage - 1]].strides[0]:
+                raise ConfigError(
+                    f"model.temporal_strides={strides!r}: stage {stage} does not convolve time, so its stride must be 1"
+                )
         look_up(STEMS, self.stem, "model.stem")
         look_up(POOLS, self.stem_pool, "model.stem_pool")
         look_up(MID_PLANES, self.mid_planes, "model.mid_planes")
@@ -108,8 +122,15 @@ class VideoResNetSpec(Spec):
     def fixed_length(self) -> bool:
         return self.stem == "Lx7x7"
 
+    def strides(self, index: int) -> Triple:
+        """Of the first block of a stage, 0 to 3."""
+        if index == 0:
+            return 1, 1, 1
+        own = CONVOLUTIONS[self.convolutions[index]].strides
+        return (self.temporal_strides[index - 1], *own[1:]) if self.temporal_strides else own
+
     def feature_grid(self, num_frames: int, size: int) -> Triple:
-        strides = [(1, 2, 2), POOLS[self.stem_pool][1], *(CONVOLUTIONS[kind].strides for kind in self.convolutions[1:])]
+        strides = [(1, 2, 2), POOLS[self.stem_pool][1], *(self.strides(index) for index in range(4))]
         time, side = 1 if self.fixed_length else num_frames, size
         for along_time, _, along_side in strides:
             time, side = -(-time // along_time), -(-side // along_side)
@@ -285,9 +306,10 @@ class ResidualBlock(nnx.Module):
       width: of the stage; `whole.out_channels` is `width * spec.expansion`.
       kind: of its 3x3x3 convolutions.
       relu: whether a ReLU follows the sum.
+      skipped: probability of leaving only the shortcut of a clip while training.
     """
 
-    def __init__(self, whole: Place, width: int, kind: str, relu: bool):
+    def __init__(self, whole: Place, width: int, kind: str, relu: bool, skipped: float = 0.0):
         spec, in_channels, out_channels, strides = whole.spec, whole.in_channels, whole.out_channels, whole.strides
         how = {"dtype": whole.dtype, "rngs": whole.rngs}
 
@@ -311,6 +333,7 @@ class ResidualBlock(nnx.Module):
         changes = in_channels != out_channels or strides != (1, 1, 1)
         self.shortcut = SHORTCUTS[spec.shortcut](whole) if changes else None
         self.dropout = nnx.Dropout(spec.block_dropout)
+        self.stochastic_depth = nnx.Dropout(skipped, broadcast_dims=(1, 2, 3, 4))
         self.relu = relu
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -319,7 +342,7 @@ class ResidualBlock(nnx.Module):
         y = self.norm2(self.conv2(y))
         if self.conv3 is not None and self.norm3 is not None:
             y = self.norm3(self.conv3(nnx.relu(y)))
-        y = y + (x if self.shortcut is None else self.shortcut(x))
+        y = self.stochastic_depth(y, rngs=rngs) + (x if self.shortcut is None else self.shortcut(x))
         return nnx.relu(y) if self.relu else y
 
 
@@ -358,13 +381,15 @@ class Stage(nnx.Module):
 
     def __init__(self, index: int, in_channels: int, spec: VideoResNetSpec, *, dtype: DTypeLike, rngs: nnx.Rngs):
         kind, width = spec.convolutions[index], spec.widths[index]
-        halve = (1, 1, 1) if index == 0 else CONVOLUTIONS[kind].strides
+        first = spec.strides(index)
         blocks = []
+        before = sum(spec.layers[:index])
         for i in range(spec.layers[index]):
             is_last = index == 3 and i == spec.layers[index] - 1
-            strides, relu = halve if i == 0 else (1, 1, 1), spec.final_relu or not is_last
+            strides, relu = first if i == 0 else (1, 1, 1), spec.final_relu or not is_last
             place = Place(in_channels, width * spec.expansion, strides, spec, dtype, rngs)
-            blocks.append(ResidualBlock(place, width, kind, relu))
+            skipped = spec.stochastic_depth * (before + i + 1) / spec.block_count
+            blocks.append(ResidualBlock(place, width, kind, relu, skipped))
             in_channels = place.out_channels
         self.blocks = nnx.List(blocks)
 

@@ -106,7 +106,7 @@ def warm_start(
     unseen = [  # an epsilon, a pool, a ReLU
         f"{field} is {here!r}, and the weights were trained with {there!r}"
         for field, (here, there) in ours.spec.changes(source.model.spec).items()
-        if field != "block_dropout"
+        if field not in ("block_dropout", "stochastic_depth")
     ]
     for note in (*source.notes, *notes, *unseen):
         log(f"init: {note}")

@@ -26,7 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "layers": (2, 2, 2, 2), "bottleneck": False, "stem": "3x7x7", "stem_mid_channels": 45, "stem_time_kernel": 3,
     "stem_pool": "none", "widths": (64, 128, 256, 512), "mid_planes": "per_conv", "shortcut": "projection",
     "final_relu": True, "bn_epsilon": 1e-5, "bn_momentum": 0.9, "mid_bn_epsilon": 0.0, "block_dropout": 0.0,
-    "in_channels": 3, "num_frames": 0,
+    "in_channels": 3, "num_frames": 0, "stochastic_depth": 0.0, "temporal_strides": (),
     "separable": False, "gated": False, "head": {"kind": "avgpool", "dropout": 0.0},
 }  # fmt: skip
 
@@ -159,8 +159,11 @@ def shortcut(entering: int, leaving: int, strides: Triple, spec: Any) -> nn.Modu
 class ResidualBlock(nn.Module):
     """The sum of a shortcut and two convolutions, or three in a bottleneck."""
 
-    def __init__(self, kind: str, entering: int, width: int, strides: Triple, ends_with_relu: bool, spec: Any):
+    def __init__(
+        self, kind: str, entering: int, width: int, strides: Triple, ends_with_relu: bool, skipped: float, spec: Any
+    ):
         super().__init__()
+        self.skipped = skipped  # probability of leaving only the shortcut of a clip while training
         leaving = width * 4 if spec.bottleneck else width
         counted = entering if spec.mid_planes == "per_block" else width
         inside = [relu(), *[nn.Dropout(spec.block_dropout)] * (spec.block_dropout > 0)]
@@ -177,7 +180,11 @@ class ResidualBlock(nn.Module):
         self.downsample, self.ends_with_relu = shortcut(entering, leaving, strides, spec), ends_with_relu
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.conv3(self.conv2(self.conv1(x))) + (x if self.downsample is None else self.downsample(x))
+        y = self.conv3(self.conv2(self.conv1(x)))
+        if self.training and self.skipped:
+            kept = torch.rand(len(y), 1, 1, 1, 1, device=y.device) >= self.skipped
+            y = y * kept / (1 - self.skipped)
+        y = y + (x if self.downsample is None else self.downsample(x))
         return functional.relu(y) if self.ends_with_relu else y
 
 
@@ -200,10 +207,12 @@ class VideoResNet(Network):
         stages = zip(spec.convolutions, spec.widths, spec.layers, strict=True)
         for number, (kind, width, count) in enumerate(stages, start=1):
             blocks = []
+            time = spec.temporal_strides[number - 2] if spec.temporal_strides else (1 if kind == "2d" else 2)
             for index in range(count):
-                strides = (1 if kind == "2d" else 2, 2, 2) if number > 1 and index == 0 else ONE
+                strides = (time, 2, 2) if number > 1 and index == 0 else ONE
                 ends_with_relu = spec.final_relu or number < 4 or index < count - 1
-                blocks.append(ResidualBlock(kind, entering, width, strides, ends_with_relu, spec))
+                skipped = spec.stochastic_depth * (sum(spec.layers[: number - 1]) + index + 1) / sum(spec.layers)
+                blocks.append(ResidualBlock(kind, entering, width, strides, ends_with_relu, skipped, spec))
                 entering = width * expansion
             self.add_module(f"layer{number}", nn.Sequential(*blocks))
         if self.kind == "avgpool":
@@ -281,9 +290,9 @@ class Gate(nn.Module):
 class Classifier(nn.Conv3d):
     """A linear layer whose weights have the shape of a 1x1x1 convolution's."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(B, C) -> (B, num_classes)."""
-        return super().forward(x[:, :, None, None, None]).flatten(1)
+        return super().forward(input[:, :, None, None, None]).flatten(1)
 
 
 class Mixed(nn.Module):

@@ -120,9 +120,23 @@ def test_defaults_of_create_model() -> None:
 def test_every_argument_reaches_the_network() -> None:
     head = HeadConfig(kind="vit", num_heads=2, tokens="time")
     fields = {"num_frames": 8, "crop_size": 32, "in_channels": 2, "widths": SMALL, "stem_pool": "3d"}
-    fields |= {"block_dropout": 0.25, "dtype": jnp.bfloat16, "remat": True}
+    fields |= {
+        "block_dropout": 0.25,
+        "stochastic_depth": 0.125,
+        "temporal_strides": (2, 1, 1),
+        "dtype": jnp.bfloat16,
+        "remat": True,
+    }
     cfg = ModelConfig(
-        family="r3d", depth=10, in_channels=2, widths=SMALL, stem_pool="3d", block_dropout=0.25, head=head
+        family="r3d",
+        depth=10,
+        in_channels=2,
+        widths=SMALL,
+        stem_pool="3d",
+        block_dropout=0.25,
+        stochastic_depth=0.125,
+        temporal_strides=(2, 1, 1),
+        head=head,
     )
     built: Any = nnx.eval_shape(
         lambda: build_model(
@@ -131,13 +145,15 @@ def test_every_argument_reaches_the_network() -> None:
     )
     for model in (abstract("r3d_10", head=head, **fields), built):
         assert model.stem.conv.kernel.shape == (3, 7, 7, 2, 4) and model.in_channels == 2
-        assert model.spec == dataclasses.replace(model_spec("r3d_10"), widths=SMALL, stem_pool="3d", block_dropout=0.25)
+        changes = {"widths": SMALL, "stem_pool": "3d", "block_dropout": 0.25, "stochastic_depth": 0.125}
+        assert model.spec == dataclasses.replace(model_spec("r3d_10"), **changes, temporal_strides=(2, 1, 1))
         block = model.stages[3].blocks[0]
-        assert block.dropout.rate == 0.25 and block.conv1.kernel.shape == (3, 3, 3, 8, 16)
+        assert (block.dropout.rate, block.stochastic_depth.rate, block.conv1.strides) == (0.25, 0.125, (1, 2, 2))
+        assert block.conv1.kernel.shape == (3, 3, 3, 8, 16)
         assert {layer.dtype for layer in (model.stem.conv, block.conv2, block.shortcut.conv)} == {jnp.bfloat16}
         assert model.head.blocks[0].linear1.dtype == model.head.blocks[0].attention.dtype == jnp.bfloat16
         assert model.remat and model.head.classifier.kernel.shape == (16, 5)
-        assert model.head.tokenizer.positions.shape == (1, 1, 1, 16)
+        assert model.head.tokenizer.positions.shape == (2, 1, 1, 16)
     plain: Any = nnx.eval_shape(
         lambda: build_model(ModelConfig(), num_classes=5, num_frames=8, crop_size=64, rngs=nnx.Rngs(0))
     )

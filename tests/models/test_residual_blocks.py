@@ -68,6 +68,40 @@ def test_a_basic_block(strides: Triple, relu: bool) -> None:
     assert block.conv1.kernel.shape == (3, 3, 3, 4, leaving) and block.conv2.kernel.shape == (3, 3, 3, leaving, leaving)
 
 
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_a_skipped_block_is_its_shortcut_for_some_clips_and_scaled_for_the_others(bottleneck: bool) -> None:
+    """Each clip is skipped or kept whole; in evaluation the block is what it is without."""
+    spec = dataclasses.replace(PLAIN, bottleneck=bottleneck)
+    own = place(4, 12, (2, 2, 2), spec)
+    width = 3 if bottleneck else 12
+    block, plain = (ResidualBlock(own, width, "3d", relu=False, skipped=skipped) for skipped in (0.5, 0.0))
+    nnx.update(plain, nnx.state(block, nnx.Param))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((16, 4, 6, 5, 4)), jnp.float32)
+    run = jax.jit(lambda block, x, key: block(x, nnx.Rngs(dropout=key)))
+    short: Any = block.shortcut
+    for module in (block, plain):
+        module.train()
+    whole, shortcut = plain(x), jax.jit(lambda short, x: short(x))(short, x)
+    kept = []
+    for found, sum_, alone in zip(run(block, x, jax.random.key(0)), whole, shortcut, strict=True):
+        kept.append(not np.allclose(found, alone, atol=1e-5))
+        np.testing.assert_allclose(found, alone + 2 * (sum_ - alone) * kept[-1], atol=2e-4)
+    assert 3 <= sum(kept) <= 13
+    block.eval(), plain.eval()
+    nnx.update(plain, nnx.state(block, nnx.BatchStat))
+    np.testing.assert_array_equal(run(block, x, jax.random.key(0)), run(plain, x, jax.random.key(0)))
+
+
+def test_the_probability_of_a_skip_rises_linearly_to_the_last_block() -> None:
+    spec = dataclasses.replace(PLAIN, layers=(1, 2, 1, 1), stochastic_depth=0.4)
+    entering = (4, 4, 6, 8)
+    stages = [
+        nnx.eval_shape(lambda i=i: Stage(i, entering[i], spec, dtype=jnp.float32, rngs=nnx.Rngs(0))) for i in range(4)
+    ]
+    rates = [block.stochastic_depth.rate for stage in stages for block in stage.blocks]  # type: ignore[union-attr]
+    np.testing.assert_allclose(rates, [0.08, 0.16, 0.24, 0.32, 0.4])
+
+
 @pytest.mark.parametrize("strides", [(1, 1, 1), (1, 2, 2)])
 def test_a_bottleneck_is_strided_in_the_middle(strides: Triple) -> None:
     spec = dataclasses.replace(PLAIN, bottleneck=True)

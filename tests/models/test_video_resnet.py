@@ -57,7 +57,9 @@ def test_bfloat16_keeps_float32_parameters_and_logits(head: str) -> None:
 
 def test_remat_changes_neither_loss_gradient_nor_statistics() -> None:
     def run(remat: bool) -> tuple:
-        network, params, batch_stats = split_model(small("r2d_10", remat=remat, block_dropout=0.3))
+        network, params, batch_stats = split_model(
+            small("r2d_10", remat=remat, block_dropout=0.3, stochastic_depth=0.4)
+        )
 
         def loss(params: dict) -> tuple:
             logits, stats = network.apply_train(params, batch_stats, clip(), jax.random.key(1))
@@ -68,14 +70,49 @@ def test_remat_changes_neither_loss_gradient_nor_statistics() -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), run(False), run(True))
 
 
-def test_dropout_follows_the_key_and_is_off_in_evaluation() -> None:
-    network, params, batch_stats = split_model(small(block_dropout=0.5))
+@pytest.mark.parametrize("field", ["block_dropout", "stochastic_depth"])
+def test_dropout_follows_the_key_and_is_off_in_evaluation(field: str) -> None:
+    network, params, batch_stats = split_model(small(**{field: 0.5}))
     train = jax.jit(lambda key: network.apply_train(params, batch_stats, clip(), key)[0])
     first, again, other = train(jax.random.key(0)), train(jax.random.key(0)), train(jax.random.key(1))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
     model = network.build(params, batch_stats)
     np.testing.assert_array_equal(model(clip()), model(clip()))
+
+
+@pytest.mark.parametrize(
+    ("name", "strides", "steps"),
+    [
+        ("r2plus3d_10", (1, 2, 1), 8),
+        ("r2plus3d_10", (1, 1, 1), 16),
+        ("r2plus3d_10", (1, 2, 2), 4),
+        ("r2plus1d_10", (2, 2, 1), 4),
+        ("r3d_50", (1, 1, 2), 8),
+        ("r2plus1d_mmaction_10", (1, 2, 1), 8),
+        ("r3d_hara_a_10", (1, 1, 1), 8),  # its stem pools time
+    ],
+)
+def test_temporal_strides_keep_steps_and_weights(name: str, strides: tuple[int, ...], steps: int) -> None:
+    head = HeadConfig(kind="vit", num_heads=2, tokens="time")
+    own, varied = (
+        nnx.eval_shape(lambda fields=fields: small(name, num_frames=16, head=head, **fields))
+        for fields in ({}, {"temporal_strides": strides})
+    )
+    positions: Any = varied.head
+    assert positions.tokenizer.positions.shape[:3] == (steps, 1, 1)
+    varied.eval()
+    graph, state = nnx.split(varied)
+    features = jax.eval_shape(lambda state, x: nnx.merge(graph, state).features(x), state, clip(16))
+    assert features.shape[1:4] == varied.spec.feature_grid(16, 32) and features.shape[1] == steps
+    shapes = [jax.tree.map(jnp.shape, split_model(model)[1]) for model in (own, varied)]
+    for part in ("stem", "stages"):
+        assert shapes[0][part] == shapes[1][part]
+
+
+def test_strides_of_the_family_change_nothing() -> None:
+    own, same = small(), small(temporal_strides=(1, 2, 2))
+    np.testing.assert_array_equal(own(clip(), nnx.Rngs(dropout=0)), same(clip(), nnx.Rngs(dropout=0)))
 
 
 def test_final_relu_is_a_field() -> None:
@@ -126,6 +163,12 @@ def test_unknown_names_get_the_nearest(name: str, message: str) -> None:
         ({"convolutions": ("3d",) * 3}, r"model\.convolutions=\('3d', '3d', '3d'\): must have four values"),
         ({"convolutions": ("ir_csn",) * 4}, r"model\.convolutions='ir_csn': needs bottleneck=True"),
         ({"layers": (2, 2)}, r"model\.layers=\(2, 2\): must have four values"),
+        ({"temporal_strides": (1, 2)}, r"model\.temporal_strides=\(1, 2\): must be \(\) or three values, each 1 or 2"),
+        ({"temporal_strides": (1, 2, 3)}, r"model\.temporal_strides=\(1, 2, 3\): must be \(\) or three values"),
+        (
+            {"temporal_strides": (2, 2, 2), "convolutions": ("2d", "2d", "3d", "3d")},
+            r"model\.temporal_strides=\(2, 2, 2\): stage 2 does not convolve time, so its stride must be 1",
+        ),
         ({"stem": "1x7"}, r"model\.stem='1x7': unknown; did you mean 1x7x7"),
         ({"stem_pool": "4d"}, r"model\.stem_pool='4d': unknown; did you mean .*3d"),
         ({"shortcut": "zeros"}, r"model\.shortcut='zeros': unknown; known: projection, factorized, padded"),

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r23d_jax.config import TrainConfig
 from r23d_jax.training import losses
 
 LOGITS = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32) * 3
@@ -53,3 +54,44 @@ def test_mixup_mixes_clips_and_targets_with_one_weight() -> None:
     np.testing.assert_allclose(mixed_targets.sum(1), 1.0, rtol=1e-6)
     other, _ = losses.mixup(jax.random.key(1), video, targets, 0.8)
     assert not np.allclose(mixed, other)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_cutmix_replaces_one_box_in_all_frames_and_targets_follow_its_area(seed: int) -> None:
+    video = jnp.broadcast_to(jnp.arange(4.0).reshape(4, 1, 1, 1, 1), (4, 3, 12, 10, 2))
+    mixed, targets = losses.cutmix(jax.random.key(seed), video, jnp.eye(4), 1.0)
+    foreign = np.asarray(mixed != video)
+    box = foreign[0, 0, :, :, 0]
+    assert np.array_equal(foreign, np.broadcast_to(box[None, None, :, :, None], foreign.shape))
+    rows, columns = box.any(axis=1), box.any(axis=0)
+    assert np.array_equal(box, rows[:, None] & columns[None, :])
+    assert all(np.sum(np.diff(np.flatnonzero(side)) > 1) == 0 for side in (rows, columns))  # one box, whole
+    np.testing.assert_array_equal(mixed[:, :, box], video[::-1][:, :, box])
+    want = (1 - box.mean()) * np.eye(4) + box.mean() * np.eye(4)[::-1]
+    np.testing.assert_allclose(targets, want, atol=1e-6)
+
+
+def test_the_share_of_the_box_is_drawn_from_the_beta_distribution() -> None:
+    """Boxes that stick out are cut off, so the mean share is below that of the distribution, one half."""
+    video = jnp.broadcast_to(jnp.arange(2.0).reshape(2, 1, 1, 1, 1), (2, 1, 20, 20, 1))
+    shares = {}
+    for alpha in (0.2, 8.0):
+        share = jax.jit(jax.vmap(lambda key, alpha=alpha: losses.cutmix(key, video, jnp.eye(2), alpha)[1][0, 1]))
+        shares[alpha] = np.asarray(share(jax.random.split(jax.random.key(0), 1000)))
+        assert 0.25 < shares[alpha].mean() < 0.4
+    assert np.mean(shares[0.2] < 0.02) > 0.2 and shares[0.2].std() > 0.2
+    assert np.mean(shares[8.0] < 0.02) < 0.01 and shares[8.0].std() < 0.15
+
+
+def test_with_both_ways_of_mixing_each_comes_half_of_the_time() -> None:
+    video, targets = jnp.broadcast_to(jnp.arange(2.0).reshape(2, 1, 1, 1, 1), (2, 1, 8, 8, 1)), jnp.eye(2)
+    run = jax.jit(lambda key: losses.mix(key, video, targets, TrainConfig(mixup=8.0, cutmix=8.0)))
+    ways = []
+    for key in jax.random.split(jax.random.key(0), 60):
+        mixed = np.asarray(run(key)[0])
+        ways.append(bool(np.isin(mixed, (0.0, 1.0)).all()))
+        want = (losses.cutmix if ways[-1] else losses.mixup)(key, video, targets, 8.0)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), run(key), want)
+    assert 0.3 < np.mean(ways) < 0.7
+    same = losses.mix(key, video, targets, TrainConfig())
+    assert same[0] is video and same[1] is targets

@@ -45,6 +45,8 @@ def on_meshes_config() -> Config:
     """SGD, because Adam turns the rounding of tiny gradients into steps."""
     cfg = tiny_config("r2plus3d", "vit")
     cfg.optimizer.name, cfg.train.ema_decay = "sgd", 0.5
+    cfg.train.mixup = cfg.train.cutmix = 0.4
+    cfg.model.stochastic_depth = cfg.model.head.embedding_dropout = cfg.model.head.attention_dropout = 0.2
     return cfg
 
 
@@ -193,14 +195,15 @@ def test_batches_that_do_not_divide_are_refused() -> None:
         start(cfg, 8)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_step_is_its_definition(accumulate: int) -> None:
+@pytest.mark.parametrize(("accumulate", "cutmix"), [(1, 0.0), (2, 0.0), (2, 1.0)])
+def test_a_step_is_its_definition(accumulate: int, cutmix: float) -> None:
     """Loss, accuracy, gradients, statistics and update, with smoothing, mixup, dropout and masked rows.
 
     All randomness comes from (seed, step): each micro-batch has a key of its own, and every second row.
     """
     cfg = tiny_config()
     cfg.seed, cfg.train.accumulate, cfg.train.label_smoothing, cfg.train.mixup = 5, accumulate, 0.1, 0.4
+    cfg.train.cutmix = cutmix
     cfg.model.head.dropout, cfg.model.block_dropout, cfg.optimizer.name = 0.5, 0.25, "sgd"
     cfg.optimizer.momentum, cfg.optimizer.nesterov, cfg.optimizer.clip_norm = 0.0, False, 0.0
     cfg.optimizer.learning_rate, cfg.optimizer.schedule, cfg.optimizer.warmup_epochs = 0.5, "cosine", 1.0
@@ -214,9 +217,9 @@ def test_a_step_is_its_definition(accumulate: int) -> None:
     pre = preprocessing(cfg.data)
 
     def loss_of(params: Any, stats: Any, rows: dict[str, Any], key: jax.Array) -> tuple[jax.Array, tuple]:
-        dropout_key, mixup_key = jax.random.split(key)
+        dropout_key, mix_key = jax.random.split(key)
         video, targets = prepare_video(rows["video"], pre), losses.one_hot(rows["label"], NUM_CLASSES, 0.1)
-        video, targets = losses.mixup(mixup_key, video, targets, 0.4)
+        video, targets = losses.mix(mix_key, video, targets, cfg.train)
         logits, stats = network.apply_train(params, stats, video, dropout_key)
         top1 = losses.accuracy(logits, rows["label"], rows["mask"])
         return losses.cross_entropy(logits, targets, rows["mask"]), (stats, top1)

@@ -87,6 +87,31 @@ def test_every_residual_family(name: str) -> None:
     assert_close(*both(trained(name, **NARROW), AVERAGE, clip(2, 4, 32, 32, 3)))
 
 
+@pytest.mark.parametrize("name", ["r2plus1d_10", "r2plus3d_18", "r3d_hara_a_10", "r2plus1d_mmaction_10"])
+def test_other_temporal_strides(name: str) -> None:
+    model = trained(name, temporal_strides=(1, 2, 1), num_frames=8, **NARROW)
+    assert_close(*both(model, AVERAGE, clip(2, 8, 32, 32, 3)))
+
+
+def test_blocks_are_skipped_there_too_while_training() -> None:
+    """By the same rule, and for whole clips: a block that is skipped leaves its shortcut."""
+    model = trained("r3d_18", stochastic_depth=0.4, **NARROW)
+    about = json.loads(json.dumps(portable.describe(model, AVERAGE, 7)))
+    module: Any = torch_definition.build(about)
+    stages = [getattr(module, f"layer{number}") for number in range(1, 5)]
+    ours: Any = model.stages
+    rates = [block.stochastic_depth.rate for stage in ours for block in stage.blocks]
+    assert [block.skipped for stage in stages for block in stage] == pytest.approx(rates)
+    block = stages[3][1].train()
+    block.skipped, x = 0.5, torch.rand(16, 24, 2, 4, 4)
+    torch.manual_seed(0)
+    found = block(x).detach()
+    whole = torch.relu(x + 2 * block.conv3(block.conv2(block.conv1(x)))).detach()
+    same = [bool(torch.allclose(one, other, atol=1e-5)) for one, other in zip(found, x, strict=True)]
+    kept = [bool(torch.allclose(one, other, atol=1e-5)) for one, other in zip(found, whole, strict=True)]
+    assert [not skipped for skipped in same] == kept and 3 <= sum(kept) <= 13
+
+
 @pytest.mark.parametrize("name", ["i3d_gamma", "s3d_g"])
 @pytest.mark.parametrize("head", [AVERAGE, RESIDUAL], ids=lambda head: head.kind)
 def test_inceptions(name: str, head: HeadConfig) -> None:
