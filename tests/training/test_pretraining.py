@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from r23d_jax.checkpoint.checkpoint import load_checkpoint
 from r23d_jax.config import Config
@@ -33,6 +34,7 @@ def run(cfg: Config, workdir: Path) -> tuple[loop.EvalResult | None, list[str]]:
     return loop.train(cfg, workdir, log=lines.append), lines
 
 
+@pytest.mark.slow
 def test_pretrain_then_train(tmp_path: Path) -> None:
     write_synthetic(tmp_path / "set", num_groups=3, clips_per_group=2, height=32, width=32, test_groups=1)
     cfg = moving(tmp_path / "set")
@@ -61,5 +63,6 @@ def test_pretrain_then_train(tmp_path: Path) -> None:
         assert result is not None and len(result.class_names) == 6
         assert said in lines and any(" values from " in line for line in lines)
         params = split_model(load_checkpoint(workdir).model)[1]
-        for part in ("stem", "stage1", "stage4"):
+        assert len(params) == len(pretrained) > 2
+        for part in params.keys() - {"head"}:
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params[part], pretrained[part])

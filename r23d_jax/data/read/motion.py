@@ -5,6 +5,7 @@ compiled step. Both move the window by whole pixels, so nothing is interpolated.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -17,9 +18,9 @@ _MOTION, _COLORS = 0, 1  # folded into a picture's key
 _DRAWS = 8  # numbers that the motion of a clip takes
 
 
-def labels_of(cfg: DataConfig) -> tf.Tensor:
-    """(repeats,) int32, the classes of the clips of one picture: each equally often."""
-    return tf.range(cfg.repeats) % len(MOTIONS)
+def labels_of(cfg: DataConfig) -> list[int]:
+    """The classes of the `repeats` clips of one picture: each equally often."""
+    return [clip % len(MOTIONS) for clip in range(cfg.repeats)]
 
 
 def picture_config(cfg: DataConfig) -> DataConfig:
@@ -32,7 +33,7 @@ def picture_config(cfg: DataConfig) -> DataConfig:
 
 
 def moving_clips(
-    cfg: DataConfig, picture: tf.Tensor, key: tf.Tensor, labels: tf.Tensor, on_device: bool
+    cfg: DataConfig, picture: tf.Tensor, key: tf.Tensor, labels: Sequence[int | tf.Tensor], on_device: bool
 ) -> dict[str, tf.Tensor]:
     """Clips of one picture: "video" (k, t, s, s, 3) uint8.
 
@@ -43,12 +44,12 @@ def moving_clips(
       cfg: t = its read_frames, s = its crop_size; `color_jitter` and `motion` are read too.
       picture: (1, side, side, 3) uint8, with the side of `motion_side`.
       key: (2,) int64, of the picture.
-      labels: (k,) int32, rows of `MOTIONS`.
+      labels: k rows of `MOTIONS`.
       on_device: leave the rest to `models.motion.move_pictures`.
     """
     numbers = {"motion": draw_motion(cfg, fold_in(key, _MOTION), labels)}
     if cfg.color_jitter or cfg.motion.gray:
-        numbers["colors"] = draw_colors(cfg, fold_in(key, _COLORS), labels.shape[0])
+        numbers["colors"] = draw_colors(cfg, fold_in(key, _COLORS), len(labels))
     if on_device:
         return {"video": picture, **numbers}
     length, size = preprocessing(cfg).read_frames, cfg.crop_size
@@ -58,15 +59,15 @@ def moving_clips(
     return {"video": _freeze(numbers["motion"], video)}
 
 
-def draw_motion(cfg: DataConfig, key: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+def draw_motion(cfg: DataConfig, key: tf.Tensor, labels: Sequence[int | tf.Tensor]) -> tf.Tensor:
     """How the window of each clip moves: (k, 9) int32.
 
     Columns: top and left of the first window in the picture; pixels down and to the right a frame; top, left, height
     and width of the box in the window that moves; the frame that the rest shows all the time.
     """
     length, size = preprocessing(cfg).read_frames, cfg.crop_size
-    draws = tf.reshape(uniform(key, labels.shape[0] * _DRAWS), (-1, _DRAWS))
-    velocity = tf.gather(tf.constant(velocities(cfg.motion.speeds), tf.int32), labels)
+    draws = tf.reshape(uniform(key, len(labels) * _DRAWS), (-1, _DRAWS))
+    velocity = tf.gather(tf.constant(velocities(cfg.motion.speeds), tf.int32), tf.stack(labels))
     travel = velocity * (length - 1)
     free = motion_side(cfg, length) - size - tf.abs(travel)
     start = pick(draws[:, :2], free + 1) - tf.minimum(travel, 0)
@@ -81,11 +82,11 @@ def draw_motion(cfg: DataConfig, key: tf.Tensor, labels: tf.Tensor) -> tf.Tensor
 def draw_colors(cfg: DataConfig, key: tf.Tensor, clips: int) -> tf.Tensor:
     """Factors of brightness, contrast and saturation, (clips, f, 3) float32: f = t to change each frame, 1 the clip."""
     groups = preprocessing(cfg).read_frames if cfg.motion.colors == "frame" else 1
-    draws = tf.reshape(uniform(key, clips * groups * 4), (clips, groups, 4))
+    draws = tf.reshape(uniform(key, 4 * clips * groups), (4, clips, groups))
     low = max(0.0, 1.0 - cfg.color_jitter)
-    factors = low + draws[..., :3] * (1.0 + cfg.color_jitter - low)
-    has_color = tf.cast(draws[..., 3:] >= cfg.motion.gray, tf.float32)
-    return tf.concat([factors[..., :2], factors[..., 2:] * has_color], -1)
+    brightness, contrast, saturation = tf.unstack(low + draws[:3] * (1.0 + cfg.color_jitter - low))
+    has_color = tf.cast(draws[3] >= cfg.motion.gray, tf.float32)
+    return tf.stack([brightness, contrast, saturation * has_color], -1)
 
 
 def _slide(picture: tf.Tensor, motion: tf.Tensor, length: int, size: int) -> tf.Tensor:
@@ -99,9 +100,9 @@ def _slide(picture: tf.Tensor, motion: tf.Tensor, length: int, size: int) -> tf.
 
 
 def _change_colors(colors: tf.Tensor, video: tf.Tensor) -> tf.Tensor:
-    clips, groups, _ = colors.shape
-    frames = tf.reshape(tf.cast(video, tf.float32), (clips * groups, -1, *video.shape[2:]))
-    changed = tf.vectorized_map(lambda each: augment.jitter_colors(*each), (tf.reshape(colors, (-1, 3)), frames))
+    factors = tf.reshape(colors, (-1, 3))
+    frames = tf.reshape(tf.cast(video, tf.float32), (factors.shape[0], -1, *video.shape[2:]))
+    changed = tf.vectorized_map(lambda each: augment.jitter_colors(*each), (factors, frames))
     return tf.reshape(augment.to_uint8(changed), video.shape)
 
 

@@ -121,7 +121,7 @@ def train_batches(
         same = {"label": labels[video_id], "mask": tf.constant(1.0), "video_id": video_id}
         same |= {"tried": tried, "delivered": delivered}
         repeated = {name: tf.repeat(value[None], cfg.repeats, 0) for name, value in same.items()}
-        return clip | repeated | ({"label": motion.labels_of(cfg)} if cfg.motion.speeds else {})
+        return clip | repeated | ({"label": tf.constant(motion.labels_of(cfg))} if cfg.motion.speeds else {})
 
     group = 0 if on_device else cfg.repeats
     make = dataset_maker(plan, reader.fetch, sample, rows, start_step, start_step + num_steps, cfg, group)
@@ -258,7 +258,7 @@ def _evaluated_motion(cfg: DataConfig, contents: list[tf.Tensor], label: tf.Tens
     plain = dataclasses.replace(cfg, color_jitter=0.0, motion=dataclasses.replace(cfg.motion, gray=0.0))
     picture = _eval_loader(motion.picture_config(cfg), 1, False, None)(contents, tf.constant(0))["video"][0]
     key = sampling.fold_in(tf.zeros(2, tf.int64), row)
-    return motion.moving_clips(plain, picture, key, label[None], on_device=False)
+    return motion.moving_clips(plain, picture, key, [label], on_device=False)
 
 
 def _eval_loader(

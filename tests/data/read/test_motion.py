@@ -42,8 +42,8 @@ def places() -> np.ndarray:
 
 def made(cfg: DataConfig, label: str, key: int) -> np.ndarray:
     """(t, s, s, 3) of the picture of places."""
-    picture, label_of = tf.constant(places()[None]), tf.constant([MOTIONS.index(label)])
-    clips = motion.moving_clips(cfg, picture, tf.constant([5, key], tf.int64), label_of, on_device=False)
+    given = tf.constant(places()[None]), tf.constant([5, key], tf.int64), [MOTIONS.index(label)]
+    clips = motion.moving_clips(cfg, *given, on_device=False)
     (clip,) = clips["video"].numpy()
     assert clip.dtype == np.uint8 and clip.shape == (preprocessing(cfg).read_frames, 12, 12, 3)
     return clip
