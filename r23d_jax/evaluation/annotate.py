@@ -22,7 +22,8 @@ from r23d_jax.runtime.progress import Progress, printable
 
 SUFFIXES = (".mp4", ".mkv", ".mov")
 BEST = 5  # classes with a bar
-_ENCODERS = ("libx264", "mpeg4")  # the first one that FFmpeg has
+# With their options; the first one that FFmpeg has
+_ENCODERS = {"libx264": {"crf": "20", "preset": "veryfast"}, "mpeg4": {}}
 _TICKS = 60_000  # a second; MPEG-4 allows no more, and the usual rates are whole numbers of them
 _WHITE, _BLACK, _FIRST, _OTHER = (255, 255, 255), (0, 0, 0), (0, 114, 178), (110, 118, 128)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -56,7 +57,7 @@ def annotate(video: Path | str, answer: Answer, path: Path) -> str:
     progress = Progress(round(timeline.seconds), "seconds", path.name, after=5.0)
     with progress, replacing(path) as partial, av.open(str(partial), "w") as container:
         rate = Fraction(answer.prediction.num_frames / timeline.seconds).limit_denominator(1001)
-        stream: Any = container.add_stream(encoder, rate=rate, options={"crf": "20"} if encoder == "libx264" else {})
+        stream: Any = container.add_stream(encoder, rate=rate, options=_ENCODERS[encoder])
         stream.height, stream.width = (length + length % 2 for length in image.shape[:2])
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, _TICKS)
         if encoder == "mpeg4":

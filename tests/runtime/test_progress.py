@@ -63,3 +63,14 @@ def test_only_long_work_is_announced() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (187, "3:07"), (3753, "1:02:33"), (float("inf"), "?")])
 def test_format_seconds(seconds: float, text: str) -> None:
     assert progress.format_seconds(seconds) == text
+
+
+def test_short_work_is_silent_if_asked_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    for seconds, lines in ((4.0, 0), (6.0, 1)):
+        out, now[0] = io.StringIO(), 0.0
+        with progress.Progress(100, "%", "predict", stream=out, after=5.0) as bar:
+            now[0] += seconds
+            bar.update(100)
+        assert out.getvalue().count("\n") == lines
