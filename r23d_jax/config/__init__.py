@@ -222,6 +222,8 @@ class EvalConfig(Group, place="config.eval"):
     # of each clip: the center; both ends of the longer side as well; or corners and center, mirrored too
     crops: Annotated[int, one_of(*SPATIAL_CROPS)] = 1
     batch_size: Count = 32  # views per batch, over all devices
+    # with --mode=eval: show the nearest training video of every error; off, because it reads a clip of all of them
+    nearest: bool = False
 
 
 class FusionConfig(Group, place="config.fusion"):
