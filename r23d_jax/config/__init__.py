@@ -254,6 +254,8 @@ class EvalConfig(Group, place="config.eval"):
     # which checkpoint to evaluate: the last one, or the best on the videos that the training evaluated, which flatters
     # it if these are the test videos
     checkpoint: Annotated[str, one_of(*CHECKPOINTS)] = "latest"
+    # with --mode=eval: show the nearest training video of every error; off, because it reads a clip of all of them
+    nearest: bool = False
 
 
 class FusionConfig(Group, place="config.fusion"):

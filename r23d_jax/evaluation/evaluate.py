@@ -16,7 +16,7 @@ from r23d_jax import config
 from r23d_jax.config import Config, UserError
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read import pipeline
-from r23d_jax.data.read.views import largest_frame, make_views, video_strides
+from r23d_jax.data.read.views import Views, largest_frame, make_views, video_strides
 from r23d_jax.evaluation import metrics as metric_functions
 from r23d_jax.evaluation.result import EvalResult, Protocol, environment
 from r23d_jax.evaluation.step import EvalStep
@@ -27,6 +27,8 @@ from r23d_jax.runtime.progress import Progress, announced
 MOST_CANVAS = 4
 # Batches dispatched before the oldest one's scores are read: the device always has its next batch.
 BATCHES_IN_FLIGHT = 2
+# Probabilities (views x classes) that are kept until the predicted classes are known: 128 MB. UCF101 has 4 million.
+MOST_KEPT = 2**26
 COMPILING = "compiling the network, which may take a minute the first time"
 
 
@@ -72,8 +74,8 @@ def evaluate(
     multiple = math.lcm(mesh.size * (cfg.eval.crops if canvas else 1), cfg.eval.crops * jax.process_count())
     batch_size = -(-cfg.eval.batch_size // multiple) * multiple
     broken = broken or pipeline.BrokenLog(cfg.data, log=log)
-    params, batch_stats = _on_mesh((params, batch_stats), mesh)
-    sums = _Sums(index, views.video)
+    params, batch_stats = on_mesh((params, batch_stats), mesh)
+    sums = _Sums(index, views)
     batches = pipeline.eval_batches(
         index,
         views,
@@ -126,7 +128,7 @@ def _canvas(index: VideoIndex, cfg: Config, log: Callable[[str], None]) -> tuple
     return None
 
 
-def _on_mesh(tree: Any, mesh: Mesh) -> Any:
+def on_mesh(tree: Any, mesh: Mesh) -> Any:
     """Copies every leaf that is not on the mesh to all its devices, once instead of with every batch."""
     whole = NamedSharding(mesh, PartitionSpec())
     devices = set(mesh.devices.flat)
@@ -146,13 +148,15 @@ def _from_all_hosts(pairs: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]
 
 
 class _Sums:
-    """Adds up scores per video, in memory that does not grow with the number of views."""
+    """Adds up scores per video, in bounded memory."""
 
-    def __init__(self, index: VideoIndex, video_of_view: np.ndarray):
-        self._index, self._video = index, video_of_view
+    def __init__(self, index: VideoIndex, views: Views):
+        self._index, self._video, self._start = index, views.video, views.start
         shape = (len(index.names), len(index.class_names))
         self._logits, self._softmax = np.zeros(shape), np.zeros(shape)
-        self._scored = np.zeros(len(video_of_view), bool)
+        self._scored = np.zeros(len(views), bool)
+        kept = len(views) * shape[1] <= MOST_KEPT
+        self._shares = np.zeros((len(views), shape[1]), np.float16) if kept else None
         self._correct, self._loss = 0, 0.0
 
     def add(self, logits: np.ndarray, view: np.ndarray, mask: np.ndarray) -> None:
@@ -184,6 +188,8 @@ class _Sums:
         # add.at adds row by row, in order.
         np.add.at(self._logits, video, scores)
         np.add.at(self._softmax, video, np.exp(log_softmax))
+        if self._shares is not None:
+            self._shares[view] = np.exp(log_softmax)
         labels = self._index.labels[video]
         self._correct += int(np.count_nonzero(metric_functions.true_ranks(scores, labels) == 0))
         self._loss -= float(log_softmax[np.arange(len(labels)), labels].sum())
@@ -209,4 +215,18 @@ class _Sums:
             missing=tuple(index.missing),
             protocol=Protocol.of(cfg),
             environment=environment(),
+            timeline=self._timeline(),
         )
+
+    def _timeline(self) -> np.ndarray | None:
+        """See `EvalResult.timeline`."""
+        views = np.flatnonzero(self._scored)
+        if self._shares is None or not len(views):
+            return None
+        video, start = self._video[views], self._start[views]
+        classes = np.stack([self._index.labels[video], self._logits.argmax(axis=1)[video]], axis=1)
+        shares = np.take_along_axis(self._shares[views], classes, axis=1).astype(np.float32)
+        rows = np.concatenate([video[:, None], start[:, None], shares], axis=1, dtype=np.float32)
+        first = np.flatnonzero(np.diff(video, prepend=-1) | np.diff(start, prepend=-1))  # the first crop of each clip
+        crops = np.diff(first, append=len(views))[:, None]
+        return np.add.reduceat(rows, first) / crops

@@ -143,8 +143,8 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
 def confusion_svg(confusion: np.ndarray, class_names: Sequence[str]) -> str:
     """The matrix as inline SVG: blue on the diagonal, orange off it, darker for a larger share of the row.
 
-    Only cells with a count are drawn, and each has a tooltip. Shares are shown on a square-root scale, because single
-    confusions among many classes would be invisible on a linear one.
+    Only cells with a count are drawn, and each has a tooltip. Wrong ones name their classes in `data-pair`. Shares are
+    shown on a square-root scale, because single confusions among many classes would be invisible on a linear one.
     """
     count = len(class_names)
     labeled = count <= MAX_LABELED_CLASSES
@@ -174,8 +174,9 @@ def confusion_svg(confusion: np.ndarray, class_names: Sequence[str]) -> str:
         color = BLUE if row == column else ORANGE
         x, y = margin + column * cell, top + row * cell
         tip = f"true {class_names[row]}, predicted {class_names[column]}: {number} of {total} ({100 * share:.0f} %)"
+        pair = "" if row == column else f' data-pair="{row} {column}"'
         parts.append(
-            f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell:.1f}" height="{cell:.1f}" fill="{color}" '
+            f'<rect{pair} x="{x:.1f}" y="{y:.1f}" width="{cell:.1f}" height="{cell:.1f}" fill="{color}" '
             f'fill-opacity="{0.08 + 0.92 * math.sqrt(share):.3f}"><title>{escape(tip)}</title></rect>'
         )
         if cell >= 26:

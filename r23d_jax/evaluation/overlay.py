@@ -60,20 +60,19 @@ def moments(maps: np.ndarray, starts: np.ndarray, count: int, pre: Preprocessing
     return Moments(clip, place, numbers[later], heat[later].astype(np.float64))
 
 
-def shown_size(pre: Preprocessing) -> int:
-    """Height and width of the crops in a picture: a multiple of the network's."""
-    return pre.crop_size * -(-_SHOWN_SIZE // pre.crop_size)
+def enlarged(pre: Preprocessing) -> Preprocessing:
+    """The same crop of a frame with more pixels, for people to look at."""
+    scale = -(-_SHOWN_SIZE // pre.crop_size)
+    return dataclasses.replace(pre, crop_size=scale * pre.crop_size, short_side=scale * pre.short_side)
 
 
-def open_frames(video: Path | np.ndarray, pre: Preprocessing) -> Source:
-    """The frames to show under the maps: the network's crop, larger; those that optical flow was computed from."""
-    scale = shown_size(pre) // pre.crop_size
-    pre = dataclasses.replace(pre, crop_size=scale * pre.crop_size, short_side=scale * pre.short_side)
-    source = open_source(video, pre)
+def open_frames(video: Path, pre: Preprocessing) -> Source:
+    """The frames to show under the maps, enlarged; for optical flow those that it was computed from."""
+    source = open_source(video, enlarged(pre))
     if isinstance(source, FlowOfFolder):
-        made = how_made(Path(str(video)))
-        return _FramesOfFolder(Path(str(video)), pre, made.rates.get(made.target, 0.0))
-    return _FramesOfFile(Path(str(video)), pre) if isinstance(source, FlowOfFile) else source
+        made = how_made(video)
+        return _FramesOfFolder(video, enlarged(pre), made.rates.get(made.target, 0.0))
+    return _FramesOfFile(video, enlarged(pre)) if isinstance(source, FlowOfFile) else source
 
 
 class _FramesOfFile(FlowOfFile):

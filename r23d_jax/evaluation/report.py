@@ -9,8 +9,10 @@ from r23d_jax import config
 from r23d_jax.config import Config, ConfigError, UserError
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.sources import open_index
-from r23d_jax.evaluation import film
+from r23d_jax.evaluation import browser
+from r23d_jax.evaluation.error_maps import error_maps
 from r23d_jax.evaluation.figures import Row, accuracy_bars, confused_pairs, confusion_svg, curves, escape
+from r23d_jax.evaluation.nearest import Neighbors
 from r23d_jax.evaluation.result import (
     VIDEO_METRICS,
     EvalResult,
@@ -20,15 +22,17 @@ from r23d_jax.evaluation.result import (
     protocol_line,
     remarks,
 )
+from r23d_jax.models.functional import HasNetwork
+from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.registry import model_name
 from r23d_jax.runtime.disk import write_atomically
 from r23d_jax.runtime.journal import read_metrics
 
 REPORT = "report.html"
-NUM_ERRORS = 10  # film strips
 MAX_BROKEN_LISTED = 200
 
-# Pictures and styles are in the page. The policy lets a browser load and run nothing, in case an escape is missing.
+# Pictures and styles are in the page. The policy lets a browser load nothing, in case an escape is missing, and run
+# nothing but the script that the page has.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _STYLE = """
 :root{color-scheme:light}*{box-sizing:border-box}
@@ -61,11 +65,16 @@ summary{cursor:pointer;font-weight:600}
 
 
 def write_report(
-    workdir: Path, index: VideoIndex | None = None, cfg: Config | None = None, folder: Path | None = None
+    workdir: Path,
+    index: VideoIndex | None = None,
+    cfg: Config | None = None,
+    folder: Path | None = None,
+    model: VideoNetwork | HasNetwork | None = None,
+    neighbors: Neighbors | None = None,
 ) -> Path:
     """Writes `report.html` from `config.json` and `metrics.jsonl` in a workdir, and from an evaluation.
 
-    Sections without data are left out. The page needs no other file, no network and no scripts.
+    Sections without data are left out. The page needs no other file and no network.
 
     Args:
       workdir: the run's folder.
@@ -73,6 +82,8 @@ def write_report(
         gives the reason.
       cfg: the run's config; read from `config.json` if not given.
       folder: where the evaluation is, and where the page goes; the workdir by default.
+      model: the evaluated network, for the maps of the most confident errors.
+      neighbors: the nearest training videos of the errors, if they were looked for.
 
     Returns:
       The path of the page.
@@ -85,10 +96,12 @@ def write_report(
     rows = sorted(read_metrics(workdir), key=lambda row: row["step"])
     result = load_evaluation(folder)
     sections = [_curves(rows)]
+    errors = np.zeros(0, int) if result is None else browser.confident_errors(result)
     if result is not None:
         sections = [_summary(result), *sections]
         if result.evaluated.any():
-            sections += [_confusion(result), _per_class(result), _errors(result, index, cfg)]
+            sections += [_confusion(result), _per_class(result)]
+            sections += _errors(result, errors, index, cfg, model, neighbors, sum(map(len, sections)))
         sections.append(_broken(result))
     if cfg is not None:
         text = f"<pre>{escape(config.to_json(cfg))}</pre>"
@@ -97,19 +110,21 @@ def write_report(
     sections.append(section("Environment", table((), list(versions.items()))))
     title = f"{_network(cfg)}, {cfg.model.head.kind} head" if cfg else "Evaluation"
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / REPORT, page_of(title, _data_line(cfg) if cfg else "", sections))
+    script = browser.SCRIPT if len(errors) else ""
+    write_atomically(folder / REPORT, page_of(title, _data_line(cfg) if cfg else "", sections, script))
     return folder / REPORT
 
 
-def page_of(title: str, about: str, sections: Sequence[str]) -> str:
-    """A whole page of sections."""
+def page_of(title: str, about: str, sections: Sequence[str], script: str = "") -> str:
+    """A whole page of sections, and a script that its content security policy names by its hash."""
+    policy = _POLICY + (browser.policy_of(script) if script else "")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>"
+        f"<title>{escape(title)}</title><style>{_STYLE}{browser.STYLE}</style></head><body><main>"
         f'<h1>{escape(title)}</h1><p class="muted">{escape(about)}</p>'
-        f"{''.join(sections)}</main></body></html>\n"
+        f"{''.join(sections)}</main>{f'<script>{script}</script>' if script else ''}</body></html>\n"
     )
 
 
@@ -197,29 +212,30 @@ def _epoch(row: Row) -> str:
     return f"{round(row.get('epoch') or 0.0, 1):g}"  # a batch may cross the end of an epoch
 
 
-def _errors(result: EvalResult, index: VideoIndex | None, cfg: Config | None) -> str:
-    """Film strips of the videos whose wrong class has the highest probability."""
+def _errors(
+    result: EvalResult,
+    errors: np.ndarray,
+    index: VideoIndex | None,
+    cfg: Config | None,
+    model: VideoNetwork | HasNetwork | None,
+    neighbors: Neighbors | None,
+    size: int,
+) -> list[str]:
+    """The videos whose wrong class has the highest probability, and all errors, after `size` bytes of the page."""
     title = "Most confident errors"
-    wrong = np.flatnonzero(result.evaluated & (result.predictions != result.labels))
-    if not len(wrong):
-        return section(title, f"<p>None: all {int(result.evaluated.sum()):,} videos were recognized.</p>")
-    confidence = result.probabilities[wrong, result.predictions[wrong]]
-    chosen = wrong[np.argsort(-confidence, kind="stable")][:NUM_ERRORS]
+    if not len(errors):
+        return [section(title, f"<p>None: all {int(result.evaluated.sum()):,} videos were recognized.</p>")]
     index, note = (index, "") if index is not None else _find_videos(cfg)
-    row_of = {} if index is None else {str(name): row for row, name in enumerate(index.names)}
-    figures = []
-    for video in chosen.tolist():
-        name, probability = str(result.names[video]), result.probabilities[video]
-        true, predicted = int(result.labels[video]), int(result.predictions[video])
-        frames = film.sample_frames(index, row_of[name]) if index is not None and name in row_of else []
-        figures.append(
-            f'<figure><figcaption>predicted <b class="wrong">{escape(result.class_names[predicted])}</b> '
-            f"({100 * probability[predicted]:.1f} %), true <b>{escape(result.class_names[true])}</b> "
-            f'({100 * probability[true]:.1f} %) <span class="muted small">{escape(name)}</span></figcaption>'
-            f"{film.film_strip(frames) if frames else ''}</figure>"
-        )
-    share = f"{len(chosen)} of {len(wrong):,} wrong videos, the highest probability of the wrong class first. {note}"
-    return section(title, f'<p class="muted small">{escape(share)}</p>', *figures)
+    maps = error_maps(model, result, index, cfg) if model is not None and index is not None and cfg else _no_map
+    figures = browser.detailed(result, errors, index, maps, neighbors)
+    share = f"{len(figures)} of {len(errors):,} wrong videos, the highest probability of the wrong class first. {note}"
+    first = section(title, f'<p class="muted small">{escape(share)}</p>', *figures)
+    budget = browser.PAGE_BYTES - size - len(first)
+    return [first, section("All errors", browser.all_errors(result, errors, index, neighbors, budget))]
+
+
+def _no_map(row: int, video: int) -> str:
+    return ""
 
 
 def _find_videos(cfg: Config | None) -> tuple[VideoIndex | None, str]:

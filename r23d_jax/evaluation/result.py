@@ -86,6 +86,8 @@ class EvalResult:
       missing: listed videos that were not found on disk.
       protocol: how the views were chosen.
       environment: versions and devices; see `environment`.
+      timeline: (K, 4) float32, a row per clip that was scored: row of the video, first frame of the clip, and the
+        probabilities of the true class and of the video's predicted class, averaged over crops. None if not kept.
     """
 
     metrics: dict[str, float]
@@ -100,6 +102,7 @@ class EvalResult:
     missing: tuple[str, ...]
     protocol: Protocol
     environment: dict[str, str]
+    timeline: np.ndarray | None = None
 
     @functools.cached_property
     def evaluated(self) -> np.ndarray:
@@ -192,6 +195,7 @@ def save_evaluation(result: EvalResult, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     arrays = {name: getattr(result, name) for name in (*_ARRAYS, "confusion", "confusion_softmax")}
+    arrays |= {} if result.timeline is None else {"timeline": result.timeline}
     np.savez_compressed(buffer, meta=np.array(json.dumps(meta)), **arrays)
     write_atomically(folder / NPZ, buffer.getvalue())
     write_atomically(folder / JSON, json.dumps(meta, indent=2) + "\n")
@@ -210,6 +214,7 @@ def load_evaluation(folder: Path) -> EvalResult | None:
         # Opened here, because np.load leaves a damaged file open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in _ARRAYS}
+            timeline = file["timeline"] if "timeline" in file else None
             meta = json.loads(str(file["meta"]))
         return EvalResult(
             metrics={name: float("nan") if value is None else value for name, value in meta["metrics"].items()},
@@ -219,6 +224,7 @@ def load_evaluation(folder: Path) -> EvalResult | None:
             missing=tuple(meta["missing"]),
             protocol=Protocol(**meta["protocol"]),
             environment=meta["environment"],
+            timeline=timeline,
             **arrays,
         )
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:

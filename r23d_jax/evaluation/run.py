@@ -13,7 +13,7 @@ from r23d_jax.config import RATE_TOLERANCE, Config
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read.broken import BrokenLog
 from r23d_jax.data.sources import open_index, trained_preprocessing
-from r23d_jax.evaluation import report
+from r23d_jax.evaluation import browser, nearest, report
 from r23d_jax.evaluation.evaluate import evaluate
 from r23d_jax.evaluation.result import EvalResult, format_table, save_evaluation
 from r23d_jax.evaluation.step import make_eval_step
@@ -46,6 +46,7 @@ def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] =
             log(f"config.data.{name} is {value!r}, as in training")
     cfg = dataclasses.replace(cfg, model=loaded.config.model, parallel=loaded.config.parallel, data=data)
     result, index = score_checkpoint(loaded, cfg, "test", log, BrokenLog(cfg.data, log=log_own))
+    neighbors = _neighbors(loaded, cfg, result, index, log) if cfg.eval.nearest else None
     if jax.process_index() == 0:
         log(format_table(result))
         folder = workdir / EVALUATIONS / result.protocol.folder
@@ -54,10 +55,19 @@ def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] =
                 folder.mkdir(parents=True, exist_ok=True)
             with disk.hold(folder, log=log):
                 save_evaluation(result, folder)
-                log(f"report: {report.write_report(workdir, index, cfg, folder)}")
+                log(f"report: {report.write_report(workdir, index, cfg, folder, loaded, neighbors)}")
         except (disk.InUse, disk.WriteError) as error:
             log(f"this evaluation is not kept: {error}")
     return result
+
+
+def _neighbors(
+    loaded: LoadedModel, cfg: Config, result: EvalResult, index: VideoIndex, log: Callable[[str], None]
+) -> nearest.Neighbors:
+    """The nearest training videos of all errors."""
+    train, mesh = open_videos(cfg, "train", log), parallel.make_mesh(cfg.parallel.fsdp)
+    errors = browser.confident_errors(result)[: browser.MOST_LISTED]
+    return nearest.find_neighbors(*split_model(loaded.model), train, index, errors, cfg, mesh, log)
 
 
 def score_checkpoint(

@@ -27,7 +27,7 @@ from r23d_jax.evaluation.evaluate import evaluate
 from r23d_jax.evaluation.result import EvalResult, format_table, load_evaluation, save_evaluation
 from r23d_jax.evaluation.run import open_videos
 from r23d_jax.evaluation.step import EvalStep, make_eval_step
-from r23d_jax.models.functional import split_model
+from r23d_jax.models.functional import Network, split_model
 from r23d_jax.runtime import compilation_cache, disk, distributed, parallel, tracking
 from r23d_jax.runtime.journal import Journal
 from r23d_jax.runtime.progress import Progress, announced, format_seconds
@@ -54,6 +54,7 @@ class Run:
     test_index: VideoIndex
     train_step: Callable[[TrainState, dict], tuple[TrainState, dict]]
     eval_step: EvalStep
+    network: Network
     num_steps: int
     steps_per_epoch: float
     broken: BrokenLog
@@ -160,6 +161,7 @@ def _set_up(
         test_index=test_index,
         train_step=make_train_step(network, tx, cfg, num_classes, mesh, shardings, schedule),
         eval_step=make_eval_step(network, config.preprocessing(cfg.data), mesh),
+        network=network,
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
         broken=BrokenLog(cfg.data, log=log_own),
@@ -236,7 +238,9 @@ def _train(run: Run, state: TrainState) -> EvalResult | None:
     if result is None:  # the run was complete already
         result = load_evaluation(run.workdir) or _evaluate(run, state)
     if result is not None and jax.process_index() == 0:
-        path = report.write_report(run.workdir, run.test_index, run.cfg)
+        # The state of several processes is not in one place
+        model = run.network.build(state.eval_params, state.batch_stats) if jax.process_count() == 1 else None
+        path = report.write_report(run.workdir, run.test_index, run.cfg, model=model)
         run.log(format_table(result))
         run.log(f"report: {path}")
     return result

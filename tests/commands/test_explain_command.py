@@ -25,8 +25,8 @@ from r23d_jax.models.functional import split_model
 from tests.commands.test_predict import CLASSES, extract, make_config, save_run, write_video
 
 
-def make_model(cfg: Config, sign: float = 1.0) -> Any:
-    """Random weights; those of an average pool's classifier have one sign, so that a map is hot or cold everywhere."""
+def make_model(cfg: Config, scale: float = 1.0) -> Any:
+    """Random weights; those of an average pool's classifier are positive, times `scale`."""
     network, params, batch_stats = split_model(nnx.eval_shape(lambda: create_configured_model(cfg, len(CLASSES))))
     rng = np.random.default_rng(1)
 
@@ -37,7 +37,7 @@ def make_model(cfg: Config, sign: float = 1.0) -> Any:
 
     params, batch_stats = jax.tree.map(value, (params, batch_stats))
     if cfg.model.head.kind == "avgpool":
-        params["head"]["classifier"]["kernel"] = sign * jnp.abs(params["head"]["classifier"]["kernel"])
+        params["head"]["classifier"]["kernel"] = scale * jnp.abs(params["head"]["classifier"]["kernel"])
     return network.build(params, batch_stats)
 
 
@@ -61,7 +61,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         roots[name] = tmp_path_factory.mktemp(name)
         save_run(roots[name], make_model(cfg), cfg)
     roots["cold"] = tmp_path_factory.mktemp("cold")
-    save_run(roots["cold"], make_model(configs["average"], -1.0), configs["average"])
+    save_run(roots["cold"], make_model(configs["average"], 0.0), configs["average"])
     return roots
 
 

@@ -158,7 +158,8 @@ def test_torch_hooks_give_the_same_map(kind: str) -> None:
         output.register_hook(lambda gradient: kept.update(gradient=gradient))
         kept["features"] = output
 
-    module.layer4.register_forward_hook(keep)
+    last: Any = module.layer4
+    last.register_forward_hook(keep)
     video = clips(2, pre)
     prepared = np.asarray(prepare_video(jnp.asarray(video), pre))
     logits = module(torch.tensor(prepared.transpose(0, 4, 1, 2, 3)))

@@ -134,13 +134,13 @@ def test_report_is_self_contained_and_escaped(tmp_path):
     save_evaluation(result, tmp_path)
     text = report.write_report(tmp_path, make_index(tmp_path / "frames", result), Config()).read_text()
     page = Page(text)
-    assert not {"script", "link", "iframe", "b>bold"} & set(page.tags)
+    assert not {"link", "iframe", "b>bold"} & set(page.tags) and page.tags.count("script") == 1
     for _, name, value in page.attributes:
         assert not name.startswith("on")
         assert name not in ("src", "href") or value.startswith("data:image/")
     assert "url(" not in text and "@import" not in text
     assert NAMES[1] not in text and "right & <b>bold</b>" in page.text
-    assert "<script>" not in text and "<script>alert(1)</script>" in page.text
+    assert text.count("<script") == 1 and "<script>alert(1)</script>" in page.text
 
 
 def test_parts_that_are_missing_are_left_out(tmp_path):

@@ -69,7 +69,8 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, EvalResult]) -> Non
     scores = [row["val/top1_video"] for row in read_metrics(workdir) if "val/top1_video" in row]
     assert len(scores) == 2 and scores[-1] == result.metrics["val/top1_video"]
     assert (workdir / "config.json").is_file() and list((workdir / "tensorboard").iterdir())
-    assert "<html" in (workdir / "report.html").read_text()
+    page = (workdir / "report.html").read_text()
+    assert "Grad-CAM of" in page and "data-clip=" in page, "this network is wrong about some videos"
     assert load_checkpoint(workdir, "latest").step == 6
 
 
@@ -239,12 +240,13 @@ def test_an_evaluation_leaves_the_files_of_the_training_alone(dataset: Path, fin
     names = ("evaluation.json", "evaluation.npz", "report.html")
     before = [(workdir / name).read_bytes() for name in names]
     cfg = config_for(dataset)
-    cfg.eval.views = "dense"
+    cfg.eval.views, cfg.eval.nearest = "dense", True
     evaluate_checkpoint(cfg, workdir, log=lines.append)
     assert [(workdir / name).read_bytes() for name in names] == before
     folder = workdir / "evaluations" / "split1-dense-1crop"
     assert lines[-1] == f"report: {folder / 'report.html'}" and all((folder / name).is_file() for name in names)
-    assert "<h2>Training</h2>" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert "<h2>Training</h2>" in page and "Grad-CAM of" in page and "nearest training video: v_" in page
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(dataset: Path, tmp_path: Path) -> None:
