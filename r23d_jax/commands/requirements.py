@@ -8,7 +8,7 @@ from importlib import metadata
 from r23d_jax.runtime import program
 
 # Packages that only some commands need
-OPTIONAL = ("tensorflow", "tensorflow_datasets", "tensorboardX", "matplotlib", "torch", "apache_beam")
+OPTIONAL = ("tensorflow", "tensorflow_datasets", "tensorboardX", "matplotlib", "sklearn", "torch", "apache_beam")
 BASE = ("jax", "flax", "optax", "orbax.checkpoint", "ml_collections", "jaxtyping", "numpy", "safetensors")
 BASE += ("flatbuffers", "tqdm")
 VIDEO = ("av", "cv2")
@@ -21,6 +21,10 @@ NEEDS = {
     "prepare --beam-runner": (*VIDEO, "tensorflow", "tensorflow_datasets", "apache_beam"),
     "study": _TRAINING,
     "predict": VIDEO,
+    "features": VIDEO,
+    "features --config": (*VIDEO, "tensorflow"),
+    "features --map, --nearest": (*VIDEO, "matplotlib", "sklearn"),
+    "features --probe": (*VIDEO, "sklearn"),
     "info": (),
     "convert": (),
     "convert a TensorFlow checkpoint": ("tensorflow",),
@@ -37,6 +41,7 @@ _PIP_NAMES = {
     "tensorflow": "tensorflow-cpu",  # `_remedy` replaces it where there is no such wheel
     "tensorflow_datasets": "tensorflow-datasets importlib-resources",
     "apache_beam": "apache-beam",
+    "sklearn": "scikit-learn",
 }
 
 
