@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train according to a config file, or resume",
     "evaluate": "score the best checkpoint of a training",
     "prepare": "turn video files into frame folders or packed shards",
+    "new": "make a project of a folder of class folders, with a config to train by",
     "info": "show the cost of a network, part by part; or list all names",
     "predict": "classify video files with a trained network",
     "features": "compute features of videos, probe them, and draw them",

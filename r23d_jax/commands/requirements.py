@@ -19,6 +19,7 @@ NEEDS = {
     "prepare": VIDEO,
     "prepare --format packed": (*VIDEO, "tensorflow", "tensorflow_datasets"),
     "prepare --beam-runner": (*VIDEO, "tensorflow", "tensorflow_datasets", "apache_beam"),
+    "new": _TRAINING,
     "study": _TRAINING,
     "predict": VIDEO,
     "features": VIDEO,

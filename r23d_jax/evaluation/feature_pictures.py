@@ -60,7 +60,9 @@ def write_map(
         color = colors(label % 10) if label >= 0 else GRAY
         sign = _MARKERS[label // 10 % len(_MARKERS)] if label >= 0 else "."
         for rows, alpha, rim in ((labels == label) & ~test, 0.45, "none"), ((labels == label) & test, 1.0, TEXT):
-            axis.scatter(*points[rows].T, s=30, c=[color], marker=sign, alpha=alpha, edgecolors=rim, linewidths=0.8)
+            axis.scatter(
+                *points[rows].T, s=30, c=[color], marker=sign, alpha=alpha, edgecolors=rim, linewidths=0.8, zorder=4
+            )
     for label in np.unique(labels[labels >= 0]).tolist():
         place = np.median(points[labels == label], axis=0)
         axis.text(
