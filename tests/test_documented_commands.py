@@ -130,6 +130,7 @@ def test_the_readme_works_from_top_to_bottom(tmp_path: Path) -> None:
         (lists / f"{part}list01.txt").write_text("".join(rows))
     (lists / "classInd.txt").write_text("1 Diving\n2 Rowing\n")
     shutil.copy(tmp_path / "UCF-101" / videos[0], tmp_path / "my_video.mp4")
+    (tmp_path / "my_clips").symlink_to(tmp_path / "UCF-101")
     weights = to_torch(trained("r2plus1d_34", num_classes=400), "vmz")
     torch.save({"state_dict": weights}, tmp_path / "r2plus1d_34.pth")
     environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}

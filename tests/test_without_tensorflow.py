@@ -17,7 +17,7 @@ from tests.commands.test_predict import extract, write_video
 ROOT = Path(__file__).resolve().parents[1]
 CODE = """
 import json, sys
-absent = {"tensorflow", "tensorflow_datasets", "tensorboardX", "matplotlib", "torch"}
+absent = {"tensorflow", "tensorflow_datasets", "tensorboardX", "matplotlib", "sklearn", "torch"}
 sys.modules.update(dict.fromkeys(absent))
 from r23d_jax.__main__ import main
 statuses = [main(args) for args in json.loads(sys.argv[1])]
@@ -52,13 +52,14 @@ def test_a_network_is_used_as_with_tensorflow(folder: Path, capsys: pytest.Captu
     done = run(
         predict,
         ["info", "r2plus1d_18", "--mesh", "2x2"],
+        ["features", "video.avi", "frames", "--workdir", "run", "--out", "f.npz"],
         ["export", "--workdir", "run", "--to", "a.safetensors"],
         ["export", "--workdir", "run", "--to", "a.stablehlo"],
         ["convert", "--from", "a.safetensors", "--to", "again"],
         ["requirements"],
         folder=folder,
     )
-    assert "statuses [0, 0, 0, 0, 0, 0]" in done.stdout, done.stdout + done.stderr
+    assert "statuses [0, 0, 0, 0, 0, 0, 0]" in done.stdout, done.stdout + done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert main(predict) == 0
     for row, line in zip(found, capsys.readouterr().out.splitlines(), strict=True):

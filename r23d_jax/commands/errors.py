@@ -17,7 +17,7 @@ _TRAINING = (
     "config.parallel.compute_dtype=bfloat16; for an evaluation, lower config.eval.batch_size"
 )
 _SMALLER = {"train": _TRAINING, "study": _TRAINING, "evaluate": "lower config.eval.batch_size"}
-_SMALLER |= dict.fromkeys(("predict", "explain"), "lower --batch-size")
+_SMALLER |= dict.fromkeys(("predict", "explain", "features"), "lower --batch-size")
 
 
 def guarded(command: str, call: Callable[[], int]) -> int:

@@ -13,6 +13,7 @@ OPTIONAL = (
     "tensorflow_datasets",
     "tensorboardX",
     "matplotlib",
+    "sklearn",
     "torch",
     "apache_beam",
     "onnxruntime",
@@ -29,10 +30,15 @@ NEEDS = {
     "prepare": VIDEO,
     "prepare --format packed": (*VIDEO, "tensorflow", "tensorflow_datasets"),
     "prepare --beam-runner": (*VIDEO, "tensorflow", "tensorflow_datasets", "apache_beam"),
+    "new": _TRAINING,
     "study": _TRAINING,
     "predict": VIDEO,
     "predict --picture": (*VIDEO, "matplotlib"),
     "explain": VIDEO,
+    "features": VIDEO,
+    "features --config": (*VIDEO, "tensorflow"),
+    "features --map, --nearest": (*VIDEO, "matplotlib", "sklearn"),
+    "features --probe": (*VIDEO, "sklearn"),
     "info": (),
     "convert": (),
     "convert a TensorFlow checkpoint": ("tensorflow",),
@@ -52,6 +58,7 @@ _PIP_NAMES = {
     "tensorflow": "tensorflow-cpu",  # `_remedy` replaces it where there is no such wheel
     "tensorflow_datasets": "tensorflow-datasets importlib-resources",
     "apache_beam": "apache-beam",
+    "sklearn": "scikit-learn",
 }
 
 

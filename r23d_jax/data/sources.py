@@ -17,6 +17,7 @@ from r23d_jax.data.find.frames import FrameFiles, VideoIndex, index_frames
 from r23d_jax.data.find.generated import GeneratedFrames
 from r23d_jax.data.find.packed import index_packed
 from r23d_jax.data.find.splits import VideoList, fold, hold_out, read_list
+from r23d_jax.data.find.video_names import group_of
 from r23d_jax.data.make.record import Made, how_made
 from r23d_jax.data.make.synthetic import write_synthetic
 from r23d_jax.runtime.program import command
@@ -53,6 +54,18 @@ def open_index(cfg: DataConfig, subset: Subset) -> VideoIndex:
 def lists_of(cfg: DataConfig) -> Path:
     """The folder of the split lists: `cfg.lists`, or beside the data."""
     return Path(cfg.lists).expanduser() if cfg.lists else Path(cfg.root).expanduser().absolute().parent / LISTS
+
+
+def groups_of(cfg: DataConfig, subset: Subset, index: VideoIndex) -> list[str]:
+    """The group of each video of `open_index`: by the lists, or by its name where there are none."""
+    lists = Path(cfg.root).expanduser() / LISTS if cfg.source == "synthetic" else lists_of(cfg)
+    entries = _wanted(cfg, lists, subset).entries if lists.exists() else ()
+    known = {entry.name: entry.group for entry in entries}
+    classes = (index.class_names[label] for label in index.labels.tolist())
+    return [
+        known.get(name) or (f"{class_name}_{number}" if (number := group_of(name)) else name)
+        for name, class_name in zip(index.names.tolist(), classes, strict=True)
+    ]
 
 
 def _frames(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIndex:

@@ -37,6 +37,12 @@ class Clip:
     parts: tuple[str, ...]  # its path below the folder that was searched, without suffix
     group: str = ""  # its recording or person, if it is known; "": by its name and folder
 
+    @property
+    def key(self) -> str:
+        """Its group in words, as `Listed.group` has it once it is listed."""
+        number = group_of(self.parts[-1])
+        return self.group or (f"{self.class_name}_{number}" if number else self.path)
+
 
 @dataclasses.dataclass(frozen=True)
 class Division:
@@ -149,8 +155,11 @@ def _by_sides(clips: Sequence[Clip]) -> tuple[dict[str, list[Clip]], list[str]] 
         notes.append("test.csv is not used while there is val.csv")
     # A folder of one name on both sides, such as 01/, need not be one recording: the folders' split is taken as it is.
     groups = {clip: group for clip, (group, _) in _groups(by_folder["train"], by_folder=True).items()}
-    by_folder["train"] = [dataclasses.replace(clip, group=groups[clip]) for clip in by_folder["train"]]
-    return dict(by_folder), notes
+    sides = {
+        name: [dataclasses.replace(clip, group=groups.get(clip, "")) for clip in side]
+        for name, side in by_folder.items()
+    }
+    return sides, notes
 
 
 def _by_groups(clips: Sequence[Clip]) -> tuple[dict[str, list[Clip]], list[str]]:

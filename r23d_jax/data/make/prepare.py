@@ -10,12 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from r23d_jax.config import UserError
-from r23d_jax.data.find.class_folders import LISTS, Clip, write_lists
+from r23d_jax.data.find.class_folders import LISTS, write_lists
 from r23d_jax.data.find.errors import DataError
-from r23d_jax.data.find.video_names import without_suffix
 from r23d_jax.data.make.jobs import Job, PrepareError, read_folder, remove_partial, run_jobs
 from r23d_jax.data.make.record import FRAMES, PACKED, STAGING, Record, open_record, write_broken
-from r23d_jax.data.make.search import VideoFile, find_videos
+from r23d_jax.data.make.search import VideoFile, clips_of, find_videos
 from r23d_jax.runtime.disk import hold, writing
 from r23d_jax.runtime.progress import Progress, format_seconds, printable
 
@@ -110,10 +109,7 @@ def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
 def _write_lists(settings: Settings, ready: list[VideoFile], log: Callable[[str], None]) -> str:
     """Divides the videos into lists for training and testing, unless that was done before; returns their folder."""
     folder = Path(settings.out, LISTS)
-    clips = []
-    for video in ready:
-        *above, file = video.path.relative_to(settings.videos).parts
-        clips.append(Clip(video.target, video.class_name, (*above, without_suffix(file))))
+    clips = clips_of(ready, Path(settings.videos))
     try:
         for note in write_lists(folder, clips) if clips else ():
             log(note)

@@ -3,11 +3,11 @@
 import dataclasses
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from r23d_jax.config import UserError
-from r23d_jax.data.find.class_folders import class_of
+from r23d_jax.data.find.class_folders import Clip, class_of
 from r23d_jax.data.find.splits import Entry, available_splits, read_list
 from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, group_of, without_suffix
 
@@ -87,6 +87,15 @@ def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], Non
         if not videos:
             raise UserError(f"--videos {root}: none of its {len(paths)} videos is named by the lists in {lists}")
     return Search(list(videos.values()), class_names, broken)
+
+
+def clips_of(videos: Iterable[VideoFile], root: Path) -> list[Clip]:
+    """Videos found below `root`, as `class_folders` divides them."""
+    clips = []
+    for video in videos:
+        *above, file = video.path.relative_to(root).parts
+        clips.append(Clip(video.target, video.class_name, (*above, without_suffix(file))))
+    return clips
 
 
 def _walk(root: Path, out: Path, broken: dict[str, str], others: dict[str, list[Path]]) -> Iterator[Path]:

@@ -1,0 +1,248 @@
+"""A project from class folders: it trains as it stands, from any folder, and nothing else is written."""
+
+import argparse
+import base64
+import io
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from r23d_jax.__main__ import main
+from r23d_jax.checkpoint.checkpoint import save_model
+from r23d_jax.commands import new
+from r23d_jax.config import Config, UserError, use_flow, validate
+from r23d_jax.config.files import call_file
+from r23d_jax.data.find.splits import read_list
+from r23d_jax.runtime.program import CONFIGS
+from r23d_jax.training import recipes
+from tests.commands.test_predict import write_video
+from tests.hostile.reliability.harness import write_videos
+from tests.weights.random_networks import trained
+
+WIDTHS = (8, 8, 12, 16)
+LOADS = pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")  # ml_collections' way to run a config
+
+
+def call(*words: object) -> int:
+    parser = argparse.ArgumentParser()
+    new.add_arguments(parser)
+    return new.run(parser.parse_args([str(word) for word in words]))
+
+
+def tiny() -> Config:
+    cfg = Config()
+    cfg.model.family, cfg.model.depth, cfg.model.widths = "r2plus3d", 10, WIDTHS
+    cfg.model.head.kind = "avgpool"
+    cfg.data.num_frames, cfg.data.crop_size, cfg.data.short_side = 8, 32, 36
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Videos in class folders, and weights."""
+    root = tmp_path_factory.mktemp("new")
+    write_videos(root / "videos", count=16, num_frames=20, groups=4)
+    save_model(
+        root / "weights", trained("r2plus3d_10", num_classes=3, num_frames=8, widths=WIDTHS), tiny(), tuple("abc")
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def project(root: Path) -> Path:
+    assert call(root / "videos", "--out", root / "my project", "--workers", 1) == 0
+    return root / "my project"
+
+
+def test_the_files_of_a_project(root: Path, project: Path) -> None:
+    wanted = {"config.py", "look.html", "README.md", "frames", "lists", "prepare.json", ".prepare.lock"}
+    assert {path.name for path in project.iterdir()} == wanted
+    assert {path.suffix for path in (root / "videos").rglob("*") if path.is_file()} == {".mp4"}
+    train, test = (read_list(project / "lists", side) for side in ("train", "test"))
+    assert (len(train.entries), len(test.entries)) == (12, 4)
+    assert {entry.group for entry in test.entries} <= {f"{c}_g0{g}" for c in ("Diving", "Rowing") for g in range(1, 5)}
+    readme = (project / "README.md").read_text()
+    assert "8 recordings by the numbers in their names" in readme and "12 to train on" not in readme
+
+
+def test_the_config_works_from_any_folder(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg = validate(call_file(str(project / "config.py"), "get_config", Config))
+    assert cfg.data.root == str(project / "frames") and cfg.data.input == "rgb_diff" and cfg.model.depth == 10
+    monkeypatch.chdir(project)
+    assert validate(call_file("config.py", "get_config", Config)) == cfg
+
+
+def test_the_page_shows_every_class_in_motion_and_needs_no_network(project: Path) -> None:
+    from PIL import Image
+
+    page = (project / "look.html").read_text()
+    assert "http:" not in page and "https:" not in page and "<script" not in page and "<b>Diving</b>" in page
+    films = re.findall(r'src="data:image/webp;base64,([^"]+)"', page)
+    assert len(films) == 2 and "6 to train, 2 to test" in page
+    for film in films:
+        image = Image.open(io.BytesIO(base64.b64decode(film)))
+        # three cuts of 64 pixels beside each other, the differences below; 17 frames give 16 of them
+        assert (image.width, image.height, getattr(image, "n_frames", 1)) == (3 * 64 + 8, 2 * 64 + 4, 16)
+        first = np.asarray(image.convert("RGB"), int)
+        assert np.abs(first[:64, :64] - first[:64, 68:132]).mean() > 5, "the cuts differ"
+        image.seek(8)
+        assert np.abs(np.asarray(image.convert("RGB"), int)[:64, :64] - first[:64, :64]).mean() > 5, "it moves"
+
+
+@LOADS
+def test_the_printed_training_runs(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = re.findall(
+        r"^(?:python \S*launch.py|r23d-jax train) (--config .*)$", (project / "README.md").read_text(), re.M
+    )
+    small = ["--config.train.epochs=0.1", "--config.train.global_batch_size=8", "--config.eval.num_clips=1"]
+    small += ["--config.model.widths=(4,4,8,8)", "--config.data.num_frames=4", "--config.data.crop_size=16"]
+    assert main(["train", *shlex.split(line), *small]) == 0
+    assert "train: 12 videos of 2 classes" in capsys.readouterr().out
+    assert (project / "run" / "report.html").exists()
+
+
+def test_a_project_is_not_made_twice(root: Path, project: Path) -> None:
+    with pytest.raises(UserError, match="--out .*my project: holds something already; give another folder"):
+        call(root / "videos", "--out", project)
+
+
+@LOADS
+def test_with_weights_only_their_last_stage_is_trained(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "p"
+    assert call(root / "videos", "--out", out, "--weights", root / "weights", "--json", "--workers", 1) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["recipe"] == "last_stage" and told["classes"] == {"Diving": 8, "Rowing": 8} and told["left_out"] == {}
+    first, second = told["next"]
+    assert "features" in first and "--probe" in first and f"--workdir {root}/weights" in first and "launch.py" in second
+    cfg = validate(call_file(str(out / "config.py"), "get_config", Config))
+    assert cfg.model.widths == WIDTHS and cfg.model.head.kind == "avgpool" and cfg.data.num_frames == 8
+    assert cfg.init_from == str(root / "weights") and cfg.optimizer.freeze == ("stem", "stage1", "stage2", "stage3")
+    # both commands run
+    words = shlex.split(first.partition("features ")[2])
+    assert main(["features", *words, "--clips", "1"]) == 0
+    assert {"features.npz", "map.png", "nearest.png"} <= {path.name for path in out.iterdir()}
+    small = ["--config.train.epochs=0.1", "--config.train.global_batch_size=8", "--config.eval.num_clips=1"]
+    assert main(["train", *shlex.split(second.partition("launch.py ")[2]), *small]) == 0
+    assert "init: the classifier starts random: the weights have 3 classes, this run 2" in capsys.readouterr().out
+
+
+def test_bad_files_are_named_and_left_out(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_videos(tmp_path / "videos", count=12, num_frames=12)
+    good = sorted((tmp_path / "videos/Diving").iterdir())
+    (tmp_path / "videos/Diving/empty.mp4").touch()
+    (tmp_path / "videos/Diving/z_copy.mp4").write_bytes(good[0].read_bytes())
+    cut = tmp_path / "videos/Rowing/cut.avi"  # its first frame can be decoded
+    write_video(cut, 200, 0)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 3])
+    (tmp_path / "videos/Odd").mkdir()
+    (tmp_path / "videos/Odd/one.mp4").write_bytes(sorted((root / "videos/Rowing").iterdir())[0].read_bytes())
+    out = tmp_path / "p"
+    assert call(tmp_path / "videos", "--out", out, "--json", "--workers", 1) == 3
+    told = json.loads(capsys.readouterr().out)
+    found = {Path(name).name: reason for name, reason in told["left_out"].items()}
+    assert set(found) == {"empty.mp4", "z_copy.mp4", "cut.avi"}
+    assert found["z_copy.mp4"] == f"is a copy of {good[0]}"
+    assert found["empty.mp4"] == "is empty (0 bytes)" and found["cut.avi"].startswith("damaged (")
+    assert told["classes"] == {"Diving": 6, "Odd": 1, "Rowing": 6}
+    assert any("classes of fewer than 5 videos, which say little about a network: Odd (1)" in n for n in told["notes"])
+    assert not any("cut" in path.read_text() for path in (out / "lists").glob("*.csv"))
+
+
+def test_an_interrupted_project_is_finished(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from r23d_jax.evaluation import preview
+
+    out = tmp_path / "p"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(preview, "write_preview", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        call(root / "videos", "--out", out, "--workers", 1)
+    assert (out / new.UNFINISHED).exists() and not (out / "README.md").exists()
+    before = {path: path.stat().st_mtime_ns for path in (out / "frames").rglob("*.jpg")}
+    assert call(root / "videos", "--out", out, "--workers", 1) == 0
+    assert not (out / new.UNFINISHED).exists() and (out / "look.html").exists()
+    assert before and before == {path: path.stat().st_mtime_ns for path in (out / "frames").rglob("*.jpg")}
+
+
+def test_wrong_uses(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="nowhere: no such folder; give a folder with a folder of videos for each class"
+    ):
+        call(tmp_path / "nowhere", "--out", tmp_path / "p")
+    with pytest.raises(
+        UserError, match="there is one class only, Diving; give a folder with two class folders or more"
+    ):
+        call(root / "videos/Diving", "--out", tmp_path / "p")
+    with pytest.raises(UserError, match="there is no checkpoint in"):
+        call(root / "videos", "--out", tmp_path / "p", "--weights", root / "videos")
+    cfg = use_flow(tiny())
+    save_model(tmp_path / "flow", trained("r2plus3d_10", num_classes=2, widths=WIDTHS, in_channels=2), cfg, ("a", "b"))
+    with pytest.raises(UserError, match="the network reads optical flow; a project has frames, so give others"):
+        call(root / "videos", "--out", tmp_path / "p", "--weights", tmp_path / "flow")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").touch()
+    with pytest.raises(UserError, match="mine: holds something already"):
+        call(root / "videos", "--out", tmp_path / "mine")
+    assert not (tmp_path / "p").exists() and [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "name"),
+    [
+        (recipes.Facts(200, 5, has_weights=True, on_cpu=True), "last_stage"),
+        (recipes.Facts(9000, 500, has_weights=True, on_cpu=False), "last_stage"),
+        (recipes.Facts(9000, 101, has_weights=True, on_cpu=True), "fine_tune"),
+        (recipes.Facts(999, 5, has_weights=True, on_cpu=False), "last_stage"),
+        (recipes.Facts(1000, 5, has_weights=True, on_cpu=False), "fine_tune"),
+        (recipes.Facts(9000, 101, has_weights=False, on_cpu=True), "small"),
+        (recipes.Facts(1999, 5, has_weights=False, on_cpu=False), "small"),
+        (recipes.Facts(9000, 500, has_weights=False, on_cpu=False), "small"),
+        (recipes.Facts(2000, 5, has_weights=False, on_cpu=False), "scratch"),
+    ],
+)
+def test_which_recipe(facts: recipes.Facts, name: str) -> None:
+    assert recipes.choose(facts) == name
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_is_a_config_and_a_row_of_the_page(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.py"
+    weights = str(tmp_path / 'a "b"\'s weights.pth') if name in ("last_stage", "fine_tune") else ""
+    path.write_text(recipes.config_text(name, {}, weights, Path('/a"""\nraise SystemExit\\n"""')))
+    cfg = validate(call_file(str(path), "get_config", Config))
+    assert cfg.data.lists == str(tmp_path / "lists") and cfg.init_from == (
+        str(Path(weights).absolute()) if weights else ""
+    )
+    assert recipes.RECIPES[name].short_side >= cfg.data.short_side or weights
+    page = (Path(__file__).parents[2] / "docs/own_clips.md").read_text()
+    assert f"| `{name}` |" in page
+
+
+def test_videos_of_different_rates_are_read_at_one_pace(tmp_path: Path) -> None:
+    for rates, wanted in (
+        ([25, 25, 30], (1, 0.08)),
+        ([25, 25, 25.5], (2, 0.0)),
+        ([25, 30, 0], (2, 0.0)),
+        ([], (2, 0.0)),
+    ):
+        path = tmp_path / f"c{len(rates)}{sum(rates):.0f}.py"
+        path.write_text(recipes.config_text("small", {}, "", Path("x"), rates))
+        cfg = validate(call_file(str(path), "get_config", Config))
+        assert (cfg.data.frame_stride, cfg.data.frame_seconds) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "variant"), [("small", "small_cpu.py", "vit,rgb_diff"), ("scratch", "r23d.py", "18")]
+)
+def test_recipes_from_scratch_are_those_of_configs(name: str, file: str, variant: str) -> None:
+    theirs = call_file(str(CONFIGS / file), "get_config", Config, variant)
+    for field, value in recipes.RECIPES[name].fields.items():
+        group = theirs
+        for part in field.split("."):
+            group = getattr(group, part)
+        assert group == value, field
