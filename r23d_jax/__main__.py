@@ -13,6 +13,7 @@ COMMANDS = {
     "prepare": "turn video files into frame folders or packed shards",
     "info": "show the cost of a network, part by part; or list all names",
     "predict": "classify video files with a trained network",
+    "serve": "open a page in the browser that classifies videos",
     "study": "run a grid of trainings, and make tables and pictures of the results",
     "convert": "convert weights from and to other code bases",
     "export": "write a trained network for PyTorch, or to run without this code",

@@ -31,13 +31,14 @@ NEEDS = {
     "prepare --beam-runner": (*VIDEO, "tensorflow", "tensorflow_datasets", "apache_beam"),
     "study": _TRAINING,
     "predict": VIDEO,
+    "serve": (*VIDEO, "gradio"),
     "info": (),
     "convert": (),
     "convert a TensorFlow checkpoint": ("tensorflow",),
     "convert a .pth or .pt file": ("torch",),
     "export": (),
     "export to .savedmodel or .tflite": ("tensorflow",),
-    "export to .onnx": ("torch", "onnxruntime", "onnxscript", "wandb", "mlflow"),
+    "export to .onnx": ("torch", "onnxruntime", "onnxscript"),
     "export to .pth or .pt": ("torch",),
 }
 # Names for pip that differ from the name to import
