@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": "classify video files with a trained network",
     "explain": "show where and when a trained network looks in a video",
     "features": "compute features of videos, probe them, and draw them",
+    "serve": "open a page in the browser that classifies videos",
     "study": "run a grid of trainings, and make tables and pictures of the results",
     "convert": "convert weights from and to other code bases",
     "export": "write a trained network for PyTorch, or to run without this code",

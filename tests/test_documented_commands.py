@@ -22,7 +22,18 @@ from tests.documented import ROOT, Command, commands, configs
 from tests.hostile.reliability.harness import write_videos
 from tests.weights.random_networks import trained
 
-OTHER_PROGRAMS = {"apt-get", "mutmut", "ruff", "pyright", "rm", "git", ".venv/bin/pre-commit", "/tmp/try/bin/r23d-jax"}
+OTHER_PROGRAMS = {
+    "apt-get",
+    "jupytext",
+    "mkdocs",
+    "mutmut",
+    "ruff",
+    "pyright",
+    "rm",
+    "git",
+    ".venv/bin/pre-commit",
+    "/tmp/try/bin/r23d-jax",
+}
 SHOWN = list(commands())
 
 

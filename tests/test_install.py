@@ -19,6 +19,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FILES = {
     "torch": "requirements-torch.txt",
     "onnx": "requirements-onnx.txt",
+    "docs": "requirements-docs.txt",
+    "serve": "requirements-serve.txt",
     "logging": "requirements-logging.txt",
     "beam": "requirements-beam.txt",
     "dev": "requirements-dev.txt",

@@ -10,7 +10,11 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCKS = {"requirements.txt": "requirements-lock.txt", "requirements-cpu.txt": "requirements-cpu-lock.txt"}
+LOCKS = {
+    "requirements.txt": "requirements-lock.txt",
+    "requirements-cpu.txt": "requirements-cpu-lock.txt",
+    "requirements-serve.txt": "requirements-serve-lock.txt",
+}
 PLATFORMS = {"linux": ("linux", "x86_64"), "arm": ("linux", "aarch64"), "mac": ("darwin", "arm64")}
 PYTHONS = ("3.11", "3.12", "3.13")
 

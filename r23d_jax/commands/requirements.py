@@ -39,6 +39,7 @@ NEEDS = {
     "features --config": (*VIDEO, "tensorflow"),
     "features --map, --nearest": (*VIDEO, "matplotlib", "sklearn"),
     "features --probe": (*VIDEO, "sklearn"),
+    "serve": (*VIDEO, "gradio"),
     "info": (),
     "convert": (),
     "convert a TensorFlow checkpoint": ("tensorflow",),
@@ -47,7 +48,7 @@ NEEDS = {
     "weights of I3D by name": ("tensorflow",),
     "export": (),
     "export to .savedmodel or .tflite": ("tensorflow",),
-    "export to .onnx": ("torch", "onnxruntime", "onnxscript", "wandb", "mlflow"),
+    "export to .onnx": ("torch", "onnxruntime", "onnxscript"),
     "export to .pth or .pt": ("torch",),
 }
 # Names for pip that differ from the name to import

@@ -61,7 +61,7 @@ def write_stablehlo(path: Path, model: VideoNetwork, pre: Preprocessing, meta: M
     Raises:
       ExportError: if the file computes something else; nothing is kept then.
     """
-    data = _exported(_function(model, pre), model, pre).serialize()
+    data = bytes(_exported(_function(model, pre), model, pre).serialize())
     return _write_file(path, data, model, pre, meta, lambda data: jax.export.deserialize(bytearray(data)).call)
 
 

@@ -1,0 +1,116 @@
+"""`serve`: a page in the browser that classifies a video file or a recording of the camera."""
+
+import argparse
+import html
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r23d_jax.config import UserError
+
+if TYPE_CHECKING:
+    from r23d_jax.evaluation.service import Service
+
+LOCAL = "127.0.0.1"
+WAITING = 8  # videos that may wait for an answer; more are refused
+KEEP_SECONDS = 600  # after which an upload without an answer is removed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of this sub-command."""
+    parser.add_argument("--workdir", required=True, help="a run's folder (its best checkpoint), or one checkpoint")
+    parser.add_argument(
+        "--host", default=LOCAL, help=f"address to listen on; 0.0.0.0 opens the page to the network (default: {LOCAL})"
+    )
+    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
+    parser.add_argument("--top", type=int, default=5, help="classes to show (default: 5)")
+    parser.add_argument("--max-megabytes", type=int, default=100, help="largest upload (default: 100)")
+    parser.add_argument("--max-seconds", type=float, default=120, help="longest video (default: 120)")
+    parser.add_argument("--timeout", type=float, default=120, help="seconds for an answer (default: 120)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves the page until Ctrl-C.
+
+    Raises:
+      UserError: a wrong option, a missing package, or no usable checkpoint.
+    """
+    for option in ("port", "top", "max_megabytes", "max_seconds", "timeout"):
+        if getattr(args, option) <= 0:
+            raise UserError(f"--{option.replace('_', '-')} {getattr(args, option):g}: must be above 0")
+    with tempfile.TemporaryDirectory(prefix="r23d_jax.") as folder:
+        # Gradio reads these when it is imported. Uploads vanish with the folder.
+        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+        gradio = import_gradio()
+        from r23d_jax.evaluation.service import Service
+
+        service = Service(Path(args.workdir), args.top, args.max_seconds, args.timeout)
+        try:
+            page = make_page(gradio, service, args.top)
+            page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
+            page.launch(
+                server_name=args.host,
+                server_port=args.port,
+                max_file_size=args.max_megabytes * 2**20,
+                share=False,
+                ssr_mode=False,
+                footer_links=[],
+                quiet=True,
+                prevent_thread_lock=True,
+            )
+            print(f"{service.title}: http://{args.host}:{args.port}  (Ctrl-C ends it)", flush=True)
+            page.block_thread()
+        except OSError as error:  # Gradio's, for a port that is taken
+            raise UserError(f"--port {args.port}: {error}") from None
+        finally:
+            service.close()
+    return 0
+
+
+def import_gradio() -> Any:
+    """gradio.
+
+    Raises:
+      UserError: if it is missing.
+    """
+    try:
+        import gradio
+    except ImportError as error:
+        raise UserError(f"serve needs gradio ({error}): pip install gradio") from None
+    return gradio
+
+
+def make_page(gradio: Any, service: "Service", top: int) -> Any:
+    """The page: a video in, the best classes and what was seen out."""
+
+    def answer(video: str | None) -> tuple[dict[str, float] | None, str]:
+        if video is None:
+            return None, ""
+        if not Path(video).exists():
+            raise gradio.Error("the video was removed after its answer; add it again", print_exception=False)
+        try:
+            found = service(Path(video))
+        except UserError as error:
+            raise gradio.Error(html.escape(str(error)), duration=None, print_exception=False) from None
+        finally:
+            Path(video).unlink(missing_ok=True)
+        clips = "clip" if found.num_clips == 1 else "clips"
+        seen = f"{found.num_frames:,} frames, {found.num_clips:,} {clips}, {100 * found.seen:.0f} % of the video seen"
+        return found.ranking, seen
+
+    with gradio.Blocks(title="r23d_jax", analytics_enabled=False, delete_cache=(60, KEEP_SECONDS)) as page:
+        gradio.Markdown(f"# What happens in this video?\n{html.escape(service.title)}")
+        with gradio.Row():
+            video = gradio.Video(
+                sources=["upload", "webcam"],
+                label="Video",
+                include_audio=True,  # otherwise Gradio runs ffmpeg to remove it
+                webcam_options=gradio.WebcamOptions(mirror=False),
+            )
+            with gradio.Column():
+                ranking = gradio.Label(num_top_classes=top, label="Best classes")
+                seen = gradio.Textbox(label="Seen", interactive=False)
+        button = gradio.Button("Classify", variant="primary")
+        button.click(answer, video, [ranking, seen], concurrency_limit=1, api_visibility="private")
+    return page
