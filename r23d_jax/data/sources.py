@@ -59,7 +59,7 @@ def lists_of(cfg: DataConfig) -> Path:
 def groups_of(cfg: DataConfig, subset: Subset, index: VideoIndex) -> list[str]:
     """The group of each video of `open_index`: by the lists, or by its name where there are none."""
     lists = Path(cfg.root).expanduser() / LISTS if cfg.source == "synthetic" else lists_of(cfg)
-    entries = _wanted(cfg, lists, subset).entries if lists.exists() else ()
+    entries = listed_videos(cfg, lists, subset).entries if lists.exists() else ()
     known = {entry.name: entry.group for entry in entries}
     classes = (index.class_names[label] for label in index.labels.tolist())
     return [
