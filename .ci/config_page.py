@@ -16,7 +16,7 @@ from r23d_jax.models.registry import FAMILIES  # noqa: E402
 from r23d_jax.training.optimizer import OPTIMIZERS, SCHEDULES  # noqa: E402
 
 PAGE = ROOT / "docs" / "config.md"
-SOURCES = [ROOT / "r23d_jax" / "config" / name for name in ("__init__.py", "motion.py")]
+SOURCES = [ROOT / "r23d_jax" / "config" / name for name in ("__init__.py", "data.py", "motion.py")]
 
 HEADER = """# All config fields
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from r23d_jax.config.fields import Group, between, must, one_of
+from r23d_jax.config.fields import Group, must, one_of
+from r23d_jax.config.kinds import Fraction, FractionRange
 
 # Where the picture goes; the window goes the other way: down and to the right
 _WINDOW_GOES = {"left": (0, 1), "right": (0, -1), "up": (1, 0), "down": (-1, 0)}
@@ -19,15 +20,13 @@ class MotionConfig(Group, place="config.data.motion"):
     speeds: Annotated[
         tuple[int, ...], must(lambda s: not s or (len(s) == 2 and 0 < s[0] < s[1]), "() or two rising speeds above 0")
     ] = ()
-    frozen: Annotated[float, between(0, 1)] = 0.5  # probability that a clip moves only inside a random box
+    frozen: Fraction = 0.5  # probability that a clip moves only inside a random box
     # least and greatest share of the clip's height, and of its width, that this box covers
-    box: Annotated[
-        tuple[float, float], must(lambda b: 0 < b[0] <= b[1] <= 1, "(low, high) with 0 < low <= high <= 1")
-    ] = (0.3, 0.5)
+    box: FractionRange = (0.3, 0.5)
     # what changes its colors at once by data.color_jitter: each frame, so that following one color is not enough to
     # see the motion, or the whole clip
     colors: Annotated[str, one_of(*COLOR_CHANGES)] = "frame"
-    gray: Annotated[float, between(0, 1)] = 0.0  # probability that a frame, or a clip, loses its colors
+    gray: Fraction = 0.0  # probability that a frame, or a clip, loses its colors
 
 
 def velocities(speeds: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
