@@ -121,7 +121,7 @@ def _check(args: argparse.Namespace, out: Path) -> None:
 
 
 def _read_weights(path: str) -> "Converted":
-    from r23d_jax.training.warm_start import read_network
+    from r23d_jax.checkpoint.read import read_network
 
     def refuse(arrays: Any) -> "Converted":
         del arrays
