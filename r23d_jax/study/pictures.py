@@ -36,7 +36,8 @@ def scatter(groups: list[Group], title: str, field: str, measure: str) -> Any:
     axes.set_ylabel(f"{measure}, % (bars: worst to best seed)")
     axes.set_ylim(0, 103)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    if groups[0].labels:  # a study of seeds alone has one row without a label
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
 
 
