@@ -175,7 +175,7 @@ def _gpu_hours(group: Group) -> str:
         return f"{len(group.cells) * statistics.fmean(outcome.seconds for _, outcome in group.outcomes) / 3600:.2f}"
     hours = [gpu_hours(cell) for cell in group.cells]
     total = sum(hour or 0 for hour in hours)
-    return "" if None in hours or not total else f"~{total:.2g}"
+    return "" if None in hours or not total else f"~{total:,.0f}" if total >= 10 else f"~{total:.2g}"
 
 
 def _differences(groups: list[Group], pairs: list[Pair], measure: str) -> list[str]:
