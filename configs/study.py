@@ -48,10 +48,8 @@ FOLDS = {str(fold): {"data.fold": fold} for fold in (1, 2, 3)}
 
 # -- the table of the original README ----------------------------------------------------------------------------------
 
-IMAGENET, SPORTS, SPORTS_FLOW, MOTION, FLOW = (
-    *("weights.imagenet", "weights.sports1m", "weights.sports1m_flow", "weights.motion"),
-    "frames.flow",
-)
+IMAGENET, SPORTS, SPORTS_FLOW = "weights.imagenet", "weights.sports1m", "weights.sports1m_flow"
+MOTION, FLOW = "weights.motion", "frames.flow"
 FILES = {
     IMAGENET: File("torchvision's googlenet, https://download.pytorch.org/models/googlenet-1378be20.pth"),
     SPORTS: File("R(2+1)D-34 trained on Sports-1M, RGB, for PyTorch (VMZ has a pickle for Caffe2; convert that first)"),
