@@ -48,10 +48,8 @@ FOLDS = {str(fold): {"data.fold": fold} for fold in (1, 2, 3)}
 
 # -- the table of the original README ----------------------------------------------------------------------------------
 
-IMAGENET, SPORTS, SPORTS_FLOW, MOTION, FLOW = (
-    *("weights.imagenet", "weights.sports1m", "weights.sports1m_flow", "weights.motion"),
-    "frames.flow",
-)
+IMAGENET, SPORTS, SPORTS_FLOW = "weights.imagenet", "weights.sports1m", "weights.sports1m_flow"
+MOTION, FLOW = "weights.motion", "frames.flow"
 FILES = {
     IMAGENET: File("torchvision's googlenet, https://download.pytorch.org/models/googlenet-1378be20.pth"),
     SPORTS: File("R(2+1)D-34 trained on Sports-1M, RGB, for PyTorch (VMZ has a pickle for Caffe2; convert that first)"),
@@ -83,7 +81,7 @@ results under the heading UCF101. All published results are of others, top-1 in 
 al. 2018, mean of 3 splits on UCF101, R(2+1)D-34 of 32 frames, and I3D as quoted there; [i] Carreira and Zisserman 2017;
 [c] Carreira, issue 46 of kinetics-i3d; [f] fourierer's runs of the 3D-ResNets code; [o] the original README, which says
 both "from scratch" and "pretrained on Kinetics-400". Two-stream rows add the scores of two rows above with equal
-weights."""
+weights. R(2+3)D has the ViT head where nothing else is said."""
 
 
 def get_study(arg: str = "") -> Study:

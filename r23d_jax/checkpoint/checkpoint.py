@@ -16,7 +16,7 @@ from flax import nnx
 from r23d_jax import config, models
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.checkpoint.store import BEST_METRIC, DAMAGED, CheckpointError, NewestAndBest, Store, damage
-from r23d_jax.config import NO_FLOW, Config, Flow, Preprocessing, UserError
+from r23d_jax.config import CHECKPOINTS, NO_FLOW, Config, Flow, Preprocessing, UserError
 from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import parallel
 from r23d_jax.version import __version__
@@ -195,8 +195,8 @@ def load_checkpoint(
     Raises:
       CheckpointError: if there is no intact checkpoint under `path`.
     """
-    if which not in ("best", "latest"):
-        raise CheckpointError(f"which={which!r}: known: best, latest")
+    if which not in CHECKPOINTS:
+        raise CheckpointError(f"which={which!r}: known: {', '.join(CHECKPOINTS)}")
     root, only = _find_root(Path(path).absolute())
     store = Store(root)
     try:

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from r23d_jax.config import ModelConfig, Preprocessing, UserError
+from r23d_jax.config import CHECKPOINTS, ModelConfig, Preprocessing, UserError
 
 STATE_DICTS = (".safetensors", ".pth", ".pt")
 PORTABLE = (".stablehlo", ".savedmodel", ".tflite", ".onnx")
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", required=True, metavar="FILE", help=f"output that ends in {', '.join((*STATE_DICTS, *PORTABLE))}"
     )
-    parser.add_argument("--which", choices=("best", "latest"), default="best", help="which checkpoint (default: best)")
+    parser.add_argument("--which", choices=CHECKPOINTS, default="best", help="which checkpoint (default: best)")
     parser.add_argument("--names", metavar="SOURCE", help="code base whose tensor names a state dict gets, e.g. hara")
     add_definition(parser)
 

@@ -204,7 +204,8 @@ def _curves(rows: Sequence[Row]) -> str:
     scored = [row for row in rows if row.get("val/top1_video") is not None]
     if scored:
         best = max(scored, key=lambda row: row["val/top1_video"] or 0.0)
-        facts.append(f"best video top-1 {percent(best['val/top1_video'])} after epoch {_epoch(best)}")
+        chosen = f"after epoch {_epoch(best)}, chosen on the evaluated videos"
+        facts.append(f"best video top-1 {percent(best['val/top1_video'])} {chosen}")
     return section("Training", picture, f'<p class="muted small">{escape("; ".join(facts))}</p>')
 
 

@@ -36,7 +36,8 @@ def scatter(groups: list[Group], title: str, field: str, measure: str) -> Any:
     axes.set_ylabel(f"{measure}, % (bars: worst to best seed)")
     axes.set_ylim(0, 103)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    if groups[0].labels:  # a study of seeds alone has one row without a label
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
 
 
@@ -52,7 +53,7 @@ def forest(
             _bar(right, difference, y, GRAY if difference.holds_zero else ORANGE)
     right.axvline(0, color=GRAY, linewidth=1)
     left.set_yticks(range(len(names)), [printable(name) for name in names], fontsize=8.5)
-    left.invert_yaxis()
+    left.set_ylim(len(names) - 0.5, -0.5)  # the first row on top
     left.set_xlabel(f"{measure}, % (bars: 95 % intervals)", fontsize=9)
     right.set_xlabel("minus the first row, points (gray: no difference shown)", fontsize=9)
     for axes in (left, right):

@@ -19,6 +19,7 @@ from r23d_jax.study.groups import Group, gather
 from r23d_jax.study.run import Outcome, read_outcome
 
 MARKDOWN, TABLE, PAIRS = "results.md", "results.csv", "differences.csv"
+USUAL = "test videos, checkpoint last"
 MOST_LISTED = 10  # pairs in a list; more are a matrix
 METRICS = ("val/top1_video", "val/top5_video", "val/mean_class", "val/top1_clip")
 
@@ -57,13 +58,14 @@ def _unit(rows: Sequence[Row]) -> str:
 
 def _measure(groups: Sequence[Group]) -> str:
     """The main figure, with the videos it is measured on and the checkpoint, where these are not the usual ones."""
-    kinds = {_protocol(outcome) or "test videos" for group in groups for _, outcome in group.outcomes}
-    return "video top-1" + (f" ({' or '.join(sorted(kinds))})" if kinds - {"test videos"} else "")
+    kinds = {_kind(outcome) for group in groups for _, outcome in group.outcomes}
+    return "video top-1" + (f" ({' or '.join(sorted(kinds))})" if kinds - {USUAL} else "")
 
 
-def _protocol(outcome: Outcome) -> str:
-    fold, chosen = (outcome.protocol.get(name) for name in ("fold", "chosen"))
-    return ", ".join(["held-out groups"] * bool(fold) + [f"checkpoint {chosen}"] * bool(chosen))
+def _kind(outcome: Outcome) -> str:
+    """The videos that a cell was measured on, and the checkpoint."""
+    videos = "held-out groups" if outcome.protocol.get("fold") else "test videos"
+    return f"{videos}, checkpoint {outcome.protocol.get('chosen') or 'last'}"
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -81,7 +83,7 @@ def _csv(cells: list[Cell], workdir: Path) -> str:
             continue
         values = [outcome.metrics.get(name, "") for name in METRICS]
         rest = [outcome.parameters, round(outcome.gmacs, 6), round(outcome.seconds, 1), _cell(outcome.device)]
-        rest.append("" if outcome.status != "done" else _protocol(outcome) or "test videos, last checkpoint")
+        rest.append(_kind(outcome) if outcome.status == "done" else "")
         writer.writerow([*map(_cell, cell.labels.values()), outcome.status, *values, *rest])
     return text.getvalue()
 
@@ -136,7 +138,10 @@ def _page(
     ]
     for group, row in zip(groups, rows, strict=True):
         facts = [_fact(column, group) for column in study.facts.values()]
-        shown = [*map(_markdown, [*group.labels, *facts]), *_cells_of_row(group, row)]
+        labels = list(group.labels)
+        if " or " in measure and group.outcomes and labels:
+            labels[-1] += f" ({_kind(group.outcomes[0][1])})"
+        shown = [*map(_markdown, [*labels, *facts]), *_cells_of_row(group, row)]
         lines.append("| " + " | ".join([*shown, *([_gpu_hours(group)] if study.facts else [])]) + " |")
     if study.facts:
         lines += [
@@ -170,7 +175,7 @@ def _gpu_hours(group: Group) -> str:
         return f"{len(group.cells) * statistics.fmean(outcome.seconds for _, outcome in group.outcomes) / 3600:.2f}"
     hours = [gpu_hours(cell) for cell in group.cells]
     total = sum(hour or 0 for hour in hours)
-    return "" if None in hours or not total else f"~{total:.2f}"
+    return "" if None in hours or not total else f"~{total:,.0f}" if total >= 10 else f"~{total:.2g}"
 
 
 def _differences(groups: list[Group], pairs: list[Pair], measure: str) -> list[str]:

@@ -135,8 +135,8 @@ def test_videos_without_groups_are_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fold", "chosen", "title"),
     [
-        (1, "", "video top-1 (held-out groups)"),
-        (0, "best on the test videos", "video top-1 (checkpoint best on the test videos)"),
+        (1, "", "video top-1 (held-out groups, checkpoint last)"),
+        (0, "best on the test videos", "video top-1 (test videos, checkpoint best on the test videos)"),
         (2, "best on the held-out groups", "video top-1 (held-out groups, checkpoint best on the held-out groups)"),
     ],
 )
@@ -155,6 +155,25 @@ def test_held_out_groups_and_the_choice_of_the_checkpoint_are_named(
     assert ("Held-out groups are groups of the training list, not test videos." in page) is (fold > 0)
     with (tmp_path / "results.csv").open() as file:
         assert {row["protocol"] for row in csv.DictReader(file)} == {title.removeprefix("video top-1 (")[:-1]}
+
+
+def test_rows_of_two_protocols_are_told_apart(tmp_path: Path) -> None:
+    described = study("a", "b", seed=SEEDS)
+    grid = cells(described)
+    for cell in grid:
+        finish(cell, tmp_path, set(), chosen="best on the test videos" if cell.group == ("a",) else "")
+    page = write_results(described, grid, tmp_path).read_text()
+    assert "| a (test videos, checkpoint best on the test videos) | 100.00" in page
+    assert "| b (test videos, checkpoint last) | 100.00" in page
+
+
+def test_a_study_of_seeds_alone_has_one_row(tmp_path: Path) -> None:
+    described = dataclasses.replace(study(), axes={"seed": SEEDS})
+    grid = cells(described)
+    for cell in grid:
+        finish(cell, tmp_path, set(), chosen="best on the test videos" if cell.config.seed else "")
+    page = write_results(described, grid, tmp_path).read_text()
+    assert "| 100.00 ± 0.00 | [100.00, 100.00] |" in page and "intervals.svg" not in page
 
 
 def test_folds_are_repetitions(tmp_path: Path) -> None:

@@ -13,14 +13,17 @@ from typing import Any
 import pytest
 
 from r23d_jax.__main__ import main
+from r23d_jax.checkpoint.checkpoint import load_checkpoint
 from r23d_jax.commands.study import show_grid
-from r23d_jax.config import Config, UserError
+from r23d_jax.config import Config, UserError, to_json
+from r23d_jax.data.make.synthetic import write_synthetic
 from r23d_jax.runtime.progress import format_seconds
 from r23d_jax.study import run as runner
 from r23d_jax.study.costs import CORE_RATE, GPU_RATE, cost_of
 from r23d_jax.study.grid import File, Study, cells, shard, with_settings
 from r23d_jax.study.groups import gather
 from r23d_jax.study.results import write_results
+from tests.training.tiny import tiny_config
 
 NETWORKS = {"R(2+1)D": {"model.family": "r2plus1d"}, "f-R2D": {"model.family": "f_r2d"}}
 SEEDS = {str(seed): {"seed": seed} for seed in range(3)}
@@ -311,3 +314,20 @@ def test_a_cell_runs_as_a_process_of_its_own(tmp_path: Path) -> None:
     assert isinstance(subprocess.Popen, type) and runner.run_cells(grid, tmp_path, lambda line: None) == (0, 1)
     log = (tmp_path / grid[0].name / runner.LOG).read_text()
     assert "error: " in log and "Traceback" not in log
+
+
+def test_a_cell_takes_its_best_checkpoint_if_its_config_says_so(tmp_path: Path) -> None:
+    """And its evaluation says so, from which the tables have it."""
+    write_synthetic(tmp_path / "set", num_groups=3, clips_per_group=1, height=32, width=32, test_groups=1)
+    cfg = tiny_config()
+    cfg.data.root, cfg.data.lists = str(tmp_path / "set/frames"), str(tmp_path / "set/lists")
+    cfg.train.epochs, cfg.train.eval_every, cfg.eval.views, cfg.eval.num_clips = 3.0, 1.0, "uniform", 1
+    cfg.eval.checkpoint = "best"
+    folder = tmp_path / "cell"
+    folder.mkdir()
+    (folder / runner.CELL).write_text(to_json(cfg))
+    assert runner.train_cell(folder) == 0
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["protocol"]["chosen"] == "best on the test videos"
+    best = load_checkpoint(folder, "best")
+    assert evaluation["metrics"]["val/top1_video"] == best.metrics["val/top1_video"]
