@@ -50,7 +50,8 @@ def test_a_residual_head_starts_as_the_average_pool(cfg: HeadConfig, window: Tri
     where = HeadPlace(8, 5, (2, 3, 2), window, jnp.float32, nnx.Rngs(0))
     head: Any = make_head(where, cfg)
     pool: Any = make_head(where, dataclasses.replace(cfg, kind="avgpool"))
-    head.eval(), pool.eval()
+    for module in (head, pool):
+        module.eval()
     nnx.update(head.classifier, nnx.state(pool.classifier))
     x = jax.random.normal(jax.random.key(0), (4, 2, 3, 2, 8))
     np.testing.assert_array_equal(head(x), pool(x))

@@ -87,7 +87,8 @@ def test_a_skipped_block_is_its_shortcut_for_some_clips_and_scaled_for_the_other
         kept.append(not np.allclose(found, alone, atol=1e-5))
         np.testing.assert_allclose(found, alone + 2 * (sum_ - alone) * kept[-1], atol=2e-4)
     assert 3 <= sum(kept) <= 13
-    block.eval(), plain.eval()
+    for module in (block, plain):
+        module.eval()
     nnx.update(plain, nnx.state(block, nnx.BatchStat))
     np.testing.assert_array_equal(run(block, x, jax.random.key(0)), run(plain, x, jax.random.key(0)))
 

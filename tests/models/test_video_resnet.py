@@ -72,7 +72,8 @@ def test_remat_changes_neither_loss_gradient_nor_statistics() -> None:
 
 @pytest.mark.parametrize("field", ["block_dropout", "stochastic_depth"])
 def test_dropout_follows_the_key_and_is_off_in_evaluation(field: str) -> None:
-    network, params, batch_stats = split_model(small(**{field: 0.5}))
+    rates: dict[str, Any] = {field: 0.5}
+    network, params, batch_stats = split_model(small(**rates))
     train = jax.jit(lambda key: network.apply_train(params, batch_stats, clip(), key)[0])
     first, again, other = train(jax.random.key(0)), train(jax.random.key(0)), train(jax.random.key(1))
     np.testing.assert_array_equal(first, again)

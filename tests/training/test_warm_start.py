@@ -43,7 +43,7 @@ def started(cfg: Config) -> tuple[TrainState, TrainState, list[str]]:
     return fresh, warm_start(cfg, fresh, shardings, NUM_CLASSES, said.append), said
 
 
-CLIP = np.random.default_rng(3).standard_normal((2, 4, 16, 16, 3)).astype(np.float32)
+CLIP = jax.random.normal(jax.random.key(3), (2, 4, 16, 16, 3))
 
 
 def same(a: Any, b: Any) -> bool:
@@ -128,8 +128,7 @@ def test_frames_and_differences_start_from_a_network_of_one_of_them(
     _, state, said = started(cfg)
     zero = "differences" if kind == "rgb" else "frames"
     assert f"init: the stem's kernels start at zero for the {zero}" in said
-    clip = np.random.default_rng(4).standard_normal((*CLIP.shape[:4], 6)).astype(np.float32)
-    clip[..., channels] = CLIP
+    clip = jax.random.normal(jax.random.key(4), (*CLIP.shape[:4], 6)).at[..., channels].set(CLIP)
     logits = split_model(create_configured_model(cfg, NUM_CLASSES))[0].apply_eval(state.params, state.batch_stats, clip)
     # sums of as many products again, all zero
     np.testing.assert_allclose(logits, r23d_jax.from_torch(path)(CLIP), atol=1e-5)
