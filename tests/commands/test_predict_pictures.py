@@ -68,7 +68,7 @@ def write_odd(path: Path, times: list[int], codec: str = "ffv1", sound: str = ""
         stream.codec_context.time_base = Fraction(1, 1000)
         tone: Any = container.add_stream(sound, rate=48000, layout="mono") if sound else None
         for number, at in enumerate(times):
-            picture = np.ascontiguousarray(np.roll(texture, 3 * number, axis=1)[:61, :97])
+            picture = np.ascontiguousarray(np.roll(texture, 3 * number, axis=1)[:61, :97], np.uint8)
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = at, Fraction(1, 1000)
             container.mux(stream.encode(frame))
@@ -163,7 +163,9 @@ def test_the_video_itself_is_not_replaced(workdir: Path, tmp_path: Path) -> None
 def test_the_picture_shows_frames_and_curves(answered, tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.avi", 40, 0)
     draw_timeline(path, answered(path), tmp_path / "a.png")
-    drawn = cv2.imread(str(tmp_path / "a.png"))[..., ::-1].astype(int)
+    picture = cv2.imread(str(tmp_path / "a.png"))
+    assert picture is not None
+    drawn = picture[..., ::-1].astype(int)
     assert drawn.shape[1] == 1254
     middle = drawn[drawn.shape[0] // 6]  # a row through the strip
     for k, number in enumerate(range(2, 40, 5)):
