@@ -41,8 +41,13 @@ def make_model(cfg: Config, scale: float = 1.0) -> Any:
     return network.build(params, batch_stats)
 
 
+SHOWN = 256  # pixels of a crop of 64
+
+
 def config_of(kind: str, **data: Any) -> Config:
+    """Clips of 64 pixels leave 2 x 2 places."""
     cfg = make_config()
+    cfg.data.crop_size, cfg.data.short_side = 64, 80
     cfg.model.head.kind, cfg.model.head.num_heads, cfg.model.head.hidden_dim = kind, 2, 8
     for name, field in data.items():
         setattr(cfg.data, name, field)
@@ -56,6 +61,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "vit": config_of("vit"),
         "differences": config_of("avgpool", input="rgb_diff"),
     }
+    configs["time"] = config_of("vit")
+    configs["time"].model.head.tokens = "time"
     roots = {}
     for name, cfg in configs.items():
         roots[name] = tmp_path_factory.mktemp(name)
@@ -94,13 +101,15 @@ def test_prints_class_and_moments_and_writes_what_was_named(runs, video, tmp_pat
     with av.open(str(tmp_path / "o.mp4")) as container:
         shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         assert container.streams.video[0].average_rate == 25
-    assert len(shown) == 13 and shown[0].shape == (224 + 44, 2 * 224, 3)
+    assert len(shown) == 13 and shown[0].shape == (SHOWN + 44, 2 * SHOWN, 3)
     # the left half is the crop of every frame in its order
     for frame, picture in zip(iter_frames(video), shown, strict=True):
-        crop = cv2.resize(frame[5:43, 13:51], (224, 224))  # 48 x 16 / 20 pixels in the center
-        assert np.abs(crop.astype(int) - picture[:224, :224]).mean() < 6
+        crop = cv2.resize(frame[5:43, 13:51], (SHOWN, SHOWN))  # 48 x 64 / 80 pixels in the center
+        assert np.abs(crop.astype(int) - picture[:SHOWN, :SHOWN]).mean() < 6
+    heated = np.stack(shown)[:, :SHOWN, SHOWN:].astype(int)
+    assert np.ptp(heated, axis=3).max() > 60, "the right half is colored"
     picture = cv2.imread(str(tmp_path / "o.png"))
-    assert picture is not None and picture.shape == (2 * 224 + 20 + 44, 8 * 224 + 7 * 3, 3)
+    assert picture is not None and picture.shape == (2 * SHOWN + 20 + 44, 8 * SHOWN + 7 * 3, 3)
 
 
 def test_json(runs, video, capsys):
@@ -118,7 +127,7 @@ def test_a_class_that_nothing_speaks_for(runs, video, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[2:] == ["  no place of any clip raises the score of this class", f"  picture: {tmp_path / 'o.png'}"]
     picture = cv2.imread(str(tmp_path / "o.png"))
-    assert picture is not None and np.ptp(picture[230:440].astype(int), axis=2).max() <= 1, "gray all over"
+    assert picture is not None and np.ptp(picture[SHOWN : 2 * SHOWN].astype(int), axis=2).max() <= 1, "gray all over"
 
 
 def test_attention_of_a_folder_of_frames(runs, video, tmp_path, capsys):
@@ -133,6 +142,15 @@ def test_attention_of_a_folder_of_frames(runs, video, tmp_path, capsys):
         call(video, "--weights", runs["average"], "--method", "attention")
 
 
+def test_attention_over_time_alone_colors_no_frame(runs, video, tmp_path, capsys):
+    argv = ("--method", "attention", "--picture", tmp_path / "o.png")
+    assert call(video, "--weights", runs["time"], *argv) == 0
+    assert "attention over time  " in capsys.readouterr().out
+    picture = cv2.imread(str(tmp_path / "o.png"))
+    assert picture is not None
+    np.testing.assert_array_equal(picture[:SHOWN], picture[SHOWN : 2 * SHOWN])
+
+
 def test_differences_are_shown_on_their_frames(runs, video, tmp_path, capsys):
     assert call(video, "--weights", runs["differences"], "--video", tmp_path / "o.mp4", "--json") == 0
     row = json.loads(capsys.readouterr().out)
@@ -142,8 +160,8 @@ def test_differences_are_shown_on_their_frames(runs, video, tmp_path, capsys):
     assert len(shown) == len(numbers) and numbers == sorted(set(numbers)) and numbers[-1] == 11
     for number, frame in enumerate(iter_frames(video)):
         if number in numbers:
-            crop = cv2.resize(frame[5:43, 13:51], (224, 224))
-            assert np.abs(crop.astype(int) - shown[numbers.index(number)][:224, :224]).mean() < 6
+            crop = cv2.resize(frame[5:43, 13:51], (SHOWN, SHOWN))
+            assert np.abs(crop.astype(int) - shown[numbers.index(number)][:SHOWN, :SHOWN]).mean() < 6
 
 
 def test_flow_is_shown_on_the_frames_before_it(video, tmp_path):
@@ -152,10 +170,10 @@ def test_flow_is_shown_on_the_frames_before_it(video, tmp_path):
     flow, frames = open_source(video, pre), overlay.open_frames(video, pre)
     assert flow.count() == frames.count() == 12
     clips = list(frames.clips(np.array([0, 8])))
-    assert clips[0].shape == (4, 224, 224, 3)
+    assert clips[0].shape == (4, SHOWN, SHOWN, 3)
     want = list(iter_frames(video))
     for number, picture in zip((0, 1, 2, 3, 8, 9, 10, 11), np.concatenate(clips), strict=True):
-        crop = cv2.resize(want[number][5:43, 13:51], (224, 224))
+        crop = cv2.resize(want[number][5:43, 13:51], (SHOWN, SHOWN))
         assert np.abs(crop.astype(int) - picture).mean() < 3
     extract(video, tmp_path / "frames", ".png")
     folder = overlay.open_frames(tmp_path / "frames", pre)

@@ -174,7 +174,7 @@ def test_torch_hooks_give_the_same_map(kind: str) -> None:
     assert max(largest) > 0, "some class has heat"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_heat_is_where_a_shape_moves() -> None:
     """Two classes, a square that moves left or right in one quarter of a noisy picture, learned from 8 x 64 x 64."""
     rng = np.random.default_rng(0)
