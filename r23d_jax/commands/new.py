@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r23d_jax.config import Config, UserError, validate
-from r23d_jax.data.find.class_folders import LISTS, write_lists
+from r23d_jax.data.find.class_folders import LISTS, SIDES, write_lists
 from r23d_jax.data.find.splits import read_list
 from r23d_jax.data.make.record import BROKEN, FRAMES
 from r23d_jax.runtime import disk
@@ -190,6 +190,16 @@ def _list(args: argparse.Namespace, videos: Sequence["VideoFile"], seen: dict[st
     shutil.rmtree(folder, ignore_errors=True)  # of an unfinished project
     for line in (*words, *write_lists(folder, clips)):
         note(line)
+    sides: dict[str, set[str]] = {"train": set(), "test": set()}
+    for clip in clips:  # folders train/, val/ and test/ are taken as they are
+        side = SIDES.get(clip.parts[0].lower()) if len(clip.parts) > 2 else None
+        if side:
+            sides["train" if side == "train" else "test"].add(clip.group)
+    if both := sorted(sides["train"] & sides["test"]):
+        note(
+            f"WARNING: {len(both)} recordings have clips in train/ and also in val/ or test/, e.g. {both[0]}: if that "
+            "is so, the test accuracy is too high"
+        )
 
 
 def _decode(args: argparse.Namespace, videos: Sequence["VideoFile"], short_side: int) -> dict[str, str]:

@@ -191,6 +191,24 @@ def test_wrong_uses(root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "p").exists() and [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
+def test_folders_of_sides_that_share_a_recording_get_a_warning(root: Path, tmp_path: Path) -> None:
+    for side, numbers in {"train": (0, 2, 4), "val": (10, 6)}.items():  # 2 and 10 are of one match
+        for name, more in (("Diving", 0), ("Rowing", 1)):
+            (tmp_path / side / name).mkdir(parents=True)
+            for number in numbers:
+                (source,) = (root / "videos" / name).glob(f"*_c{number + more:02}.mp4")
+                (tmp_path / side / name / f"match{number % 8}_clip{number}.mp4").symlink_to(source)
+    notes: list[str] = []
+    args = argparse.Namespace(videos=str(tmp_path), out=str(tmp_path / "p"))
+    videos, seen, left_out = new._survey(tmp_path, tmp_path / "p", notes.append)
+    new._list(args, videos, seen, notes.append)
+    assert not left_out and notes[-1] == (
+        "WARNING: 2 recordings have clips in train/ and also in val/ or test/, e.g. Diving/match2: if that is so, the "
+        "test accuracy is too high"
+    )
+    assert {len(read_list(tmp_path / "p/lists", side).entries) for side in ("train", "test")} == {6, 4}
+
+
 @pytest.mark.parametrize(
     ("facts", "name"),
     [

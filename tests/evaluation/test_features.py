@@ -182,6 +182,16 @@ def test_single_videos_have_no_class(folder: Path, tmp_path: Path) -> None:
         call(*words, "--out", tmp_path / "g.npz", "--probe")
 
 
+def test_a_file_of_weights_gives_the_features_of_its_network(folder: Path, tmp_path: Path) -> None:
+    path = sorted((folder / "videos").rglob("*.mp4"))[0]
+    assert main(["export", "--workdir", str(folder / "run"), "--to", str(tmp_path / "net.safetensors")]) == 0
+    for name in ("run", tmp_path / "net.safetensors"):
+        assert call(path, "--workdir", folder / name, "--out", tmp_path / f"{Path(name).stem}.npz") == 0
+    with np.load(tmp_path / "run.npz") as a, np.load(tmp_path / "net.npz") as b:
+        np.testing.assert_array_equal(a["features"], b["features"])
+        assert json.loads(str(b["protocol"]))["weights"].startswith(f"{tmp_path}/net.safetensors: ")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
