@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
     """
     _check(args)
     log = (lambda line: print(line, file=sys.stderr)) if args.json else print
-    from r23d_jax.evaluation import features
     from r23d_jax.checkpoint.read import read_network
+    from r23d_jax.evaluation import features
 
     network = read_network(Path(args.workdir), _refuse_image_network, log=lambda line: print(line, file=sys.stderr))
     extractor = features.Extractor(network.model, network.preprocessing, args.layer, args.steps, args.batch_size)
