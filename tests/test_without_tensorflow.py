@@ -57,6 +57,7 @@ def test_a_network_is_used_as_with_tensorflow(folder: Path, capsys: pytest.Captu
         ["export", "--workdir", "run", "--to", "a.stablehlo"],
         ["convert", "--from", "a.safetensors", "--to", "again"],
         ["requirements"],
+        ["explain", "video.avi", "--weights", "run", "--picture", "why.png", "--video", "why.mp4"],
         folder=folder,
     )
     assert "statuses [0, 0, 0, 0, 0, 0, 0]" in done.stdout, done.stdout + done.stderr

@@ -54,7 +54,8 @@ document.getElementById("errors").addEventListener("click",event=>{
 """
 STYLE = """
 .errors{max-height:78vh;overflow:auto;border-top:1px solid #e4e7eb;margin-top:10px}
-.errors thead th{position:sticky;top:0;background:#fff}.errors tr[hidden]{display:none}.errors video{display:block}
+.errors thead th{position:sticky;top:0;background:#fff}.errors tr[hidden]{display:none}
+.errors video{display:block;height:144px}
 .times{display:block;width:150px;height:36px;background:#f5f7fa}.times *{fill:none;stroke-width:1.6}
 .times .p{stroke:#D55E00}.times .t{stroke:#0072B2}.matrix [data-pair]{cursor:pointer}
 select,button{font:inherit;padding:2px 8px;margin-right:8px;max-width:260px}
