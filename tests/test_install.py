@@ -15,7 +15,7 @@ from r23d_jax.runtime import program
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-FILES = {"torch": "requirements-torch.txt", "beam": "requirements-beam.txt", "dev": "requirements-dev.txt"}
+FILES = {extra: f"requirements-{extra}.txt" for extra in ("torch", "beam", "hub", "dev")}
 
 
 def lines_of(name: str) -> list[str]:

@@ -8,7 +8,15 @@ from importlib import metadata
 from r23d_jax.runtime import program
 
 # Packages that only some commands need
-OPTIONAL = ("tensorflow", "tensorflow_datasets", "tensorboardX", "matplotlib", "torch", "apache_beam")
+OPTIONAL = (
+    "tensorflow",
+    "tensorflow_datasets",
+    "tensorboardX",
+    "matplotlib",
+    "torch",
+    "apache_beam",
+    "huggingface_hub",
+)
 BASE = ("jax", "flax", "optax", "orbax.checkpoint", "ml_collections", "jaxtyping", "numpy", "safetensors")
 BASE += ("flatbuffers", "tqdm", "pooch")
 VIDEO = ("av", "cv2")
@@ -30,6 +38,7 @@ NEEDS = {
     "export": (),
     "export to .savedmodel": ("tensorflow",),
     "export to .pth or .pt": ("torch",),
+    "export to a folder or the Hub": ("huggingface_hub",),
 }
 # Names for pip that differ from the name to import
 _PIP_NAMES = {
