@@ -197,7 +197,8 @@ def _figures(result: EvalResult) -> list[str]:
     lines += [
         "",
         "The interval (Wilson) treats videos as independent. Clips of one recording are not, so it is too narrow for "
-        "data that has them, and it does not cover the randomness of training.",
+        "data that has them, and it does not cover the randomness of training. If this checkpoint was chosen as the "
+        "best on these videos, as `load_model` does by default, the figures favor it.",
         "",
         *(f"- {_plain(remark)}" for remark in remarks(result)),
         *_confusions(result),

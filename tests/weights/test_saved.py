@@ -179,9 +179,9 @@ def test_the_card_says_what_was_measured(model: TrainedModel) -> None:
     text = card.text
     assert "r2plus1d_10 with the head `vit`" in text and "3 classes (a, b\\|c, d)" in text
     assert "Trained on `ucf5`, split 1, from random weights: 300 epochs with `adamw`" in text
-    assert "These are the values of step 40." in text
+    assert "These are the values of step 40." in text and "as the best on these videos, as `load_model` does" in text
     assert "all non-overlapping clips of 4 frames x 1 crop of 16x16" in text and "lost" in text
-    assert "| video top-1 | 80.00 % | 49.0 to 94.3 % |" in text  # 8 of 10 (Newcombe 1998, table I has such values)
+    assert "| video top-1 | 80.00 % | 49.0 to 94.3 % |" in text  # 8 of 10
     assert "| mean class | 86.67 % | - |" in text
     assert "| b\\|c | d | 2 | 40 % |" in text
     assert "3 uniform clips of 4 frames" in text and "| video top-1 | 90.00 % | 59.6 to 98.2 % |" in text
