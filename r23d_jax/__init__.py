@@ -18,7 +18,7 @@ from r23d_jax.version import __version__  # noqa: F401
 if TYPE_CHECKING:
     from r23d_jax.checkpoint.checkpoint import load_checkpoint
     from r23d_jax.evaluation.answer import predict
-    from r23d_jax.evaluation.trained import load_model, load_pretrained
+    from r23d_jax.evaluation.trained import from_pretrained, load_model, load_pretrained
     from r23d_jax.models.registry import create_model, list_models
     from r23d_jax.weights.inflate import inflate
     from r23d_jax.weights.pretrained import list_pretrained
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "create_model",
+    "from_pretrained",
     "from_torch",
     "inflate",
     "list_models",
@@ -42,6 +43,7 @@ __all__ = [
 # Imported on first use, so that `import r23d_jax` is quick and needs no jax.
 _HOMES = {
     "create_model": "r23d_jax.models.registry",
+    "from_pretrained": "r23d_jax.evaluation.trained",
     "from_torch": "r23d_jax.weights.state_dicts",
     "inflate": "r23d_jax.weights.inflate",
     "list_models": "r23d_jax.models.registry",

@@ -16,15 +16,8 @@ from r23d_jax.runtime import program
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-FILES = {
-    "torch": "requirements-torch.txt",
-    "onnx": "requirements-onnx.txt",
-    "docs": "requirements-docs.txt",
-    "serve": "requirements-serve.txt",
-    "logging": "requirements-logging.txt",
-    "beam": "requirements-beam.txt",
-    "dev": "requirements-dev.txt",
-}
+EXTRAS = ("torch", "onnx", "docs", "serve", "logging", "beam", "hub", "dev")
+FILES = {extra: f"requirements-{extra}.txt" for extra in EXTRAS}
 
 
 def lines_of(name: str) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from r23d_jax.checkpoint.checkpoint import load_checkpoint
 from r23d_jax.config import UserError
+from r23d_jax.weights import saved
 from r23d_jax.weights.matching import is_2d
 from r23d_jax.weights.pretrained import pretrained_name, read_pretrained
 from r23d_jax.weights.state_dicts import Converted, convert, read_arrays
@@ -22,7 +23,7 @@ def read_network(
     source: str | None = None,
     log: Callable[[str], None] = print,
 ) -> Converted:
-    """The network in a run's folder, a checkpoint, or a file of weights of any kind, or published weights by name.
+    """The network in a run's folder, a checkpoint, a saved folder, a file of weights of any kind, or under a name.
 
     Args:
       path: of the folder or file; or a name, as `pretrained_name` takes it.
@@ -35,10 +36,10 @@ def read_network(
       UserError: if it cannot be read, or holds another network.
     """
     known = pretrained_name(path)
-    if known:
-        found = read_pretrained(known, log)
+    if known or saved.is_saved(path):
+        found = read_pretrained(known, log) if known else saved.read(path)
         if name not in (None, found.name):
-            raise UserError(f"{known} is {found.name}, not {name}")
+            raise UserError(f"{path} is {found.name}, not {name}")
         return found
     if path.is_dir():
         loaded = load_checkpoint(path, log=log)

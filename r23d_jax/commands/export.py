@@ -1,7 +1,6 @@
 """python -m r23d_jax export --workdir DIR --to FILE: writes a trained network for other programs."""
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of this sub-command."""
     parser.add_argument("--workdir", required=True, help="a run's folder, or one checkpoint in it")
     parser.add_argument(
-        "--to", required=True, metavar="FILE", help=f"output that ends in {', '.join((*STATE_DICTS, *PORTABLE))}"
+        "--to",
+        required=True,
+        metavar="OUT",
+        help=f"output that ends in {', '.join((*STATE_DICTS, *PORTABLE))}; or a folder for the Hub",
     )
+    parser.add_argument("--push", metavar="OWNER/NAME", help="with a folder: upload it to this repository of the Hub")
     parser.add_argument("--which", choices=CHECKPOINTS, default="best", help="which checkpoint (default: best)")
     parser.add_argument("--names", metavar="SOURCE", help="code base whose tensor names a state dict gets, e.g. hara")
     add_definition(parser)
@@ -31,6 +34,10 @@ def add_definition(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the file, reads it again and compares; returns the exit status."""
     to = Path(args.to)
+    if not to.suffix and target_kind(to) not in PORTABLE:
+        return _save(args, to)
+    if args.push:
+        raise UserError(f"--push {args.push}: needs a folder in --to, not {to}")
     check_target(to, args.definition, args.names)
     from r23d_jax.checkpoint.checkpoint import load_checkpoint
 
@@ -38,6 +45,25 @@ def run(args: argparse.Namespace) -> int:
     what = f"{loaded.name}, {loaded.config.model.head.kind} head, {len(loaded.class_names)} classes"
     print(f"from     {loaded.path}: {what}, step {loaded.step:,}")
     write(to, loaded.model, loaded.config.model, loaded.class_names, loaded.preprocessing, args.names, args.definition)
+    return 0
+
+
+def _save(args: argparse.Namespace, to: Path) -> int:
+    """Writes a folder for the Hub, and uploads it if that is asked for."""
+    if args.definition or args.names:
+        raise UserError(f"--to {to}: a folder has no --definition and no --names; give a .pth file for them")
+    from r23d_jax.evaluation.trained import load_model
+
+    model = load_model(args.workdir, args.which)
+    model.save_pretrained(to)
+    print(f"from     {model.path}")
+    print(f"to       {to}: model.safetensors, read back and equal; config.json; README.md, the model card")
+    if args.push:
+        from r23d_jax.weights.saved import import_hub
+
+        import_hub().utils.disable_progress_bars()  # what escapes printed text would tear them
+        print(f"         uploading it to {args.push}", flush=True)
+        print(f"pushed   {model.push_to_hub(args.push)}")
     return 0
 
 
@@ -80,18 +106,9 @@ def write(
     Raises:
       UserError: if it cannot be written, or reads differently.
     """
-    from r23d_jax.models.registry import model_name
-    from r23d_jax.weights.files import FORMAT
+    from r23d_jax.weights.state_dicts import count_parameters, describe, to_arrays
 
-    meta = {
-        "format": FORMAT,
-        "model": model_name(cfg),
-        "head": cfg.head.kind,
-        "bn_epsilon": model.spec.bn_epsilon,
-        "class_names": list(class_names),
-        "preprocessing": dataclasses.asdict(preprocessing),
-        "config": dataclasses.asdict(cfg),
-    }
+    meta = describe(model, cfg, class_names, preprocessing)
     kind = target_kind(to)
     if kind in PORTABLE:
         from r23d_jax.weights import portable
@@ -122,7 +139,6 @@ def write(
 
     from r23d_jax.weights import files
     from r23d_jax.weights.sources import SOURCES, source_of
-    from r23d_jax.weights.state_dicts import count_parameters, to_arrays
 
     state = to_arrays(model, names)
     files.write(to, state, meta)

@@ -18,6 +18,7 @@ OPTIONAL = (
     "apache_beam",
     "onnxruntime",
     "onnxscript",
+    "huggingface_hub",
 )
 BASE = ("jax", "flax", "optax", "orbax.checkpoint", "ml_collections", "jaxtyping", "numpy", "safetensors")
 BASE += ("flatbuffers", "tqdm", "pooch")
@@ -50,6 +51,7 @@ NEEDS = {
     "export to .savedmodel or .tflite": ("tensorflow",),
     "export to .onnx": ("torch", "onnxruntime", "onnxscript"),
     "export to .pth or .pt": ("torch",),
+    "export to a folder or the Hub": ("huggingface_hub",),
 }
 # Names for pip that differ from the name to import
 _PIP_NAMES = {

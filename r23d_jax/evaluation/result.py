@@ -19,6 +19,7 @@ from r23d_jax.runtime.disk import write_atomically
 from r23d_jax.version import __version__
 
 NPZ, JSON = "evaluation.npz", "evaluation.json"
+EVALUATIONS = "evaluations"  # folder of a run, beside the evaluation and the report of the training itself
 # Title and name of each metric of `metrics.video_metrics`; "_softmax" is appended for averaged probabilities.
 VIDEO_METRICS = (("video top-1", "val/top1_video"), ("video top-5", "val/top5_video"), ("mean class", "val/mean_class"))
 
@@ -85,7 +86,7 @@ class EvalResult:
       broken: (file or video, reason) of everything unreadable.
       missing: listed videos that were not found on disk.
       protocol: how the views were chosen.
-      environment: versions and devices; see `environment`.
+      environment: versions and devices, see `environment`; "checkpoint" if `evaluate_checkpoint` made it.
       timeline: (K, 4) float32, a row per clip that was scored: row of the video, first frame of the clip, and the
         probabilities of the true class and of the video's predicted class, averaged over crops. None if not kept.
     """
@@ -166,6 +167,11 @@ def environment() -> dict[str, str]:
         "CPU cores": str(os.cpu_count()),
         "platform": f"{platform.system()} {platform.machine()}",
     }
+
+
+def checkpoint_at(step: int) -> str:
+    """What `environment` keeps of the checkpoint that was scored."""
+    return f"step {step}"
 
 
 # -- on disk -----------------------------------------------------------------------------------------------------------

@@ -15,13 +15,11 @@ from r23d_jax.data.read.broken import BrokenLog
 from r23d_jax.data.sources import open_index, trained_preprocessing
 from r23d_jax.evaluation import browser, nearest, report
 from r23d_jax.evaluation.evaluate import evaluate
-from r23d_jax.evaluation.result import EvalResult, format_table, save_evaluation
+from r23d_jax.evaluation.result import EVALUATIONS, EvalResult, checkpoint_at, format_table, save_evaluation
 from r23d_jax.evaluation.step import make_eval_step
 from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import compilation_cache, disk, parallel
 from r23d_jax.runtime.program import command
-
-EVALUATIONS = "evaluations"  # beside the evaluation and the report of the training itself
 
 
 def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> EvalResult:
@@ -46,6 +44,8 @@ def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] =
             log(f"config.data.{name} is {value!r}, as in training")
     cfg = dataclasses.replace(cfg, model=loaded.config.model, parallel=loaded.config.parallel, data=data)
     result, index = score_checkpoint(loaded, cfg, "test", log, BrokenLog(cfg.data, log=log_own))
+    environment = result.environment | {"checkpoint": checkpoint_at(loaded.step)}
+    result = dataclasses.replace(result, environment=environment)
     neighbors = _neighbors(loaded, cfg, result, index, log) if cfg.eval.nearest else None
     if jax.process_index() == 0:
         log(format_table(result))

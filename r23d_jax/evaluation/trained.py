@@ -1,6 +1,7 @@
 """A trained network as one object: clips, frames or video files in, logits or class probabilities out."""
 
 import functools
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,10 @@ from r23d_jax.config import Config, UserError, nearest, with_preprocessing
 from r23d_jax.data.find.video_names import named_video
 from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.runtime.program import command
+from r23d_jax.weights import saved
 from r23d_jax.weights.download import to_stderr
 from r23d_jax.weights.pretrained import PREFIX, PRETRAINED, pretrained_name
-from r23d_jax.weights.state_dicts import Converted
+from r23d_jax.weights.state_dicts import Converted, describe
 
 if TYPE_CHECKING:
     from r23d_jax.evaluation.single import Predictor
@@ -50,6 +52,34 @@ class TrainedModel(LoadedModel):
         order = np.argsort(-shares, kind="stable").tolist()
         return {self.class_names[k]: float(shares[k]) for k in order}
 
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Writes model.safetensors, config.json and a model card; `from_pretrained` and every command read them.
+
+        The card has the figures that the run measured for this checkpoint, its data, protocol, command and versions.
+
+        Raises:
+          HubError: if huggingface_hub, which writes the card, is missing.
+          WriteError: if the folder cannot be written.
+        """
+        from r23d_jax.evaluation.card import model_card
+
+        described = describe(self.model, self.config.model, self.class_names, self.preprocessing)
+        saved.write(Path(folder), self.model, described, model_card(self))
+
+    def push_to_hub(self, repo: str, private: bool = False) -> str:
+        """Uploads what `save_pretrained` writes to `owner/name` of the Hugging Face Hub; returns its address.
+
+        Args:
+          repo: is made if it is missing.
+          private: whether only its owner may see a repository that is made.
+
+        Raises:
+          HubError: if huggingface_hub is missing, or the Hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return saved.upload(Path(folder), repo, private)
+
     @functools.cached_property
     def predictor(self) -> "Predictor":
         """Scores videos; compiled once."""
@@ -62,15 +92,15 @@ def load_model(path: Path | str, which: str = "best") -> TrainedModel:
     """A trained network with everything that using it needs.
 
     Args:
-      path: a run's folder, its `checkpoints` folder, one checkpoint, a file of weights of any code base, or a name of
-        `list_pretrained`.
+      path: a run's folder, its `checkpoints` folder, one checkpoint, a folder from `save_pretrained`, a file of weights
+        of any code base, or a name of `list_pretrained`.
       which: of a run's checkpoints, "best" by video top-1 (the newest, if none was evaluated) or "latest".
 
     Raises:
       UserError: if there is nothing of that name, or it cannot be read.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and not saved.is_saved(path):
         return TrainedModel(**vars(load_checkpoint(path, which)))
     if not (pretrained_name(path) or path.exists() or path.with_name(f"{path.name}.index").exists()):
         raise UserError(f"{path}: no such file or folder, and no published weights; {nearest(str(path), PRETRAINED)}")
@@ -96,6 +126,27 @@ def load_pretrained(name: str) -> TrainedModel:
       ConversionError: if torch or TensorFlow is needed to read it and missing.
     """
     return load_model(f"{PREFIX}{name.removeprefix(PREFIX)}")
+
+
+def from_pretrained(folder_or_repo: Path | str, revision: str | None = None) -> TrainedModel:
+    """The network in a folder from `save_pretrained`, or in a repository of the Hugging Face Hub.
+
+    Reads a safetensors file and JSON only: nothing that is stored there is run. A folder needs no huggingface_hub.
+
+    Args:
+      folder_or_repo: a folder, or `owner/name`, which is downloaded into the cache.
+      revision: branch, tag or commit of a repository.
+
+    Raises:
+      HubError: if the repository cannot be had, or huggingface_hub is missing.
+      ConversionError: if the folder lacks a file, or its files do not fit each other.
+    """
+    folder = Path(folder_or_repo)
+    if not folder.is_dir():
+        folder = saved.download(str(folder_or_repo), revision)
+    elif not saved.is_saved(folder):
+        raise UserError(f"{folder}: has no {saved.WEIGHTS} and {saved.CONFIG}; a run's folder is read by load_model")
+    return load_model(folder)
 
 
 def _refuse_image_network(path: Path, arrays: dict[str, np.ndarray]) -> Converted:

@@ -11,8 +11,8 @@ from r23d_jax import config
 from r23d_jax.checkpoint.checkpoint import FOLDER, LoadedModel, load_checkpoint
 from r23d_jax.config import Config, look_up
 from r23d_jax.evaluation import fusion
-from r23d_jax.evaluation.result import EvalResult
-from r23d_jax.evaluation.run import EVALUATIONS, score_checkpoint
+from r23d_jax.evaluation.result import EVALUATIONS, EvalResult
+from r23d_jax.evaluation.run import score_checkpoint
 from r23d_jax.runtime import parallel
 
 

@@ -148,7 +148,7 @@ def _request(file: File, part: Path) -> None:
     have = _size(part)
     # What escapes printed text would escape the bar as well. A bar that is not on a terminal draws nothing
     stream: Any = getattr(sys.stderr, "stream", sys.stderr)
-    bar = tqdm(desc=file.name, total=1, unit="B", unit_scale=True, file=stream, disable=None, dynamic_ncols=True)
+    bar: Any = tqdm(desc=file.name, total=1, unit="B", unit_scale=True, file=stream, disable=None, dynamic_ncols=True)
 
     def check_range(reply: requests.Response, **_: Any) -> None:
         if reply.status_code == 200:  # the server sends the whole file, whatever it was asked for

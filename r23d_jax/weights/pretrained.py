@@ -79,13 +79,14 @@ def _ig65m(frames: int, file: str, data: str, **fields: Any) -> Pretrained:
 
 
 def _bjuncek(network: str, file: str, data: str, accuracy: tuple, source: str = "vmz") -> Pretrained:
-    # Names and sizes hold no checksum; those of the others are in VMZ's pt/vmz/models/utils.py
+    # Addresses from VMZ's pt/vmz/models/utils.py. Neither checksums nor sizes are published
     url = f"https://github.com/bjuncek/VMZ/releases/download/test_models/{file}"
     return _vmz(network, url, data, source=source, accuracy=accuracy)
 
 
 def _deepmind(folder: str, index: str, data: str, values: str, accuracy: tuple) -> Pretrained:
-    # The second checksum is git's name of the file in that commit, and the size what the index adds up to
+    # The index is small, and its SHA-256 was computed. The values have git's name of the file in that commit, and the
+    # size that the index adds up to
     url = (
         "https://raw.githubusercontent.com/google-deepmind/kinetics-i3d/0667e889a5904b4dc122e0ded4c332f49f8df42c/"
         f"data/checkpoints/{folder}/model.ckpt"

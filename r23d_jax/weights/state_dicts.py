@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -158,6 +158,21 @@ def convert(weights: Weights, name: str | None = None, source: str | None = None
         origin=origin + SOURCES[found.source].title,
         assumed=not origin,
     )
+
+
+def describe(
+    model: VideoNetwork, cfg: ModelConfig, class_names: Sequence[str], preprocessing: Preprocessing
+) -> dict[str, Any]:
+    """The description of a network in JSON values, for a file of its weights; `convert` reads it."""
+    return {
+        "format": FORMAT,
+        "model": model_name(cfg),
+        "head": cfg.head.kind,
+        "bn_epsilon": model.spec.bn_epsilon,
+        "class_names": list(class_names),
+        "preprocessing": dataclasses.asdict(preprocessing),
+        "config": dataclasses.asdict(cfg),
+    }
 
 
 def _mapping(value: Any) -> Mapping:
