@@ -121,6 +121,15 @@ def make_optimizer(
     )
 
 
+def hold_still(params: Any, freeze: tuple[str, ...]) -> Any:
+    """The same parameters, of which those of frozen parts get no gradient, so that nobody computes it."""
+
+    def held(path: tuple, value: jax.Array) -> jax.Array:
+        return jax.lax.stop_gradient(value) if _group(_names(path), freeze) == "frozen" else value
+
+    return jax.tree.map_with_path(held, params)
+
+
 def _decay(cfg: OptimizerConfig) -> optax.GradientTransformation:
     return optax.add_decayed_weights(cfg.weight_decay, mask=_kernels)
 

@@ -18,6 +18,7 @@ from r23d_jax.models.motion import move_pictures
 from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.runtime import parallel
 from r23d_jax.training import losses
+from r23d_jax.training.optimizer import hold_still
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -40,7 +41,7 @@ def make_train_step(
 
     Args:
       network, tx, schedule: the network, its update rule and its learning rate.
-      cfg: its data and train groups and its seed are read.
+      cfg: its data and train groups, its seed and `optimizer.freeze` are read.
       num_classes: number of logits.
       mesh: the devices.
       shardings: sharding of every leaf of the state.
@@ -70,6 +71,7 @@ def make_train_step(
         video = prepare_video(batch["video"], pre)
         targets = losses.one_hot(batch["label"], num_classes, train.label_smoothing)
         video, targets = losses.mix(mix_key, video, targets, train)
+        params = hold_still(params, cfg.optimizer.freeze)
         logits, batch_stats = network.apply_train(params, batch_stats, video, dropout_key)
         loss = losses.cross_entropy(logits, targets, batch["mask"])
         return loss, (batch_stats, losses.accuracy(logits, batch["label"], batch["mask"]))

@@ -149,6 +149,18 @@ def test_frozen_parts_keep_parameters_and_statistics() -> None:
         assert any(jax.tree.leaves(moved))
 
 
+def test_frozen_parts_cost_no_backward_pass() -> None:
+    """The first parts need a forward pass alone, which is a third of the work of a step."""
+
+    def operations(freeze: tuple[str, ...]) -> float:
+        cfg = tiny_config()
+        cfg.optimizer.freeze = freeze
+        state, _, step, mesh = start(cfg)
+        return step.lower(state, batch(cfg, mesh)).compile().cost_analysis()["flops"]  # type: ignore[attr-defined]
+
+    assert operations(STAGES) < 0.5 * operations(())
+
+
 @pytest.mark.parametrize(("done", "decay"), [(0, 0.1), (8, 0.5), (26, 0.75), (900, 0.75)])
 def test_moving_average_and_randomness_of_the_step_alone(done: int, decay: float) -> None:
     cfg = tiny_config()
