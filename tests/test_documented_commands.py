@@ -24,8 +24,6 @@ from tests.weights.random_networks import trained
 
 OTHER_PROGRAMS = {
     "apt-get",
-    "jupytext",
-    "mkdocs",
     "mutmut",
     "ruff",
     "pyright",

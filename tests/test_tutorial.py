@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.slow
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "docs/tutorial.md").read_text()
+    assert "```bash" not in text  # which a notebook would run
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     code = "\n".join(blocks)
     assert code.count("cfg.train.epochs = 9.0") == 1

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 LOCAL = "127.0.0.1"
 WAITING = 8  # videos that may wait for an answer; more are refused
-KEEP_SECONDS = 600  # after which an upload without an answer is removed
+KEEP_SECONDS = 1200  # after which an upload is removed; all that may wait have their answer by then
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,13 +88,11 @@ def make_page(gradio: Any, service: "Service", top: int) -> Any:
         if video is None:
             return None, ""
         if not Path(video).exists():
-            raise gradio.Error("the video was removed after its answer; add it again", print_exception=False)
+            raise gradio.Error("the video was removed after a while; add it again", print_exception=False)
         try:
             found = service(Path(video))
         except UserError as error:
             raise gradio.Error(html.escape(str(error)), duration=None, print_exception=False) from None
-        finally:
-            Path(video).unlink(missing_ok=True)
         clips = "clip" if found.num_clips == 1 else "clips"
         seen = f"{found.num_frames:,} frames, {found.num_clips:,} {clips}, {100 * found.seen:.0f} % of the video seen"
         return found.ranking, seen
