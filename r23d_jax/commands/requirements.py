@@ -40,7 +40,7 @@ NEEDS = {
     "features --config": (*VIDEO, "tensorflow"),
     "features --map, --nearest": (*VIDEO, "matplotlib", "sklearn"),
     "features --probe": (*VIDEO, "sklearn"),
-    "serve": (*VIDEO, "gradio"),
+    "serve": (*VIDEO, "gradio", "matplotlib"),
     "info": (),
     "convert": (),
     "convert a TensorFlow checkpoint": ("tensorflow",),

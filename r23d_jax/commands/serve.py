@@ -82,11 +82,11 @@ def import_gradio() -> Any:
 
 
 def make_page(gradio: Any, service: "Service", top: int) -> Any:
-    """The page: a video in, the best classes and what was seen out."""
+    """The page: a video in; the best classes, the timeline, and the video with its classes out."""
 
-    def answer(video: str | None) -> tuple[dict[str, float] | None, str]:
+    def answer(video: str | None) -> tuple:
         if video is None:
-            return None, ""
+            return None, "", None, None, []
         if not Path(video).exists():
             raise gradio.Error("the video was removed after a while; add it again", print_exception=False)
         try:
@@ -95,7 +95,10 @@ def make_page(gradio: Any, service: "Service", top: int) -> Any:
             raise gradio.Error(html.escape(str(error)), duration=None, print_exception=False) from None
         clips = "clip" if found.num_clips == 1 else "clips"
         seen = f"{found.num_frames:,} frames, {found.num_clips:,} {clips}, {100 * found.seen:.0f} % of the video seen"
-        return found.ranking, seen
+        rows = [
+            [f"{start:.1f}", f"{end:.1f}", name, f"{100 * score:.0f} %"] for start, end, name, score in found.segments
+        ]
+        return found.ranking, seen, str(found.picture), str(found.video), rows
 
     with gradio.Blocks(title="r23d_jax", analytics_enabled=False, delete_cache=(60, KEEP_SECONDS)) as page:
         gradio.Markdown(f"# What happens in this video?\n{html.escape(service.title)}")
@@ -110,5 +113,11 @@ def make_page(gradio: Any, service: "Service", top: int) -> Any:
                 ranking = gradio.Label(num_top_classes=top, label="Best classes")
                 seen = gradio.Textbox(label="Seen", interactive=False)
         button = gradio.Button("Classify", variant="primary")
-        button.click(answer, video, [ranking, seen], concurrency_limit=1, api_visibility="private")
+        outputs = [ranking, seen, gradio.Image(label="What happens when", interactive=False, buttons=["fullscreen"])]
+        with gradio.Row():
+            outputs += [
+                gradio.Video(label="With its classes", interactive=False, buttons=["download"]),
+                gradio.Dataframe(headers=["from (s)", "to (s)", "class", "score"], label="Timeline", interactive=False),
+            ]
+        button.click(answer, video, outputs, concurrency_limit=1, api_visibility="private")
     return page

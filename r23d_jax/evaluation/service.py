@@ -13,16 +13,21 @@ START_SECONDS = 300.0  # for loading the network
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """What a page shows of a prediction.
+class Shown:
+    """What a page shows of an answer.
 
     Attributes:
       ranking: probability by class name, the highest first.
+      segments: start, end, class and score of each part of the video.
+      picture, video: files beside the upload: the timeline, and the video with its classes drawn in.
       num_frames, num_clips: frames in the video, and clips scored.
       seen: share of the video that the clips span, in (0, 1].
     """
 
     ranking: dict[str, float]
+    segments: list[tuple[float, float, str, float]]
+    picture: Path
+    video: Path
     num_frames: int
     num_clips: int
     seen: float
@@ -47,7 +52,7 @@ class Service:
         self._one_at_a_time = threading.Lock()
         self._start()
 
-    def __call__(self, video: Path) -> Answer:
+    def __call__(self, video: Path) -> Shown:
         """The answer for a video file.
 
         Raises:
@@ -97,20 +102,18 @@ def _answer_all(connection: Connection, workdir: Path, top: int, video_seconds: 
     backend.prepare_process()
     import av
     import av.error
-    import numpy as np
 
-    from r23d_jax.checkpoint.checkpoint import load_checkpoint
-    from r23d_jax.evaluation.single import Predictor, clips_of
+    from r23d_jax.evaluation import annotate, answer, timeline_picture
+    from r23d_jax.evaluation.trained import load_model
 
     try:
-        loaded = load_checkpoint(workdir)
-        if not loaded.class_names:
-            raise UserError(f"{loaded.path}: has no classifier; train one with --config.init_from={loaded.path}")
+        model = load_model(workdir)
+        if not model.class_names:
+            raise UserError(f"{model.path}: has no classifier; train one with --config.init_from={model.path}")
     except UserError as error:
         connection.send(UserError(str(error)))
         return
-    predictor = Predictor(loaded.model, loaded.preprocessing, clips_of(loaded.config.eval))
-    connection.send(f"{loaded.name}, {len(loaded.class_names)} classes")
+    connection.send(f"{model.name}, {len(model.class_names)} classes")
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
             video = connection.recv()
@@ -121,9 +124,14 @@ def _answer_all(connection: Connection, workdir: Path, top: int, video_seconds: 
                         raise UserError(
                             f"the video takes {duration:.0f} seconds; at most {video_seconds:g} are accepted"
                         )
-                scores = predictor(video)
-                order = np.argsort(-scores.probabilities, kind="stable")[:top].tolist()
-                ranking = {loaded.class_names[k]: float(scores.probabilities[k]) for k in order}
-                connection.send(Answer(ranking, scores.num_frames, scores.num_clips, scores.seen))
+                found = answer.predict(model, video, timeline=True)
+                picture, drawn = (video.with_name(name) for name in ("timeline.png", "classes.mp4"))
+                timeline_picture.draw_timeline(video, found, picture)
+                annotate.annotate(video, found, drawn)
+                segments = [tuple(segment[:4]) for segment in found.segments]
+                seen = found.prediction
+                connection.send(
+                    Shown(dict(found.top(top)), segments, picture, drawn, seen.num_frames, seen.num_clips, seen.seen)
+                )
             except UserError as error:
                 connection.send(UserError(str(error).replace(f"{video}: ", "").replace(str(video), "the video")))

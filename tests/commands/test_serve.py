@@ -115,8 +115,11 @@ def test_a_video_gets_an_answer(open_page: Any, videos: Path) -> None:
     page = open_page()
     classify(page, videos / "good.mp4")
     check_answer(page)
+    page.locator("img[src*=timeline]").wait_for(timeout=ANSWER)
+    drawn = "[...document.querySelectorAll('video')].some(v => v.src.includes('classes') && v.videoWidth == 64)"
+    page.wait_for_function(drawn, timeout=ANSWER)
     if folder := os.environ.get("R23D_SCREENSHOTS"):
-        page.screenshot(path=f"{folder}/serve.png")
+        page.screenshot(path=f"{folder}/serve.png", full_page=True)
     (upload,) = (videos / "temporary").glob("r23d_jax.*/*/good.mp4")
     upload.unlink()  # as happens after a while
     page.get_by_role("button", name="Classify").click()

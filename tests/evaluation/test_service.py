@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from r23d_jax.checkpoint.checkpoint import create_configured_model, load_checkpoint, save_model
+from r23d_jax.checkpoint.checkpoint import create_configured_model, save_model
 from r23d_jax.config import UserError
+from r23d_jax.evaluation.answer import predict
 from r23d_jax.evaluation.service import Service
-from r23d_jax.evaluation.single import Predictor, clips_of
+from r23d_jax.evaluation.trained import load_model
 from tests.commands.test_predict import CLASSES, make_config, write_video
 
 
@@ -22,8 +23,7 @@ def test_answers_errors_a_hang_and_a_crash(tmp_path: Path) -> None:
         tmp_path / "c.avi",
     )
     broken.write_bytes(b"no video")
-    loaded = load_checkpoint(workdir)
-    want = Predictor(loaded.model, loaded.preprocessing, clips_of(cfg.eval))(video)
+    want = predict(load_model(workdir), video, timeline=True).prediction
     service = Service(workdir, top=2, video_seconds=2.0)
     try:
         assert service.title == "r2plus3d_10, 3 classes"
@@ -31,6 +31,7 @@ def test_answers_errors_a_hang_and_a_crash(tmp_path: Path) -> None:
         def check() -> None:
             found = service(video)
             assert (found.num_frames, found.num_clips, found.seen) == (30, want.num_clips, want.seen)
+            assert found.picture.is_file() and found.video.is_file()
             best = np.sort(want.probabilities)[:-3:-1]
             # another process on another number of cores
             np.testing.assert_allclose(list(found.ranking.values()), best, rtol=1e-4)
