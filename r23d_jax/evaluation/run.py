@@ -80,8 +80,9 @@ def score_checkpoint(
     """Evaluates a trained network on a subset of the videos that `cfg` names; returns the result and the videos.
 
     Raises:
-      config.UserError: if its classes are not those of the videos.
+      config.UserError: if its classes are not those of the videos, or it was trained on the fold.
     """
+    _refuse_trained_fold(loaded, cfg)
     index = open_videos(cfg, subset, log)
     if index.class_names != loaded.class_names:
         raise config.UserError(
@@ -96,7 +97,8 @@ def score_checkpoint(
     result = evaluate(eval_step, params, batch_stats, index, cfg, mesh, broken=broken, log=log)
     assert result is not None, "nothing asked this evaluation to stop"
     if cfg.eval.checkpoint == "best":
-        where = "held-out groups" if loaded.config.data.fold else "test videos"
+        trained = loaded.config.data
+        where = "held-out groups" if trained.fold or trained.motion.speeds else "test videos"
         protocol = dataclasses.replace(result.protocol, chosen=f"best on the {where}")
         result = dataclasses.replace(result, protocol=protocol)
     return result, index
@@ -116,8 +118,21 @@ def open_videos(cfg: Config, subset: Literal["train", "test", "held_out"], log: 
     return index
 
 
+def _refuse_trained_fold(loaded: LoadedModel, cfg: Config) -> None:
+    """Refuses a fold that the training did not hold out."""
+    asked, trained = ((data.fold, data.split) for data in (cfg.data, loaded.config.data))
+    if cfg.data.fold and asked != trained:
+        raise config.UserError(
+            f"config.data.fold={asked[0]} of split {asked[1]}: {loaded.path} was trained with fold {trained[0]} of "
+            f"split {trained[1]}, so on videos of this fold; evaluate it on the test videos with config.data.fold=0"
+        )
+
+
 def _log_differences(loaded: LoadedModel, cfg: Config, index: VideoIndex, log: Callable[[str], None]) -> None:
-    """Logs that flow was made in another way than in training, or that clips are read at another pace."""
+    """Logs that the split is another than in training, flow was made in another way, or clips have another pace."""
+    splits = loaded.config.data.split, cfg.data.split
+    if splits[0] != splits[1]:
+        log(f"trained on split {splits[0]}, which may have test videos of split {splits[1]} among its training videos")
     trained, here = loaded.preprocessing, trained_preprocessing(cfg.data, index)
     if trained.flow.method and here.flow != trained.flow:
         log(f"trained on {trained.flow}, and evaluated on {here.flow}: expect another accuracy")

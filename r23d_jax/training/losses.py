@@ -69,11 +69,12 @@ def mix(
     key: jax.Array, video: Float[Array, "b t h w c"], targets: Float[Array, "b c"], cfg: TrainConfig
 ) -> tuple[Float[Array, "b t h w c"], Float[Array, "b c"]]:
     """Mixes clips as `cfg.mixup` and `cfg.cutmix` say; with both, one of them, drawn with equal probability."""
-    ways = [
-        functools.partial(way, key, video, targets, alpha)
+    mixed, cut = (
+        functools.partial(way, video=video, targets=targets, alpha=alpha)
         for way, alpha in ((mixup, cfg.mixup), (cutmix, cfg.cutmix))
-        if alpha
-    ]
-    if len(ways) == 2:
-        return jax.lax.cond(jax.random.bernoulli(jax.random.fold_in(key, 1)), *ways)
-    return ways[0]() if ways else (video, targets)
+    )
+    if cfg.mixup and cfg.cutmix:
+        # Split, because a number folded into the key gives the keys that the ways split it into.
+        choice, key = jax.random.split(key)
+        return jax.lax.cond(jax.random.bernoulli(choice), mixed, cut, key)
+    return mixed(key) if cfg.mixup else cut(key) if cfg.cutmix else (video, targets)

@@ -82,7 +82,9 @@ def make_train_step(
         params: Any, batch_stats: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, jax.Array, Any, Any]:
         """Mean loss, mean accuracy, mean gradients, and the BN statistics after the last micro-batch."""
-        split = {name: _micro_batches(rows, train.accumulate, mesh) for name, rows in batch.items()}
+        # Classes of pseudo-motion are in turn, so a micro-batch of single rows would lack some of them.
+        run = cfg.data.repeats if cfg.data.motion.speeds and "motion" not in batch else 1
+        split = {name: _micro_batches(rows, train.accumulate, mesh, run) for name, rows in batch.items()}
         keys = jax.random.split(key, train.accumulate)
 
         def body(carry: tuple, xs: tuple) -> tuple[tuple, None]:
@@ -130,7 +132,8 @@ def make_train_step(
     )
 
 
-def _micro_batches(rows: jax.Array, count: int, mesh: Mesh) -> jax.Array:
-    """(B, ...) -> (count, B / count, ...) without moving rows between devices."""
-    rows = rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1)
+def _micro_batches(rows: jax.Array, count: int, mesh: Mesh, run: int) -> jax.Array:
+    """(B, ...) -> (count, B / count, ...) without moving rows between devices; takes turns after `run` rows."""
+    rows = rows.reshape(-1, count, run, *rows.shape[1:]).swapaxes(0, 1)
+    rows = rows.reshape(count, -1, *rows.shape[3:])
     return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec(None, parallel.AXES)))

@@ -90,7 +90,7 @@ def warm_start(
     log(f"init: {source.origin}: {source.name}, {source.config.head.kind} head, {source.num_classes} classes")
     _, params, batch_stats = split_model(source.model)
     skip, notes = _skipped(cfg, source.config.head, (params, batch_stats), target)
-    if cfg.data.input == "rgb_and_diff" and source.config.in_channels == 3:
+    if cfg.data.input == "rgb_and_diff" and source.config.in_channels == 3 and "stem" not in skip:
         first = source.preprocessing.input == "rgb"
         params["stem"] = _with_six_channels(params["stem"], first)
         notes.append(f"the stem's kernels start at zero for {'the differences' if first else 'the frames'}")

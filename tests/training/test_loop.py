@@ -225,6 +225,23 @@ def test_a_run_on_a_fold_is_evaluated_on_its_groups(tmp_path: Path) -> None:
     cfg.eval.checkpoint, lines = "best", []
     assert evaluate_checkpoint(cfg, tmp_path / "run", lines.append).protocol.chosen == "best on the held-out groups"
     assert "the checkpoint is the best on the held-out groups" in "\n".join(lines)
+    cfg.data.fold = 1
+    with pytest.raises(
+        UserError, match=r"fold=1 of split 1: .* was trained with fold 2 of split 1, so on videos of this"
+    ):
+        evaluate_checkpoint(cfg, tmp_path / "run", lines.append)
+
+
+def test_another_split_than_that_of_the_training_is_noted(
+    dataset: Path, finished: tuple[Path, EvalResult], tmp_path: Path
+) -> None:
+    shutil.copytree(dataset / "lists", tmp_path / "lists")
+    for side in ("train", "test"):
+        shutil.copy(dataset / "lists" / f"{side}list01.txt", tmp_path / "lists" / f"{side}list02.txt")
+    cfg, lines = config_for(dataset), []
+    cfg.data.lists, cfg.data.split = str(tmp_path / "lists"), 2
+    evaluate_checkpoint(cfg, finished[0], log=lines.append)
+    assert "trained on split 1, which may have test videos of split 2 among its training videos" in lines
 
 
 def test_classes_are_compared(dataset: Path, finished: tuple[Path, EvalResult]) -> None:

@@ -88,12 +88,15 @@ def test_the_share_of_the_box_is_drawn_from_the_beta_distribution() -> None:
 def test_with_both_ways_of_mixing_each_comes_half_of_the_time() -> None:
     video, targets = jnp.broadcast_to(jnp.arange(2.0).reshape(2, 1, 1, 1, 1), (2, 1, 8, 8, 1)), jnp.eye(2)
     run = jax.jit(lambda key: losses.mix(key, video, targets, TrainConfig(mixup=8.0, cutmix=8.0)))
-    ways = []
+    ways, centers = [], []
     for key in jax.random.split(jax.random.key(0), 60):
         mixed = np.asarray(run(key)[0])
         ways.append(bool(np.isin(mixed, (0.0, 1.0)).all()))
-        want = (losses.cutmix if ways[-1] else losses.mixup)(key, video, targets, 8.0)
+        want = (losses.cutmix if ways[-1] else losses.mixup)(jax.random.split(key)[1], video, targets, 8.0)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), run(key), want)
+        if ways[-1]:
+            centers.append(np.flatnonzero((mixed != video)[0, 0].any((1, 2))).mean())
     assert 0.3 < np.mean(ways) < 0.7
+    assert min(centers) < 3 and max(centers) > 4  # of the box's rows; 3.5 is the middle
     same = losses.mix(jax.random.key(0), video, targets, TrainConfig())
     assert same[0] is video and same[1] is targets

@@ -47,6 +47,9 @@ def test_pretrain_then_train(tmp_path: Path) -> None:
     assert all(name in report for name in MOTIONS)
     again = evaluate_checkpoint(cfg, tmp_path / "pretrain", log=lines.append)
     assert again.metrics == result.metrics
+    best = dataclasses.replace(cfg, eval=dataclasses.replace(cfg.eval, checkpoint="best"))
+    chosen = evaluate_checkpoint(best, tmp_path / "pretrain", log=lines.append).protocol.chosen
+    assert chosen == "best on the held-out groups"
 
     pretrained = split_model(load_checkpoint(tmp_path / "pretrain").model)[1]
     training = dataclasses.replace(moving(tmp_path / "set"), init_from=str(tmp_path / "pretrain"))

@@ -14,10 +14,15 @@ from flax import nnx
 from r23d_jax.checkpoint.checkpoint import create_configured_model
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.config import Config, ConfigError, preprocessing
+from r23d_jax.config.motion import MOTIONS
+from r23d_jax.data.read.broken import BrokenLog
+from r23d_jax.data.read.pipeline import train_batches
+from r23d_jax.data.sources import open_index
 from r23d_jax.models.functional import split_model
 from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.runtime import parallel
 from r23d_jax.training import losses
+from tests.training import tiny
 from tests.training.tiny import NUM_CLASSES, batch, start, tiny_config
 
 # Some meshes are tried with every change, the others in CI: each compiles a program of its own.
@@ -257,3 +262,23 @@ def test_a_step_is_its_definition(accumulate: int, cutmix: float) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after.params, moved)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after.batch_stats, stats)
     assert after.step == 7 and after.ema == {}
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_micro_batches_of_pseudo_motion_are_whole_pictures(num_devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clip of each class, wherever the clips are made. Rows in turns would give each micro-batch three classes."""
+    monkeypatch.setattr(tiny, "NUM_CLASSES", len(MOTIONS))
+    cfg = tiny_config()
+    cfg.data.source, cfg.data.hold_out, cfg.data.short_side, cfg.data.flip = "pictures", 0.5, 24, False
+    cfg.data.repeats, cfg.data.motion.speeds = len(MOTIONS), (1, 2)
+    cfg.train.global_batch_size, cfg.train.accumulate, cfg.optimizer.name = 54, 3, "sgd"
+    given: dict[str, Any] = {"seed": 0, "global_batch_size": 54, "start_step": 0, "num_steps": 1}
+    index, ends = open_index(cfg.data, "train"), []
+    for on_device in (False, True):
+        state, _, step, mesh = start(cfg, num_devices)
+        (clips,) = train_batches(index, cfg.data, **given, broken=BrokenLog(cfg.data), on_device=on_device)
+        assert ("motion" in clips) is on_device
+        state, metrics = jax.device_get(step(state, parallel.global_batch(clips, mesh)))
+        ends.append((state, [float(metrics["train/loss"])]))
+    np.testing.assert_allclose(*(losses for _, losses in ends), rtol=1e-6)
+    assert_close(ends[0][0], ends[1][0], atol=1e-6)

@@ -132,6 +132,8 @@ def test_frames_and_differences_start_from_a_network_of_one_of_them(
     logits = split_model(create_configured_model(cfg, NUM_CLASSES))[0].apply_eval(state.params, state.batch_stats, clip)
     # sums of as many products again, all zero
     np.testing.assert_allclose(logits, r23d_jax.from_torch(path)(CLIP), atol=1e-5)
+    cfg.init_skip = ("stem",)
+    assert not any("start at zero" in line for line in started(cfg)[2])
 
 
 def test_positions_are_interpolated(tmp_path: Path) -> None:

@@ -159,10 +159,12 @@ def _select_split(folder: Path, table: Table, videos: VideoList | None, subset: 
         labels = mapped[labels]
         rows, labels = rows[labels >= 0], labels[labels >= 0]
         class_names = videos.class_names
-        if len(rows) != len(videos.entries) and not len(table.notes):
+        more, fewer = len(rows) > len(videos.entries), len(rows) < len(videos.entries)
+        if more or (fewer and not len(table.notes)):
             raise DataError(
                 f"{folder}: its split {subset!r} has {len(rows)} videos of the chosen classes, the lists name "
-                f"{len(videos.entries)}: is it another official split (config.data.split)?"
+                f"{len(videos.entries)}: is it another official split (config.data.split)? Its records have "
+                "no names, so config.data.fold and hold_out cannot divide them"
             )
     names = table.names[rows].tolist() if table.named else [f"{subset}/{record}" for record in table.record[rows]]
     return rows, names, labels.tolist(), class_names, ()

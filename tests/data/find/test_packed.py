@@ -313,6 +313,18 @@ def test_classes_of_another_dataset_are_chosen_and_renumbered(other: Path) -> No
         index_packed(other, too_many, "train", cache=False)
 
 
+def test_videos_without_names_are_not_divided(other: Path, tmp_path: Path) -> None:
+    """With a damaged record, the whole split was on both sides of a fold."""
+    folder = tmp_path / "copy"
+    shutil.copytree(other, folder)
+    shard = sorted(folder.glob("*train.tfrecord-*"))[0]
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert index_packed(folder, None, "train").notes
+    part = VideoList(("Archery", "Diving", "Rowing"), (Entry("v_0", 0, "", ""), Entry("v_1", 1, "", "")))
+    with pytest.raises(DataError, match=r"have no names, so config\.data\.fold and hold_out cannot divide them"):
+        index_packed(folder, part, "train")
+
+
 def test_a_dataset_without_labels(tmp_path: Path) -> None:
     builder = Unlabelled(data_dir=str(tmp_path))
     builder.download_and_prepare()
