@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from r23d_jax.commands.network import add_weights
 from r23d_jax.config import UserError, look_up
 from r23d_jax.runtime.progress import printable
 
@@ -23,9 +24,7 @@ _MOST_BARS = 60
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("input", metavar="VIDEO", help="a video file, or a folder of numbered frames")
-    parser.add_argument(
-        "--weights", required=True, help="a run's folder (its best checkpoint is used), or one checkpoint"
-    )
+    add_weights(parser)
     parser.add_argument("--class", dest="target", default="", metavar="NAME", help="default: the predicted class")
     parser.add_argument(
         "--method",
@@ -53,13 +52,13 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{option} {path}: must end in {suffix}")
         if path is not None and not path.absolute().parent.is_dir():
             raise UserError(f"--{option} {path}: there is no folder {path.absolute().parent}; make it first")
-    from r23d_jax.checkpoint.checkpoint import load_checkpoint
     from r23d_jax.evaluation import overlay
     from r23d_jax.evaluation.explain import Explainer
+    from r23d_jax.evaluation.trained import load_model
     from r23d_jax.evaluation.video_source import open_source, stride_of
     from r23d_jax.runtime.disk import write_atomically
 
-    loaded = load_checkpoint(Path(args.weights))
+    loaded = load_model(args.weights)
     names, pre = loaded.class_names, loaded.preprocessing
     if not names:
         raise UserError(f"{loaded.path}: has no classifier; train one with --config.init_from={loaded.path}")
