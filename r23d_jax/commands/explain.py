@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{option} {path}: must end in {suffix}")
         if path is not None and not path.absolute().parent.is_dir():
             raise UserError(f"--{option} {path}: there is no folder {path.absolute().parent}; make it first")
+        if path is not None and Path(args.input).resolve() in (path.resolve(), path.resolve().parent):
+            raise UserError(f"--{option} {path}: is the video itself, or among its frames; give another file")
     from r23d_jax.evaluation import overlay
     from r23d_jax.evaluation.explain import Explainer
     from r23d_jax.evaluation.trained import load_model
