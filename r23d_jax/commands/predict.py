@@ -124,6 +124,8 @@ def run(args: argparse.Namespace) -> int:
 
     timeline = _timeline(args)
     if args.csv:
+        if not args.csv.lower().endswith(".csv"):  # a forgotten name must not make it replace a video
+            raise UserError(f"--csv {args.csv}: must end in .csv")
         predict_files.check_folder("csv", Path(args.csv))
     names = expand(args.videos)
     files = predict_files.files_of(args, names)
