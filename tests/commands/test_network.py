@@ -17,13 +17,13 @@ COMMANDS = ("predict", "explain", "features")
 NAME = "mc3_18.kinetics400"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, "serve"])
 def test_one_option_with_two_spellings(name: str) -> None:
+    more = {"serve": [], "features": ["v.mp4", "--out", "x.npz"]}.get(name, ["v.mp4"])
     for spelling in ("--weights", "--workdir"):
         parser = argparse.ArgumentParser()
         importlib.import_module(f"r23d_jax.commands.{name}").add_arguments(parser)
-        out = ["--out", "x.npz"] if name == "features" else []
-        assert parser.parse_args(["v.mp4", spelling, "net", *out]).weights == "net"
+        assert parser.parse_args([*more, spelling, "net"]).weights == "net"
 
 
 @pytest.fixture(scope="module")
