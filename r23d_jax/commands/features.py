@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,12 @@ Picture = Callable[[int], np.ndarray | None]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add = parser.add_argument
-    add("videos", nargs="*", metavar="VIDEO", help="videos or folders of frames; or one folder of class folders")
+    add(
+        "videos",
+        nargs="*",
+        metavar="VIDEO",
+        help="videos, addresses, folders of frames; or one folder of class folders",
+    )
     add_weights(parser)
     add("--out", required=True, metavar="FILE.npz", help="file to write (docs/features.md lists its arrays)")
     add("--config", default="", metavar="NAME_OR_FILE", help="instead of videos: the prepared videos of this config")
@@ -190,18 +195,19 @@ def _of_files(
     return rows, videos, picture
 
 
-def _find(args: argparse.Namespace, log: Callable[[str], None]) -> tuple[list[Path], "Videos"]:
+def _find(args: argparse.Namespace, log: Callable[[str], None]) -> tuple[Sequence[Path | str], "Videos"]:
     """The videos that the arguments name, with their classes if they are in class folders."""
     from r23d_jax.data.find.class_folders import divide
     from r23d_jax.data.find.errors import DataError
     from r23d_jax.data.find.frame_folder import read_folder
+    from r23d_jax.data.find.video_names import named_video
     from r23d_jax.data.make.search import clips_of, find_videos
     from r23d_jax.evaluation.features import Videos
 
     first = Path(args.videos[0])
     if len(args.videos) > 1 or not os.path.isdir(first) or not isinstance(read_folder(first), str):
         names = list(args.videos)
-        return [Path(name) for name in names], Videos(
+        return [named_video(name) for name in names], Videos(
             names, np.full(len(names), -1, np.int32), (), names, [""] * len(names)
         )
     search = find_videos(first, Path(args.out), log=log)

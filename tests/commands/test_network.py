@@ -1,7 +1,10 @@
 """The commands that use a network take it under one option with two spellings, wherever it is."""
 
 import argparse
+import functools
+import http.server
 import importlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -58,6 +61,20 @@ def test_a_network_from_anywhere(
     assert call(name, root, weights, "--json") == 0
     told = capsys.readouterr().out
     assert '"features": ' in told if name == "features" else any(f'"{label}"' in told for label in CLASSES)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_video_at_an_address(name: str, root: Path, tmp_path: Path) -> None:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    more = {"explain": ["--video", str(tmp_path / "a.mp4")], "features": ["--out", str(tmp_path / "f.npz")]}
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(root))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/v.avi"
+        assert main([name, address, "--weights", str(root / "run"), *more.get(name, [])]) == 0
+        server.shutdown()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
