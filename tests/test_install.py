@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from r23d_jax.__main__ import COMMANDS
 from r23d_jax.commands import requirements
 from r23d_jax.config import ConfigError
 from r23d_jax.runtime import program
@@ -84,6 +85,15 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(
     assert rows["tensorflow"] == "missing" and rows["train"] == "missing: pip install tensorflow-cpu"
     assert rows["predict"] == rows["predict --picture"] == rows["info"] == "ready"
     assert requirements.explain("train", ModuleNotFoundError("No module", name="a_bug_of_ours")) is None
+
+
+def test_every_command_and_every_package_that_one_needs_is_listed() -> None:
+    assert set(COMMANDS) - {"requirements"} <= set(requirements.NEEDS)
+    known = {*requirements.BASE, *requirements.VIDEO, *requirements.OPTIONAL}
+    assert set().union(*requirements.NEEDS.values()) <= known, "the table shows whether they are installed"
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in set(COMMANDS) - {"train", "evaluate"})
+    assert all(f"[{name}]" in readme for name in PROJECT["project"]["optional-dependencies"])
 
 
 def run(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from r23d_jax.checkpoint.checkpoint import load_checkpoint
-from r23d_jax.config import UserError
+from r23d_jax.config import UserError, nearest
+from r23d_jax.runtime.program import command
 from r23d_jax.weights import saved
 from r23d_jax.weights.matching import is_2d
-from r23d_jax.weights.pretrained import pretrained_name, read_pretrained
+from r23d_jax.weights.pretrained import PRETRAINED, pretrained_name, read_pretrained
 from r23d_jax.weights.state_dicts import Converted, convert, read_arrays
 from r23d_jax.weights.tables import ConversionError
 
@@ -55,9 +56,26 @@ def read_network(
             origin=f"{loaded.path}: a checkpoint of r23d_jax, step {loaded.step:,}",
             assumed=False,
         )
+    if not path.exists() and not path.with_name(f"{path.name}.index").is_file():
+        raise UserError(
+            f"{path}: there is no such file or folder, and no published weights; {nearest(str(path), PRETRAINED)}"
+        )
     content = read_arrays(path)
     try:
         converted = inflated(content.arrays) if is_2d(content.arrays) else convert(content, name, source)
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from None
     return dataclasses.replace(converted, origin=f"{path}: {converted.origin}")
+
+
+def refuse_image_network(path: Path | str) -> Callable[[dict[str, np.ndarray]], Converted]:
+    """An `inflated` for `read_network` that raises UserError: what was asked for needs a video network."""
+
+    def refuse(arrays: dict[str, np.ndarray]) -> Converted:
+        del arrays
+        raise UserError(
+            f"{path}: an image network; make a video network of it first: "
+            f"{command('convert')} --from {path} --to FOLDER --model NAME --inflate repeat"
+        )
+
+    return refuse

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from r23d_jax.commands.network import add_weights
 from r23d_jax.config import UserError, look_up
 from r23d_jax.runtime.progress import printable
 
@@ -22,10 +23,8 @@ _MOST_BARS = 60
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("input", metavar="VIDEO", help="a video file, or a folder of numbered frames")
-    parser.add_argument(
-        "--weights", required=True, help="a run's folder (its best checkpoint is used), or one checkpoint"
-    )
+    parser.add_argument("input", metavar="VIDEO", help="a video file, an address, or a folder of numbered frames")
+    add_weights(parser)
     parser.add_argument("--class", dest="target", default="", metavar="NAME", help="default: the predicted class")
     parser.add_argument(
         "--method",
@@ -53,13 +52,16 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{option} {path}: must end in {suffix}")
         if path is not None and not path.absolute().parent.is_dir():
             raise UserError(f"--{option} {path}: there is no folder {path.absolute().parent}; make it first")
-    from r23d_jax.checkpoint.checkpoint import load_checkpoint
+        if path is not None and Path(args.input).resolve() in (path.resolve(), path.resolve().parent):
+            raise UserError(f"--{option} {path}: is the video itself, or among its frames; give another file")
+    from r23d_jax.data.find.video_names import named_video
     from r23d_jax.evaluation import overlay
     from r23d_jax.evaluation.explain import Explainer
+    from r23d_jax.evaluation.trained import load_model
     from r23d_jax.evaluation.video_source import open_source, stride_of
     from r23d_jax.runtime.disk import write_atomically
 
-    loaded = load_checkpoint(Path(args.weights))
+    loaded = load_model(args.weights)
     names, pre = loaded.class_names, loaded.preprocessing
     if not names:
         raise UserError(f"{loaded.path}: has no classifier; train one with --config.init_from={loaded.path}")
@@ -67,17 +69,18 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--class: the attention is the same for every class; leave it out, or use --method gradcam")
     target = look_up({name: k for k, name in enumerate(names)}, args.target, "--class") if args.target else None
     explainer = Explainer(loaded.model, pre, args.method, args.batch_size)
-    source = open_source(Path(args.input), pre)
+    video = named_video(args.input)
+    source = open_source(video, pre)
     count, stride = source.count(), stride_of(pre, source.rate)
     starts = overlay.whole_video(count, pre, stride)
     found = explainer(source.clips(starts), target, total=len(starts))
     seen = overlay.moments(found.maps, starts, count, pre, stride)
     if args.video or args.picture:
-        pairs = overlay.overlaid(overlay.open_frames(Path(args.input), pre), starts, found.maps, seen, pre)
+        pairs = overlay.overlaid(overlay.open_frames(video, pre), starts, found.maps, seen, pre)
         kept: list[overlay.Pair] = []
         pairs = _remember(pairs, set(overlay.chosen_moments(seen).tolist()), kept)
         if args.video:
-            rate = overlay.rate_of(Path(args.input), source) / stride
+            rate = overlay.rate_of(video, source) / stride
             write_atomically(args.video, overlay.video_of(pairs, seen, rate))
         collections.deque(pairs, maxlen=0)  # reads those that no video has
         if args.picture:

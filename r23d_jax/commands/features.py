@@ -5,13 +5,14 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from r23d_jax import config
+from r23d_jax.commands.network import add_weights
 from r23d_jax.config import Config, UserError
 
 if TYPE_CHECKING:
@@ -30,8 +31,13 @@ Picture = Callable[[int], np.ndarray | None]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add = parser.add_argument
-    add("videos", nargs="*", metavar="VIDEO", help="videos or folders of frames; or one folder of class folders")
-    add("--workdir", required=True, help="the network: a run's folder, one checkpoint, or a file of weights")
+    add(
+        "videos",
+        nargs="*",
+        metavar="VIDEO",
+        help="videos, addresses, folders of frames; or one folder of class folders",
+    )
+    add_weights(parser)
     add("--out", required=True, metavar="FILE.npz", help="file to write (docs/features.md lists its arrays)")
     add("--config", default="", metavar="NAME_OR_FILE", help="instead of videos: the prepared videos of this config")
     add("--root", default="", help="with --config: folder of frames or shards; default: that of the config")
@@ -60,10 +66,11 @@ def run(args: argparse.Namespace) -> int:
     """
     _check(args)
     log = (lambda line: print(line, file=sys.stderr)) if args.json else print
-    from r23d_jax.checkpoint.read import read_network
+    from r23d_jax.checkpoint.read import read_network, refuse_image_network
     from r23d_jax.evaluation import features
 
-    network = read_network(Path(args.workdir), _refuse_image_network, log=lambda line: print(line, file=sys.stderr))
+    path = Path(args.weights)
+    network = read_network(path, refuse_image_network(path), log=lambda line: print(line, file=sys.stderr))
     extractor = features.Extractor(network.model, network.preprocessing, args.layer, args.steps, args.batch_size)
     read = _of_config if args.config else _of_files
     rows, videos, picture = read(args, network, extractor, log)
@@ -111,11 +118,6 @@ def _check(args: argparse.Namespace) -> None:
         import sklearn  # noqa: F401  its absence is reported before anything is computed
     if args.map or args.nearest:
         import matplotlib  # noqa: F401
-
-
-def _refuse_image_network(arrays: Any) -> "Converted":
-    del arrays
-    raise UserError("--workdir: an image network, which has not been trained on clips; inflate it with convert first")
 
 
 def _protocol(args: argparse.Namespace, network: "Converted") -> dict[str, Any]:
@@ -193,18 +195,19 @@ def _of_files(
     return rows, videos, picture
 
 
-def _find(args: argparse.Namespace, log: Callable[[str], None]) -> tuple[list[Path], "Videos"]:
+def _find(args: argparse.Namespace, log: Callable[[str], None]) -> tuple[Sequence[Path | str], "Videos"]:
     """The videos that the arguments name, with their classes if they are in class folders."""
     from r23d_jax.data.find.class_folders import divide
     from r23d_jax.data.find.errors import DataError
     from r23d_jax.data.find.frame_folder import read_folder
+    from r23d_jax.data.find.video_names import named_video
     from r23d_jax.data.make.search import clips_of, find_videos
     from r23d_jax.evaluation.features import Videos
 
     first = Path(args.videos[0])
     if len(args.videos) > 1 or not os.path.isdir(first) or not isinstance(read_folder(first), str):
         names = list(args.videos)
-        return [Path(name) for name in names], Videos(
+        return [named_video(name) for name in names], Videos(
             names, np.full(len(names), -1, np.int32), (), names, [""] * len(names)
         )
     search = find_videos(first, Path(args.out), log=log)

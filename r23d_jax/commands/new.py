@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r23d_jax.commands.network import PLACES
 from r23d_jax.config import Config, UserError, validate
 from r23d_jax.data.find.class_folders import LISTS, SIDES, write_lists
 from r23d_jax.data.find.splits import read_list
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("videos", metavar="FOLDER", help="a folder with a folder of videos for each class; it is only read")
     add("--out", required=True, metavar="FOLDER", help="the project's folder; nothing is written elsewhere")
-    add("--weights", default="", metavar="PATH", help="pretrained weights: a file, a run's folder or a checkpoint")
+    add("--weights", default="", metavar="WEIGHTS", help=f"pretrained weights to start from: {PLACES}")
     add("--workers", type=int, default=0, help="processes that decode; 0: one per core")
     add("--json", action="store_true", help="print one JSON object")
 
@@ -121,13 +122,9 @@ def _check(args: argparse.Namespace, out: Path) -> None:
 
 
 def _read_weights(path: str) -> "Converted":
-    from r23d_jax.checkpoint.read import read_network
+    from r23d_jax.checkpoint.read import read_network, refuse_image_network
 
-    def refuse(arrays: Any) -> "Converted":
-        del arrays
-        raise UserError(f"--weights {path}: an image network; make a video network of it first, with convert")
-
-    network = read_network(Path(path), refuse, log=functools.partial(print, file=sys.stderr))
+    network = read_network(Path(path), refuse_image_network(path), log=functools.partial(print, file=sys.stderr))
     if network.preprocessing.input == "flow" or network.config.in_channels != 3:
         raise UserError(f"--weights {path}: the network reads optical flow; a project has frames, so give others")
     return network
@@ -244,7 +241,7 @@ def _steps(args: argparse.Namespace, videos: Sequence["VideoFile"], absolute: bo
     train = ("to train, and to resume", f"{command('train')} {config} --workdir {run}")
     if args.weights:
         files = [f"--{name} {quoted(top / file)}" for name, file in (("map", "map.png"), ("nearest", "nearest.png"))]
-        probe = f"{config} --workdir {quoted(args.weights)} --out {quoted(top / 'features.npz')} --probe"
+        probe = f"{config} --weights {quoted(args.weights)} --out {quoted(top / 'features.npz')} --probe"
         return [("what the weights know already", f"{command('features')} {probe} {' '.join(files)}"), train]
     tested = {entry.name for entry in read_list(Path(args.out, LISTS), "test").entries}
     video = next((video for video in videos if video.target in tested), videos[0])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from r23d_jax.commands.network import add_weights
 from r23d_jax.config import FUSED_SCORES, FusionConfig, UserError
 from r23d_jax.runtime.progress import Progress
 
@@ -24,14 +25,7 @@ _LONG_WORK = 5.0  # seconds after which the progress of a single video is shown
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument(
-        "--workdir",
-        "--weights",
-        required=True,
-        metavar="WEIGHTS",
-        help="a run's folder (its best checkpoint is used), a checkpoint, a file of weights, or a name: "
-        "r2plus1d_18.kinetics400",
-    )
+    add_weights(parser)
     parser.add_argument(
         "videos",
         nargs="*",
@@ -48,7 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: 0)",
     )
     parser.add_argument(
-        "--second", default="", metavar="WORKDIR", help="a second stream, e.g. of optical flow, whose scores are added"
+        "--second",
+        default="",
+        metavar="WEIGHTS",
+        help="a second stream, e.g. of optical flow, whose scores are added; as --weights",
     )
     parser.add_argument(
         "--weight",
@@ -127,6 +124,8 @@ def run(args: argparse.Namespace) -> int:
 
     timeline = _timeline(args)
     if args.csv:
+        if not args.csv.lower().endswith(".csv"):  # a forgotten name must not make it replace a video
+            raise UserError(f"--csv {args.csv}: must end in .csv")
         predict_files.check_folder("csv", Path(args.csv))
     names = expand(args.videos)
     files = predict_files.files_of(args, names)
@@ -201,7 +200,7 @@ def _load(args: argparse.Namespace) -> "tuple[list[Predictor], tuple[str, ...]]"
     from r23d_jax.evaluation.single import Predictor, clips_of
     from r23d_jax.evaluation.trained import load_model
 
-    loaded = load_model(args.workdir)
+    loaded = load_model(args.weights)
     streams = [loaded, *([load_model(args.second)] if args.second else [])]
     predictors = []
     for stream in streams:
@@ -209,7 +208,7 @@ def _load(args: argparse.Namespace) -> "tuple[list[Predictor], tuple[str, ...]]"
             raise UserError(f"{stream.path}: has no classifier; train one with --config.init_from={stream.path}")
         if stream.class_names != loaded.class_names:
             raise UserError(
-                f"--second {args.second}: was trained on other classes than {args.workdir}, or in another order; train "
+                f"--second {args.second}: was trained on other classes than {args.weights}, or in another order; train "
                 "both streams on the same lists"
             )
         views = clips_of(stream.config.eval)

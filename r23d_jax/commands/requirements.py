@@ -19,6 +19,9 @@ OPTIONAL = (
     "onnxruntime",
     "onnxscript",
     "huggingface_hub",
+    "gradio",
+    "wandb",
+    "mlflow",
 )
 BASE = ("jax", "flax", "optax", "orbax.checkpoint", "ml_collections", "jaxtyping", "numpy", "safetensors")
 BASE += ("flatbuffers", "tqdm", "pooch")

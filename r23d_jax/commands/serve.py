@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r23d_jax.commands.network import add_weights
 from r23d_jax.config import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ KEEP_SECONDS = 1200  # after which an upload is removed; all that may wait have 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of this sub-command."""
-    parser.add_argument("--workdir", required=True, help="a run's folder (its best checkpoint), or one checkpoint")
+    add_weights(parser)
     parser.add_argument(
         "--host", default=LOCAL, help=f"address to listen on; 0.0.0.0 opens the page to the network (default: {LOCAL})"
     )
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         gradio = import_gradio()
         from r23d_jax.evaluation.service import Service
 
-        service = Service(Path(args.workdir), args.top, args.max_seconds, args.timeout)
+        service = Service(Path(args.weights), args.top, args.max_seconds, args.timeout)
         try:
             page = make_page(gradio, service, args.top)
             page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)

@@ -12,7 +12,10 @@ import numpy as np
 
 from r23d_jax.checkpoint.checkpoint import FOLDER, LoadedModel
 from r23d_jax.config import Config, kinds_of
+from r23d_jax.data.find.video_names import group_of
+from r23d_jax.evaluation.bootstrap import interval
 from r23d_jax.evaluation.figures import confused_pairs
+from r23d_jax.evaluation.metrics import TOP_K, true_ranks
 from r23d_jax.evaluation.result import (
     EVALUATIONS,
     VIDEO_METRICS,
@@ -29,7 +32,13 @@ from r23d_jax.weights.saved import import_hub
 from r23d_jax.weights.state_dicts import count_parameters
 
 WORST = 5  # confusions to show
-_PATHS = ("data.root", "data.lists", "init_from")  # fields that name places on this machine
+# Fields that name places on this machine
+_PATHS = (
+    "data.root",
+    "data.lists",
+    "init_from",
+    *(f"fusion.{n}{r}" for n in ("first", "second") for r in ("", "_root")),
+)
 _Z = 1.959964  # of a normal distribution, for 95 %
 
 
@@ -74,7 +83,7 @@ def model_card(model: LoadedModel) -> str:
     for result in results:
         lines += _figures(result)
     if not results:
-        lines += ["## Results", "", "None were measured with this code for these values.", ""]
+        lines += ["## Results", "", "No figures that were measured with this code are kept with these weights.", ""]
     return str(hub.ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines)))
 
 
@@ -184,27 +193,49 @@ def _dataset(cfg: Config) -> str:
 
 
 def _figures(result: EvalResult) -> list[str]:
-    seen = int(result.evaluated.sum())
+    intervals, about = _intervals(result)
     lines = [f"## Results: {result.protocol.describe()}", "", f"{protocol_line(result).capitalize()}.", ""]
     lines += ["| | accuracy | 95 % interval |", "|---|---:|---:|"]
     for title, name in VIDEO_METRICS:
-        value = result.metrics[name]
-        is_share = name != "val/mean_class" and np.isfinite(value) and seen
-        low, high = wilson(value, seen) if is_share else (math.nan, math.nan)
-        lines.append(
-            f"| {title} | {percent(value)} | {f'{100 * low:.1f} to {100 * high:.1f} %' if is_share else '-'} |"
-        )
+        low, high = intervals.get(name, (0.0, 0.0))
+        shown = f"{100 * low:.1f} to {100 * high:.1f} %" if low < high else "-"
+        lines.append(f"| {title} | {percent(result.metrics[name])} | {shown} |")
     lines += [
         "",
-        "The interval (Wilson) treats videos as independent. Clips of one recording are not, so it is too narrow for "
-        "data that has them, and it does not cover the randomness of training. If this checkpoint was chosen as the "
-        "best on these videos, as `load_model` does by default, the figures favor it.",
+        f"{about} It does not cover the randomness of training. If this checkpoint was chosen as the best on these "
+        "videos, as `load_model` does by default, the figures favor it.",
         "",
         *(f"- {_plain(remark)}" for remark in remarks(result)),
         *_confusions(result),
     ]
     versions = ", ".join(f"{name} {value}" for name, value in result.environment.items())
     return [*lines, "", f"Measured with: {versions}.", ""]
+
+
+def _intervals(result: EvalResult) -> tuple[dict[str, tuple[float, float]], str]:
+    """The 95 % interval of each metric that has one, as fractions; and what it is, in sentences."""
+    rows = np.flatnonzero(result.evaluated)
+    if not len(rows):
+        return {}, "No video was evaluated, so there is no interval."
+    labels, names = result.labels[rows], [str(result.names[row]) for row in rows]
+    ranks = true_ranks(result.logits[rows], labels)
+    right = {"val/top1_video": ranks < 1, "val/top5_video": ranks < TOP_K}
+    found = [group_of(name) for name in names]
+    _, classes = np.unique(labels, return_inverse=True)
+    _, groups = np.unique([f"{label}/{group}" for label, group in zip(labels, found, strict=True)], return_inverse=True)
+    if None in found or groups.max() == 0:
+        return {name: wilson(float(hits.mean()), len(hits)) for name, hits in right.items()}, (
+            "The interval (Wilson) treats videos as independent, because not all of their names tell a recording "
+            "(`_g01_c01`). Clips of one recording are not independent, so it is too narrow for data that has them."
+        )
+    whole = np.zeros(len(rows), int)
+    kinds = {name: (hits, whole) for name, hits in right.items()} | {"val/mean_class": (ranks < 1, classes)}
+    drawn = {name: interval(hits.astype(np.float64), parts, groups) for name, (hits, parts) in kinds.items()}
+    return {name: (one.low, one.high) for name, one in drawn.items()}, (
+        f"The interval is a bootstrap over the {groups.max() + 1:,} recordings that the names of the {len(rows):,} "
+        "videos tell (`_g01_c01`), because clips of one recording are not independent. Where all or none are right, it "
+        "shows nothing."
+    )
 
 
 def _confusions(result: EvalResult) -> Sequence[str]:

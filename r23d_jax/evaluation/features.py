@@ -201,21 +201,21 @@ def of_index(
 
 
 def of_files(
-    extractor: Extractor, paths: Sequence[Path], num_clips: int, log: Callable[[str], None]
-) -> tuple[Rows, dict[Path, str]]:
+    extractor: Extractor, paths: Sequence[Path | str], num_clips: int, log: Callable[[str], None]
+) -> tuple[Rows, dict[Path | str, str]]:
     """Features of video files and folders of frames, read as `predict` does; also why some could not be read.
 
     Batches go across videos, and memory does not grow with the length of a video.
 
     Args:
       extractor: computes them.
-      paths: N files or folders.
+      paths: N files or folders, or addresses that are a str.
       num_clips: evenly spaced clips of each video.
       log: takes the reason of each failure.
     """
     views = EvalConfig(views="uniform", num_clips=num_clips)
     places: list[tuple[int, int, float, int]] = []  # of each clip: video, start, stride, frames in the video
-    failed: dict[Path, str] = {}
+    failed: dict[Path | str, str] = {}
 
     def clips() -> Iterator[np.ndarray]:
         for video, path in enumerate(paths):

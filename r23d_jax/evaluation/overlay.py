@@ -66,7 +66,7 @@ def enlarged(pre: Preprocessing) -> Preprocessing:
     return dataclasses.replace(pre, crop_size=scale * pre.crop_size, short_side=scale * pre.short_side)
 
 
-def open_frames(video: Path, pre: Preprocessing) -> Source:
+def open_frames(video: Path | str, pre: Preprocessing) -> Source:
     """The frames to show under the maps, enlarged; for optical flow those that it was computed from."""
     source = open_source(video, enlarged(pre))
     if isinstance(source, FlowOfFolder):
@@ -87,9 +87,9 @@ class _FramesOfFolder(_FramesOfFile, FlowOfFolder):
     """The same of a folder of frames."""
 
 
-def rate_of(video: Path, source: Source) -> float:
+def rate_of(video: Path | str, source: Source) -> float:
     """Frames per second of a video; 25 if not known."""
-    return source.rate or (video_rate(video) if video.is_file() else 0.0) or 25.0
+    return source.rate or (0.0 if Path(video).is_dir() else video_rate(video)) or 25.0
 
 
 def as_picture(frame: np.ndarray) -> np.ndarray:

@@ -10,15 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from r23d_jax.checkpoint.checkpoint import LoadedModel, load_checkpoint
-from r23d_jax.checkpoint.read import read_network
-from r23d_jax.config import Config, UserError, nearest, with_preprocessing
+from r23d_jax.checkpoint.read import read_network, refuse_image_network
+from r23d_jax.config import Config, UserError, with_preprocessing
 from r23d_jax.data.find.video_names import named_video
 from r23d_jax.models.preprocess import prepare_video
-from r23d_jax.runtime.program import command
 from r23d_jax.weights import saved
 from r23d_jax.weights.download import to_stderr
-from r23d_jax.weights.pretrained import PREFIX, PRETRAINED, pretrained_name
-from r23d_jax.weights.state_dicts import Converted, describe
+from r23d_jax.weights.pretrained import PREFIX
+from r23d_jax.weights.state_dicts import describe
 
 if TYPE_CHECKING:
     from r23d_jax.evaluation.single import Predictor
@@ -102,9 +101,7 @@ def load_model(path: Path | str, which: str = "best") -> TrainedModel:
     path = Path(path)
     if path.is_dir() and not saved.is_saved(path):
         return TrainedModel(**vars(load_checkpoint(path, which)))
-    if not (pretrained_name(path) or path.exists() or path.with_name(f"{path.name}.index").exists()):
-        raise UserError(f"{path}: no such file or folder, and no published weights; {nearest(str(path), PRETRAINED)}")
-    found = read_network(path, functools.partial(_refuse_image_network, path), log=to_stderr)
+    found = read_network(path, refuse_image_network(path), log=to_stderr)
     cfg = Config(model=found.config)
     cfg.data = with_preprocessing(cfg.data, found.preprocessing)
     class_names = found.class_names or tuple(f"class_{k}" for k in range(found.num_classes))
@@ -147,11 +144,3 @@ def from_pretrained(folder_or_repo: Path | str, revision: str | None = None) -> 
     elif not saved.is_saved(folder):
         raise UserError(f"{folder}: has no {saved.WEIGHTS} and {saved.CONFIG}; a run's folder is read by load_model")
     return load_model(folder)
-
-
-def _refuse_image_network(path: Path, arrays: dict[str, np.ndarray]) -> Converted:
-    del arrays
-    raise UserError(
-        f"{path}: an image network; make a video network of it first: "
-        f"{command('convert')} --from {path} --to FOLDER --model NAME --inflate repeat"
-    )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import statistics
 import textwrap
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from r23d_jax.config import DataConfig, ModelConfig, Preprocessing
 from r23d_jax.config.fields import kinds_of
+from r23d_jax.weights.pretrained import PREFIX, pretrained_name
 
 FEW_TO_TUNE = 1000  # training clips below which only the last stage and the head are trained
 FEW_FROM_SCRATCH = 2000  # training clips below which a small network is trained
@@ -188,7 +188,7 @@ def config_text(name: str, fields: dict[str, Any], weights: str, videos: Path, r
     Args:
       name: a key of `RECIPES`.
       fields: of the network of the weights; {} without weights.
-      weights: the weights, as `init_from` takes them; "" without.
+      weights: a path or a name of published weights; "" without.
       videos: the folder of the videos, for the top of the file.
       rates: of the videos, see `pace_fields`.
     """
@@ -196,7 +196,8 @@ def config_text(name: str, fields: dict[str, Any], weights: str, videos: Path, r
     shown = json.dumps(str(videos), ensure_ascii=False)[1:-1]  # its name must not end the docstring
     fields = {**fields, **recipe.fields, **_COMMON}
     fields |= pace_fields(fields, rates)
-    source = str(Path(weights).absolute()) if os.path.exists(weights) else weights
+    published = pretrained_name(weights)
+    source = f"{PREFIX}{published}" if published else str(Path(weights).absolute())
     lines = [f"    cfg.init_from = {_literal(source)}"] if weights else []
     group = ""
     for path, value in sorted(fields.items(), key=lambda item: _ORDER.index(item[0].split(".")[0])):

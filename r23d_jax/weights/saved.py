@@ -34,8 +34,11 @@ def import_hub() -> Any:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `write` has made a folder, or another program of the same files."""
-    return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
+    """Whether `write` has made a folder, or another program of the same files.
+
+    The folder of a run is none, though it has a config.json, and an exported file may lie beside it.
+    """
+    return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file() and not (folder / "checkpoints").is_dir()
 
 
 def write(folder: Path, model: VideoNetwork, description: dict[str, Any], card: str) -> None:
@@ -51,7 +54,7 @@ def write(folder: Path, model: VideoNetwork, description: dict[str, Any], card: 
       ConversionError: if the folder holds other files, or the weights read differently.
       WriteError: if the folder cannot be written.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not is_saved(folder):
+    if folder.is_dir() and any(folder.iterdir()) and not (is_saved(folder) and _description(folder)):
         raise ConversionError(f"{folder}: holds other files, which must not be replaced; give a new folder")
     with disk.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,18 +69,26 @@ def read(folder: Path) -> Converted:
     Raises:
       ConversionError: if a file is missing or damaged, or the two do not fit each other.
     """
-    path = folder / CONFIG
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConversionError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(description, dict) or description.get("format") != files.FORMAT:
-        raise ConversionError(f'{path}: describes no network of r23d_jax (its "format" must be {files.FORMAT!r})')
+    description = _description(folder)
+    if description is None:
+        raise ConversionError(
+            f'{folder / CONFIG}: describes no network of r23d_jax (its "format" must be {files.FORMAT!r})'
+        )
     content = files.read(folder / WEIGHTS)
     try:
         return convert(content._replace(meta=description))
     except ConversionError as error:
         raise ConversionError(f"{folder}: {error}") from None
+
+
+def _description(folder: Path) -> dict[str, Any] | None:
+    """What CONFIG says about a network; None if another program wrote it."""
+    path = folder / CONFIG
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConversionError(f"{path}: cannot be read ({error})") from None
+    return found if isinstance(found, dict) and found.get("format") == files.FORMAT else None
 
 
 def download(repo: str, revision: str | None = None) -> Path:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,15 @@ def test_wrong_use(runs, video, tmp_path):
             call(video, *weights, *argv)
     with pytest.raises(UserError, match="there is no checkpoint in"):
         call(video, "--weights", tmp_path)
+    mine = write_video(tmp_path / "mine.mp4", 13, 0)
+    before = mine.read_bytes()
+    extract(mine, frames := tmp_path / "frames", ".png")
+    for argv in ((mine, "--video", mine), (frames, "--picture", frames / "frame1.png")):
+        with pytest.raises(UserError, match="is the video itself, or among its frames; give another file"):
+            call(*argv, *weights)
+    assert mine.read_bytes() == before
+    shutil.rmtree(frames)
+    mine.unlink()
     with pytest.raises(VideoError, match="gone.avi: cannot be read"):
         call(tmp_path / "gone.avi", *weights)
     assert not list(tmp_path.iterdir())

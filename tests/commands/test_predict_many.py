@@ -238,6 +238,7 @@ def test_wrong_use(workdir: Path, clips: Path, tmp_path: Path) -> None:
         (("--min-score", 1.1), r"--min-score 1.1: must be between 0 and 1"),
         (("--no-timeline", "--srt", tmp_path), r"--srt: is of a timeline, and --no-timeline asks for none; drop one"),
         (("--csv", tmp_path / "no" / "a.csv"), r"--csv .*a.csv: there is no folder .*no; create it first"),
+        (("--csv", video), r"--csv .*a.avi: must end in .csv"),
         (("--srt", tmp_path / "a.txt"), r"--srt .*a.txt: must end in .srt"),
         ((clips / "b" / "c.mp4", "--srt", tmp_path / "a.srt"), r"--srt .*: is no folder, and 2 videos need one"),
         ((clips / "a", "--srt", tmp_path), r"--srt .*: .*a.avi and .*clips0/a would both be .*a.srt; give them one by"),

@@ -364,5 +364,7 @@ def test_what_a_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert pretrained.pretrained_name(Path("name:r3d_18.kinetics400")) == "r3d_18.kinetics400"
     with pytest.raises(ConfigError, match="weights='r3d_18.kinetics': unknown; did you mean r3d_18.kinetics400"):
         r23d_jax.load_pretrained("r3d_18.kinetics")
-    with pytest.raises(UserError, match="r3d_18.kinetics: no such file or folder, and no published weights; did you"):
+    with pytest.raises(
+        UserError, match="r3d_18.kinetics: there is no such file or folder, and no published weights; did"
+    ):
         r23d_jax.load_model("r3d_18.kinetics")

@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -18,7 +19,8 @@ from r23d_jax.__main__ import main
 from r23d_jax.checkpoint.checkpoint import Checkpoints
 from r23d_jax.commands import train
 from r23d_jax.config import Config, UserError
-from r23d_jax.evaluation.card import model_card, training_command, wilson
+from r23d_jax.evaluation.bootstrap import interval
+from r23d_jax.evaluation.card import _figures, _intervals, model_card, training_command, wilson
 from r23d_jax.evaluation.metrics import video_metrics
 from r23d_jax.evaluation.result import EvalResult, Protocol, environment, save_evaluation
 from r23d_jax.evaluation.trained import TrainedModel, from_pretrained, load_model
@@ -31,10 +33,11 @@ from tests.weights.hub_server import COMMIT, Hub, hub_server
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("a", "b|c", "d")
+NAMES = [f"v{k}" for k in range(10)]
 hub_package = pytest.importorskip("huggingface_hub", reason="pip install -r requirements-hub.txt")
 
 
-def evaluated(cfg: Config, wrong: int, step: int | None = None) -> EvalResult:
+def evaluated(cfg: Config, wrong: int, step: int | None = None, names: Sequence[str] = NAMES) -> EvalResult:
     """Of ten videos, the first `wrong` ones of class "b|c" are taken for "d"."""
     labels = np.array([0, 0, 1, 1, 1, 1, 1, 2, 2, 2], np.int32)
     scores = np.eye(3)[labels]
@@ -43,7 +46,7 @@ def evaluated(cfg: Config, wrong: int, step: int | None = None) -> EvalResult:
     return EvalResult(
         metrics=video_metrics(scores, scores, labels) | {"val/top1_clip": 0.5, "val/loss": 1.25},
         class_names=CLASSES,
-        names=np.array([f"v{k}" for k in range(10)]),
+        names=np.array(names),
         labels=labels,
         logits=scores,
         softmax=scores,
@@ -101,7 +104,11 @@ def test_a_saved_network_is_the_same(model: TrainedModel, tmp_path: Path) -> Non
     again.save_pretrained(tmp_path / "twice")
     same(model, from_pretrained(str(tmp_path / "twice")))
     card = (tmp_path / "twice" / saved.CARD).read_text()
-    assert "None were measured with this code" in card and "Trained on" not in card and "ucf5" not in card
+    assert (
+        "No figures that were measured with this code are kept" in card
+        and "Trained on" not in card
+        and "ucf5" not in card
+    )
 
 
 def test_a_folder_needs_no_other_framework(model: TrainedModel, tmp_path: Path) -> None:
@@ -149,11 +156,25 @@ def test_a_folder_that_cannot_be_written(model: TrainedModel, workdir: Path, tmp
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         model.save_pretrained(tmp_path / "file")
-    for place in (workdir, tmp_path):
+    theirs = tmp_path / "theirs"  # of another program that uses the same names
+    theirs.mkdir()
+    (theirs / saved.WEIGHTS).write_bytes(b"theirs")
+    (theirs / saved.CONFIG).write_text('{"model_type": "videomae"}')
+    for place in (workdir, tmp_path, theirs):
         before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
         with pytest.raises(ConversionError, match="holds other files, which must not be replaced; give a new folder"):
             model.save_pretrained(place)
         assert before == {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+
+def test_a_run_with_an_exported_file_is_still_a_run(workdir: Path, tmp_path: Path) -> None:
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text("{}")  # of the run
+    assert main(["export", "--workdir", str(workdir), "--to", str(tmp_path / "run" / saved.WEIGHTS)]) == 0
+    same(load_model(tmp_path / "run"), load_model(workdir))
+    with pytest.raises(ConversionError, match="holds other files, which must not be replaced"):
+        load_model(workdir).save_pretrained(tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").read_text() == "{}"
 
 
 def test_the_commands_take_and_make_folders(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,7 +223,7 @@ def test_an_evaluation_of_another_state_is_left_out(model: TrainedModel) -> None
 def test_published_figures_are_not_taken_as_measured(model: TrainedModel) -> None:
     text = model_card(dataclasses.replace(model, path=Path("name:r2plus1d_18.kinetics400")))
     assert "67.463 % top-1 and 86.175 % top-5 (Kinetics-400 validation, 5 clips of 16 frames" in text
-    assert "which was not measured with this code" in text and "None were measured" in text
+    assert "which was not measured with this code" in text and "No figures that were measured" in text
     assert "license: bsd-3-clause" in text and "model-index" not in text
 
 
@@ -210,6 +231,7 @@ def test_published_figures_are_not_taken_as_measured(model: TrainedModel) -> Non
 def test_the_cards_command_makes_the_same_config(model: TrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = model.config
     cfg.init_skip, cfg.init_from = ("stage4", "head"), "weights of mine.pth"
+    cfg.fusion.first_root = "/home/somebody/frames"
     command = training_command(cfg)
     assert command in model_card(model)
     _, name, *arguments = shlex.split(command.replace("\\\n", ""))
@@ -217,7 +239,29 @@ def test_the_cards_command_makes_the_same_config(model: TrainedModel, monkeypatc
     again = config.validate(train._parse(arguments, "train").config)
     assert (again.data.root, again.data.lists) == ("frames", "lists")
     again.data.root, again.data.lists = cfg.data.root, cfg.data.lists
+    assert again.fusion.first_root == "frames" and "/home" not in command
+    again.fusion.first_root = cfg.fusion.first_root
     assert again == cfg
+
+
+def test_the_intervals_are_over_recordings_where_the_names_tell_them(model: TrainedModel) -> None:
+    recordings = ["v_a_g01_c01", "v_a_g01_c02", *(f"v_b_g{k:02}_c01" for k in range(1, 6))]
+    recordings += [f"v_d_g{k:02}_c01" for k in range(1, 4)]
+    result = evaluated(model.config, wrong=2, names=recordings)
+    intervals, words = _intervals(result)
+    hits = (result.predictions == result.labels).astype(float)
+    wanted = interval(hits, np.zeros(10, int), np.array([0, 0, *range(1, 9)]))
+    assert intervals["val/top1_video"] == (wanted.low, wanted.high) and wanted.low < 0.8 < wanted.high
+    low, high = intervals["val/mean_class"]
+    assert low < result.metrics["val/mean_class"] < high
+    assert "a bootstrap over the 9 recordings that the names of the 10 videos tell" in words
+    text = "\n".join(_figures(result))
+    assert f"| video top-1 | 80.00 % | {100 * wanted.low:.1f} to {100 * wanted.high:.1f} % |" in text
+    assert "| video top-5 | 100.00 % | - |" in text and "Wilson" not in text
+    _, words = _intervals(evaluated(model.config, wrong=2, names=[*recordings[:-1], "mine"]))
+    assert "The interval (Wilson) treats videos as independent, because not all of their names tell" in words
+    nothing = dataclasses.replace(result, num_views=np.zeros(10, np.int32))
+    assert _intervals(nothing) == ({}, "No video was evaluated, so there is no interval.")
 
 
 def test_wilson_holds_the_share_as_often_as_it_says() -> None:
