@@ -17,6 +17,7 @@ COMMANDS = {
     "explain": "show where and when a trained network looks in a video",
     "features": "compute features of videos, probe them, and draw them",
     "serve": "open a page in the browser that classifies videos",
+    "status": "show where a run is, how fast, and whether it is alive",
     "study": "run a grid of trainings, and make tables and pictures of the results",
     "convert": "convert weights from and to other code bases",
     "export": "write a trained network for PyTorch, or to run without this code",

@@ -1,7 +1,6 @@
 """Scores every view of every video, on any number of devices and hosts, and reduces them to accuracies."""
 
 import collections
-import json
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -138,13 +137,7 @@ def on_mesh(tree: Any, mesh: Mesh) -> Any:
 
 def _from_all_hosts(pairs: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """The broken files of all hosts, each once; a host reads its own rows only."""
-    if jax.process_count() == 1:
-        return tuple(pairs)
-    text = np.frombuffer(json.dumps(pairs).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.asarray(len(text)))
-    texts = multihost_utils.process_allgather(np.pad(text, (0, int(lengths.max()) - len(text))))
-    gathered = [json.loads(bytes(row[:length])) for row, length in zip(texts, lengths.tolist(), strict=True)]
-    return tuple(dict.fromkeys((file, reason) for host in gathered for file, reason in host))
+    return tuple(dict.fromkeys((file, reason) for host in parallel.from_processes(pairs) for file, reason in host))
 
 
 class _Sums:

@@ -58,7 +58,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary path, which replaces `path` when the block ends without an error.
 
     Readers see the old content or the new, never a part of it, even after a kill or a power cut. A folder must be moved
@@ -67,6 +67,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Args:
       path: a file, or a folder. The temporary name keeps its ending.
+      durable: wait until the disk has it. Without, a power cut may lose it.
 
     Raises:
       WriteError: as `writing`; `path` is untouched.
@@ -76,7 +77,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with writing(path):
             yield partial
-            sync(partial)
+            if durable:
+                sync(partial)
             if partial.is_dir() and path.exists():  # a folder that is not empty cannot be renamed over
                 old = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_REPLACED}")
                 os.rename(path, old)
@@ -84,15 +86,16 @@ def replacing(path: Path) -> Iterator[Path]:
                 _remove(old)
             else:
                 os.replace(partial, path)
-            sync(path.parent, inside=False)
+            if durable:
+                sync(path.parent, inside=False)
     finally:
         with contextlib.suppress(OSError):
             _remove(partial)
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | str, durable: bool = True) -> None:
     r"""Writes a file by `replacing`; text as UTF-8, in which bytes of a file name that are not text become `\udce9`."""
-    with replacing(path) as partial:
+    with replacing(path, durable) as partial:
         partial.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 

@@ -81,9 +81,14 @@ class Journal:
                 self._add_event(Event(summary=summary))
             self._trackers = Trackers(workdir, cfg.logging, fields, log)
 
-    def write(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
-        """Writes one row; a value that is not finite becomes null in the file, because JSON has no NaN."""
-        row = {"step": step, "epoch": round(epoch, 4)}
+    def write(
+        self, step: int, epoch: float, metrics: Mapping[str, float], notes: Mapping[str, Any] | None = None
+    ) -> None:
+        """Writes one row; a value that is not finite becomes null in the file, because JSON has no NaN.
+
+        `notes` are JSON values for the file alone.
+        """
+        row = {"step": step, "epoch": round(epoch, 4), **(notes or {})}
         row |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self.rows.append(row)
         if not self._active:

@@ -1,6 +1,7 @@
 """Devices: one mesh with the axes ("data", "fsdp"), and the placement of every array of a run on it."""
 
 import functools
+import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from r23d_jax.config import ConfigError, DataConfig, ParallelConfig, look_up
@@ -108,6 +110,21 @@ def place(values: np.ndarray | jax.Array, sharding: NamedSharding) -> jax.Array:
         return jax.device_put(values, sharding)
     host = np.asarray(values)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def from_processes(value: Any) -> list[Any]:
+    """The JSON value of every process, in order, on every process; all must call it together."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.asarray(len(text)))
+    texts = multihost_utils.process_allgather(np.pad(text, (0, int(lengths.max()) - len(text))))
+    return [json.loads(bytes(row[:length])) for row, length in zip(texts, lengths.tolist(), strict=True)]
+
+
+def numbers_from_processes(numbers: Sequence[float]) -> np.ndarray:
+    """As `from_processes` for (n,) numbers, in one exchange: (processes, n) float32."""
+    return multihost_utils.process_allgather(np.asarray(numbers, np.float32)).reshape(jax.process_count(), -1)
 
 
 def platform(mesh: Mesh) -> str:

@@ -29,6 +29,7 @@ from r23d_jax.evaluation.run import open_videos
 from r23d_jax.evaluation.step import EvalStep, make_eval_step
 from r23d_jax.models.functional import Network, split_model
 from r23d_jax.runtime import compilation_cache, disk, distributed, parallel, tracking
+from r23d_jax.runtime.heartbeat import Heartbeat
 from r23d_jax.runtime.journal import Journal
 from r23d_jax.runtime.progress import Progress, announced, format_seconds
 from r23d_jax.training import optimizer
@@ -60,6 +61,7 @@ class Run:
     broken: BrokenLog
     checkpoints: Checkpoints
     journal: Journal
+    heartbeat: Heartbeat
     stop: StopRequest
     log: Callable[[str], None]
 
@@ -97,6 +99,7 @@ def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> Eva
         try:
             return _train(run, state)
         except Exception as error:
+            run.heartbeat.fail(error)
             distributed.leave_lost_job(error)  # closing would wait for the other processes
             raise
         finally:
@@ -141,6 +144,7 @@ def _set_up(
         with disk.writing(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
             held.enter_context(disk.hold(workdir, log=log))
+    heartbeat = held.enter_context(Heartbeat(workdir, active=is_first, log=log))
     checkpoints = Checkpoints(workdir, cfg.checkpoint.keep, log=log)
     restored = checkpoints.restore_latest(shardings, state, train_index.class_names)
     evaluated = False
@@ -153,6 +157,15 @@ def _set_up(
         state = warm_start(cfg, state, shardings, num_classes, log, tuple(train_index.class_names))
     if is_first:
         disk.write_atomically(workdir / "config.json", config.to_json(cfg) + "\n")
+    heartbeat.describe(
+        network=f"{name}, {cfg.model.head.kind} head",
+        devices=parallel.describe_devices().removeprefix("running on "),
+        videos=(len(train_index.names), len(test_index.names)),
+        classes=num_classes,
+        num_steps=num_steps,
+        steps_per_epoch=steps_per_epoch,
+    )
+    heartbeat.beat("starting", int(state.step))
     run = Run(
         cfg=cfg,
         workdir=workdir,
@@ -167,6 +180,7 @@ def _set_up(
         broken=BrokenLog(cfg.data, log=log_own),
         checkpoints=checkpoints,
         journal=Journal(workdir, int(state.step), evaluated=evaluated, active=is_first, cfg=cfg, log=log),
+        heartbeat=heartbeat,
         stop=stop,
         log=log,
     )
@@ -197,7 +211,7 @@ def _train(run: Run, state: TrainState) -> EvalResult | None:
         Progress(run.num_steps, "steps", "train", initial=step, shown=jax.process_index() == 0) as progress,
         contextlib.closing(Profile(run.cfg.profile, run.workdir, progress.message)) as profile,
     ):
-        meter = Meter(run.journal, run.workdir, run.cfg.train, run.steps_per_epoch, progress.message)
+        meter = Meter(run.journal, run.workdir, run.cfg.train, run.steps_per_epoch, run.broken, progress.message)
         while step < run.num_steps and not run.stop.asked():
             profile.before(step)
             waited = time.perf_counter()
@@ -206,6 +220,7 @@ def _train(run: Run, state: TrainState) -> EvalResult | None:
             with announced(COMPILING, progress.message) if step == first else contextlib.nullcontext():
                 state, metrics = run.train_step(state, batch)
             step += 1
+            run.heartbeat.beat("running", step)
             if on_cpu and step - first <= STEPS_TO_TIME:
                 jax.block_until_ready(metrics)
             profile.after(step, metrics)
@@ -233,6 +248,7 @@ def _train(run: Run, state: TrainState) -> EvalResult | None:
         _save(run, state, None)
     run.checkpoints.wait()
     if stopped:
+        run.heartbeat.end("stopped", "a signal stopped it, and its state was saved")
         run.log(f"stopped at step {step} of {run.num_steps}; state saved in {run.workdir}")
         return None
     if result is None:  # the run was complete already
@@ -243,11 +259,18 @@ def _train(run: Run, state: TrainState) -> EvalResult | None:
         path = report.write_report(run.workdir, run.test_index, run.cfg, model=model)
         run.log(format_table(result))
         run.log(f"report: {path}")
+    run.heartbeat.end("finished")
     return result
 
 
 def _evaluate(run: Run, state: TrainState) -> EvalResult | None:
     """One evaluation, written to the journal and to disk; None if a stop was requested before its end."""
+    run.heartbeat.beat("evaluating")
+
+    def should_stop() -> bool:
+        run.heartbeat.beat("evaluating")
+        return run.stop.asked()
+
     result = evaluate(
         run.eval_step,
         state.eval_params,
@@ -256,7 +279,7 @@ def _evaluate(run: Run, state: TrainState) -> EvalResult | None:
         run.cfg,
         run.mesh,
         broken=run.broken,
-        should_stop=run.stop.asked,
+        should_stop=should_stop,
         log=run.log,
     )
     if result is not None:
@@ -274,6 +297,7 @@ def _save(run: Run, state: TrainState, result: EvalResult | None) -> None:
         "preprocessing": dataclasses.asdict(trained_preprocessing(run.cfg.data, run.train_index)),
         "version": __version__,
     }
+    run.heartbeat.beat("saving")
     run.checkpoints.save(state, meta, None if result is None else result.metrics)
 
 

@@ -1,13 +1,17 @@
 """Measures a training: losses, speed, the wait for input, and a profile of some steps."""
 
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from r23d_jax.config import TrainConfig, UserError
+from r23d_jax.data.read.broken import BrokenLog
+from r23d_jax.runtime import parallel
 from r23d_jax.runtime.journal import Journal
 
 # Steps that may be queued on the device before the host waits for the oldest: enough to hide the host's work, few
@@ -23,18 +27,30 @@ class TrainingDiverged(UserError):
 class Meter:
     """Keeps metrics on the device between log rows, so that the host never waits for the step it has just dispatched.
 
+    Each row holds what every process measured. They exchange it when a row is written, where all of them wait for the
+    last step anyway. The slowest is the one that waits longest for its input: the others wait for its gradients.
+
     Args:
       journal: gets a row every `log_every` steps.
       workdir: the run's folder, for messages.
       cfg: `global_batch_size` and `log_every` are read.
       steps_per_epoch: may be fractional.
+      broken: the broken videos that this process has met.
       say: takes one line at a time.
     """
 
     def __init__(
-        self, journal: Journal, workdir: Path, cfg: TrainConfig, steps_per_epoch: float, say: Callable[[str], None]
+        self,
+        journal: Journal,
+        workdir: Path,
+        cfg: TrainConfig,
+        steps_per_epoch: float,
+        broken: BrokenLog,
+        say: Callable[[str], None],
     ):
-        self._journal, self._workdir, self._say = journal, workdir, say
+        self._journal, self._workdir, self._broken, self._say = journal, workdir, broken, say
+        self._hosts = parallel.from_processes(socket.gethostname())
+        self._slowest = ""
         self._clips, self._log_every, self._steps_per_epoch = cfg.global_batch_size, cfg.log_every, steps_per_epoch
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._waited = 0.0  # since the last row
@@ -58,7 +74,10 @@ class Meter:
             self.flush()
         if step % STEPS_PER_REPORT == 0:
             share = self._all_waited / self._all_seconds
-            self._say(f"step {step}: {share:.1%} of the time of the last {self._steps} steps was waiting for input")
+            slowest = f", longest on {self._slowest}" if self._slowest else ""
+            self._say(
+                f"step {step}: {share:.1%} of the time of the last {self._steps} steps was waiting for input{slowest}"
+            )
             self._all_waited = self._all_seconds = 0.0
             self._steps = 0
 
@@ -82,10 +101,25 @@ class Meter:
         row = {name: float(np.mean([metrics[name] for metrics in fetched])) for name in fetched[0]}
         row["train/learning_rate"] = float(fetched[-1]["train/learning_rate"])
         row["train/clips_per_second"] = len(fetched) * self._clips / seconds
-        row["train/input_wait"] = self._waited / seconds
-        self._journal.write(last_step, last_step / self._steps_per_epoch, row)
+        own = self._waited / seconds, row["train/clips_per_second"] / len(self._hosts), len(self._broken.faults)
+        measured = parallel.numbers_from_processes(own)  # (processes, 3)
+        row["train/input_wait"] = float(measured[:, 0].max())
+        processes = [
+            {
+                "host": host,
+                "input_wait": round(wait, 4),
+                "clips_per_second": round(clips, 3),
+                "broken_videos": int(count),
+            }
+            for host, (wait, clips, count) in zip(self._hosts, measured.tolist(), strict=True)
+        ]
+        notes: dict[str, Any] = {"processes": processes}
+        if len(self._hosts) > 1:
+            slowest = int(measured[:, 0].argmax())
+            notes["slowest"] = self._slowest = f"process {slowest} on {self._hosts[slowest]}"
+        self._journal.write(last_step, last_step / self._steps_per_epoch, row, notes)
         self.note = f"loss {row['train/loss']:.3f}  {row['train/clips_per_second']:.0f} clips/s"
-        self._all_waited += self._waited
+        self._all_waited += row["train/input_wait"] * seconds
         self._all_seconds += seconds
         self._pending, self._waited = [], 0.0
         self.restart()

@@ -16,6 +16,7 @@ import pytest
 
 from r23d_jax.checkpoint.checkpoint import load_checkpoint
 from r23d_jax.checkpoint.checksums import leaf_table
+from r23d_jax.commands import status
 from r23d_jax.config import ConfigError, UserError
 from r23d_jax.data.make.synthetic import write_synthetic
 from r23d_jax.runtime import distributed
@@ -116,6 +117,16 @@ def test_a_job_computes_what_one_process_computes(data: Path, tmp_path: Path, nu
     # The first speaks for all
     assert any("report: " in line for line in job[0]["lines"])
     assert not any(process["lines"] for process in job[1:])
+    # Its rows hold what each measured, and name the slowest
+    rows = [row for row in read_metrics(tmp_path / "job/run") if "train/loss" in row]
+    assert len(rows) == len(alone["losses"])
+    for row in rows:
+        waits = [own["input_wait"] for own in row["processes"]]
+        assert len(waits) == num_processes and row["train/input_wait"] == pytest.approx(max(waits), abs=1e-4)
+        assert row["slowest"] == f"process {waits.index(max(waits))} on {socket.gethostname()}"
+        speeds = [own["clips_per_second"] for own in row["processes"]]
+        assert sum(speeds) == pytest.approx(row["train/clips_per_second"], rel=0.5)
+    assert status.read_status(tmp_path / "job/run").verdict == "finished"
     # One checkpoint, written together, which one process can read
     mine, theirs = (load_checkpoint(tmp_path / name / "run", "latest") for name in ("alone", "job"))
     assert mine.step == theirs.step and len(list((tmp_path / "job/run/checkpoints").iterdir())) >= 1
@@ -153,6 +164,7 @@ def test_the_loss_of_one_ends_the_others_and_the_job_goes_on(
     output, _ = survivor.communicate(timeout=PATIENCE)
     job[victim].kill()
     finish(job[victim : victim + 1])
+    assert not status.read_status(tmp_path / "run").alive
     ours = "another process of the job has ended or hangs" in output and "Start all processes again" in output
     assert survivor.returncode != 0
     assert ours or "another task died" in output, output

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from r23d_jax.checkpoint.checkpoint import load_checkpoint
+from r23d_jax.commands import status
 from r23d_jax.config import Config, UserError
 from r23d_jax.data.find.splits import read_list
 from r23d_jax.data.find.video_names import group_of
@@ -72,6 +73,10 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, EvalResult]) -> Non
     page = (workdir / "report.html").read_text()
     assert "Grad-CAM of" in page and "data-clip=" in page, "this network is wrong about some videos"
     assert load_checkpoint(workdir, "latest").step == 6
+    found = status.read_status(workdir)
+    assert (found.verdict, found.step, found.num_steps, found.checkpoints[0]) == ("finished", 6, 6, 6)
+    assert found.last == (6, scores[-1]) and [process.broken_videos for process in found.processes] == [0]
+    assert "r2d_10, avgpool head, on CPU" in status.screen(found) and "24 training videos, 12 test" in found.data
 
 
 @pytest.mark.parametrize("stop_after", [pytest.param(1, marks=pytest.mark.slow), 3])
@@ -92,6 +97,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert result is None
     assert f"stopped at step {stop_after} of 6; state saved in {tmp_path}" in lines
     assert load_checkpoint(tmp_path, "latest").step == stop_after
+    found = status.read_status(tmp_path)
+    assert (found.verdict, found.step) == ("stopped", stop_after)
+    assert f"; the same command resumes from step {stop_after}" in status.screen(found)
 
     result, lines = run(config_for(dataset), tmp_path)
     assert f"resumed from step {stop_after} of 6 ({tmp_path})" in lines
@@ -164,6 +172,8 @@ def test_other_classes_are_refused_on_resume(dataset: Path, finished: tuple[Path
     ):
         run(cfg, finished[0])
     assert (finished[0] / "config.json").read_bytes() == before
+    found = status.read_status(finished[0])
+    assert (found.verdict, found.step) == ("failed", 6) and "other classes, or in another order" in found.reason
 
 
 def test_a_long_run_on_a_cpu_is_warned_of(
@@ -273,6 +283,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(dataset: Pat
     with pytest.raises(TrainingDiverged, match=r"the loss is (nan|inf) at step 2\. The last good .*learning_rate"):
         run(cfg, tmp_path)
     assert load_checkpoint(tmp_path, "latest").step == 1 and sorted(losses(tmp_path)) == [1]
+    found = status.read_status(tmp_path)
+    assert (found.verdict, found.step) == ("failed", 2) and found.reason.startswith("the loss is ")
 
 
 def test_broken_frames_are_named_once_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -286,6 +298,7 @@ def test_broken_frames_are_named_once_and_the_run_goes_on(tmp_path: Path) -> Non
     cfg.train.epochs = 1.0
     result, lines = run(cfg, tmp_path / "run")
     assert result is not None and len(losses(tmp_path / "run")) == 3
+    assert status.read_status(tmp_path / "run").processes[0].broken_videos == 1
     assert len([line for line in lines if name in line]) >= 1
     assert name in (tmp_path / "run" / "report.html").read_text()
     cfg.data.on_broken = "error"

@@ -23,7 +23,12 @@ from r23d_jax.runtime.journal import read_metrics
 ROOT = Path(__file__).resolve().parents[3]
 TINY_RUN = ROOT / "tests" / "hostile" / "reliability" / "tiny_run.py"
 PATIENCE = 600.0  # seconds until something that should have happened is taken to hang
-SPEED = ("train/clips_per_second", "train/input_wait")  # columns of metrics.jsonl that no two runs share
+SPEED = (
+    "train/clips_per_second",
+    "train/input_wait",
+    "processes",
+    "slowest",
+)  # columns of metrics.jsonl that no two runs share
 POLL = 0.002  # seconds
 
 # Exit statuses that a process may have which was sent this signal: by the signal, or by itself after it.
