@@ -117,9 +117,12 @@ def overlay(frame: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return (gray * (1 - share) + color * share).astype(np.uint8)
 
 
-def overlaid(source: Source, starts: np.ndarray, maps: np.ndarray, seen: Moments, pre: Preprocessing) -> Iterator[Pair]:
-    """Each frame of `seen` beside the same with its map on it; as it is where the maps have no places."""
-    clips, held, clip, heat = source.clips(starts), -1, np.zeros(0), np.zeros(0)
+def overlaid(clips: Iterator[np.ndarray], maps: np.ndarray, seen: Moments, pre: Preprocessing) -> Iterator[Pair]:
+    """Each frame of `seen`, taken from the clips, beside the same with its map on it.
+
+    Where the maps have no places, both are the frame as it is.
+    """
+    held, clip, heat = -1, np.zeros(0), np.zeros(0)
     for number, place in zip(seen.clip.tolist(), seen.place.tolist(), strict=True):
         while held < number:
             clip, held = next(clips), held + 1
