@@ -67,8 +67,9 @@ def run(args: argparse.Namespace) -> int:
     channels = found.model.in_channels
     if not to_file and channels != look_up(INPUTS, found.preprocessing.input, "config.data.input").channels:
         raise UserError(
-            f"{source}: the network reads clips of {channels} channels, and this program has clips of 3 (RGB) or 2 "
-            "(flow) only; convert it to a file, e.g. --to model.safetensors, for use in Python"
+            f"{source}: the network reads clips of {channels} channels, and this program has clips of 3 (RGB), 2 "
+            "(flow) or, where its preprocessing says so, 6 (frames and differences); convert it to a file, e.g. --to "
+            "model.safetensors, for use in Python"
         )
     class_names = found.class_names or tuple(f"class_{k}" for k in range(found.num_classes))
     if args.class_names:

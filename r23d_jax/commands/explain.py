@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     found = explainer(source.clips(starts), target, total=len(starts))
     seen = overlay.moments(found.maps, starts, count, pre, stride)
     if args.video or args.picture:
-        pairs = overlay.overlaid(overlay.open_frames(video, pre), starts, found.maps, seen, pre)
+        pairs = overlay.overlaid(overlay.open_frames(video, pre).clips(starts), found.maps, seen, pre)
         kept: list[overlay.Pair] = []
         pairs = _remember(pairs, set(overlay.chosen_moments(seen).tolist()), kept)
         if args.video:

@@ -125,7 +125,7 @@ def _read_weights(path: str) -> "Converted":
     from r23d_jax.checkpoint.read import read_network, refuse_image_network
 
     network = read_network(Path(path), refuse_image_network(path), log=functools.partial(print, file=sys.stderr))
-    if network.preprocessing.input == "flow" or network.config.in_channels != 3:
+    if network.preprocessing.input == "flow" or network.config.in_channels == 2:
         raise UserError(f"--weights {path}: the network reads optical flow; a project has frames, so give others")
     return network
 

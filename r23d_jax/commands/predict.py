@@ -78,7 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seconds", type=float, metavar="SECONDS", help="stop after so long (default: never)")
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object per video")
-    group.add_argument("--csv", metavar="FILE", help="write a table instead of printing: a row a video, or a segment")
+    group.add_argument(
+        "--csv", metavar="FILE.csv", help="write a table instead of printing: a row a video, or a segment"
+    )
     group.add_argument(
         "--annotated",
         metavar="FILE",

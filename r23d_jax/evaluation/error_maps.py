@@ -23,13 +23,12 @@ _WIDTH, _QUALITY = 1130, 80  # pixels, as wide as the page; of a JPEG
 
 @dataclasses.dataclass(frozen=True)
 class IndexedVideo:
-    """One video of an index as a `video_source.Source`, read at a given stride."""
+    """One video of an index, read at a given stride."""
 
     index: VideoIndex
     video: int
     pre: Preprocessing
     stride: float
-    rate: float = 0.0
 
     def count(self) -> int:
         return int(self.index.num_frames[self.video])
@@ -63,7 +62,7 @@ def error_maps(
             found = explainer(source.clips(starts), int(result.predictions[video]))
             seen = overlay.moments(found.maps, starts, source.count(), pre, source.stride)
             rows = overlay.chosen_moments(seen)
-            pairs = list(overlay.overlaid(dataclasses.replace(source, pre=large), starts, found.maps, seen, pre))
+            pairs = list(overlay.overlaid(dataclasses.replace(source, pre=large).clips(starts), found.maps, seen, pre))
         except (OSError, plain.PictureError):
             return ""
         picture = overlay.picture_of([pairs[k] for k in rows.tolist()], seen, rows)

@@ -18,7 +18,7 @@ from r23d_jax.data.make.record import how_made
 from r23d_jax.data.make.video import video_rate
 from r23d_jax.data.read.views import clip_steps, make_views
 from r23d_jax.evaluation.explain import upsample
-from r23d_jax.evaluation.video_source import FlowOfFile, FlowOfFolder, Source, open_source
+from r23d_jax.evaluation.video_source import FlowOfFile, FlowOfFolder, Needed, Source, open_source
 
 CODEC = "libx264"  # every browser plays it
 Pair = tuple[np.ndarray, np.ndarray]  # a frame, and the same with its map on it; (S, S, 3) uint8
@@ -70,15 +70,16 @@ def open_frames(video: Path | str, pre: Preprocessing) -> Source:
     """The frames to show under the maps, enlarged; for optical flow those that it was computed from."""
     source = open_source(video, enlarged(pre))
     if isinstance(source, FlowOfFolder):
-        made = how_made(video)
-        return _FramesOfFolder(video, enlarged(pre), made.rates.get(made.target, 0.0))
+        made = how_made(Path(video))
+        return _FramesOfFolder(Path(video), enlarged(pre), made.rates.get(made.target, 0.0))
     return _FramesOfFile(video, enlarged(pre)) if isinstance(source, FlowOfFile) else source
 
 
 class _FramesOfFile(FlowOfFile):
     """The frame before each picture of optical flow."""
 
-    def _pictures(self, wanted: np.ndarray) -> Iterator[np.ndarray | None]:
+    def _pictures(self, needed: Needed) -> Iterator[np.ndarray | None]:
+        del needed
         images = itertools.islice(self._images(), 0, None, self._every)
         return (before[..., ::-1] for before, _ in itertools.pairwise(images))
 
@@ -116,9 +117,12 @@ def overlay(frame: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return (gray * (1 - share) + color * share).astype(np.uint8)
 
 
-def overlaid(source: Source, starts: np.ndarray, maps: np.ndarray, seen: Moments, pre: Preprocessing) -> Iterator[Pair]:
-    """Each frame of `seen` beside the same with its map on it; as it is where the maps have no places."""
-    clips, held, clip, heat = source.clips(starts), -1, np.zeros(0), np.zeros(0)
+def overlaid(clips: Iterator[np.ndarray], maps: np.ndarray, seen: Moments, pre: Preprocessing) -> Iterator[Pair]:
+    """Each frame of `seen`, taken from the clips, beside the same with its map on it.
+
+    Where the maps have no places, both are the frame as it is.
+    """
+    held, clip, heat = -1, np.zeros(0), np.zeros(0)
     for number, place in zip(seen.clip.tolist(), seen.place.tolist(), strict=True):
         while held < number:
             clip, held = next(clips), held + 1

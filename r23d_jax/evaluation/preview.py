@@ -17,6 +17,7 @@ from r23d_jax.evaluation.report import page_of, section, table
 from r23d_jax.runtime.disk import write_atomically
 
 VARIANTS = 3  # augmentations of the clip of a class
+_DIFFERENCES = ("rgb_diff", "rgb_and_diff")  # inputs that hold differences
 _QUALITY = 80  # of WebP
 _GAP = 4  # pixels between variants
 _MILLISECONDS = 80  # per picture if the rate of the videos is not known
@@ -57,7 +58,7 @@ def write_preview(path: Path, cfg: Config, about: Sequence[str], log: Callable[[
         f"{VARIANTS} cuts of a training video of each class, augmented as in a training: {data.num_frames} frames of "
         f"{data.crop_size} x {data.crop_size} pixels. The network cannot learn what you cannot see here."
     )
-    if data.input == "rgb_diff":
+    if data.input in _DIFFERENCES:
         words += " Below them are the differences of neighboring frames, which the network reads; gray is no change."
     lines = f"<pre>{escape(chr(10).join(about))}</pre>"
     settings = [
@@ -129,7 +130,7 @@ def _animation(clips: list[np.ndarray], cfg: Config, pace: float) -> bytes:
 
     gap = np.full((*clips[0].shape[:2], _GAP, 3), 255, np.uint8)
     film = np.concatenate([part for clip in clips for part in (clip, gap)][:-1], axis=2)
-    if cfg.data.input == "rgb_diff":
+    if cfg.data.input in _DIFFERENCES:
         change = np.clip(128 + (film[1:].astype(int) - film[:-1]), 0, 255).astype(np.uint8)
         for k in range(1, len(clips)):  # the gaps stay white
             at = k * (clips[0].shape[2] + _GAP)

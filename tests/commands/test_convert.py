@@ -114,7 +114,7 @@ def test_an_image_network_is_inflated(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--from", "{file}", "--to", "{tmp}/a.onnx"), "a.onnx: a checkpoint's folder has no suffix; files end in"),
+        (("--from", "{file}", "--to", "{tmp}/a.npz"), "a.npz: a checkpoint's folder has no suffix; files end in"),
         (("--from", "{file}", "--to", "{tmp}"), "already exists; give a new folder"),
         (("--from", "{tmp}/no.pth", "--to", "{tmp}/a"), "no.pth: there is no such file"),
         (("--from", "{file}", "--to", "{tmp}/no/a.pth"), "there is no folder"),

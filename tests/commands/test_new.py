@@ -120,7 +120,7 @@ def test_with_weights_only_their_last_stage_is_trained(
     told = json.loads(capsys.readouterr().out)
     assert told["recipe"] == "last_stage" and told["classes"] == {"Diving": 8, "Rowing": 8} and told["left_out"] == {}
     first, second = told["next"]
-    assert "features" in first and "--probe" in first and f"--workdir {root}/weights" in first and "launch.py" in second
+    assert "features" in first and "--probe" in first and f"--weights {root}/weights" in first and "launch.py" in second
     cfg = validate(call_file(str(out / "config.py"), "get_config", Config))
     assert cfg.model.widths == WIDTHS and cfg.model.head.kind == "avgpool" and cfg.data.num_frames == 8
     assert cfg.init_from == str(root / "weights") and cfg.optimizer.freeze == ("stem", "stage1", "stage2", "stage3")
@@ -131,6 +131,17 @@ def test_with_weights_only_their_last_stage_is_trained(
     small = ["--config.train.epochs=0.1", "--config.train.global_batch_size=8", "--config.eval.num_clips=1"]
     assert main(["train", *shlex.split(second.partition("launch.py ")[2]), *small]) == 0
     assert "init: the classifier starts random: the weights have 3 classes, this run 2" in capsys.readouterr().out
+
+
+def test_weights_that_read_frames_and_differences(root: Path, tmp_path: Path) -> None:
+    cfg = tiny()
+    cfg.data.input, cfg.model.in_channels = "rgb_and_diff", 6
+    network = trained("r2plus3d_10", num_classes=2, num_frames=8, widths=WIDTHS, in_channels=6)
+    save_model(tmp_path / "both", network, cfg, ("a", "b"))
+    assert call(root / "videos", "--out", tmp_path / "p", "--weights", tmp_path / "both", "--workers", 1) == 0
+    made = validate(call_file(str(tmp_path / "p/config.py"), "get_config", Config))
+    assert made.data.input == "rgb_and_diff" and made.model.in_channels == 6
+    assert "the differences of neighboring frames" in (tmp_path / "p/look.html").read_text()
 
 
 def test_bad_files_are_named_and_left_out(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
