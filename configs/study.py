@@ -56,7 +56,9 @@ FILES = {
     SPORTS_FLOW: File(
         "R(2+1)D-34 trained on Sports-1M, optical flow, for PyTorch (VMZ has a pickle for Caffe2; convert that first)"
     ),
-    MOTION: File("a run that trained the same R(2+3)D on motion, without labels"),
+    MOTION: File(
+        "a run that trained the same R(2+3)D on motion, on the training list of this split or on generated pictures"
+    ),
 }
 # Label: pretraining; published on UCF101; published on Kinetics-400
 ROWS = {
