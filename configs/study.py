@@ -56,7 +56,9 @@ FILES = {
     SPORTS_FLOW: File(
         "R(2+1)D-34 trained on Sports-1M, optical flow, for PyTorch (VMZ has a pickle for Caffe2; convert that first)"
     ),
-    MOTION: File("a run that trained the same R(2+3)D on motion, without labels"),
+    MOTION: File(
+        "a run that trained the same R(2+3)D on motion, on the training list of this split or on generated pictures"
+    ),
 }
 # Label: pretraining; published on UCF101; published on Kinetics-400
 ROWS = {
@@ -81,7 +83,7 @@ results under the heading UCF101. All published results are of others, top-1 in 
 al. 2018, mean of 3 splits on UCF101, R(2+1)D-34 of 32 frames, and I3D as quoted there; [i] Carreira and Zisserman 2017;
 [c] Carreira, issue 46 of kinetics-i3d; [f] fourierer's runs of the 3D-ResNets code; [o] the original README, which says
 both "from scratch" and "pretrained on Kinetics-400". Two-stream rows add the scores of two rows above with equal
-weights. R(2+3)D has the ViT head where nothing else is said."""
+weights. R(2+3)D has the ViT head unless the row names another."""
 
 
 def get_study(arg: str = "") -> Study:

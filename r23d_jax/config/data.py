@@ -40,7 +40,8 @@ class DataConfig(Group, place="config.data"):
     classes: tuple[str, ...] = ()  # (): all classes of the lists
     # 0: test on the test list; 1, 2 or 3: test on that third of each class's training groups, and train on the others
     fold: Annotated[int, one_of(0, 1, 2, 3)] = 0
-    hold_out: FractionBelowOne = 0.0  # share of each class's training groups to keep for choosing a fusion weight
+    # share of each class's training groups to hold out, for a fusion weight or data.motion
+    hold_out: FractionBelowOne = 0.0
     input: Annotated[str, one_of(*INPUTS)] = "rgb"  # frames, differences of frames, both, or optical flow
     num_frames: Count = 16  # of a clip
     frame_stride: Count = 1  # frames from one sampled frame to the next

@@ -146,7 +146,8 @@ def _page(
     if study.facts:
         lines += [
             "",
-            "GPU hours: all runs of the row; measured, or estimated (~) at the speed of an H200 for its family.",
+            "GPU hours: all runs of the row; measured, or estimated (~) from the measured speed of an H200 (of "
+            "R(2+1)D for I3D).",
         ]
     lines += ["", study.notes] if study.notes else []
     needs = dict.fromkeys(text for cell in cells for text in cell.needs.values())
