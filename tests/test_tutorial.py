@@ -22,4 +22,6 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     said = capsys.readouterr().out
     assert re.search(r"^video top-1 \d+\.\d %$", said, re.MULTILINE)
     assert len(re.findall(r"^(?:as it is|backwards|shuffled|still) +\w+ +\d+\.\d %$", said, re.MULTILINE)) == 4
+    assert re.search(r"^  (?:gradcam over time|no place of any clip)", said, re.MULTILINE)
+    assert Path("runs/tutorial/why.png").stat().st_size > 1000
     assert said.splitlines()[-1] in names["names"]

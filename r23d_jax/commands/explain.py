@@ -1,9 +1,7 @@
 """`explain`: shows where and when a trained network looks in a video."""
 
 import argparse
-import collections
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +13,7 @@ from r23d_jax.runtime.progress import printable
 
 if TYPE_CHECKING:
     from r23d_jax.evaluation.explain import Explanation
-    from r23d_jax.evaluation.overlay import Moments, Pair
+    from r23d_jax.evaluation.overlay import Moments
 
 _BARS = "▁▂▃▄▅▆▇█"
 _MOST_BARS = 60
@@ -59,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
     from r23d_jax.evaluation.explain import Explainer
     from r23d_jax.evaluation.trained import load_model
     from r23d_jax.evaluation.video_source import open_source, stride_of
-    from r23d_jax.runtime.disk import write_atomically
 
     loaded = load_model(args.weights)
     names, pre = loaded.class_names, loaded.preprocessing
@@ -76,25 +73,10 @@ def run(args: argparse.Namespace) -> int:
     found = explainer(source.clips(starts), target, total=len(starts))
     seen = overlay.moments(found.maps, starts, count, pre, stride)
     if args.video or args.picture:
-        pairs = overlay.overlaid(overlay.open_frames(video, pre).clips(starts), found.maps, seen, pre)
-        kept: list[overlay.Pair] = []
-        pairs = _remember(pairs, set(overlay.chosen_moments(seen).tolist()), kept)
-        if args.video:
-            rate = overlay.rate_of(video, source) / stride
-            write_atomically(args.video, overlay.video_of(pairs, seen, rate))
-        collections.deque(pairs, maxlen=0)  # reads those that no video has
-        if args.picture:
-            write_atomically(args.picture, overlay.png(overlay.picture_of(kept, seen, overlay.chosen_moments(seen))))
+        frames, rate = overlay.open_frames(video, pre), overlay.rate_of(video, source) / stride
+        overlay.write_maps(frames, starts, found.maps, seen, pre, rate, picture=args.picture, video=args.video)
     _print(args, found, names, seen, len(starts), count)
     return 0
-
-
-def _remember(pairs: "Iterator[Pair]", rows: set[int], kept: "list[Pair]") -> "Iterator[Pair]":
-    """Passes pairs on, and adds those of some rows to `kept`."""
-    for row, pair in enumerate(pairs):
-        if row in rows:
-            kept.append(pair)
-        yield pair
 
 
 def _print(

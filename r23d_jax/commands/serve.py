@@ -5,13 +5,11 @@ import html
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from r23d_jax.commands.network import add_weights
 from r23d_jax.config import UserError
-
-if TYPE_CHECKING:
-    from r23d_jax.evaluation.service import Service
+from r23d_jax.evaluation.service import Maps, Service
 
 LOCAL = "127.0.0.1"
 WAITING = 8  # videos that may wait for an answer; more are refused
@@ -44,8 +42,6 @@ def run(args: argparse.Namespace) -> int:
         # Gradio reads these when it is imported. Uploads vanish with the folder.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
         gradio = import_gradio()
-        from r23d_jax.evaluation.service import Service
-
         service = Service(Path(args.weights), args.top, args.max_seconds, args.timeout)
         try:
             page = make_page(gradio, service, args.top)
@@ -82,16 +78,16 @@ def import_gradio() -> Any:
     return gradio
 
 
-def make_page(gradio: Any, service: "Service", top: int) -> Any:
-    """The page: a video in; the best classes, the timeline, and the video with its classes out."""
+def make_page(gradio: Any, service: Service, top: int) -> Any:
+    """The page: a video in; the best classes, the timeline, the video with its classes, and maps out."""
 
-    def answer(video: str | None) -> tuple:
+    def answer(video: str | None, where: bool) -> tuple:
         if video is None:
-            return None, "", None, None, []
+            return None, "", None, None, [], gradio.Textbox(visible=False), gradio.Column(visible=False), None, None
         if not Path(video).exists():
             raise gradio.Error("the video was removed after a while; add it again", print_exception=False)
         try:
-            found = service(Path(video))
+            found = service(Path(video), where)
         except UserError as error:
             raise gradio.Error(html.escape(str(error)), duration=None, print_exception=False) from None
         clips = "clip" if found.num_clips == 1 else "clips"
@@ -99,7 +95,9 @@ def make_page(gradio: Any, service: "Service", top: int) -> Any:
         rows = [
             [f"{start:.1f}", f"{end:.1f}", name, f"{100 * score:.0f} %"] for start, end, name, score in found.segments
         ]
-        return found.ranking, seen, str(found.picture), str(found.video), rows
+        maps = found.maps or Maps("")
+        note, pictures = gradio.Textbox(maps.note, visible=where), gradio.Column(visible=maps.picture is not None)
+        return found.ranking, seen, found.picture, found.video, rows, note, pictures, maps.picture, maps.video
 
     with gradio.Blocks(title="r23d_jax", analytics_enabled=False, delete_cache=(60, KEEP_SECONDS)) as page:
         gradio.Markdown(f"# What happens in this video?\n{html.escape(service.title)}")
@@ -113,6 +111,7 @@ def make_page(gradio: Any, service: "Service", top: int) -> Any:
             with gradio.Column():
                 ranking = gradio.Label(num_top_classes=top, label="Best classes")
                 seen = gradio.Textbox(label="Seen", interactive=False)
+        where = gradio.Checkbox(label="Show where the network looks", info="The answer takes longer.")
         button = gradio.Button("Classify", variant="primary")
         outputs = [ranking, seen, gradio.Image(label="What happens when", interactive=False, buttons=["fullscreen"])]
         with gradio.Row():
@@ -120,5 +119,10 @@ def make_page(gradio: Any, service: "Service", top: int) -> Any:
                 gradio.Video(label="With its classes", interactive=False, buttons=["download"]),
                 gradio.Dataframe(headers=["from (s)", "to (s)", "class", "score"], label="Timeline", interactive=False),
             ]
-        button.click(answer, video, outputs, concurrency_limit=1, api_visibility="private")
+        note = gradio.Textbox(label="Where the network looks", interactive=False, visible=False)
+        with gradio.Column(visible=False) as pictures:
+            eight = gradio.Image(label="Eight frames, with maps below", interactive=False, buttons=["fullscreen"])
+            film = gradio.Video(label="With its maps", interactive=False, buttons=["download"], height=320)
+        outputs += [note, pictures, eight, film]
+        button.click(answer, [video, where], outputs, concurrency_limit=1, api_visibility="private")
     return page

@@ -1,5 +1,6 @@
 """Shows the maps of an explanation on the frames: a strip of frames, and a video that plays both side by side."""
 
+import collections
 import dataclasses
 import io
 import itertools
@@ -19,6 +20,7 @@ from r23d_jax.data.make.video import video_rate
 from r23d_jax.data.read.views import clip_steps, make_views
 from r23d_jax.evaluation.explain import upsample
 from r23d_jax.evaluation.video_source import FlowOfFile, FlowOfFolder, Needed, Source, open_source
+from r23d_jax.runtime.disk import write_atomically
 
 CODEC = "libx264"  # every browser plays it
 Pair = tuple[np.ndarray, np.ndarray]  # a frame, and the same with its map on it; (S, S, 3) uint8
@@ -164,6 +166,49 @@ def curve(seen: Moments, width: int, marked: np.ndarray | None = None) -> np.nda
     for at in x[[] if marked is None else marked].round().astype(int).tolist():
         cv2.line(band, (at, 2), (at, _CURVE_HEIGHT - 3), _ORANGE, 1)
     return band
+
+
+def write_maps(
+    source: Source,
+    starts: np.ndarray,
+    maps: np.ndarray,
+    seen: Moments,
+    pre: Preprocessing,
+    rate: float,
+    *,
+    picture: Path | None = None,
+    video: Path | None = None,
+) -> None:
+    """Writes eight frames with their maps as a PNG, and all as an MP4; the source is read once.
+
+    Args:
+      source: from `open_frames`.
+      starts: (K,) of the clips.
+      maps: (K, T, H, W) of the clips.
+      seen: from `moments`.
+      pre: the network's preprocessing.
+      rate: frames per second of the MP4.
+      picture: the PNG; None: do not write it.
+      video: the MP4; None: do not write it.
+
+    Raises:
+      VideoError: the video cannot be read.
+      disk.WriteError: a file cannot be written.
+    """
+    rows, kept = chosen_moments(seen), []
+
+    def pairs() -> Iterator[Pair]:
+        for row, pair in enumerate(overlaid(source.clips(starts), maps, seen, pre)):
+            if row in rows:
+                kept.append(pair)
+            yield pair
+
+    if video:
+        write_atomically(video, video_of(pairs(), seen, rate))
+    else:
+        collections.deque(pairs(), maxlen=0)
+    if picture:
+        write_atomically(picture, png(picture_of(kept, seen, rows)))
 
 
 def video_of(pairs: Iterator[Pair], seen: Moments, rate: float) -> bytes:

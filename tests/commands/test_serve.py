@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from r23d_jax.__main__ import main
-from r23d_jax.checkpoint.checkpoint import create_configured_model, save_model
-from tests.commands.test_predict import CLASSES, make_config, write_video
+from r23d_jax.checkpoint.checkpoint import save_model
+from tests.commands.test_explain_command import config_of, make_model
+from tests.commands.test_predict import CLASSES, write_video
 
 ROOT = Path(__file__).parents[2]
 CHROME = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), "")
@@ -36,8 +37,8 @@ def test_wrong_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("videos")
-    cfg = make_config()
-    save_model(root / "run", create_configured_model(cfg, 3), cfg, CLASSES)
+    cfg = config_of("avgpool")
+    save_model(root / "run", make_model(cfg), cfg, CLASSES)
     write_video(root / "good.mp4", 30, 0)
     write_video(root / "long.mp4", 200, 0)
     (root / "broken.mp4").write_bytes(b"no video" * 1000)
@@ -51,7 +52,7 @@ def address(videos: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "r23d_jax", "serve", "--workdir", str(videos / "run"), "--port", str(port)]
+    command = [sys.executable, "-m", "r23d_jax", "serve", "--weights", str(videos / "run"), "--port", str(port)]
     command += ["--max-megabytes", "2", "--max-seconds", "5"]
     temporary = videos / "temporary"
     temporary.mkdir()
@@ -118,12 +119,31 @@ def test_a_video_gets_an_answer(open_page: Any, videos: Path) -> None:
     page.locator("img[src*=timeline]").wait_for(timeout=ANSWER)
     drawn = "[...document.querySelectorAll('video')].some(v => v.src.includes('classes') && v.videoWidth == 64)"
     page.wait_for_function(drawn, timeout=ANSWER)
+    assert not page.get_by_label("Where the network looks", exact=True).is_visible()
     if folder := os.environ.get("R23D_SCREENSHOTS"):
         page.screenshot(path=f"{folder}/serve.png", full_page=True)
     (upload,) = (videos / "temporary").glob("r23d_jax.*/*/good.mp4")
     upload.unlink()  # as happens after a while
     page.get_by_role("button", name="Classify").click()
     page.get_by_text("the video was removed after a while; add it again").first.wait_for(timeout=ANSWER)
+
+
+@pytest.mark.slow
+def test_where_the_network_looks(open_page: Any, videos: Path) -> None:
+    page = open_page()
+    page.get_by_label("Show where the network looks").check()
+    classify(page, videos / "good.mp4")
+    check_answer(page)
+    page.locator("img[src*=maps]").wait_for(timeout=ANSWER)
+    note = page.get_by_label("Where the network looks", exact=True).input_value()
+    assert re.fullmatch(r"Yellow raises the score of \w+ most \(Grad-CAM\)\.", note)
+    drawn = "[...document.querySelectorAll('video')].some(v => v.src.includes('maps') && v.videoWidth == 512)"
+    page.wait_for_function(drawn, timeout=ANSWER)
+    if folder := os.environ.get("R23D_SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/serve_maps.png", full_page=True)
+    page.get_by_label("Show where the network looks").uncheck()
+    page.get_by_role("button", name="Classify").click()
+    page.locator("img[src*=maps]").wait_for(state="hidden", timeout=ANSWER)
 
 
 @pytest.mark.slow
