@@ -150,6 +150,7 @@ def _set_up(
     evaluated = False
     if restored is not None:
         state, meta = restored
+        _refuse_other_videos(meta["config"], cfg, workdir)
         evaluated = BEST_METRIC in meta["metrics"]
         log(f"resumed from step {int(state.step)} of {num_steps} ({workdir})")
         _log_changes(meta["config"], cfg, log)
@@ -185,6 +186,17 @@ def _set_up(
         log=log,
     )
     return run, state
+
+
+def _refuse_other_videos(old: dict[str, Any], cfg: Config, workdir: Path) -> None:
+    """Refuses to resume on other training videos: those that the network was trained on may be held out now."""
+    before, now = config.flat(dataclasses.asdict(Config())) | config.flat(old), config.flat(dataclasses.asdict(cfg))
+    for name in ("data.split", "data.fold", "data.hold_out"):
+        if before[name] != now[name]:
+            raise config.UserError(
+                f"config.{name}={now[name]}: {workdir} was trained with {before[name]}, so on other videos. Some "
+                "may be held out now: give another --workdir"
+            )
 
 
 def _log_changes(old: dict[str, Any], cfg: Config, log: Callable[[str], None]) -> None:

@@ -176,6 +176,26 @@ def test_other_classes_are_refused_on_resume(dataset: Path, finished: tuple[Path
     assert (found.verdict, found.step) == ("failed", 6) and "other classes, or in another order" in found.reason
 
 
+@pytest.mark.parametrize(("field", "value", "was"), [("split", 2, "1"), ("fold", 1, "0"), ("hold_out", 0.5, "0.0")])
+def test_other_held_out_videos_are_refused_on_resume(
+    dataset: Path, finished: tuple[Path, EvalResult], tmp_path: Path, field: str, value: float, was: str
+) -> None:
+    lists = shutil.copytree(dataset / "lists", tmp_path / "lists")
+    for side in ("train", "test"):
+        shutil.copy(lists / f"{side}list01.txt", lists / f"{side}list02.txt")
+    cfg = config_for(dataset)
+    cfg.data.lists = str(lists)
+    if field == "fold":  # which needs three groups
+        text = (lists / "trainlist01.txt").read_text()
+        more = dict.fromkeys(re.sub(r"_g\d+_", "_g99_", text).splitlines())
+        (lists / "trainlist01.txt").write_text(text + "\n".join(more) + "\n")
+    setattr(cfg.data, field, value)
+    before = (finished[0] / "config.json").read_bytes()
+    with pytest.raises(UserError, match=rf"^config\.data\.{field}={value}: .* was trained with {was}, .* --workdir$"):
+        run(cfg, finished[0])
+    assert (finished[0] / "config.json").read_bytes() == before
+
+
 def test_a_long_run_on_a_cpu_is_warned_of(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
