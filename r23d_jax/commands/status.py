@@ -252,7 +252,8 @@ def _checkpoints(folder: Path) -> list[int]:
 def screen(status: Status) -> str:
     """Everything about one run, with a line for what is known."""
     of = f" of {status.num_steps:,}" if status.num_steps else ""
-    epoch = "" if status.epoch is None else f" (epoch {status.epoch:.1f} of {status.epochs or math.nan:g})"
+    epochs = "" if status.epochs is None else f" of {status.epochs:g}"
+    epoch = "" if status.epoch is None else f" (epoch {status.epoch:.1f}{epochs})"
     rows = [
         ("network", f"{status.network}, on {status.devices}" if status.devices else status.network),
         ("data", status.data),

@@ -167,6 +167,7 @@ def test_files_cut_short_are_named(name: str, content: str, note: str, tmp_path:
     found = status.read_status(run, NOW)
     assert note in "\n".join(found.notes) and bool(found.notes) == bool(note)
     assert note.partition("\n")[0] in status.screen(found)
+    assert "nan" not in status.screen(found)
     assert found.verdict == ("unknown" if name == "heartbeat.json" else "running")
     assert status.lines([found])
 
