@@ -190,6 +190,7 @@ class Store:
 
     def rename(self, step: int, ending: str) -> None:
         """Removes a checkpoint from the list of steps."""
+        _sync("listed")  # all hosts must have seen it, or one that comes late would not take part
         if jax.process_index() == 0:
             target = self.root / f"{step}{ending}"
             shutil.rmtree(target, ignore_errors=True)

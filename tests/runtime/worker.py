@@ -47,7 +47,7 @@ def main(coordinator: str, num_processes: int, process_id: int, data: Path, work
     assert result is not None
     again = evaluate_checkpoint(cfg, workdir)
     found = {
-        "saved": load_checkpoint(workdir).metrics,
+        "saved": load_checkpoint(workdir, "latest").metrics,
         "evaluated_again": again.metrics,
         "devices": jax.device_count(),
         "read": read,
