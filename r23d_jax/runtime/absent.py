@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import re
 from pathlib import Path
@@ -68,6 +69,11 @@ class Absent:
     devices: list[Any]
 
     @property
+    def kind_name(self) -> str:
+        """What the devices call themselves, e.g. "TPU v5 lite"."""
+        return self.devices[0].device_kind
+
+    @property
     def compiler_options(self) -> dict[str, bool]:
         """What only a compiler without its device needs: without the card, Triton finds no tiles for some products."""
         return {"xla_gpu_enable_triton_gemm": False} if self.kind.platform == "gpu" else {}
@@ -81,6 +87,7 @@ def prepare_process() -> None:
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "TPU_WORKER_HOSTNAMES": "localhost",
     }
+    logging.getLogger("jax_plugins").setLevel(logging.ERROR)  # it warns of what only a real GPU needs
 
 
 def absent_devices(name: str) -> Absent:

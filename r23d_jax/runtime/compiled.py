@@ -75,8 +75,8 @@ def count_tpu(text: str) -> dict[str, Any]:
     return {"cycles": cycles.total(), "cycles_by_operation": dict(cycles.most_common())}
 
 
-def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """The collectives of one run of a program, those of a loop times its turns.
+def collectives(text: str, devices: int) -> dict[str, tuple[int, int]]:
+    """The collectives of one run of a program on so many devices, those of a loop times its turns.
 
     Returns:
       Of each kind, such as "all-reduce", how many there are, and the bytes that each device sends with rings.
@@ -90,8 +90,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
         for _, shape, op, _, rest in _LINE.findall(bodies.get(name, "")):
             kind = op.removesuffix("-start")
             if kind in _SENT:
-                group = re.search(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]*)\})", rest)
-                size = 2 if group is None else int(group[1] or group[2].count(",") + 1)
+                size = _group_size(rest, devices)
                 written = _bytes(_arrays(shape))
                 if op == "all-gather-start":  # its shape holds what it reads as well
                     written = written * size // (size + 1)
@@ -105,6 +104,17 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
 
     visit("ENTRY", 1)
     return found
+
+
+def _group_size(rest: str, devices: int) -> int:
+    """How many devices exchange with each other: XLA writes the groups as lists, as a shape, or as axes of a mesh."""
+    if mesh := re.search(r"replica_groups=mesh\[(.*?)\] ?\{(.*?)\}", rest):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", mesh[2]))
+    if shape := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
+        return int(shape[1])
+    group = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
+    return group[1].count(",") + 1 if group else devices
 
 
 # What a device sends in a ring of n, over the bytes that the operation gives it
