@@ -10,6 +10,7 @@ from r23d_jax.runtime import backend, program
 COMMANDS = {
     "train": "train according to a config file, or resume",
     "evaluate": "score a checkpoint of a training, the last one by default",
+    "plan": "show what a training needs on devices that are not here: memory, time, input",
     "prepare": "turn video files into frame folders or packed shards",
     "new": "make a project of a folder of class folders, with a config to train by",
     "info": "show the cost of a network, part by part; or list all names",
@@ -32,6 +33,10 @@ def main(argv: list[str] | None = None) -> int:
         from r23d_jax.commands import train
 
         return train.main(argv[1:], argv[0])
+    if argv[:1] == ["plan"]:  # its flags are those of a config as well
+        from r23d_jax.commands import plan
+
+        return plan.main(argv[1:])
     chosen = next((word for word in argv if word in COMMANDS), "")
     return guarded(chosen, lambda: _run(argv, chosen))
 

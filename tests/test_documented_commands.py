@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from r23d_jax.__main__ import main
-from r23d_jax.commands import train
+from r23d_jax.commands import plan, train
 from r23d_jax.config import validate
 from r23d_jax.config.files import call_file
+from r23d_jax.runtime.absent import KINDS
 from r23d_jax.weights.state_dicts import to_torch
 from tests.documented import ROOT, Command, commands, configs
 from tests.hostile.reliability.harness import write_videos
@@ -65,6 +66,10 @@ def test_a_documented_command_is_accepted(command: Command, monkeypatch: pytest.
         mode = "" if module == "launch.py" else arguments.pop(0)
         flags = train._parse(arguments, mode)
         validate(flags.config)
+    elif module == "r23d_jax" and arguments[0] == "plan":
+        flags = plan._parse(arguments[1:])
+        validate(flags.config)
+        assert flags.devices.partition(":")[0] in KINDS
     elif module == "r23d_jax":
         with pytest.raises(Accepted):
             main(arguments)

@@ -1,6 +1,7 @@
 """The training state: a frozen dataclass of plain nested dicts, created on the mesh."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -54,11 +55,25 @@ def create_state(
     Returns:
       The state, and the sharding of each of its leaves.
     """
-
-    def build() -> TrainState:
-        params, batch_stats = initialize()
-        ema = jax.tree.map(jnp.copy, params) if ema_decay else {}
-        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), ema)
-
-    shardings = parallel.state_shardings(jax.eval_shape(build), mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(initialize, tx, ema_decay, mesh))
+    build = functools.partial(_build, initialize, tx, ema_decay)
     return jax.jit(build, out_shardings=shardings, compiler_options=initializer_options())(), shardings
+
+
+def abstract_state(
+    initialize: Callable[[], tuple[Tree, Tree]], tx: optax.GradientTransformation, ema_decay: float, mesh: Mesh
+) -> TrainState:
+    """The shapes and shardings of `create_state`, whose devices need not exist."""
+    shapes = jax.eval_shape(functools.partial(_build, initialize, tx, ema_decay))
+    shardings = parallel.state_shardings(shapes, mesh)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
+    )
+
+
+def _build(
+    initialize: Callable[[], tuple[Tree, Tree]], tx: optax.GradientTransformation, ema_decay: float
+) -> TrainState:
+    params, batch_stats = initialize()
+    ema = jax.tree.map(jnp.copy, params) if ema_decay else {}
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), ema)

@@ -46,6 +46,7 @@ NEEDS = {
     "features --probe": (*VIDEO, "sklearn"),
     "serve": (*VIDEO, "gradio", "matplotlib"),
     "info": (),
+    "plan": (*VIDEO, "tensorflow"),  # and the plug-in of its devices, which it names
     "convert": (),
     "convert a TensorFlow checkpoint": ("tensorflow",),
     "convert a .pth or .pt file": ("torch",),

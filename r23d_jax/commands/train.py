@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
@@ -17,7 +18,7 @@ from r23d_jax.commands.errors import guarded
 from r23d_jax.config.files import call_file
 from r23d_jax.runtime import backend, distributed, program
 
-_USAGE = """{command} --config=NAME_OR_FILE[:ARG] [--workdir=DIR] [overrides]
+_USAGE = """--config=NAME_OR_FILE[:ARG] [--workdir=DIR] [overrides]
 
 Any field of the config is set with --config.<group>.<field>=VALUE, e.g. --config.optimizer.learning_rate=0.01.
 """
@@ -33,11 +34,7 @@ def main(argv: list[str], command: str = "") -> int:
     return guarded(command or "train", lambda: _run(_parse(argv, command), argv, command))
 
 
-def _define_flags(argv: list[str], command: str) -> flags.FlagValues:
-    """The flags, which are kept apart from absl's global ones."""
-    values = flags.FlagValues()
-    about = "a config file, e.g. configs/quickstart.py or r23d.py:34; or its name alone: quickstart, r23d:34"
-    config_flags.DEFINE_config_file("config", help_string=about, flag_values=values, sys_argv=argv)
+def _define_flags(values: flags.FlagValues, command: str) -> None:
     flags.DEFINE_string("workdir", "", "folder of the run; default: runs/<config>_<variant>", values)
     if not command:
         modes = ["train", "eval"]
@@ -53,13 +50,21 @@ def _define_flags(argv: list[str], command: str) -> flags.FlagValues:
         ("stopped_status", 0, None, stopped),
     ):
         flags.DEFINE_integer(name, default, about, lower_bound=least, flag_values=values)
-    return values
 
 
-def _parse(argv: list[str], command: str) -> flags.FlagValues:
-    """Parses the flags. Refuses a wrong override with the nearest right name, before absl shows a traceback."""
+def parse(argv: list[str], command: str, usage: str, define: Callable[[flags.FlagValues], None]) -> flags.FlagValues:
+    """Parses a config with its overrides, and the flags of a command, which are kept apart from absl's global ones.
+
+    Refuses a wrong override with the nearest right name, before absl shows a traceback.
+
+    Args:
+      argv: the arguments.
+      command: a key of `__main__.COMMANDS`, or "" for launch.py.
+      usage: what may follow the command.
+      define: declares its flags.
+    """
     words = ["", *argv]
-    usage = _USAGE.format(command=program.command(command or "train"))
+    usage = f"{program.command(command or 'train')} {usage}"
     for place, word in enumerate(words):
         name, equals, value = word.partition("=")
         name = name.lstrip("-").removeprefix("no") if word.startswith("-") else ""
@@ -70,7 +75,10 @@ def _parse(argv: list[str], command: str) -> flags.FlagValues:
         elif name == "config" and place + 1 < len(words):
             words[place + 1] = _check_file(words[place + 1])
     try:
-        values = _define_flags(words, command)
+        values = flags.FlagValues()
+        about = "a config file, e.g. configs/quickstart.py or r23d.py:34; or its name alone: quickstart, r23d:34"
+        config_flags.DEFINE_config_file("config", help_string=about, flag_values=values, sys_argv=words)
+        define(values)
         if {"-h", "-help", "--help"} & set(argv):
             configs = ", ".join(f"configs/{path.name}" for path in sorted(program.CONFIGS.glob("*.py")))
             print(f"{usage}\nConfigs: {configs}\n{values.get_help()}")
@@ -85,6 +93,10 @@ def _parse(argv: list[str], command: str) -> flags.FlagValues:
     if values.config is None:
         raise config.ConfigError("--config is missing: --config=configs/quickstart.py runs anywhere without a download")
     return values
+
+
+def _parse(argv: list[str], command: str) -> flags.FlagValues:
+    return parse(argv, command, _USAGE, lambda values: _define_flags(values, command))
 
 
 def _check_file(text: str) -> str:

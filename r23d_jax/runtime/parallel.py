@@ -147,22 +147,33 @@ def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
     return options
 
 
-def compute_dtype(cfg: ParallelConfig) -> str:
-    """The dtype to compute in; "auto" is bfloat16, but float32 on a CPU, where bfloat16 is slower."""
+def compute_dtype(cfg: ParallelConfig, on: str = "") -> str:
+    """The dtype to compute in; "auto" is bfloat16, but float32 on a CPU, where bfloat16 is slower.
+
+    Args:
+      cfg: the config.
+      on: the platform to choose for, e.g. "tpu"; "": that of this process.
+    """
     if cfg.compute_dtype != "auto":
         return cfg.compute_dtype
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return "float32" if (on or jax.default_backend()) == "cpu" else "bfloat16"
 
 
-def augments_on_device(cfg: DataConfig) -> bool:
-    """Whether clips are resized and augmented in the compiled step: `cfg.augment_on`, a key of `AUGMENT_PLACES`."""
-    return look_up(AUGMENT_PLACES, cfg.augment_on, "config.data.augment_on")()
+def augments_on_device(cfg: DataConfig, on: str = "") -> bool:
+    """Whether clips are resized and augmented in the compiled step: `cfg.augment_on`, a key of `AUGMENT_PLACES`.
+
+    Args:
+      cfg: the config.
+      on: as in `compute_dtype`.
+    """
+    return look_up(AUGMENT_PLACES, cfg.augment_on, "config.data.augment_on")(on or jax.default_backend())
 
 
-AUGMENT_PLACES: dict[str, Callable[[], bool]] = {
-    "auto": lambda: jax.default_backend() != "cpu",
-    "host": lambda: False,
-    "device": lambda: True,
+# config.data.augment_on -> whether the device augments, by its platform
+AUGMENT_PLACES: dict[str, Callable[[str], bool]] = {
+    "auto": lambda platform: platform != "cpu",
+    "host": lambda platform: False,
+    "device": lambda platform: True,
 }
 
 

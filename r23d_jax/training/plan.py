@@ -1,0 +1,175 @@
+"""A training on devices that are not here: its own step, compiled for them, and the largest batch that fits."""
+
+import copy
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from r23d_jax.checkpoint.checkpoint import create_configured_model
+from r23d_jax.checkpoint.state import TrainState, abstract_state
+from r23d_jax.config import Config, validate
+from r23d_jax.models.functional import split_model
+from r23d_jax.runtime import parallel
+from r23d_jax.runtime.absent import Absent
+from r23d_jax.runtime.compiled import plain_text
+from r23d_jax.training.input_rate import Input
+from r23d_jax.training.optimizer import make_optimizer
+from r23d_jax.training.step import make_train_step
+
+_AHEAD = 2  # batches that wait on the devices while a step runs
+_CLOSE = 0.05  # a batch this much larger does not fit: near enough
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The compiled step, as one device sees it.
+
+    Attributes:
+      state: shapes and shardings of the state.
+      arguments: bytes of the state and of a batch.
+      temporaries: bytes that only a running step needs.
+      waiting: bytes of the batches that wait for their step.
+      text: the optimized program; "" if the compiler found no room for it.
+    """
+
+    state: TrainState
+    arguments: int
+    temporaries: int
+    waiting: int
+    text: str
+
+    @property
+    def total(self) -> int:
+        """Bytes that a training needs."""
+        return self.arguments + self.temporaries + self.waiting
+
+
+def held(tree: Any) -> int:
+    """Bytes that each device holds of a tree of shapes with shardings."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def chosen_for(cfg: Config, absent: Absent) -> Config:
+    """A copy of a config whose "auto" fields have their values on these devices, not on this machine."""
+    cfg, platform = copy.deepcopy(validate(cfg)), absent.kind.platform
+    cfg.parallel.compute_dtype = parallel.compute_dtype(cfg.parallel, platform)
+    cfg.data.augment_on = "device" if parallel.augments_on_device(cfg.data, platform) else "host"
+    return cfg
+
+
+def compile_step(cfg: Config, absent: Absent, read: Input) -> Program:
+    """Compiles the training step of a config from `chosen_for`.
+
+    Raises:
+      ConfigError: if the devices do not divide the batch.
+    """
+    mesh = parallel.make_mesh(cfg.parallel.fsdp, absent.devices)
+
+    def make() -> Any:
+        return create_configured_model(cfg, read.num_classes)
+
+    network, params, _ = split_model(nnx.eval_shape(make), frozen=cfg.optimizer.freeze)
+    steps = read.num_videos * cfg.data.repeats / cfg.train.global_batch_size
+    tx, schedule = make_optimizer(cfg.optimizer, params, steps, round(cfg.train.epochs * steps) + 1)
+    state = abstract_state(lambda: split_model(make())[1:], tx, cfg.train.ema_decay, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step: Any = make_train_step(network, tx, cfg, read.num_classes, mesh, shardings, schedule)
+    clips, rows = cfg.train.global_batch_size // cfg.data.repeats, parallel.batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct((clips * shape[0], *shape[1:]), dtype, sharding=rows)
+        for name, (shape, dtype) in read.rows.items()
+    }
+    waiting = _AHEAD * sum(leaf.size * leaf.dtype.itemsize for leaf in batch.values()) // mesh.size
+    try:
+        compiled = step.lower(state, batch).compile(absent.compiler_options)
+    except jax.errors.JaxRuntimeError as error:
+        needed = re.search(r"Used ([\d.]+)([MG]) of [\d.]+[MG] hbm", str(error))
+        if needed is None:
+            raise
+        return Program(state, 0, int(float(needed[1]) * {"M": 2**20, "G": 2**30}[needed[2]]), waiting, "")
+    memory = compiled.memory_analysis()
+    # The state is donated: its output takes the place of its input
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    temporaries = memory.temp_size_in_bytes + results
+    return Program(state, memory.argument_size_in_bytes, temporaries, waiting, plain_text(compiled))
+
+
+def fits(program: Program, absent: Absent) -> bool:
+    """Whether a training runs on these devices."""
+    return bool(program.text) and program.total <= absent.kind.usable
+
+
+@dataclasses.dataclass(frozen=True)
+class Largest:
+    """The largest batch that fits with some settings: `batch` clips, 0 if none does, and the compiled step."""
+
+    settings: dict[str, Any]
+    batch: int
+    program: Program | None
+
+
+def variants(cfg: Config, devices: int) -> list[dict[str, Any]]:
+    """Settings that make room for a larger batch: the config's own, and each of those that it does not use yet."""
+    found: list[dict[str, Any]] = [{}]
+    if not cfg.parallel.remat:
+        found.append({"parallel.remat": True})
+    if cfg.parallel.fsdp == 1 and devices > 1:
+        found.append({"parallel.fsdp": devices})
+    if cfg.train.accumulate == 1:
+        found.append({"train.accumulate": 4})
+    return found
+
+
+def with_settings(cfg: Config, settings: dict[str, Any]) -> Config:
+    """A copy of a config with other values, by dotted names of fields."""
+    cfg = copy.deepcopy(cfg)
+    for path, value in settings.items():
+        group, _, name = path.partition(".")
+        setattr(getattr(cfg, group), name, value)
+    return cfg
+
+
+def largest_batch(
+    cfg: Config, absent: Absent, settings: dict[str, Any], compiled: Callable[[Config], Program]
+) -> Largest:
+    """Searches the largest global batch that fits: a straight line through the last two needs, then bisection.
+
+    Args:
+      cfg: from `chosen_for`; its batch is the first to be tried.
+      absent: the devices.
+      settings: of `variants`.
+      compiled: compiles the step of a config.
+    """
+    cfg = with_settings(cfg, settings)
+    unit = len(absent.devices) * cfg.data.repeats * cfg.train.accumulate
+    low, high, best = 0, 0, None  # in units; `high` does not fit, 0 while none is known
+    at = max(1, round(cfg.train.global_batch_size / unit))
+    points: list[tuple[int, int]] = []
+    while True:
+        program = compiled(with_settings(cfg, {"train.global_batch_size": at * unit}))
+        points = points or [(0, held(program.state))]
+        points.append((at, program.total))
+        if fits(program, absent):
+            low, best = at, program
+        else:
+            high = at
+        near = max(1, int(low * _CLOSE))
+        if high and high - low <= near:
+            return Largest(settings, low * unit, best)
+        at = _next(points, absent.kind.usable, low, high, near)
+
+
+def _next(points: list[tuple[int, int]], room: int, low: int, high: int, near: int) -> int:
+    """The next number of units to try, between those that fit and those that do not."""
+    (x0, y0), (x1, y1) = points[-2:]
+    slope = (y1 - y0) / (x1 - x0)
+    guess = int(x1 + (room - y1) / slope) if slope > 0 else low + near
+    if high and not low < guess < high:
+        guess = (low + high) // 2 if len(points) > 4 else min(max(guess, low + near), high - near)
+    return max(low + 1, guess if guess > low else low + near)
