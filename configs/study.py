@@ -5,7 +5,8 @@
 `study.py` trains small networks on the synthetic motion set, three seeds each, on a CPU. Its classes differ in motion
 alone, so the table shows what only temporal convolution can tell apart.
 `study.py:heads` compares the heads on R(2+3)D there. On five classes of UCF101 (ucf5_cpu.py), with three seeds and
-three splits, `study.py:heads_ucf5` does the same, and `study.py:inputs_ucf5` compares RGB, frame differences and flow;
+three splits, `study.py:heads_ucf5` does the same on RGB and `heads_diff_ucf5` on frame differences, each also with
+heads that start as the average pool, and `study.py:inputs_ucf5` compares RGB, frame differences and flow;
 `--set data.lists=FOLDER` says where the lists are, and `--set frames.flow=FOLDER` where the flow is.
 `study.py:ucf101` is the full-size study: 18 layers, three splits, three seeds, for 80 GB GPUs; `--list` shows its cost
 and `--shard i/n` shares it out.
@@ -42,6 +43,9 @@ HEADS = {
     "ViT, time": {"model.head.kind": "vit", "model.head.tokens": "time"},
     "ViT, space-time": {"model.head.kind": "vit", "model.head.tokens": "space_time"},
 }
+# Heads that start as the average pool and learn what to add to it, with the dropouts of BERT pooling
+_ADDED = {"model.head.residual": True, "model.head.embedding_dropout": 0.1, "model.head.attention_dropout": 0.1}
+ADDING_HEADS = {f"average pool + {title}": HEADS[title] | _ADDED for title in list(HEADS)[1:]}
 SEEDS = {str(seed): {"seed": seed} for seed in range(3)}
 SPLITS = {str(split): {"data.split": split} for split in (1, 2, 3)}
 FOLDS = {str(fold): {"data.fold": fold} for fold in (1, 2, 3)}
@@ -102,6 +106,11 @@ def _motion() -> Study:
     base = _base("quickstart", "r2plus3d,avgpool")
     base.model.stem_pool = "2d"  # in all of them, for a CPU
     return Study("What tells motion apart", base, {"network": BLOCKS, "seed": SEEDS})
+
+
+def _heads_ucf5(title: str, arg: str) -> Study:
+    axes = {"head": HEADS | ADDING_HEADS, "seed": SEEDS, "split": SPLITS}
+    return Study(f"Heads on five classes of UCF101, {title}", _base("ucf5_cpu", arg), axes)
 
 
 def _inputs_ucf5() -> Study:
@@ -181,9 +190,8 @@ def _filled(title: str, base: Config, pooled: Config, rows: list[dict[str, Any]]
 STUDIES: dict[str, Callable[[], Study]] = {
     "": _motion,
     "heads": lambda: Study("Heads on synthetic motion", _base("quickstart"), {"head": HEADS, "seed": SEEDS}),
-    "heads_ucf5": lambda: Study(
-        "Heads on five classes of UCF101", _base("ucf5_cpu"), {"head": HEADS, "seed": SEEDS, "split": SPLITS}
-    ),
+    "heads_ucf5": lambda: _heads_ucf5("RGB", "vit"),
+    "heads_diff_ucf5": lambda: _heads_ucf5("frame differences", "vit,rgb_diff"),
     "inputs_ucf5": _inputs_ucf5,
     "ucf101": lambda: Study(
         "Spatiotemporal convolutions on UCF101",

@@ -49,9 +49,13 @@ def test_every_config_file_is_tried_and_says_how_it_is_run() -> None:
         assert f"{command} --config=configs/{path.name}" in path.read_text()
 
 
-@pytest.mark.parametrize(
-    ("arg", "count"), [("", 24), ("heads", 12), ("heads_ucf5", 12), ("inputs_ucf5", 9), ("ucf101", 72)]
-)
+STUDIES = {
+    "": 24, "heads": 12, "heads_ucf5": 63, "heads_diff_ucf5": 63, "inputs_ucf5": 27, "ucf101": 72, "table": 126,
+    "table_ucf5": 126,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arg", "count"), STUDIES.items())
 def test_every_study_has_valid_cells(arg: str, count: int) -> None:
     assert len(cells(load_study(str(ROOT / "configs" / "study.py"), arg))) == count
 

@@ -59,9 +59,10 @@ def test_the_rows_of_the_original_readme(variant: str, tmp_path: Path, monkeypat
 
 def test_folds_instead_of_splits() -> None:
     study = load_study(FILE, "heads_ucf5,folds")
-    assert set(study.axes) == {"head", "seed", "fold"} and len(cells(study)) == 4 * 9
+    assert set(study.axes) == {"head", "seed", "fold"} and len(cells(study)) == 7 * 9
     assert {cell.config.data.fold for cell in cells(study)} == {1, 2, 3}
-    assert len(cells(load_study(FILE, "heads_ucf5"))) == len(cells(load_study(FILE, "inputs_ucf5"))) * 4 / 3 == 36
+    assert len(cells(load_study(FILE, "heads_ucf5"))) == len(cells(load_study(FILE, "heads_diff_ucf5"))) == 7 * 9
+    assert len(cells(load_study(FILE, "inputs_ucf5"))) == 3 * 9
     with pytest.raises(UserError, match="variant='heads_ucf': unknown; did you mean heads_ucf5"):
         load_study(FILE, "heads_ucf")
     with pytest.raises(UserError, match="after the comma, only folds is known"):
