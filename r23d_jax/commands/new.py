@@ -93,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
         note(f"left out: {len(left_out) - _MOST_NAMED} more; --json names all of them")
     fields = recipes.network_fields(network.config, network.preprocessing) if network else {}
     rates = [seen[video.target].rate for video in videos]
-    text = recipes.config_text(name, fields, args.weights, Path(args.videos).absolute(), rates)
+    trained = network.preprocessing.frame_rate if network else 0.0
+    text = recipes.config_text(name, fields, args.weights, Path(args.videos).absolute(), rates, trained)
     disk.write_atomically(out / CONFIG, text)
     cfg = validate(call_file(str(out / CONFIG), "get_config", Config))
     write_preview(out / PAGE, cfg, notes, log)

@@ -159,17 +159,24 @@ def network_fields(model: ModelConfig, pre: Preprocessing) -> dict[str, Any]:
     return fields | _changed("data", data, DataConfig())
 
 
-def pace_fields(fields: dict[str, Any], rates: Sequence[float]) -> dict[str, Any]:
-    """The fields that take frames at one pace in time, if the videos have different rates; {} otherwise.
+def pace_fields(fields: dict[str, Any], rates: Sequence[float], trained_rate: float = 0.0) -> dict[str, Any]:
+    """The fields that take frames at one pace in time, if the videos differ in rate from each other or from the weights.
 
     Args:
       fields: of the recipe and the network.
       rates: of the videos in frames per second; 0 is not known.
+      trained_rate: of the videos that the weights were trained on; 0: not known, or no weights.
     """
-    if not rates or min(rates) <= 0 or max(rates) < _RATES_APART * min(rates) or "data.frame_seconds" in fields:
+    if not rates or min(rates) <= 0 or "data.frame_seconds" in fields:
+        return {}
+    known = [*rates, trained_rate] if trained_rate else rates
+    if max(known) < _RATES_APART * min(known):
         return {}
     stride = fields.get("data.frame_stride", DataConfig().frame_stride)
-    return {"data.frame_stride": 1, "data.frame_seconds": round(stride / statistics.median(rates), 4)}
+    return {
+        "data.frame_stride": 1,
+        "data.frame_seconds": round(stride / (trained_rate or statistics.median(rates)), 4),
+    }
 
 
 def _changed(place: str, group: Any, default: Any) -> dict[str, Any]:
@@ -182,7 +189,14 @@ def _literal(value: Any) -> str:
     return json.dumps(value) if isinstance(value, str) else repr(value).replace("'", '"')
 
 
-def config_text(name: str, fields: dict[str, Any], weights: str, videos: Path, rates: Sequence[float] = ()) -> str:
+def config_text(
+    name: str,
+    fields: dict[str, Any],
+    weights: str,
+    videos: Path,
+    rates: Sequence[float] = (),
+    trained_rate: float = 0.0,
+) -> str:
     """A config file that finds its data beside itself, so that it works from any folder.
 
     Args:
@@ -190,12 +204,12 @@ def config_text(name: str, fields: dict[str, Any], weights: str, videos: Path, r
       fields: of the network of the weights; {} without weights.
       weights: a path or a name of published weights; "" without.
       videos: the folder of the videos, for the top of the file.
-      rates: of the videos, see `pace_fields`.
+      rates, trained_rate: see `pace_fields`.
     """
     recipe = RECIPES[name]
     shown = json.dumps(str(videos), ensure_ascii=False)[1:-1]  # its name must not end the docstring
     fields = {**fields, **recipe.fields, **_COMMON}
-    fields |= pace_fields(fields, rates)
+    fields |= pace_fields(fields, rates, trained_rate)
     published = pretrained_name(weights)
     source = f"{PREFIX}{published}" if published else str(Path(weights).absolute())
     lines = [f"    cfg.init_from = {_literal(source)}"] if weights else []

@@ -265,6 +265,13 @@ def test_videos_of_different_rates_are_read_at_one_pace(tmp_path: Path) -> None:
         assert (cfg.data.frame_stride, cfg.data.frame_seconds) == wanted
 
 
+def test_videos_are_read_at_the_pace_of_the_weights() -> None:
+    """At 60 frames a second, a stride of 2 would show a network that was trained at 30 everything at half the pace."""
+    fields = {"data.frame_stride": 2}
+    assert recipes.pace_fields(fields, [60, 60], 30) == {"data.frame_stride": 1, "data.frame_seconds": 0.0667}
+    assert recipes.pace_fields(fields, [30, 30], 30) == recipes.pace_fields(fields, [60, 60]) == {}
+
+
 @pytest.mark.parametrize(
     ("name", "file", "variant"), [("small", "small_cpu.py", "vit,rgb_diff"), ("scratch", "r23d.py", "18")]
 )
