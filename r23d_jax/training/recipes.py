@@ -160,7 +160,7 @@ def network_fields(model: ModelConfig, pre: Preprocessing) -> dict[str, Any]:
 
 
 def pace_fields(fields: dict[str, Any], rates: Sequence[float], trained_rate: float = 0.0) -> dict[str, Any]:
-    """The fields that take frames at one pace in time, if the videos differ in rate from each other or from the weights.
+    """The fields that take frames at one pace in time, if the rates of the videos, or of the weights, differ; else {}.
 
     Args:
       fields: of the recipe and the network.
