@@ -80,20 +80,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def train(data: Path, folder: Path, num_processes: int) -> list[dict[str, Any]]:
-    """`worker.py` in several processes, with four devices in all."""
-    folder.mkdir()
+def train(data: Path, folder: Path, num_processes: int, devices: int = 4, stop_after: int = 0) -> list[dict[str, Any]]:
+    """`worker.py` in several processes, with so many devices in all; nothing is returned from one that is to stop."""
+    folder.mkdir(exist_ok=True)
     place = [f"127.0.0.1:{free_port()}", str(num_processes)]
     folders = [str(path) for path in (data, folder / "run", folder)]
     outcomes = finish([
         start(
-            [sys.executable, "-m", "tests.runtime.worker", *place, str(number), *folders],
-            devices=4 // num_processes,
+            [sys.executable, "-m", "tests.runtime.worker", *place, str(number), *folders, str(stop_after)],
+            devices=devices // num_processes,
         )
         for number in range(num_processes)
     ])  # fmt: skip
     assert all(status == 0 for status, _ in outcomes), "\n".join(output[-3000:] for _, output in outcomes)
-    return [json.loads((folder / f"{number}.json").read_text()) for number in range(num_processes)]
+    return [json.loads((folder / f"{number}.json").read_text()) for number in range(0 if stop_after else num_processes)]
 
 
 @pytest.mark.long
@@ -130,6 +130,26 @@ def test_a_job_computes_what_one_process_computes(data: Path, tmp_path: Path, nu
     # One checkpoint, written together, which one process can read
     mine, theirs = (load_checkpoint(tmp_path / name / "run", "latest") for name in ("alone", "job"))
     assert mine.step == theirs.step and len(list((tmp_path / "job/run/checkpoints").iterdir())) >= 1
+
+
+@pytest.mark.long
+def test_a_run_of_one_process_goes_on_in_two(data: Path, tmp_path: Path) -> None:
+    """From eight devices to two of one each: the same batches and learning rates, and losses that differ by rounding.
+
+    It stops where an evaluation is due, so the job saves a step again that is on disk already.
+    """
+    (alone,) = train(data, tmp_path / "alone", 1)
+    train(data, tmp_path / "job", 1, devices=8, stop_after=3)
+    job = train(data, tmp_path / "job", 2, devices=2)
+    assert [process["devices"] for process in job] == [2, 2] and len(job[0]["read"]) == 3
+    parts = zip(job[0]["read"], job[1]["read"], strict=True)
+    assert [[*first, *second] for first, second in parts] == alone["read"][3:]
+    np.testing.assert_allclose(job[0]["losses"], alone["losses"], rtol=1e-4)
+    rates, expected = (
+        [row["train/learning_rate"] for row in read_metrics(tmp_path / name / "run") if "train/loss" in row]
+        for name in ("job", "alone")
+    )
+    assert rates == expected and len(rates) == 6
 
 
 @pytest.mark.long

@@ -1,9 +1,13 @@
 """One process of a job: trains on the tiny set and writes down what it read and what came out.
 
-python -m tests.runtime.worker COORDINATOR NUM_PROCESSES PROCESS_ID DATA WORKDIR OUT
+python -m tests.runtime.worker COORDINATOR NUM_PROCESSES PROCESS_ID DATA WORKDIR OUT STOP_AFTER
+
+A process alone that is to stop after a step (0: none) does so by a signal, and writes down nothing.
 """
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,20 +15,21 @@ from typing import Any
 from r23d_jax.runtime import distributed
 
 
-def main(coordinator: str, num_processes: int, process_id: int, data: Path, workdir: Path, out: Path) -> None:
+def main(
+    coordinator: str, num_processes: int, process_id: int, data: Path, workdir: Path, out: Path, stop_after: int
+) -> None:
     if num_processes > 1:
         distributed.join(coordinator, num_processes, process_id, heartbeat_seconds=30)
     import jax
 
     from r23d_jax.checkpoint.checkpoint import load_checkpoint
-    from r23d_jax.data.read import pipeline
     from r23d_jax.evaluation.run import evaluate_checkpoint
     from r23d_jax.runtime.journal import read_metrics
     from r23d_jax.training import loop
     from tests.training.test_loop import config_for
 
     read: list[list[int]] = []
-    train_batches = pipeline.train_batches
+    train_batches = loop.train_batches
 
     def recorded(*args: Any, **options: Any) -> Any:
         batches = train_batches(*args, **options)
@@ -38,13 +43,23 @@ def main(coordinator: str, num_processes: int, process_id: int, data: Path, work
 
         return each()
 
-    pipeline.train_batches = recorded
+    loop.train_batches = recorded
+    add = loop.Meter.add
+
+    def add_and_stop(meter: loop.Meter, step: int, *rest: Any) -> None:
+        add(meter, step, *rest)
+        if step == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    loop.Meter.add = add_and_stop
     cfg = config_for(data)
     cfg.parallel.fsdp = 2
     cfg.eval.num_clips, cfg.eval.batch_size = 3, 10  # 36 views in batches of 12 or 16: the last is not full
     lines: list[str] = []
     result = loop.train(cfg, workdir, log=lines.append)
-    assert result is not None
+    assert (result is None) == bool(stop_after)
+    if result is None:
+        return
     again = evaluate_checkpoint(cfg, workdir)
     found = {
         "saved": load_checkpoint(workdir, "latest").metrics,
@@ -60,5 +75,5 @@ def main(coordinator: str, num_processes: int, process_id: int, data: Path, work
 
 
 if __name__ == "__main__":
-    _, address, number, own, *folders = sys.argv
-    main(address, int(number), int(own), *map(Path, folders))
+    _, address, number, own, *folders, last = sys.argv
+    main(address, int(number), int(own), *map(Path, folders), int(last))
