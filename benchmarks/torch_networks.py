@@ -9,6 +9,7 @@ from r23d_jax.weights import torch_definition
 
 _VIT = {"kind": "vit", "tokens": "space_time", "num_layers": 1, "num_heads": 8, "hidden_dim": 0, "mlp_ratio": 4.0}
 _VIT |= {"dropout": 0.5, "transformer_dropout": 0.1, "token_keep": 1.0}
+_VIT |= {"embedding_dropout": 0.0, "attention_dropout": 0.0, "residual": False}
 _R2PLUS3D = {
     "convolutions": ("2d", "2d", "3d", "3d"),
     "stem": "1x7x7",

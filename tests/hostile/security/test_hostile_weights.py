@@ -90,10 +90,15 @@ def test_every_other_door_refuses_it_too(marker: Path, tmp_path: Path, capsys: p
         warm_start(cfg, state, shardings, 3, print)
     with pytest.raises(UserError, match="refused, because reading it could run code"):
         r23d_jax.from_torch(path)
-    for door in (["predict", "--workdir", str(path), "a.avi"], ["export", "--workdir", str(path), "--to", "a.pth"]):
+    (tmp_path / "a.avi").touch()
+    for *door, said in (
+        ["predict", "--weights", str(path), str(tmp_path / "a.avi"), "refused, because reading it could run code"],
+        ["explain", "--weights", str(path), str(tmp_path / "a.avi"), "refused, because reading it could run code"],
+        ["export", "--workdir", str(path), "--to", "a.pth", "there is no checkpoint in"],
+    ):
         assert main(door) == 2
-        assert "there is no checkpoint in" in capsys.readouterr().err
-    with pytest.raises(UserError, match="there is no checkpoint in"):
+        assert said in capsys.readouterr().err
+    with pytest.raises(UserError, match="refused, because reading it could run code"):
         load_model(path)
     assert not marker.exists()
 
