@@ -51,7 +51,7 @@ def main(
         if step == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    loop.Meter.add = add_and_stop
+    loop.Meter.add = add_and_stop  # type: ignore[method-assign]
     cfg = config_for(data)
     cfg.parallel.fsdp = 2
     cfg.eval.num_clips, cfg.eval.batch_size = 3, 10  # 36 views in batches of 12 or 16: the last is not full
@@ -75,5 +75,5 @@ def main(
 
 
 if __name__ == "__main__":
-    _, address, number, own, *folders, last = sys.argv
-    main(address, int(number), int(own), *map(Path, folders), int(last))
+    _, address, number, own, data, workdir, out, last = sys.argv
+    main(address, int(number), int(own), Path(data), Path(workdir), Path(out), int(last))
