@@ -20,10 +20,10 @@ from r23d_jax.data.find.splits import read_list
 from r23d_jax.runtime.program import CONFIGS
 from r23d_jax.training import recipes
 from tests.commands.test_predict import write_video
+from tests.evaluation.test_features import WIDTHS, small_config
 from tests.hostile.reliability.harness import write_videos
 from tests.weights.random_networks import trained
 
-WIDTHS = (8, 8, 12, 16)
 LOADS = pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")  # ml_collections' way to run a config
 
 
@@ -33,21 +33,16 @@ def call(*words: object) -> int:
     return new.run(parser.parse_args([str(word) for word in words]))
 
 
-def tiny() -> Config:
-    cfg = Config()
-    cfg.model.family, cfg.model.depth, cfg.model.widths = "r2plus3d", 10, WIDTHS
-    cfg.model.head.kind = "avgpool"
-    cfg.data.num_frames, cfg.data.crop_size, cfg.data.short_side = 8, 32, 36
-    return cfg
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Videos in class folders, and weights."""
     root = tmp_path_factory.mktemp("new")
     write_videos(root / "videos", count=16, num_frames=20, groups=4)
     save_model(
-        root / "weights", trained("r2plus3d_10", num_classes=3, num_frames=8, widths=WIDTHS), tiny(), tuple("abc")
+        root / "weights",
+        trained("r2plus3d_10", num_classes=3, num_frames=8, widths=WIDTHS),
+        small_config(),
+        tuple("abc"),
     )
     return root
 
@@ -134,7 +129,7 @@ def test_with_weights_only_their_last_stage_is_trained(
 
 
 def test_weights_that_read_frames_and_differences(root: Path, tmp_path: Path) -> None:
-    cfg = tiny()
+    cfg = small_config()
     cfg.data.input, cfg.model.in_channels = "rgb_and_diff", 6
     network = trained("r2plus3d_10", num_classes=2, num_frames=8, widths=WIDTHS, in_channels=6)
     save_model(tmp_path / "both", network, cfg, ("a", "b"))
@@ -191,7 +186,7 @@ def test_wrong_uses(root: Path, tmp_path: Path) -> None:
         call(root / "videos/Diving", "--out", tmp_path / "p")
     with pytest.raises(UserError, match="there is no checkpoint in"):
         call(root / "videos", "--out", tmp_path / "p", "--weights", root / "videos")
-    cfg = use_flow(tiny())
+    cfg = use_flow(small_config())
     save_model(tmp_path / "flow", trained("r2plus3d_10", num_classes=2, widths=WIDTHS, in_channels=2), cfg, ("a", "b"))
     with pytest.raises(UserError, match="the network reads optical flow; a project has frames, so give others"):
         call(root / "videos", "--out", tmp_path / "p", "--weights", tmp_path / "flow")

@@ -23,13 +23,17 @@ CLASSES = ("Diving", "Rowing")
 WIDTHS = (8, 8, 12, 16)
 
 
-@pytest.fixture(scope="module")
-def cfg() -> Config:
+def small_config() -> Config:
     cfg = Config()
     cfg.model.family, cfg.model.depth, cfg.model.widths = "r2plus3d", 10, WIDTHS
     cfg.model.head.kind = "avgpool"
     cfg.data.num_frames, cfg.data.crop_size, cfg.data.short_side = 8, 32, 36
     return cfg
+
+
+@pytest.fixture(scope="module")
+def cfg() -> Config:
+    return small_config()
 
 
 @pytest.fixture(scope="module")
