@@ -322,7 +322,8 @@ def _broken(status: Status) -> str:
     counts = [process.broken_videos for process in status.processes]
     if not sum(counts):
         return ""
-    return f"{'at most ' if len(counts) > 1 else ''}{sum(counts):,} videos cannot be read; the log names them"
+    noun = "video" if sum(counts) == 1 else "videos"
+    return f"{'at most ' if len(counts) > 1 else ''}{sum(counts):,} {noun} cannot be read; the log names them"
 
 
 def _beat(status: Status) -> str:
