@@ -8,6 +8,8 @@ alone, so the table shows what only temporal convolution can tell apart.
 three splits, `study.py:heads_ucf5` does the same on RGB and `heads_diff_ucf5` on frame differences, each also with
 heads that start as the average pool, and `study.py:inputs_ucf5` compares RGB, frame differences and flow;
 `--set data.lists=FOLDER` says where the lists are, and `--set frames.flow=FOLDER` where the flow is.
+`study.py:heads_full_ucf5` compares heads at full size, R(2+3)D-18 at 112 pixels, on RGB and on frame differences; it is
+written for a GPU, and `python -m benchmarks.resident` runs it there within minutes.
 `study.py:ucf101` is the full-size study: 18 layers, three splits, three seeds, for 80 GB GPUs; `--list` shows its cost
 and `--shard i/n` shares it out.
 `study.py:table` fills the table of the original README, in its order, and adds rows of this project; `table_ucf5` is
@@ -113,6 +115,19 @@ def _heads_ucf5(title: str, arg: str) -> Study:
     return Study(f"Heads on five classes of UCF101, {title}", _base("ucf5_cpu", arg), axes)
 
 
+def _heads_full_ucf5() -> Study:
+    base = _base("ucf5_cpu", "vit")  # the recipe; then the network and the clips of r23d.py
+    base.data.root = "data/ucf5_128/frames"
+    base.data.short_side, base.data.crop_size = 128, 112
+    base.model.depth, base.model.widths, base.model.head.num_heads = 18, (), 8
+    base.train.global_batch_size, base.parallel.compute_dtype = 32, "auto"
+    names = ("average pool", "ViT, space-time", "average pool + ViT, time", "average pool + ViT, space-time")
+    inputs = {"RGB": {}, "frame differences": {"data.input": "rgb_diff"}}
+    heads = {name: (HEADS | ADDING_HEADS)[name] for name in names}
+    axes = {"input": inputs, "head": heads, "seed": SEEDS, "split": SPLITS}
+    return Study("Heads on five classes of UCF101, full size", base, axes)
+
+
 def _inputs_ucf5() -> Study:
     base, flow = _base("ucf5_cpu"), _base("ucf5_cpu", "vit,flow")
     inputs = {
@@ -192,6 +207,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "heads": lambda: Study("Heads on synthetic motion", _base("quickstart"), {"head": HEADS, "seed": SEEDS}),
     "heads_ucf5": lambda: _heads_ucf5("RGB", "vit"),
     "heads_diff_ucf5": lambda: _heads_ucf5("frame differences", "vit,rgb_diff"),
+    "heads_full_ucf5": _heads_full_ucf5,
     "inputs_ucf5": _inputs_ucf5,
     "ucf101": lambda: Study(
         "Spatiotemporal convolutions on UCF101",

@@ -12,12 +12,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r23d_jax import config
-from r23d_jax.config import Config, UserError
+from r23d_jax.config import Config
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read import pipeline
-from r23d_jax.data.read.views import Views, largest_frame, make_views, video_strides
-from r23d_jax.evaluation import metrics as metric_functions
-from r23d_jax.evaluation.result import EvalResult, Protocol, environment
+from r23d_jax.data.read.views import largest_frame, make_views, video_strides
+from r23d_jax.evaluation.result import EvalResult
+from r23d_jax.evaluation.scores import Scores
 from r23d_jax.evaluation.step import EvalStep
 from r23d_jax.runtime import parallel
 from r23d_jax.runtime.progress import Progress, announced
@@ -26,8 +26,6 @@ from r23d_jax.runtime.progress import Progress, announced
 MOST_CANVAS = 4
 # Batches dispatched before the oldest one's scores are read: the device always has its next batch.
 BATCHES_IN_FLIGHT = 2
-# Probabilities (views x classes) that are kept until the predicted classes are known: 128 MB. UCF101 has 4 million.
-MOST_KEPT = 2**26
 COMPILING = "compiling the network, which may take a minute the first time"
 
 
@@ -74,7 +72,7 @@ def evaluate(
     batch_size = -(-cfg.eval.batch_size // multiple) * multiple
     broken = broken or pipeline.BrokenLog(cfg.data, log=log)
     params, batch_stats = on_mesh((params, batch_stats), mesh)
-    sums = _Sums(index, views)
+    scores = Scores(index, views)
     batches = pipeline.eval_batches(
         index,
         views,
@@ -92,7 +90,7 @@ def evaluate(
         def add_oldest() -> None:
             logits, view, mask = jax.device_get(in_flight.popleft())
             progress.update(min(len(mask), len(views) - progress.done))  # the rest of the last batch is padding
-            sums.add(logits, view, mask)
+            scores.add(logits, view, mask)
 
         for batch in batches:
             if should_stop is not None and should_stop():
@@ -105,7 +103,7 @@ def evaluate(
                 add_oldest()
         while in_flight:
             add_oldest()
-    result = sums.result(cfg, broken)
+    result = scores.result(cfg, _from_all_hosts(broken.files))
     if result.not_evaluated:
         log(f"not evaluated, because no view could be read: {', '.join(result.not_evaluated)}")
     return result
@@ -138,88 +136,3 @@ def on_mesh(tree: Any, mesh: Mesh) -> Any:
 def _from_all_hosts(pairs: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """The broken files of all hosts, each once; a host reads its own rows only."""
     return tuple(dict.fromkeys((file, reason) for host in parallel.from_processes(pairs) for file, reason in host))
-
-
-class _Sums:
-    """Adds up scores per video, in bounded memory."""
-
-    def __init__(self, index: VideoIndex, views: Views):
-        self._index, self._video, self._start = index, views.video, views.start
-        shape = (len(index.names), len(index.class_names))
-        self._logits, self._softmax = np.zeros(shape), np.zeros(shape)
-        self._scored = np.zeros(len(views), bool)
-        kept = len(views) * shape[1] <= MOST_KEPT
-        self._shares = np.zeros((len(views), shape[1]), np.float16) if kept else None
-        self._correct, self._loss = 0, 0.0
-
-    def add(self, logits: np.ndarray, view: np.ndarray, mask: np.ndarray) -> None:
-        """Adds a batch in the order of its views, so that sums do not depend on the number of devices.
-
-        Args:
-          logits: (B, C) float32.
-          view: (B,) int32, rows of the views.
-          mask: (B,), 0 for padding and for unreadable views.
-
-        Raises:
-          UserError: if a score is not finite.
-        """
-        real = np.flatnonzero(mask > 0)
-        real = real[np.argsort(view[real], kind="stable")]
-        view, scores = view[real], logits[real].astype(np.float64)
-        if np.any(self._scored[view]) or len(np.unique(view)) != len(view):
-            raise RuntimeError("a view was scored twice: the evaluation batches overlap")
-        self._scored[view] = True
-        video = self._video[view]
-        finite = np.isfinite(scores).all(axis=1)
-        if not finite.all():
-            raise UserError(
-                f"the scores of video {self._index.names[video[~finite][0]]} are not finite: training has diverged or "
-                "the weights are damaged. Go back to an earlier checkpoint, or lower config.optimizer.learning_rate."
-            )
-        shifted = scores - scores.max(axis=1, keepdims=True)
-        log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-        # add.at adds row by row, in order.
-        np.add.at(self._logits, video, scores)
-        np.add.at(self._softmax, video, np.exp(log_softmax))
-        if self._shares is not None:
-            self._shares[view] = np.exp(log_softmax)
-        labels = self._index.labels[video]
-        self._correct += int(np.count_nonzero(metric_functions.true_ranks(scores, labels) == 0))
-        self._loss -= float(log_softmax[np.arange(len(labels)), labels].sum())
-
-    def result(self, cfg: Config, broken: pipeline.BrokenLog) -> EvalResult:
-        """The result of the whole evaluation."""
-        index, scored = self._index, int(self._scored.sum())
-        num_views = np.bincount(self._video[self._scored], minlength=len(index.names)).astype(np.int32)
-        seen = num_views > 0
-        metrics = metric_functions.video_metrics(self._logits[seen], self._softmax[seen], index.labels[seen])
-        metrics["val/top1_clip"] = self._correct / scored if scored else float("nan")
-        metrics["val/loss"] = self._loss / scored if scored else float("nan")
-        return EvalResult(
-            metrics=metrics,
-            class_names=index.class_names,
-            names=np.asarray(index.names, np.str_),
-            labels=np.asarray(index.labels, np.int32),
-            logits=self._logits,
-            softmax=self._softmax,
-            num_views=num_views,
-            broken_views=len(self._scored) - scored,
-            broken=_from_all_hosts(broken.files),
-            missing=tuple(index.missing),
-            protocol=Protocol.of(cfg),
-            environment=environment(),
-            timeline=self._timeline(),
-        )
-
-    def _timeline(self) -> np.ndarray | None:
-        """See `EvalResult.timeline`."""
-        views = np.flatnonzero(self._scored)
-        if self._shares is None or not len(views):
-            return None
-        video, start = self._video[views], self._start[views]
-        classes = np.stack([self._index.labels[video], self._logits.argmax(axis=1)[video]], axis=1)
-        shares = np.take_along_axis(self._shares[views], classes, axis=1).astype(np.float32)
-        rows = np.concatenate([video[:, None], start[:, None], shares], axis=1, dtype=np.float32)
-        first = np.flatnonzero(np.diff(video, prepend=-1) | np.diff(start, prepend=-1))  # the first crop of each clip
-        crops = np.diff(first, append=len(views))[:, None]
-        return np.add.reduceat(rows, first) / crops

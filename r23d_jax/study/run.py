@@ -122,7 +122,11 @@ def _run_cell(cell: Cell, folder: Path, seconds_before: float, lock: int) -> Out
         except KeyboardInterrupt:  # the cell receives it too, and saves its state
             process.wait()
             raise
-    seconds = seconds_before + time.monotonic() - started
+    return keep_outcome(folder, status, seconds_before + time.monotonic() - started, cost)
+
+
+def keep_outcome(folder: Path, status: int, seconds: float, cost: Cost) -> Outcome:
+    """Writes the outcome of a cell to its folder, whose process ended with exit status `status`."""
     outcome = _outcome(folder, status, seconds, cost)
     write_atomically(folder / OUTCOME, json.dumps(dataclasses.asdict(outcome), indent=1) + "\n")
     return outcome

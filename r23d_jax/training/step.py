@@ -34,28 +34,57 @@ def make_train_step(
     shardings: TrainState,
     schedule: optax.Schedule,
 ) -> TrainStep:
-    """Compiles forward, backward and update into one program, which reuses the state's memory.
+    """Compiles `make_update` into one program, which reuses the state's memory. All randomness is from (seed, step).
+
+    Returns:
+      A function of (state, batch) that returns the next state and the metrics.
+    """
+    update = make_update(network, tx, cfg, num_classes, mesh, shardings, schedule)
+
+    @compiled_for(parallel.platform(mesh))
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return update(state, batch, jax.random.fold_in(jax.random.key(cfg.seed), state.step))
+
+    return jax.jit(
+        step,
+        in_shardings=(shardings, parallel.batch_sharding(mesh)),
+        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
+        donate_argnums=0,
+        compiler_options=parallel.compiler_options(mesh),
+    )
+
+
+def make_update(
+    network: Network,
+    tx: optax.GradientTransformation,
+    cfg: Config,
+    num_classes: int,
+    mesh: Mesh,
+    shardings: TrainState,
+    schedule: optax.Schedule,
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """Forward, backward and update, to be compiled by the caller.
 
     BatchNorm sees the whole global batch: under `jit` a mean over a sharded axis is a mean over all devices. With
-    `cfg.train.accumulate` > 1 it sees one micro-batch at a time, in order. All randomness comes from (seed, step).
+    `cfg.train.accumulate` > 1 it sees one micro-batch at a time, in order.
 
     Args:
       network, tx, schedule: the network, its update rule and its learning rate.
-      cfg: its data and train groups, its seed and `optimizer.freeze` are read.
+      cfg: its data and train groups and `optimizer.freeze` are read.
       num_classes: number of logits.
       mesh: the devices.
       shardings: sharding of every leaf of the state.
 
     Returns:
-      A function of (state, {"video" uint8, "label", "mask"}) that returns the next state and float32 device scalars
+      A function of (state, {"video" uint8, "label", "mask"}, key) that returns the next state and float32 scalars
       `train/loss`, `train/top1`, `train/grad_norm` and `train/learning_rate`. The batch may be one for `finish_clips`
-      or `move_pictures`.
+      or `move_pictures`. All randomness is from the key.
 
     Raises:
       ConfigError: if the devices do not divide a micro-batch.
     """
     pre = config.preprocessing(cfg.data)
-    seed, train = cfg.seed, cfg.train
+    train = cfg.train
     whole = NamedSharding(mesh, PartitionSpec())
     micro_size = train.global_batch_size // train.accumulate
     if micro_size % (cfg.data.repeats * mesh.size):
@@ -98,9 +127,7 @@ def make_train_step(
         loss, top1, grads = jax.tree.map(lambda x: x / train.accumulate, total)
         return loss, top1, grads, batch_stats
 
-    @compiled_for(parallel.platform(mesh))
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+    def update(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         # Parameters that are split over `fsdp` are gathered here, once per step. Otherwise XLA splits some convolutions
         # over their channels and moves activations.
         gathered = jax.lax.with_sharding_constraint(state.params, whole)
@@ -123,13 +150,7 @@ def make_train_step(
         }
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics  # type: ignore[arg-type]
 
-    return jax.jit(
-        step,
-        in_shardings=(shardings, parallel.batch_sharding(mesh)),
-        out_shardings=(shardings, whole),
-        donate_argnums=0,
-        compiler_options=parallel.compiler_options(mesh),
-    )
+    return update
 
 
 def _micro_batches(rows: jax.Array, count: int, mesh: Mesh, run: int) -> jax.Array:

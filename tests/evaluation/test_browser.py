@@ -171,7 +171,7 @@ def test_the_timeline_has_the_mean_over_the_crops_of_every_clip(evaluated: Any) 
 
 def test_too_many_probabilities_are_not_kept(evaluated: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model, cfg, index, _ = evaluated
-    monkeypatch.setattr("r23d_jax.evaluation.evaluate.MOST_KEPT", 6 * 2 * 3 * 3 - 1)
+    monkeypatch.setattr("r23d_jax.evaluation.scores.MOST_KEPT", 6 * 2 * 3 * 3 - 1)
     mesh = parallel.make_mesh()
     network, params, batch_stats = split_model(model)
     step = make_eval_step(network, config.preprocessing(cfg.data), mesh)

@@ -1,0 +1,144 @@
+"""A study whose frames stay on the device: the same clips and scores as the project's own loader and evaluation."""
+
+import dataclasses
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import resident
+from r23d_jax import config
+from r23d_jax.config import Config, UserError
+from r23d_jax.data.sources import open_index
+from r23d_jax.evaluation.evaluate import evaluate
+from r23d_jax.evaluation.result import load_evaluation
+from r23d_jax.evaluation.step import make_eval_step
+from r23d_jax.models.functional import split_model
+from r23d_jax.runtime import parallel
+from r23d_jax.study.run import read_outcome
+from tests.training.tiny import tiny_config
+
+STUDY = """
+import copy
+from r23d_jax.config import from_json
+from r23d_jax.study.grid import Study
+BASE = from_json({text!r})
+def get_study(arg):
+    heads = {{"pool": {{}}, "ViT": {{"model.head.kind": "vit", "model.head.num_heads": 2}}}}
+    return Study("Small", copy.deepcopy(BASE), {{"head": heads, "seed": {{"0": {{"seed": 0}}, "1": {{"seed": 1}}}}}})
+"""
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes of four videos, of 11 to 14 frames; the last video of each class is tested."""
+    root, rng = tmp_path_factory.mktemp("videos"), np.random.default_rng(0)
+    lists = root / "lists"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("".join(f"{k + 1} {name}\n" for k, name in enumerate("ABCD")))
+    train, test = [], []
+    for k, name in enumerate("ABCD"):
+        for group in range(1, 5):
+            video = f"v_{name}_g{group:02d}_c01"
+            (test if group == 4 else train).append(f"{name}/{video}.avi {k + 1}\n")
+            folder = root / "frames" / name / video
+            folder.mkdir(parents=True)
+            blocks = rng.integers(0, 256, (10 + group, 6, 8, 3), np.uint8)
+            for number, picture in enumerate(blocks, start=1):
+                large = cv2.resize(picture, (32, 24), interpolation=cv2.INTER_LINEAR)
+                assert cv2.imwrite(str(folder / f"{number:05d}.png"), large)
+    (lists / "trainlist01.txt").write_text("".join(train))
+    (lists / "testlist01.txt").write_text("".join(test))
+    return root
+
+
+def small(videos: Path, source: str = "rgb") -> Config:
+    cfg = tiny_config("r2plus3d")
+    cfg.data.source, cfg.data.root, cfg.data.lists = "frames", str(videos / "frames"), str(videos / "lists")
+    cfg.data.input, cfg.data.num_frames, cfg.data.frame_stride = source, 8, 2
+    cfg.data.short_side, cfg.data.crop_size, cfg.data.color_jitter = 24, 16, 0.3
+    cfg.data.crop, cfg.train.ema_decay = "multi_scale", 0.0
+    cfg.train.epochs, cfg.train.global_batch_size = 2.0, 8
+    cfg.eval.views, cfg.eval.num_clips, cfg.eval.batch_size = "uniform", 3, 10
+    return config.validate(cfg)
+
+
+def write_study(folder: Path, cfg: Config) -> str:
+    path = folder / "small_study.py"
+    path.write_text(STUDY.format(text=config.to_json(cfg)))
+    return str(path)
+
+
+def test_rows_that_differ_in_seed_share_a_program_and_a_rerun_is_equal(tmp_path: Path, videos: Path) -> None:
+    path = write_study(tmp_path, small(videos))
+    before = resident._compiled.cache_info().misses
+    assert resident.run(path, tmp_path / "a", "", [], 60) == 0
+    assert resident._compiled.cache_info().misses == before + 2  # a head each, for two seeds
+    assert resident.run(path, tmp_path / "b", "ViT_seed1", [], 60) == 0
+    first, second = (load_evaluation(tmp_path / name / "ViT_seed1") for name in "ab")
+    other = load_evaluation(tmp_path / "a" / "ViT_seed0")
+    assert first is not None and second is not None and other is not None
+    np.testing.assert_array_equal(first.logits, second.logits)
+    assert np.abs(first.logits - other.logits).max() > 1e-3
+    outcome = read_outcome(tmp_path / "a" / "pool_seed0")
+    assert outcome is not None and outcome.status == "done" and outcome.protocol["num_clips"] == 3
+    page = (tmp_path / "a" / "results.md").read_text()
+    assert "ViT" in page and "pool" in page
+
+
+def test_nothing_starts_after_the_time(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert resident.run(write_study(tmp_path, small(videos)), tmp_path / "w", "", [], 0.0) == 0
+    out = capsys.readouterr().out
+    assert "the time is over before training 1 of 4; call again to go on" in out
+    assert "0 trainings done, 4 left" in out
+
+
+@pytest.mark.parametrize("source", ["rgb", "rgb_diff"])
+def test_the_scores_are_those_of_the_evaluation_from_disk(videos: Path, source: str) -> None:
+    cfg = small(videos, source)
+    test = open_index(cfg.data, "test")
+    store = resident.FrameStore([test])
+    made = resident._compiled(config.to_json(cfg), len(test.class_names), 4.0, 8)
+    state = made.initialize(np.uint32(3))
+    found = resident._evaluate(cfg, store, test, made, state)
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    network, params, batch_stats = split_model(
+        resident.create_configured_model(dataclasses.replace(cfg, seed=3), len(test.class_names))
+    )
+    step = make_eval_step(network, config.preprocessing(cfg.data), mesh)
+    wanted = evaluate(step, params, batch_stats, test, cfg, mesh)
+    assert wanted is not None
+    np.testing.assert_array_equal(found.num_views, wanted.num_views)
+    np.testing.assert_array_equal(found.names, wanted.names)
+    np.testing.assert_allclose(found.logits, wanted.logits, atol=0.02)  # a level of a byte, by rounding
+    assert np.abs(wanted.logits).max() > 0.2
+
+
+def test_training_clips_are_frames_of_their_video_inside_the_picture(videos: Path) -> None:
+    cfg = small(videos)
+    train = open_index(cfg.data, "train")
+    store = resident.FrameStore([train])
+    first, owner = store.first(train), np.repeat(np.arange(len(train)), train.num_frames)
+    batches = list(resident._train_batches(cfg, store, train, 6))  # four epochs
+    for batch in batches:
+        rows = owner[batch["video"]]
+        assert (rows == rows[:, :1]).all()
+        np.testing.assert_array_equal(train.labels[rows[:, 0]], batch["label"])
+        top, left, height, width = batch["window"][:, 0].T
+        assert (top >= 0).all() and (top + height <= store.size[0]).all() and (left + width <= store.size[1]).all()
+    seen = np.concatenate([owner[batch["video"][:, 0]] for batch in batches])
+    assert len(set(seen[: len(train)].tolist())) == len(train)  # once an epoch
+    again = next(iter(resident._train_batches(cfg, store, train, 1)))
+    jax.tree.map(np.testing.assert_array_equal, again, batches[0])
+    assert first[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("data.crop", "center", "config.data.crop='center': only 'multi_scale' is known here; use study")],
+)
+def test_what_it_does_not_know_is_refused(tmp_path: Path, videos: Path, field: str, value: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resident.run(write_study(tmp_path, small(videos)), tmp_path, "", [f"{field}={value}"], 60)
