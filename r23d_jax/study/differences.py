@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from r23d_jax.config import UserError
 from r23d_jax.data.find.video_names import group_of
+from r23d_jax.data.sources import listed_videos, lists_of
 from r23d_jax.evaluation.bootstrap import Interval, interval
 from r23d_jax.evaluation.result import load_evaluation
 from r23d_jax.study.grid import Cell
@@ -21,7 +23,7 @@ class Row:
 
     Attributes:
       scores: (split and fold, recording, video) -> percent of the seeds that were right.
-      named_groups: whether every name holds a group; else a video without one is a recording of its own.
+      named_groups: whether every video has a group, by its name or by the lists; one without is a recording of its own.
     """
 
     scores: Mapping[tuple[str, str, str], float]
@@ -54,13 +56,24 @@ def read_row(cells: Sequence[Cell], workdir: Path) -> Row:
         result = load_evaluation(workdir / cell.name) if cell.part in parts else None
         if result is None:
             continue
-        right = result.predictions == result.labels
+        right, listed = result.predictions == result.labels, _listed_groups(cell)
         for k in np.flatnonzero(result.evaluated).tolist():
-            name, group = str(result.names[k]), group_of(str(result.names[k]))
-            named = named and group is not None
-            recording = f"{result.class_names[result.labels[k]]}/{group or name}"
+            name = str(result.names[k])
+            group = group_of(name)
+            named = named and (name in listed or group is not None)
+            recording = listed.get(name) or f"{result.class_names[result.labels[k]]}/{group or name}"
             found.setdefault((cell.part, recording, name), []).append(bool(right[k]))
     return Row({key: 100 * sum(values) / len(values) for key, values in found.items()}, named)
+
+
+def _listed_groups(cell: Cell) -> dict[str, str]:
+    """The groups that the lists name themselves, e.g. in a column of a CSV file; a person may be in several classes."""
+    data = cell.config.data
+    try:
+        entries = listed_videos(data, lists_of(data), "test").entries if lists_of(data).is_dir() else ()
+    except UserError:  # lists that have changed; the names tell the groups then
+        return {}
+    return {entry.name: entry.group for entry in entries if group_of(entry.name) is None and entry.group != entry.name}
 
 
 def _common_parts(cells: Sequence[Cell]) -> set[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from r23d_jax import config
-from r23d_jax.config import Config
+from r23d_jax.config import Config, UserError
 from r23d_jax.runtime import disk
 from r23d_jax.runtime.disk import write_atomically
 from r23d_jax.runtime.progress import format_seconds
@@ -82,6 +82,8 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
         before = read_outcome(folder)
         if before is not None and before.status == "done":
             done += 1
+            if changed := _changed(cell, folder):
+                log(f"{cell.name}: done with other settings ({changed}); delete {folder} to run it again")
             continue
         log(f"[{number}/{len(cells)}] {cell.name}")
         waits = [*cell.needs.values()] or [stream.name for stream in cell.streams if not is_done(workdir / stream.name)]
@@ -103,6 +105,20 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
             failed += 1
             log(f"    failed; the next one follows. The end of {folder / LOG}:\n{outcome.reason}")
     return done, failed
+
+
+_PLACES = ("data.root", "data.lists", "data.num_workers", "init_from", "fusion.", "checkpoint.", "logging.", "profile.")
+
+
+def _changed(cell: Cell, folder: Path) -> str:
+    """The fields that a finished cell was run with and that the study has otherwise now, but for places; "" if none."""
+    try:
+        before = config.flat(dataclasses.asdict(config.from_json((folder / CELL).read_text(encoding="utf-8"))))
+    except (OSError, UserError):  # of another version
+        return ""
+    now = config.flat(dataclasses.asdict(cell.config))
+    names = [name for name, value in now.items() if before[name] != value and not name.startswith(_PLACES)]
+    return ", ".join(f"config.{name}={before[name]!r}, is {now[name]!r} now" for name in names)
 
 
 def _run_cell(cell: Cell, folder: Path, seconds_before: float, lock: int) -> Outcome:

@@ -88,6 +88,27 @@ def test_only_shared_videos_are_compared(tmp_path: Path) -> None:
     assert empty.accuracy is None and compare([rows[0], empty]) == []
 
 
+def test_groups_of_the_lists_are_recordings_where_names_hold_none(tmp_path: Path) -> None:
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    names = [f"clip{k}{g}{c}" for k in (0, 1) for g in (1, 2) for c in (1, 2, 3)]
+    people = {"1": "Ann", "2": "Bob"}  # who do both
+    rows = [f"{name},{CLASSES[int(name[4])]},{people[name[5]]}" for name in names]
+    (lists / "val.csv").write_text("\n".join(["path,label,group", *rows]) + "\n")
+    (lists / "train.csv").write_text("path,label,group\n" + "".join(f"t{k},{CLASSES[k]},Cid{k}\n" for k in (0, 1)))
+    described = study("a", "b", seed={"0": {"seed": 0}})
+    described.base.data.lists = str(lists)
+    grid = cells(described)
+    for cell in grid:
+        finish(cell, tmp_path, {0} if cell.group == ("a",) else set(), grouped=False)
+    row = read_row([grid[0]], tmp_path)
+    assert row.named_groups and row.accuracy is not None and row.accuracy.groups == 2
+    assert {recording for _, recording, _ in row.scores} == {"Ann", "Bob"}
+    (lists / "val.csv").unlink()
+    row = read_row([grid[0]], tmp_path)
+    assert not row.named_groups and row.accuracy is not None and row.accuracy.groups == 12
+
+
 def test_the_page_lists_few_pairs_and_says_what_they_show(tmp_path: Path) -> None:
     described = study("a", "b", "c=d")
     grid = cells(described)
