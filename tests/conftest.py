@@ -47,6 +47,12 @@ def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
     compilation_cache.reset_cache()  # what was compiled while tests were collected has decided that there is none
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests see no published weights that somebody has downloaded on this machine, and `new` would use."""
+    os.environ["R23D_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def pytest_configure() -> None:
     data = os.environ.get("R23D_TEST_DATA")
     missing = [name for name in REAL_FOLDERS if data and not Path(data, name).is_dir()]

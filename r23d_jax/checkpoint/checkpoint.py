@@ -158,6 +158,7 @@ class LoadedModel:
       step: of the checkpoint.
       metrics: of the checkpoint's evaluation; {} if it was not evaluated.
       path: the checkpoint's folder.
+      chosen: how it was chosen from those of its run, in words; "" if it was named itself, or is no checkpoint.
     """
 
     model: models.VideoNetwork
@@ -167,11 +168,18 @@ class LoadedModel:
     step: int
     metrics: dict[str, float]
     path: Path
+    chosen: str = ""
 
     @property
     def name(self) -> str:
         """The network's name in the registry."""
         return models.model_name(self.config.model)
+
+    @property
+    def title(self) -> str:
+        """The network, and which checkpoint of its run it is, in one line."""
+        which = f"step {self.step:,}, {self.chosen}" if self.chosen else self.path
+        return f"{self.name}, {len(self.class_names)} classes, {which}"
 
 
 def _to_stderr(line: str) -> None:
@@ -210,7 +218,9 @@ def load_checkpoint(
         raise CheckpointError(_nothing(Path(path)))
     for step, reason in damaged.items():
         log(f"checkpoint {root / str(step)} is damaged ({reason}): using {loaded.path}")
-    return loaded
+    if only is not None:
+        return loaded
+    return dataclasses.replace(loaded, chosen=_chosen(which, loaded.metrics.get(BEST_METRIC)))
 
 
 def save_model(
@@ -281,6 +291,14 @@ def _load(store: Store, compute_dtype: str, step: int) -> LoadedModel:
         metrics=meta["metrics"],
         path=store.root / str(step),
     )
+
+
+def _chosen(which: str, score: float | None) -> str:
+    if which == "latest":
+        return "the last checkpoint"
+    if score is None or math.isnan(score):
+        return "the last checkpoint, because none was evaluated"
+    return f"the best checkpoint, video top-1 {100 * score:.2f} %"
 
 
 def _best_first(store: Store, newest_first: list[int]) -> list[int]:

@@ -46,6 +46,7 @@ def read_network(
         loaded = load_checkpoint(path, log=log)
         if name not in (None, loaded.name):
             raise UserError(f"{loaded.path} is {loaded.name}, not {name}")
+        chosen = f", {loaded.chosen}" if loaded.chosen else ""
         return Converted(
             model=loaded.model,
             config=loaded.config.model,
@@ -53,7 +54,7 @@ def read_network(
             source="r23d_jax",
             class_names=loaded.class_names,
             preprocessing=loaded.preprocessing,
-            origin=f"{loaded.path}: a checkpoint of r23d_jax, step {loaded.step:,}",
+            origin=f"{loaded.path}: a checkpoint of r23d_jax, step {loaded.step:,}{chosen}",
             assumed=False,
         )
     if not path.exists() and not path.with_name(f"{path.name}.index").is_file():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r23d_jax.commands import export
+from r23d_jax.commands.json_output import add_json, json_document
 from r23d_jax.config import (
     INFLATIONS,
     INPUTS,
@@ -45,10 +46,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for field in FIELDS:
         help_text = f"the {field.replace('_', ' ')} used in training, if not the source's usual one"
         parser.add_argument(f"--{field.replace('_', '-')}", type=int, help=help_text)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Converts, verifies the output, and prints what it found; returns the exit status."""
+    with json_document(args.json) as told:
+        told |= _run(args)
+    return 0
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
     source, to = Path(args.source_path), Path(args.to)
     for field in ("num_classes", *FIELDS):
         if getattr(args, field) is not None and getattr(args, field) < 1:
@@ -80,10 +88,13 @@ def run(args: argparse.Namespace) -> int:
     preprocessing = dataclasses.replace(found.preprocessing, **changed)
     _describe(found, preprocessing)
     if to_file:
-        export.write(to, found.model, found.config, class_names, preprocessing, args.names, args.definition)
+        wrote = export.write(to, found.model, found.config, class_names, preprocessing, args.names, args.definition)
     else:
         _write_checkpoint(to, found.model, found.config, class_names, preprocessing)
-    return 0
+        wrote = {"to": str(to), "error": 0.0}
+    network = {"network": found.name, "head": found.config.head.kind, "classes": found.num_classes}
+    known = {"preprocessing": dataclasses.asdict(preprocessing), "assumed": found.assumed, "notes": found.notes}
+    return {"from": found.origin} | network | known | wrote
 
 
 def _read(args: argparse.Namespace, path: Path) -> "Converted":

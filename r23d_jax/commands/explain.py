@@ -1,12 +1,13 @@
 """`explain`: shows where and when a trained network looks in a video."""
 
 import argparse
-import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from r23d_jax.commands.json_output import add_json, print_json
 from r23d_jax.commands.network import add_weights
 from r23d_jax.config import UserError, look_up
 from r23d_jax.runtime.progress import printable
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--video", type=Path, metavar="OUT.mp4", help="write the frames beside their maps as a video")
     parser.add_argument("--picture", type=Path, metavar="OUT.png", help="write eight frames with their maps")
     parser.add_argument("--batch-size", type=int, default=8, help="clips per call of the network (default: 8)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{loaded.path}: has no classifier; train one with --config.init_from={loaded.path}")
     if args.target and args.method == "attention":
         raise UserError("--class: the attention is the same for every class; leave it out, or use --method gradcam")
+    print(loaded.title, file=sys.stderr if args.json else sys.stdout)
     target = look_up({name: k for k, name in enumerate(names)}, args.target, "--class") if args.target else None
     explainer = Explainer(loaded.model, pre, args.method, args.batch_size)
     video = named_video(args.input)
@@ -98,7 +100,7 @@ def _print(
             "over_time": list(zip(seen.number.tolist(), seen.heat.round(4).tolist(), strict=True)),
             "written": written,
         }
-        print(json.dumps(row), flush=True)
+        print_json(row)
         return
     noun = "clip" if clips == 1 else "clips"
     print(f"{printable(args.input)}  ({count:,} frames, {clips:,} {noun})")

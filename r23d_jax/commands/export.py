@@ -2,9 +2,13 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from r23d_jax.commands.json_output import add_json, json_document
 from r23d_jax.config import CHECKPOINTS, ModelConfig, Preprocessing, UserError
+
+if TYPE_CHECKING:
+    from r23d_jax.checkpoint.checkpoint import LoadedModel
 
 STATE_DICTS = (".safetensors", ".pth", ".pt")
 PORTABLE = (".stablehlo", ".savedmodel", ".tflite", ".onnx")
@@ -23,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--which", choices=CHECKPOINTS, default="best", help="which checkpoint (default: best)")
     parser.add_argument("--names", metavar="SOURCE", help="code base whose tensor names a state dict gets, e.g. hara")
     add_definition(parser)
+    add_json(parser)
 
 
 def add_definition(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +38,12 @@ def add_definition(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the file, reads it again and compares; returns the exit status."""
+    with json_document(args.json) as told:
+        told |= _run(args)
+    return 0
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
     to = Path(args.to)
     if not to.suffix and target_kind(to) not in PORTABLE:
         return _save(args, to)
@@ -42,13 +53,25 @@ def run(args: argparse.Namespace) -> int:
     from r23d_jax.checkpoint.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(args.workdir, args.which, compute_dtype="float32")  # so in the file, for all its platforms
+    print(f"from     {_origin(loaded)}")
+    cfg, names = loaded.config.model, loaded.class_names
+    wrote = write(to, loaded.model, cfg, names, loaded.preprocessing, args.names, args.definition)
+    return _told(loaded) | wrote
+
+
+def _origin(loaded: "LoadedModel") -> str:
+    which = f", {loaded.chosen}" if loaded.chosen else ""
     what = f"{loaded.name}, {loaded.config.model.head.kind} head, {len(loaded.class_names)} classes"
-    print(f"from     {loaded.path}: {what}, step {loaded.step:,}")
-    write(to, loaded.model, loaded.config.model, loaded.class_names, loaded.preprocessing, args.names, args.definition)
-    return 0
+    return f"{loaded.path}: {what}, step {loaded.step:,}{which}"
 
 
-def _save(args: argparse.Namespace, to: Path) -> int:
+def _told(loaded: "LoadedModel") -> dict[str, Any]:
+    """What JSON tells about a network."""
+    network = {"network": loaded.name, "head": loaded.config.model.head.kind, "classes": len(loaded.class_names)}
+    return {"from": str(loaded.path), "step": loaded.step, "chosen": loaded.chosen} | network
+
+
+def _save(args: argparse.Namespace, to: Path) -> dict[str, Any]:
     """Writes a folder for the Hub, and uploads it if that is asked for."""
     if args.definition or args.names:
         raise UserError(f"--to {to}: a folder has no --definition and no --names; give a .pth file for them")
@@ -56,15 +79,17 @@ def _save(args: argparse.Namespace, to: Path) -> int:
 
     model = load_model(args.workdir, args.which)
     model.save_pretrained(to)
-    print(f"from     {model.path}")
+    print(f"from     {_origin(model)}")
     print(f"to       {to}: model.safetensors, read back and equal; config.json; README.md, the model card")
+    told = _told(model) | {"to": str(to)}
     if args.push:
         from r23d_jax.weights.saved import import_hub
 
         import_hub().utils.disable_progress_bars()  # what escapes printed text would tear them
         print(f"         uploading it to {args.push}", flush=True)
-        print(f"pushed   {model.push_to_hub(args.push)}")
-    return 0
+        told["pushed"] = model.push_to_hub(args.push)
+        print(f"pushed   {told['pushed']}")
+    return told
 
 
 def target_kind(to: Path) -> str:
@@ -100,8 +125,11 @@ def write(
     preprocessing: Preprocessing,
     names: str | None = None,
     definition: bool = False,
-) -> None:
+) -> dict[str, Any]:
     """Writes a network in the form that the suffix of `to` asks for, reads it back, compares, and prints the result.
+
+    Returns:
+      What JSON tells about the file.
 
     Raises:
       UserError: if it cannot be written, or reads differently.
@@ -127,7 +155,7 @@ def write(
         what = f"(B, {len(class_names)}) float32 logits" if class_names else "the last feature map, float32"
         print(f"to       {to}: {shape} -> {what}")
         print(f"         read back and run: the same values within {error:.1e} of the largest")
-        return
+        return {"to": str(to), "error": error}
 
     if definition:
         from r23d_jax.weights import portable
@@ -135,7 +163,7 @@ def write(
         error = portable.write_torch(to, model, cfg.head, preprocessing, meta)
         print(f"to       {to} and {to.name}.json: load() in {portable.DEFINITION} reads them and needs torch alone")
         print(f"         read back and run: the same values within {error:.1e} of the largest")
-        return
+        return {"to": str(to), "error": error}
 
     from r23d_jax.weights import files
     from r23d_jax.weights.sources import SOURCES, source_of
@@ -147,3 +175,4 @@ def write(
     where = "the file's metadata" if to.suffix == ".safetensors" else f"{to.name}.json"
     print(f"         names of {title}; BN epsilon {model.spec.bn_epsilon:g}; input (B, C, T, H, W)")
     print(f"         class names, mean and std are in {where}")
+    return {"to": str(to), "error": 0.0, "tensors": len(state)}

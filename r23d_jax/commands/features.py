@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from r23d_jax import config
+from r23d_jax.commands.json_output import add_json, json_document
 from r23d_jax.commands.network import add_weights
 from r23d_jax.config import Config, UserError
 
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--map", default="", metavar="FILE.png", help="write a map of all videos, with a color for each class")
     add("--map-method", choices=("tsne", "pca"), default="tsne", help="how to draw the map (default: tsne)")
     add("--nearest", default="", metavar="FILE.png", help="write a picture of the videos that are nearest to some")
-    add("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,12 +65,18 @@ def run(args: argparse.Namespace) -> int:
       UserError: a wrong option, no usable network, or no videos.
     """
     _check(args)
-    log = (lambda line: print(line, file=sys.stderr)) if args.json else print
+    with json_document(args.json) as told:
+        return _run(args, told)
+
+
+def _run(args: argparse.Namespace, told: dict[str, Any]) -> int:
+    log = print
     from r23d_jax.checkpoint.read import read_network, refuse_image_network
     from r23d_jax.evaluation import features
 
     path = Path(args.weights)
     network = read_network(path, refuse_image_network(path), log=lambda line: print(line, file=sys.stderr))
+    log(network.origin)
     extractor = features.Extractor(network.model, network.preprocessing, args.layer, args.steps, args.batch_size)
     read = _of_config if args.config else _of_files
     rows, videos, picture = read(args, network, extractor, log)
@@ -81,17 +87,14 @@ def run(args: argparse.Namespace) -> int:
     num_rows, width = rows.values.shape
     what = "time steps" if args.steps else "videos"
     log(f"{num_rows:,} {what} of {width:,} features ({network.name}, {args.layer}) in {args.out}")
-    told: dict[str, Any] = {"out": args.out, "rows": num_rows, "features": width, "protocol": protocol}
     left_out = len(videos) - len(np.unique(rows.video))
-    told |= {"left_out": left_out}
+    told |= {"out": args.out, "rows": num_rows, "features": width, "protocol": protocol, "left_out": left_out}
     if args.probe:
         scores = _probe(rows, videos)
         told["probe"] = [{k: v for k, v in vars(score).items() if k != "predicted"} for score in scores]
         for line in _lines(scores, rows, videos):
             log(line)
     _draw(args, rows, videos, picture, log)
-    if args.json:
-        print(json.dumps(told))
     return EXIT_SKIPPED if left_out else EXIT_OK
 
 

@@ -1,12 +1,13 @@
 """python -m r23d_jax info [NAME]: the cost of each part of a network; or the names of all networks or weights."""
 
 import argparse
+import dataclasses
 import re
-import sys
 from collections.abc import Callable
 from typing import Any
 
-from r23d_jax.config import HEADS, TOKENS, HeadConfig, OptimizerConfig
+from r23d_jax.commands.json_output import add_json, json_document
+from r23d_jax.config import HEADS, TOKENS, HeadConfig, OptimizerConfig, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,25 +21,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mesh", default="", help="DATAxFSDP, e.g. 4x2: print the memory that each device needs")
     parser.add_argument("--optimizer", default=OptimizerConfig.name, help="optimizer for --mesh")
     parser.add_argument("--tokens", choices=TOKENS, default="space_time", help="of the vit and attention_pool heads")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints a table; returns the exit status."""
-    if args.pretrained:
-        _list_pretrained()
-        return 0
+    with json_document(args.json) as told:
+        if args.pretrained:
+            told |= _list_pretrained()
+        elif args.name is None:
+            told |= _list_models()
+        else:
+            told |= _show(args)
+    return 0
+
+
+def _show(args: argparse.Namespace) -> dict[str, Any]:
+    """Prints the cost of a network, and returns it for JSON."""
     from flax import nnx
 
     from r23d_jax import models
     from r23d_jax.models.complexity import count_parts
 
-    if args.name is None:
-        _list_models()
-        return 0
     for flag in ("frames", "size", "classes"):
         if getattr(args, flag) < 1:
-            print(f"error: --{flag} {getattr(args, flag)}: must be at least 1", file=sys.stderr)
-            return 2
+            raise UserError(f"--{flag} {getattr(args, flag)}: must be at least 1")
     head = HeadConfig(kind=args.head, tokens=args.tokens)
 
     def make() -> models.VideoNetwork:
@@ -46,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
         return models.create_model(args.name, head=head, rngs=nnx.Rngs(0), **sizes)
 
     if args.mesh and not re.fullmatch(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", args.mesh):
-        print(f"error: --mesh {args.mesh}: must be DATAxFSDP, e.g. 4x2 for eight devices", file=sys.stderr)
-        return 2
+        raise UserError(f"--mesh {args.mesh}: must be DATAxFSDP, e.g. 4x2 for eight devices")
     parts = count_parts(make, (args.frames, args.size, args.size, 3))
     print(f"{args.name}, {args.head} head, {args.frames} frames of {args.size} x {args.size}, {args.classes} classes")
     print()
@@ -60,12 +66,17 @@ def run(args: argparse.Namespace) -> int:
     print()
     print("For one clip. GMACs: billions of multiply-adds in convolutions and matrix products. Activations: their")
     print("output in float32; training keeps about this much per clip (half in bfloat16), plus BN's copies.")
+    told: dict[str, Any] = {"network": args.name} | {
+        name: getattr(args, name) for name in ("head", "frames", "size", "classes")
+    }
+    told["parts"] = [dataclasses.asdict(part) for part in parts]
+    told |= dict(zip(("parameters", "macs", "activations"), totals, strict=True))
     if args.mesh:
-        _print_mesh(make, args.mesh, args.optimizer)
-    return 0
+        told["mesh"] = _print_mesh(make, args.mesh, args.optimizer)
+    return told
 
 
-def _print_mesh(make_model: Callable[[], Any], mesh_text: str, optimizer: str) -> None:
+def _print_mesh(make_model: Callable[[], Any], mesh_text: str, optimizer: str) -> dict[str, Any]:
     """Prints what training keeps on each device between steps, from shapes and the sharding rules of a real run."""
     import jax
     from flax import nnx
@@ -83,20 +94,23 @@ def _print_mesh(make_model: Callable[[], Any], mesh_text: str, optimizer: str) -
     print(f"{data * fsdp} devices, parameters and optimizer state split over {fsdp} of them:")
     print(f"{'':16}{'total':>14}{'per device':>14}")
     alone = parallel.abstract_mesh(1, 1)
-    totals = [0, 0]
+    totals, rows = [0, 0], {}
     for name, tree in state.items():
         sizes = [parallel.bytes_per_device(tree, mesh) for mesh in (alone, mesh)]
         totals = [total + size for total, size in zip(totals, sizes, strict=True)]
+        rows[name] = {"bytes": sizes[0], "bytes_per_device": sizes[1]}
         print(f"{name:16}{sizes[0] / 2**20:>10.2f} MiB{sizes[1] / 2**20:>10.2f} MiB")
     print(f"{'total':16}{totals[0] / 2**20:>10.2f} MiB{totals[1] / 2**20:>10.2f} MiB")
     whole = parallel.bytes_per_device(params, alone) / 2**20
     print(f"While a step runs, each device also holds all parameters and their gradients: {2 * whole:.1f} MiB.")
     print("A moving average (train.ema_decay) takes as much memory as the parameters.")
-    summed, gathered = (size / 2**20 for size in parallel.bytes_moved(params, mesh))
+    summed, gathered = parallel.bytes_moved(params, mesh)
     print(
-        f"A step adds up gradients: {summed:.1f} MiB sent and received by each device, times train.accumulate; "
-        f"gathers parameters: {gathered:.1f} MiB."
+        f"A step adds up gradients: {summed / 2**20:.1f} MiB sent and received by each device, times train.accumulate; "
+        f"gathers parameters: {gathered / 2**20:.1f} MiB."
     )
+    moved = {"gradient_bytes_moved": summed, "parameter_bytes_moved": gathered}
+    return {"data": data, "fsdp": fsdp, "state": rows} | moved
 
 
 def _row(name: str, shape: str, parameters: int, macs: int, activations: int) -> str:
@@ -107,15 +121,16 @@ def _shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _list_models() -> None:
+def _list_models() -> dict[str, Any]:
     from r23d_jax.models.registry import FAMILIES
 
     print("family              depths                     (a name is family_depth, e.g. r2plus1d_18)")
     for family, spec in FAMILIES.items():
         print(f"{family:20}{', '.join(map(str, spec.depths)) or '(the name alone)'}")
+    return {"families": {family: list(spec.depths) for family, spec in FAMILIES.items()}}
 
 
-def _list_pretrained() -> None:
+def _list_pretrained() -> dict[str, Any]:
     from r23d_jax.weights.download import CACHE, cache_folder
     from r23d_jax.weights.pretrained import PRETRAINED
 
@@ -127,3 +142,5 @@ def _list_pretrained() -> None:
     print()
     print("top-1 as the publishers state it, each with a protocol of its own (docs/weights.md); not measured here.")
     print(f"Downloads are kept in {cache_folder('weights')}; the environment variable {CACHE} chooses another folder.")
+    rows = {name: dataclasses.asdict(row) | {"mebibytes": row.mebibytes} for name, row in PRETRAINED.items()}
+    return {"weights": rows, "cache": str(cache_folder("weights"))}

@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import json
 import os
 import shlex
 import shutil
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r23d_jax.commands.json_output import add_json, json_document
 from r23d_jax.commands.network import PLACES
 from r23d_jax.config import Config, UserError, validate
 from r23d_jax.data.find.class_folders import LISTS, SIDES, write_lists
@@ -40,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("videos", metavar="FOLDER", help="a folder with a folder of videos for each class; it is only read")
     add("--out", required=True, metavar="FOLDER", help="the project's folder; nothing is written elsewhere")
     add("--weights", default="", metavar="WEIGHTS", help=f"pretrained weights to start from: {PLACES}")
+    add("--scratch", action="store_true", help="use no weights, although published ones are in the cache")
     add("--workers", type=int, default=0, help="processes that decode; 0: one per core")
-    add("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,12 +55,17 @@ def run(args: argparse.Namespace) -> int:
       UserError: there are no videos, or of one class only; the folder holds something else; the weights do not fit.
       PrepareError: the disk is full, or the like.
     """
+    with json_document(args.json) as told:
+        return _run(args, told)
+
+
+def _run(args: argparse.Namespace, told: dict[str, Any]) -> int:
     from r23d_jax.config.files import call_file
     from r23d_jax.data.make import survey
     from r23d_jax.evaluation.preview import write_preview
     from r23d_jax.training import recipes
 
-    log: Log = functools.partial(print, file=sys.stderr) if args.json else print
+    log: Log = print
     notes: list[str] = []  # what the page and the README repeat
 
     def note(line: str) -> None:
@@ -68,7 +74,12 @@ def run(args: argparse.Namespace) -> int:
 
     out = Path(args.out)
     _check(args, out)
-    network = _read_weights(args.weights) if args.weights else None
+    network = None
+    if args.weights:
+        network = _read_weights(args.weights)
+        note(f"weights: {network.origin}")
+    elif not args.scratch:
+        network = _from_cache(args, note)
     videos, seen, left_out = _survey(Path(args.videos), out, note)
     with disk.writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -104,10 +115,9 @@ def run(args: argparse.Namespace) -> int:
     (out / UNFINISHED).unlink()
     for what, words in steps:
         log(f"next, {what}:\n  {words}")
-    if args.json:
-        classes = dict(sorted(Counter(video.class_name for video in videos).items()))
-        told: dict[str, Any] = {"out": args.out, "classes": classes, "left_out": left_out, "recipe": name}
-        print(json.dumps(told | {"notes": notes, "next": [words for _, words in steps]}))
+    classes = dict(sorted(Counter(video.class_name for video in videos).items()))
+    told |= {"out": args.out, "classes": classes, "left_out": left_out, "recipe": name, "weights": args.weights}
+    told |= {"notes": notes, "next": [words for _, words in steps]}
     return EXIT_SKIPPED if left_out else EXIT_OK
 
 
@@ -118,6 +128,8 @@ def _check(args: argparse.Namespace, out: Path) -> None:
         raise UserError(f"--out {out}: is a file; give a folder")
     if out.exists() and os.listdir(out) and not (out / UNFINISHED).exists():
         raise UserError(f"--out {out}: holds something already; give another folder, or delete it")
+    if args.weights and args.scratch:
+        raise UserError("--scratch: uses no weights, and --weights names some; drop one")
     if args.workers < 0:
         raise UserError(f"--workers {args.workers}: must be at least 0")
 
@@ -129,6 +141,22 @@ def _read_weights(path: str) -> "Converted":
     if network.preprocessing.input == "flow" or network.config.in_channels == 2:
         raise UserError(f"--weights {path}: the network reads optical flow; a project has frames, so give others")
     return network
+
+
+def _from_cache(args: argparse.Namespace, note: Log) -> "Converted | None":
+    """The network whose published weights were downloaded last, if this project can use it; sets `args.weights`."""
+    from r23d_jax.weights import pretrained
+
+    for name in pretrained.cached():
+        try:
+            network = _read_weights(f"{pretrained.PREFIX}{name}")
+        except UserError as error:
+            note(f"{name} is in the cache of weights, and is not used: {error}")
+            continue
+        args.weights = f"{pretrained.PREFIX}{name}"
+        note(f"weights: {name}, from the cache; --weights NAME takes others, --scratch takes none")
+        return network
+    return None
 
 
 def _on_cpu() -> bool:

@@ -4,13 +4,14 @@ import contextlib
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from r23d_jax import config
 from r23d_jax.commands import train
 from r23d_jax.commands.errors import guarded
+from r23d_jax.commands.json_output import json_document
 from r23d_jax.runtime import absent, backend, program
 
 if TYPE_CHECKING:  # jax is imported only after `absent.prepare_process`
@@ -37,6 +38,7 @@ def _parse(argv: list[str]) -> flags.FlagValues:
 def _define_flags(values: flags.FlagValues) -> None:
     known = ", ".join(f"{name}:{kind.example}" for name, kind in absent.KINDS.items())
     flags.DEFINE_string("devices", "", f"the devices to compile for, e.g. {known}", values)
+    flags.DEFINE_bool("json", False, "print one JSON object at the end; all else goes to standard error", values)
     flags.DEFINE_bool("largest", False, "search the largest batch that fits; compiles 3 to 20 times", values)
     about = "part of the peak that a step reaches, where the compiler estimates no time (docs/performance.md)"
     flags.DEFINE_float("utilization", 0.2, about, 0.001, 1.0, flag_values=values)
@@ -45,6 +47,14 @@ def _define_flags(values: flags.FlagValues) -> None:
 def _run(values: flags.FlagValues, argv: list[str]) -> int:
     if not values.devices:
         raise config.ConfigError(f"--devices is missing; known: {', '.join(absent.KINDS)}, e.g. --devices=v5e:4x4")
+    with json_document(values.json) as told:
+        told |= _plan(values)
+        print(f"\nagain: {program.command('plan')} {shlex.join(argv)}")
+    return 0
+
+
+def _plan(values: flags.FlagValues) -> dict[str, Any]:
+    """Prints the plan, and returns it for JSON."""
     absent.prepare_process()
     backend.prepare_process()
     target = absent.absent_devices(values.devices)
@@ -60,13 +70,12 @@ def _run(values: flags.FlagValues, argv: list[str]) -> int:
     read = measure_input(cfg, on_device=parallel.augments_on_device(cfg.data))
     with _timed("the step"):
         step = plan.compile_step(cfg, target, read)
-    _print_memory(cfg, step, target)
-    _print_program(step, target)
-    _print_speed(cfg, step, read, target, values.utilization)
+    told = {"network": name, "head": cfg.model.head.kind, "devices": count, "kind": target.kind_name}
+    told |= _print_memory(cfg, step, target) | _print_program(step, target)
+    told |= _print_speed(cfg, step, read, target, values.utilization)
     if values.largest:
-        _print_largest(cfg, target, lambda variant: plan.compile_step(variant, target, read))
-    print(f"\nagain: {program.command('plan')} {shlex.join(argv)}")
-    return 0
+        told |= _print_largest(cfg, target, lambda variant: plan.compile_step(variant, target, read))
+    return told
 
 
 @contextlib.contextmanager
@@ -76,7 +85,7 @@ def _timed(what: str) -> Iterator[None]:
     print(f"compiled {what} in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def _print_memory(cfg: config.Config, step: "Program", target: absent.Absent) -> None:
+def _print_memory(cfg: config.Config, step: "Program", target: absent.Absent) -> dict[str, Any]:
     """The bytes of one device."""
     from r23d_jax.training import plan
 
@@ -105,16 +114,19 @@ def _print_memory(cfg: config.Config, step: "Program", target: absent.Absent) ->
         print("It does NOT fit: lower config.train.global_batch_size, or see --largest.")
     if kind.platform == "gpu":
         print("cuDNN's workspaces are not in it: they are chosen on the device.")
+    sizes = {"temporaries": step.temporaries, "waiting": step.waiting, "total": step.total, "usable": kind.usable}
+    return {"bytes": {name: plan.held(tree) for name, tree in trees.items()} | sizes, "fits": plan.fits(step, target)}
 
 
-def _print_program(step: "Program", target: absent.Absent) -> None:
+def _print_program(step: "Program", target: absent.Absent) -> dict[str, Any]:
     """What devices send each other, and the share of each kind of work."""
     from r23d_jax.runtime.compiled import collectives, count_gpu, count_tpu
 
     if not step.text:
-        return
+        return {}
     print(f"\n{'sent by a device in a step':34}{'number':>10}{'MiB':>10}")
-    for kind, (number, sent) in sorted(collectives(step.text, len(target.devices)).items()):
+    messages = collectives(step.text, len(target.devices))
+    for kind, (number, sent) in sorted(messages.items()):
         print(f"  {kind:32}{number:>10}{sent / 2**20:>10.1f}")
     if len(target.devices) == 1:
         print(f"  {'nothing: it is one device':32}")
@@ -129,9 +141,13 @@ def _print_program(step: "Program", target: absent.Absent) -> None:
     for kind, part in sorted(parts.items(), key=lambda item: -item[1])[:_SHOWN]:
         print(f"  {kind:32}{part / size:>10.1f}{part / total:>10.1%}")
     print(f"  {'all':32}{total / size:>10.1f}")
+    sent = {kind: {"number": number, "bytes": size} for kind, (number, size) in messages.items()}
+    return {"sent": sent, "bytes_moved" if target.kind.platform == "gpu" else "cycles": parts}
 
 
-def _print_speed(cfg: config.Config, step: "Program", read: "Input", target: absent.Absent, utilization: float) -> None:
+def _print_speed(
+    cfg: config.Config, step: "Program", read: "Input", target: absent.Absent, utilization: float
+) -> dict[str, Any]:
     """Time, clips a second, processor cores, epochs an hour."""
     from r23d_jax.checkpoint.checkpoint import create_configured_model
     from r23d_jax.models.complexity import count_parts
@@ -156,18 +172,26 @@ def _print_speed(cfg: config.Config, step: "Program", read: "Input", target: abs
     print(f"  {'clips a second':32}{rate:>10,.0f}")
     print(f"  {'clips to read a second':32}{reading:>10,.0f}")
     rate_here = 1 / read.seconds_per_clip
-    print(f"  {'cores that read them':32}{reading * read.seconds_per_clip:>10.1f} at {rate_here:,.0f} clips a second")
+    cores = reading * read.seconds_per_clip
+    print(f"  {'cores that read them':32}{cores:>10.1f} at {rate_here:,.0f} clips a second")
     epochs = 3600 * rate / (read.num_videos * cfg.data.repeats)
     print(f"  {'epochs an hour':32}{epochs:>10,.1f} of {read.num_videos:,} videos, without evaluations")
     print(f"A core was measured here, on {read.source}.")
+    told = {"seconds_per_step": seconds, "estimate": "cycles" if cycles else "utilization", "clips_a_second": rate}
+    return told | {"clips_read_a_second": reading, "cores_to_read": cores, "epochs_an_hour": epochs}
 
 
-def _print_largest(cfg: config.Config, target: absent.Absent, compiled: Callable[[config.Config], "Program"]) -> None:
+def _print_largest(
+    cfg: config.Config, target: absent.Absent, compiled: Callable[[config.Config], "Program"]
+) -> dict[str, Any]:
     from r23d_jax.training import plan
 
     print(f"\n{'largest batch that fits, to 5 %':34}{'clips':>10}{'MiB':>10}")
+    told = []
     for settings in plan.variants(cfg, len(target.devices)):
         found = plan.largest_batch(cfg, target, settings, compiled)
         words = " ".join(f"--config.{path}={value}" for path, value in settings.items())
-        total = found.program.total / 2**20 if found.program else 0
-        print(f"  {words or 'as configured':32}{found.batch:>10,}{total:>10.1f}", flush=True)
+        total = found.program.total if found.program else 0
+        print(f"  {words or 'as configured':32}{found.batch:>10,}{total / 2**20:>10.1f}", flush=True)
+        told.append({"settings": settings, "clips": found.batch, "bytes": total})
+    return {"largest": told}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from r23d_jax.commands.json_output import add_json
 from r23d_jax.commands.network import add_weights
 from r23d_jax.config import FUSED_SCORES, FusionConfig, UserError
 from r23d_jax.runtime.progress import Progress
@@ -77,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--seconds", type=float, metavar="SECONDS", help="stop after so long (default: never)")
     group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="print one JSON object per video")
+    add_json(group, each="video")
     group.add_argument(
         "--csv", metavar="FILE.csv", help="write a table instead of printing: a row a video, or a segment"
     )
@@ -217,11 +218,7 @@ def _load(args: argparse.Namespace) -> "tuple[list[Predictor], tuple[str, ...]]"
         if args.clips:
             views = dataclasses.replace(views, views="uniform", num_clips=args.clips)
         predictors.append(Predictor(stream.model, stream.preprocessing, views, args.batch_size))
-        if not args.json:
-            accuracy = stream.metrics.get("val/top1_video")
-            known = "" if accuracy is None else f", video top-1 {100 * accuracy:.2f} %"
-            which = f"step {stream.step:,}{known}" if stream.step else stream.path
-            print(f"{stream.name}, {len(stream.class_names)} classes, {which}")
+        print(stream.title, file=sys.stderr if args.json else sys.stdout)
     return predictors, loaded.class_names
 
 

@@ -3,11 +3,11 @@
 import argparse
 import collections
 import contextlib
-import json
 import sys
 
 import numpy as np
 
+from r23d_jax.commands.json_output import print_json
 from r23d_jax.commands.predict_output import as_dicts, print_moment
 from r23d_jax.config import UserError
 from r23d_jax.evaluation.answer import ranked
@@ -43,7 +43,7 @@ def watch(args: argparse.Namespace, predictor: Predictor, class_names: tuple[str
                 best = ranked(class_names, np.mean([scores for _, scores in recent], axis=0), args.top)
                 if args.json:
                     row = {"camera": args.camera, "time": time, "predictions": as_dicts(best)}
-                    print(json.dumps(row), flush=True)
+                    print_json(row)
                 else:
                     print_moment(time, best)
             if ended:

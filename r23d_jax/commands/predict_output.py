@@ -2,10 +2,10 @@
 
 import csv
 import io
-import json
 import sys
 from typing import Any, Protocol
 
+from r23d_jax.commands.json_output import print_json
 from r23d_jax.evaluation.answer import Answer
 from r23d_jax.runtime.progress import printable
 
@@ -98,10 +98,10 @@ class Json:
             ]
         row |= {"note": f"not used: {seen.note}"} if seen.note else {}
         row |= {"pace": seen.pace} if seen.pace else {}
-        print(json.dumps(row), flush=True)
+        print_json(row)
 
     def error(self, name: str, reason: str) -> None:
-        print(json.dumps({"video": name, "error": reason}), flush=True)
+        print_json({"video": name, "error": reason})
 
 
 def as_dicts(ranking: list[tuple[str, float]]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from r23d_jax.commands import requirements
+from r23d_jax.commands.json_output import add_json, json_document
 from r23d_jax.config import UserError
 from r23d_jax.data.find.splits import available_splits
 from r23d_jax.data.find.video_names import VIDEO_SUFFIXES
@@ -67,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--beam-options", default="", metavar="OPTION=VALUE,...", help="options of Beam or its runner, without dashes")
     add("--overwrite", action="store_true", help="remove the results of earlier runs in --out")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
     """
     try:
         with _terminate_as_interrupt():
-            return _run(args)
+            with json_document(args.json) as told:
+                return _run(args, told)
     except PrepareError as error:
         print(f"prepare: {error}. Finished work is kept; run the same command again to continue.", file=sys.stderr)
         return EXIT_FAILED
@@ -90,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_STOPPED
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, told: dict[str, Any]) -> int:
     if args.format != "frames":  # before anything is decoded
         for name in requirements.NEEDS["prepare --format packed"]:
             if not requirements.is_installed(name):
@@ -101,8 +104,11 @@ def _run(args: argparse.Namespace) -> int:
     print(f"{summary.num_ready} videos are ready in {out}{news}")
     if summary.num_broken:
         print(f"skipped {summary.num_broken} videos that could not be used; they are listed in {out / BROKEN}")
+    told |= {"out": args.out, "ready": summary.num_ready, "new": summary.num_new, "frames": summary.num_frames}
+    told |= {"broken": summary.num_broken, "lists": summary.lists, "next": ""}
     if summary.num_ready and summary.lists:
-        print(f"next: {_next_command(args, out, summary.lists)}")
+        told["next"] = _next_command(args, out, summary.lists)
+        print(f"next: {told['next']}")
     return EXIT_SKIPPED if summary.num_broken else EXIT_OK
 
 

@@ -5,6 +5,7 @@ import importlib.util
 import platform
 from importlib import metadata
 
+from r23d_jax.commands.json_output import add_json, print_json
 from r23d_jax.runtime import program
 
 # Packages that only some commands need
@@ -23,7 +24,7 @@ OPTIONAL = (
     "wandb",
     "mlflow",
 )
-BASE = ("jax", "flax", "optax", "orbax.checkpoint", "ml_collections", "jaxtyping", "numpy", "safetensors")
+BASE = ("jax", "flax", "optax", "orbax.checkpoint", "ml_collections", "jaxtyping", "numpy", "safetensors", "scipy")
 BASE += ("flatbuffers", "tqdm", "pooch")
 VIDEO = ("av", "cv2")
 _TRAINING = (*VIDEO, "tensorflow", "tensorboardX", "matplotlib")
@@ -71,18 +72,26 @@ _PIP_NAMES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares no arguments."""
+    """Declares the arguments of this sub-command."""
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints a table; always returns 0, because no command needs every package."""
-    del args
-    print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
-    for name in (*BASE, *VIDEO, *OPTIONAL):
-        print(f"  {name:20} {_version(name) if is_installed(name) else 'missing'}")
-    for what, needed in NEEDS.items():
-        missing = [name for name in (*BASE, *needed) if not is_installed(name)]
-        print(f"{what:32} {'missing: ' + _remedy(missing) if missing else 'ready'}")
+    system = f"{platform.system()} {platform.machine()}"
+    packages = {name: _version(name) if is_installed(name) else None for name in (*BASE, *VIDEO, *OPTIONAL)}
+    missing = {what: [name for name in (*BASE, *needed) if packages[name] is None] for what, needed in NEEDS.items()}
+    remedies = {what: _remedy(names) if names else "" for what, names in missing.items()}
+    if args.json:
+        commands = {what: {"missing": missing[what], "install": remedies[what]} for what in NEEDS}
+        told = {"python": platform.python_version(), "system": system, "packages": packages, "commands": commands}
+        print_json(told)
+        return 0
+    print(f"Python {platform.python_version()} on {system}")
+    for name, version in packages.items():
+        print(f"  {name:20} {'missing' if version is None else version}")
+    for what, remedy in remedies.items():
+        print(f"{what:32} {'missing: ' + remedy if remedy else 'ready'}")
     return 0
 
 

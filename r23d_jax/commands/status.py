@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from r23d_jax import config
+from r23d_jax.commands.json_output import add_json, print_json
 from r23d_jax.config import UserError
 from r23d_jax.config.fields import build
 from r23d_jax.runtime import heartbeat
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of this sub-command."""
     about = "folder of a run, or of a study or several runs, which gives a line for each"
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", type=Path, help=about)
-    parser.add_argument("--json", action="store_true", help="print one JSON object per run")
+    add_json(parser, each="run")
     again = "print again every so many seconds, until no run is alive"
     parser.add_argument("--watch", type=float, default=0.0, metavar="SECONDS", help=again)
     parser.epilog = (
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         found = [read_status(folder) for workdir in args.workdirs for folder in find_runs(workdir)]
         if args.json:
             for status in found:
-                print(json.dumps(dataclasses.asdict(status) | {"alive": status.alive}))
+                print_json(dataclasses.asdict(status) | {"alive": status.alive})
         else:
             print(screen(found[0]) if len(found) == 1 else lines(found), flush=True)
         if not args.watch or not any(status.alive for status in found):

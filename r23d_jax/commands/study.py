@@ -2,7 +2,9 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+from r23d_jax.commands.json_output import add_json, json_document
 from r23d_jax.config import UserError
 from r23d_jax.runtime import program
 
@@ -16,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="run only trainings whose name contains TEXT")
     override = "set a field of the base config, e.g. data.root=FRAMES, which an axis may override again; or a file"
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=override)
+    add_json(parser)
     parser.add_argument("--cell", help=argparse.SUPPRESS)  # starts the process of one training
 
 
@@ -37,20 +40,26 @@ def run(args: argparse.Namespace) -> int:
     if not chosen:
         raise UserError(f"--only {args.only}: no cell's name contains it, e.g. {grid[0].name}")
     workdir = Path(args.workdir)
-    if args.list:
-        show_grid(chosen, workdir)
-        return 0
-    workdir.mkdir(parents=True, exist_ok=True)
-    try:
-        done, failed = run_cells(chosen, workdir)
-    finally:
-        page = write_results(study, grid, workdir, print)
-    print(f"{done} of {len(chosen)} trainings are done" + (f", {failed} failed" if failed else "") + f": {page}")
-    return 3 if failed else 0
+    with json_document(args.json) as told:
+        if args.list:
+            told |= show_grid(chosen, workdir)
+            return 0
+        workdir.mkdir(parents=True, exist_ok=True)
+        try:
+            done, failed = run_cells(chosen, workdir)
+        finally:
+            page = write_results(study, grid, workdir, print)
+        print(f"{done} of {len(chosen)} trainings are done" + (f", {failed} failed" if failed else "") + f": {page}")
+        told |= {"trainings": len(chosen), "done": done, "failed": failed, "results": str(page)}
+        return 3 if failed else 0
 
 
-def show_grid(grid: list, workdir: Path) -> None:
-    """Prints the grid as a table with the hours of each training, at the rate of the finished ones if there are any."""
+def show_grid(grid: list, workdir: Path) -> dict[str, Any]:
+    """Prints the grid as a table with the hours of each training, at the rate of the finished ones if there are any.
+
+    Returns:
+      The same for JSON.
+    """
     import os
 
     import jax
@@ -69,18 +78,21 @@ def show_grid(grid: list, workdir: Path) -> None:
 
     width = max(len(cell.name) for cell in grid)
     print(f"{'cell':{width}}  {'status':8} {'parameters':>12} {'GMACs/clip':>11} {'clips':>12} {'hours':>9}  took")
-    left, unknown = 0.0, 0
+    left, unknown, told = 0.0, 0, []
     for cell, cost, outcome in rows:
         status, took = (outcome.status, format_seconds(outcome.seconds)) if outcome else ("waiting", "")
         clips = hours = "?"
-        if cost.pmacs is not None:
-            clips, hours = f"{cost.clips:,}", f"{1e15 * cost.pmacs / rate / 3600:,.2f}"
+        duration = None if cost.pmacs is None else 1e15 * cost.pmacs / rate
+        if duration is not None:
+            clips, hours = f"{cost.clips:,}", f"{duration / 3600:,.2f}"
         if cell.needs and status == "waiting":
             status = "missing"
         elif status != "done":
             left, unknown = left + (cost.pmacs or 0), unknown + (cost.pmacs is None)
         row = f"{cost.parameters:>12,} {cost.gmacs:>11.3f} {clips:>12} {hours:>9}"
         print(f"{cell.name:{width}}  {status:8} {row}  {took}".rstrip())
+        known = {"parameters": cost.parameters, "gmacs": cost.gmacs, "clips": cost.clips, "seconds_expected": duration}
+        told.append({"name": cell.name, "status": status} | known | {"seconds": outcome and outcome.seconds})
     for text in dict.fromkeys(text for cell in grid for text in cell.needs.values()):
         print(f"missing: {text}")
     print(f"{len(grid)} trainings; left: {left:,.4g} PMACs (10^15 multiply-adds, forward and backward)")
@@ -91,3 +103,5 @@ def show_grid(grid: list, workdir: Path) -> None:
     elif left:
         gpu, cpu = (1e15 * left / per_second / 3600 for per_second in (GPU_RATE, CORE_RATE * cores))
         print(f"a rough estimate: {gpu:,.1f} hours on one H100 or H200, {cpu:,.0f} hours on {cores} CPU cores")
+    missing = sorted({text for cell in grid for text in cell.needs.values()})
+    return {"trainings": told, "missing": missing, "pmacs_left": left}

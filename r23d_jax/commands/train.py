@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from r23d_jax import config
 from r23d_jax.commands.errors import guarded
+from r23d_jax.commands.json_output import json_document
 from r23d_jax.config.files import call_file
 from r23d_jax.runtime import backend, distributed, program
 
@@ -43,6 +44,8 @@ def _define_flags(values: flags.FlagValues, command: str) -> None:
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, to join the others without a cluster", values)
     silence = "seconds after which a silent process counts as lost, and the others end"
     stopped = "exit status of a training that a signal stopped, for a scheduler that restarts it"
+    about = "print one JSON object at the end; all else goes to standard error"
+    flags.DEFINE_bool("json", False, about, values)
     for name, default, least, about in (
         ("num_processes", None, None, "number of processes of the job; with --coordinator"),
         ("process_id", None, None, "number of this process, from 0; with --coordinator"),
@@ -131,19 +134,23 @@ def _run(values: flags.FlagValues, argv: list[str], command: str) -> int:
         distributed.join(*place, heartbeat_seconds=values.heartbeat_seconds)
         if evaluates:  # jax holds SIGTERM for a training loop, which polls it
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if fuses:
-        from r23d_jax.evaluation import two_stream
+    with json_document(values.json and distributed.is_first()) as told:
+        if fuses:
+            from r23d_jax.evaluation import two_stream
 
-        two_stream.evaluate_two_streams(cfg, workdir)
-    elif evaluates:
-        from r23d_jax.evaluation.run import evaluate_checkpoint
+            result = two_stream.evaluate_two_streams(cfg, workdir)
+        elif evaluates:
+            from r23d_jax.evaluation.run import evaluate_checkpoint
 
-        evaluate_checkpoint(cfg, workdir)
-    else:
-        from r23d_jax.training import loop
+            result = evaluate_checkpoint(cfg, workdir)
+        else:
+            from r23d_jax.training import loop
 
-        if loop.train(cfg, workdir) is None:
-            if distributed.is_first():
-                print(f"continue with: {program.command('train')} {shlex.join(argv)}")
-            return values.stopped_status
-    return 0
+            result = loop.train(cfg, workdir)
+        told |= {"workdir": str(workdir), "finished": result is not None}
+        if result is not None:
+            told |= result.described()
+            return 0
+        if distributed.is_first():
+            print(f"continue with: {program.command('train')} {shlex.join(argv)}")
+        return values.stopped_status

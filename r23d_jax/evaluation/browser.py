@@ -62,6 +62,14 @@ select,button{font:inherit;padding:2px 8px;margin-right:8px;max-width:260px}
 """
 
 
+Maps = Callable[[int, int], str]  # (row of the index, row of the result) -> a picture as HTML, or ""
+
+
+def no_map(row: int, video: int) -> str:
+    """Where there is no network to explain."""
+    return ""
+
+
 def policy_of(script: str) -> str:
     """What a content security policy needs besides, for one script in the page and for clips."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -78,7 +86,7 @@ def detailed(
     result: EvalResult,
     errors: np.ndarray,
     index: VideoIndex | None,
-    maps: Callable[[int, int], str],
+    maps: Maps,
     neighbors: Neighbors | None,
 ) -> list[str]:
     """A figure for each of the first errors: its film strip, its maps, and the nearest training video.
@@ -87,7 +95,7 @@ def detailed(
       result: the evaluation.
       errors: rows of `result`.
       index: the videos; None if they cannot be read.
-      maps: (row of the index, row of `result`) -> a picture as HTML, or "".
+      maps: pictures of what the network looked at.
       neighbors: the nearest training videos, if they were looked for.
     """
     row_of = _rows(index)

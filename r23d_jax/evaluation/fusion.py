@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from r23d_jax.config import UserError, look_up
+from r23d_jax.data.find.frames import VideoIndex
+from r23d_jax.evaluation import browser
 from r23d_jax.evaluation import metrics as metric_functions
 from r23d_jax.evaluation.figures import escape
-from r23d_jax.evaluation.report import REPORT, page_of, section, table
+from r23d_jax.evaluation.report import REPORT, confusion, error_sections, page_of, section, table
 from r23d_jax.evaluation.result import VIDEO_METRICS, EvalResult, percent, protocol_line, save_evaluation
 from r23d_jax.runtime.disk import write_atomically
 
@@ -75,8 +77,21 @@ def write_page(
     weight: float,
     how: str,
     scores: str,
+    index: VideoIndex | None = None,
+    maps: browser.Maps = browser.no_map,
 ) -> Path:
-    """Writes the fused evaluation and `report.html`: the three accuracies, and the gain of every class."""
+    """Writes the fused evaluation and `report.html`: three accuracies, the gain of every class, and the fused errors.
+
+    Args:
+      workdir: where both go.
+      titles: of the streams.
+      results: of the streams, and of their sum.
+      weight: of the first stream.
+      how: it was chosen, in words.
+      scores: that were added.
+      index: the videos, for strips and clips of the errors.
+      maps: what the streams looked at, by rows of `index` and of the results.
+    """
     class_names = results[2].class_names
     save_evaluation(results[2], workdir)
     protocols = [f"{title}: {protocol_line(result)}." for title, result in zip(titles, results[:2], strict=True)]
@@ -94,7 +109,12 @@ def write_page(
     body = [[class_names[k], *(percent(values[k]) for values in per_class), points[k]] for k in order]
     head = ["class", *titles, "fused", "gain over the better stream"]
     classes = section("By class", table(head, body, numbers=(1, 2, 3, 4)))
-    write_atomically(workdir / REPORT, page_of(f"{titles[0]} + {titles[1]}", "two streams", [summary, classes]))
+    sections, errors = [summary, classes], browser.confident_errors(results[2])
+    if results[2].evaluated.any():
+        sections += [confusion(results[2], scores)]
+        sections += error_sections(results[2], errors, index, maps, size=sum(map(len, sections)))
+    script = browser.SCRIPT if len(errors) else ""
+    write_atomically(workdir / REPORT, page_of(f"{titles[0]} + {titles[1]}", "two streams", sections, script))
     return workdir / REPORT
 
 

@@ -100,8 +100,13 @@ def write_report(
     if result is not None:
         sections = [_summary(result), *sections]
         if result.evaluated.any():
-            sections += [_confusion(result), _per_class(result)]
-            sections += _errors(result, errors, index, cfg, model, neighbors, sum(map(len, sections)))
+            sections += [confusion(result), _per_class(result)]
+            note, maps = "", browser.no_map
+            if len(errors) and index is None:
+                index, note = _find_videos(cfg)
+            if len(errors) and model is not None and index is not None and cfg:
+                maps = error_maps(model, result, index, cfg)
+            sections += error_sections(result, errors, index, maps, note, neighbors, sum(map(len, sections)))
         sections.append(_broken(result))
     if cfg is not None:
         text = f"<pre>{escape(config.to_json(cfg))}</pre>"
@@ -213,30 +218,34 @@ def _epoch(row: Row) -> str:
     return f"{round(row.get('epoch') or 0.0, 1):g}"  # a batch may cross the end of an epoch
 
 
-def _errors(
+def error_sections(
     result: EvalResult,
     errors: np.ndarray,
     index: VideoIndex | None,
-    cfg: Config | None,
-    model: VideoNetwork | HasNetwork | None,
-    neighbors: Neighbors | None,
-    size: int,
+    maps: browser.Maps,
+    note: str = "",
+    neighbors: Neighbors | None = None,
+    size: int = 0,
 ) -> list[str]:
-    """The videos whose wrong class has the highest probability, and all errors, after `size` bytes of the page."""
+    """The videos whose wrong class has the highest probability, and all errors.
+
+    Args:
+      result: the evaluation.
+      errors: rows of `result`, from `browser.confident_errors`.
+      index: the videos; None if they cannot be read.
+      maps: see `browser.detailed`.
+      note: a sentence for the reader.
+      neighbors: the nearest training videos, if they were looked for.
+      size: bytes of the page before this.
+    """
     title = "Most confident errors"
     if not len(errors):
         return [section(title, f"<p>None: all {int(result.evaluated.sum()):,} videos were recognized.</p>")]
-    index, note = (index, "") if index is not None else _find_videos(cfg)
-    maps = error_maps(model, result, index, cfg) if model is not None and index is not None and cfg else _no_map
     figures = browser.detailed(result, errors, index, maps, neighbors)
     share = f"{len(figures)} of {len(errors):,} wrong videos, the highest probability of the wrong class first. {note}"
     first = section(title, f'<p class="muted small">{escape(share)}</p>', *figures)
     budget = browser.PAGE_BYTES - size - len(first)
     return [first, section("All errors", browser.all_errors(result, errors, index, neighbors, budget))]
-
-
-def _no_map(row: int, video: int) -> str:
-    return ""
 
 
 def _find_videos(cfg: Config | None) -> tuple[VideoIndex | None, str]:
@@ -249,9 +258,15 @@ def _find_videos(cfg: Config | None) -> tuple[VideoIndex | None, str]:
         return None, f"No film strips: {error}"
 
 
-def _confusion(result: EvalResult) -> str:
+def confusion(result: EvalResult, scores: str = "logits") -> str:
+    """The matrix, whose wrong cells choose rows of the errors, and the most frequent confusions.
+
+    Args:
+      result: the evaluation.
+      scores: that its predictions are the largest of, in words.
+    """
     key = (
-        '<p class="muted small">Row: true class; column: predicted class, from averaged logits. Share of the row:'
+        f'<p class="muted small">Row: true class; column: predicted class, from averaged {scores}. Share of the row:'
         '<span class="key" style="background:#0072B2"></span>right<span class="key" style="background:#D55E00"></span>'
         "wrong; hover over a cell for its count.</p>"
     )

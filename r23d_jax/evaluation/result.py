@@ -145,6 +145,23 @@ class EvalResult:
         """Classes without evaluated videos, which the mean class accuracy leaves out."""
         return tuple(name for name, value in zip(self.class_names, self.per_class, strict=True) if np.isnan(value))
 
+    def described(self) -> dict[str, Any]:
+        """All but the scores of the videos, as JSON values."""
+        return {
+            "metrics": {name: _finite(value) for name, value in self.metrics.items()},
+            "protocol": dataclasses.asdict(self.protocol),
+            "videos": len(self.names),
+            "views": int(self.num_views.sum()),
+            "broken_views": self.broken_views,
+            "class_names": list(self.class_names),
+            "per_class": [_finite(value) for value in self.per_class.tolist()],
+            "classes_without_videos": list(self.empty_classes),
+            "not_evaluated": list(self.not_evaluated),
+            "missing": list(self.missing),
+            "broken": [list(pair) for pair in self.broken],
+            "environment": self.environment,
+        }
+
     def _confusion(self, predictions: np.ndarray) -> np.ndarray:
         seen = self.evaluated
         return metric_functions.confusion_matrix(self.labels[seen], predictions[seen], len(self.class_names))
@@ -184,20 +201,7 @@ def save_evaluation(result: EvalResult, folder: Path) -> None:
 
     Each file appears complete or not at all.
     """
-    meta = {
-        "metrics": {name: _finite(value) for name, value in result.metrics.items()},
-        "protocol": dataclasses.asdict(result.protocol),
-        "videos": len(result.names),
-        "views": int(result.num_views.sum()),
-        "broken_views": result.broken_views,
-        "class_names": list(result.class_names),
-        "per_class": [_finite(value) for value in result.per_class.tolist()],
-        "classes_without_videos": list(result.empty_classes),
-        "not_evaluated": list(result.not_evaluated),
-        "missing": list(result.missing),
-        "broken": [list(pair) for pair in result.broken],
-        "environment": result.environment,
-    }
+    meta = result.described()
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     arrays = {name: getattr(result, name) for name in (*_ARRAYS, "confusion", "confusion_softmax")}

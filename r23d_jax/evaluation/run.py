@@ -37,7 +37,7 @@ def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] =
         compilation_cache.keep_compiled(workdir / "compilation_cache")
     log(parallel.describe_devices())
     loaded = load_checkpoint(workdir, cfg.eval.checkpoint)
-    log(f"checkpoint: {loaded.path}, {cfg.eval.checkpoint}, {loaded.name}, {loaded.config.model.head.kind} head")
+    log(f"checkpoint: {loaded.path}, {loaded.chosen}: {loaded.name}, {loaded.config.model.head.kind} head")
     data = config.with_preprocessing(cfg.data, loaded.preprocessing)
     for name, value in vars(data).items():
         if getattr(cfg.data, name) != value:

@@ -162,7 +162,7 @@ def _answer_all(connection: Connection, weights: Path, top: int, video_seconds: 
         connection.send(UserError(str(error)))
         return
     explainer = functools.cache(lambda: Explainer(model, model.preprocessing))
-    connection.send(f"{model.name}, {len(model.class_names)} classes")
+    connection.send(model.title)
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
             video, maps = connection.recv()

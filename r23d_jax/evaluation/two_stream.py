@@ -1,7 +1,7 @@
 """Evaluates two trained streams on the same videos and adds their scores, as `config.fusion` says."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +10,10 @@ import jax
 from r23d_jax import config
 from r23d_jax.checkpoint.checkpoint import FOLDER, LoadedModel, load_checkpoint
 from r23d_jax.config import Config, look_up
-from r23d_jax.evaluation import fusion
+from r23d_jax.data.find.frames import VideoIndex
+from r23d_jax.evaluation import browser, fusion
+from r23d_jax.evaluation.error_maps import error_maps
+from r23d_jax.evaluation.figures import escape
 from r23d_jax.evaluation.result import EVALUATIONS, EvalResult
 from r23d_jax.evaluation.run import score_checkpoint
 from r23d_jax.runtime import parallel
@@ -34,13 +37,15 @@ def evaluate_two_streams(cfg: Config, workdir: Path, log: Callable[[str], None] 
         _load("second", fields.second, fields.second_root, cfg.eval.checkpoint, log),
     ]
     weight, how = look_up(CHOICES, fields.choice, "config.fusion.choice")(cfg, streams, log)
-    first, second = _evaluate(cfg, streams, "test", log)
+    (first, first_index), (second, second_index) = _evaluate(cfg, streams, "test", log)
     results = first, second, fusion.fuse(first, second, weight, fields.scores)
     if jax.process_index() == 0:
         titles = tuple(f"{stream.config.data.input} ({stream.name})" for stream in streams)
         trained_here = (workdir / FOLDER).is_dir()  # its own report stays
         folder = workdir / EVALUATIONS / "two-streams" if trained_here else workdir
-        page = fusion.write_page(folder, titles, results, weight, how, fields.scores)
+        maps = _maps_of_both(streams, results[2], (first_index, second_index))
+        shown = second_index if streams[0].config.data.input == "flow" else first_index  # flow is no picture to play
+        page = fusion.write_page(folder, titles, results, weight, how, fields.scores, shown, maps)
         log(fusion.format_streams(titles, results, weight, how, fields.scores))
         log(f"report: {page}")
     return results[2]
@@ -52,16 +57,32 @@ def _load(name: str, folder: str, root: str, which: str, log: Callable[[str], No
         raise config.ConfigError(f"config.fusion.{name} is missing: the folder of a trained run")
     loaded = load_checkpoint(folder, which)
     data = config.with_preprocessing(loaded.config.data, loaded.preprocessing)
-    log(f"{name} stream: {loaded.path}, {which}, {loaded.name}, {data.input}")
+    log(f"{name} stream: {loaded.path}, {loaded.chosen}: {loaded.name}, {data.input}")
     data = dataclasses.replace(data, root=root or data.root)
     return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, data=data))
 
 
 def _evaluate(
     cfg: Config, streams: list[LoadedModel], subset: Literal["test", "held_out"], log: Callable[[str], None]
-) -> list[EvalResult]:
+) -> list[tuple[EvalResult, VideoIndex]]:
     configs = [dataclasses.replace(stream.config, eval=cfg.eval) for stream in streams]
-    return [score_checkpoint(loaded, own, subset, log)[0] for loaded, own in zip(streams, configs, strict=True)]
+    return [score_checkpoint(loaded, own, subset, log) for loaded, own in zip(streams, configs, strict=True)]
+
+
+def _maps_of_both(streams: list[LoadedModel], fused: EvalResult, indexes: Sequence[VideoIndex]) -> browser.Maps:
+    """What each stream looked at in the clip in the middle, for the class that their sum predicts."""
+    if not len(browser.confident_errors(fused)):
+        return browser.no_map
+    draws = {
+        f"{stream.config.data.input} ({stream.name})": error_maps(stream, fused, index, stream.config)
+        for stream, index in zip(streams, indexes, strict=True)
+    }
+
+    def draw(row: int, video: int) -> str:
+        del row  # each index has the videos in the order of the results
+        return "".join(f'<div class="small">{escape(title)}</div>{maps(video, video)}' for title, maps in draws.items())
+
+    return draw
 
 
 def _held_out(cfg: Config, streams: list[LoadedModel], log: Callable[[str], None]) -> tuple[float, str]:
@@ -71,7 +92,7 @@ def _held_out(cfg: Config, streams: list[LoadedModel], log: Callable[[str], None
             f"config.fusion.choice='held_out': the streams were trained with config.data.hold_out="
             f"{shares[0]:g} and {shares[1]:g}; train both with the same share, e.g. 0.1, or choose another weight"
         )
-    first, second = _evaluate(cfg, streams, "held_out", log)
+    (first, _), (second, _) = _evaluate(cfg, streams, "held_out", log)
     weight = fusion.best_weight(first, second, cfg.fusion.scores)
     return weight, f"the best on {len(first.names)} training videos that neither stream was trained on"
 

@@ -127,6 +127,11 @@ def numbers_from_processes(numbers: Sequence[float]) -> np.ndarray:
     return multihost_utils.process_allgather(np.asarray(numbers, np.float32)).reshape(jax.process_count(), -1)
 
 
+def on_every_host(tree: Any) -> Any:
+    """The whole of every array, on every process; all must call it together."""
+    return tree if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
+
+
 def platform(mesh: Mesh) -> str:
     """What the devices are, which may be absent and only compiled for: "cpu", "gpu" or "tpu"."""
     return mesh.devices.flat[0].platform

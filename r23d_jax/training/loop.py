@@ -265,10 +265,12 @@ def _train(run: Run, state: TrainState) -> EvalResult | None:
         return None
     if result is None:  # the run was complete already
         result = load_evaluation(run.workdir) or _evaluate(run, state)
-    if result is not None and jax.process_index() == 0:
-        # The state of several processes is not in one place
-        model = run.network.build(state.eval_params, state.batch_stats) if jax.process_count() == 1 else None
-        path = report.write_report(run.workdir, run.test_index, run.cfg, model=model)
+    if result is None:
+        run.heartbeat.end("finished")
+        return None
+    values = parallel.on_every_host((state.eval_params, state.batch_stats))
+    if jax.process_index() == 0:
+        path = report.write_report(run.workdir, run.test_index, run.cfg, model=run.network.build(*values))
         run.log(format_table(result))
         run.log(f"report: {path}")
     run.heartbeat.end("finished")

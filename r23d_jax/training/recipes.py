@@ -63,7 +63,7 @@ _ORDER = ("model", "data", "optimizer", "train", "eval", "parallel")  # in a con
 # By name, in the order of preference: the first that fits is taken
 RECIPES = {
     "last_stage": Recipe(
-        why="weights are given, and there are few clips: the early stages stay as they are, because so few clips would "
+        why="there are pretrained weights, and few clips: the early stages stay as they are, because so few would "
         "overfit them",
         fits=lambda facts: facts.has_weights and facts.are_few(FEW_TO_TUNE),
         fields=_FINE_TUNE
@@ -76,7 +76,7 @@ RECIPES = {
         short_side=128,
     ),
     "fine_tune": Recipe(
-        why="weights are given, and there are clips enough to train the whole network, the backbone at a tenth of "
+        why="there are pretrained weights, and clips enough to train the whole network, the backbone at a tenth of "
         "the rate",
         fits=lambda facts: facts.has_weights,
         fields=_FINE_TUNE

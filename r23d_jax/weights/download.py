@@ -86,6 +86,12 @@ def fetch(name: str, files: Sequence[File], log: Callable[[str], None] = to_stde
             ) from None
 
 
+def is_cached(name: str, files: Sequence[File]) -> bool:
+    """Whether all files of published weights are in the cache and undamaged. Nothing is downloaded."""
+    paths = [cache_folder("weights") / name / file.name for file in files]
+    return all(path.is_file() and not _wrong(file, path, path) for file, path in zip(files, paths, strict=True))
+
+
 def _fetch(file: File, folder: Path, log: Callable[[str], None]) -> Path:
     path = folder / file.name
     if path.is_file():

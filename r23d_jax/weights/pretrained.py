@@ -173,6 +173,15 @@ def list_pretrained() -> dict[str, Pretrained]:
     return dict(PRETRAINED)
 
 
+def cached() -> list[str]:
+    """The names whose weights are in the cache, undamaged; the last download first. Nothing is downloaded."""
+    folder = download.cache_folder("weights")
+    there = [name for name, row in PRETRAINED.items() if download.is_cached(name, row.files)]
+    return sorted(
+        there, key=lambda name: (folder / name / PRETRAINED[name].files[0].name).stat().st_mtime, reverse=True
+    )
+
+
 def pretrained_name(text: str | os.PathLike) -> str | None:
     """The name in the table that a user means by `text`; None if it is a path.
 

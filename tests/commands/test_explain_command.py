@@ -87,7 +87,8 @@ def call(*argv: object) -> int:
 def test_prints_class_and_moments_and_writes_what_was_named(runs, video, tmp_path, capsys):
     argv = ("--video", tmp_path / "o.mp4", "--picture", tmp_path / "o.png")
     assert call(video, "--weights", runs["average"], *argv) == 0
-    lines = capsys.readouterr().out.splitlines()
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == "r2plus3d_10, 3 classes, step 12, the best checkpoint, video top-1 50.00 %"
     assert lines[0] == f"{video}  (13 frames, 4 clips)"
     cfg = config_of("avgpool")
     scores = Predictor(
@@ -125,7 +126,7 @@ def test_json(runs, video, capsys):
 
 def test_a_class_that_nothing_speaks_for(runs, video, tmp_path, capsys):
     assert call(video, "--weights", runs["cold"], "--picture", tmp_path / "o.png") == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()[1:]
     assert lines[2:] == ["  no place of any clip raises the score of this class", f"  picture: {tmp_path / 'o.png'}"]
     picture = cv2.imread(str(tmp_path / "o.png"))
     assert picture is not None and np.ptp(picture[SHOWN : 2 * SHOWN].astype(int), axis=2).max() <= 1, "gray all over"

@@ -2,8 +2,11 @@
 
 import argparse
 import base64
+import dataclasses
+import hashlib
 import io
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -12,13 +15,18 @@ import numpy as np
 import pytest
 
 from r23d_jax.__main__ import main
+from r23d_jax.checkpoint import read
 from r23d_jax.checkpoint.checkpoint import save_model
 from r23d_jax.commands import new
 from r23d_jax.config import Config, UserError, use_flow, validate
 from r23d_jax.config.files import call_file
 from r23d_jax.data.find.splits import read_list
+from r23d_jax.evaluation.trained import load_model
 from r23d_jax.runtime.program import CONFIGS
 from r23d_jax.training import recipes
+from r23d_jax.weights import pretrained
+from r23d_jax.weights.download import File
+from r23d_jax.weights.state_dicts import Converted
 from tests.commands.test_predict import write_video
 from tests.evaluation.test_features import WIDTHS, small_config
 from tests.hostile.reliability.harness import write_videos
@@ -104,6 +112,42 @@ def test_the_printed_training_runs(project: Path, capsys: pytest.CaptureFixture[
 def test_a_project_is_not_made_twice(root: Path, project: Path) -> None:
     with pytest.raises(UserError, match="--out .*my project: holds something already; give another folder"):
         call(root / "videos", "--out", project)
+
+
+def test_cached_weights_are_used(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last download that is undamaged and reads frames; nothing is downloaded."""
+    model = load_model(root / "weights")
+    frames = Converted(model.model, model.config.model, 3, "r23d_jax", tuple("abc"), model.preprocessing)
+    flow = dataclasses.replace(frames, preprocessing=dataclasses.replace(model.preprocessing, input="flow"))
+    known = {"old": frames, "good": frames, "flow": flow, "damaged": frames, "absent": frames}
+    row, rows = pretrained.PRETRAINED["r3d_18.kinetics400"], {}
+    for age, name in enumerate(known):
+        file = File(f"https://example.invalid/{name}.pth", f"sha256:{hashlib.sha256(name.encode()).hexdigest()[:8]}")
+        rows[name] = dataclasses.replace(row, files=(file,))
+        path = tmp_path / "cache" / "weights" / name / file.name
+        path.parent.mkdir(parents=True)
+        if name != "absent":
+            path.write_text("cut short" if name == "damaged" else name)
+            os.utime(path, (age, age))
+    monkeypatch.setenv("R23D_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(pretrained, "PRETRAINED", rows)
+    monkeypatch.setattr(read, "read_pretrained", lambda name, log: known[name])
+    assert pretrained.cached() == ["flow", "good", "old"]
+    assert call(root / "videos", "--out", tmp_path / "p", "--json", "--workers", 1) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["weights"] == "name:good" and told["recipe"] == "last_stage"
+    assert told["notes"][0].startswith("flow is in the cache of weights, and is not used: ")
+    assert told["notes"][1] == "weights: good, from the cache; --weights NAME takes others, --scratch takes none"
+    assert "--weights name:good" in told["next"][0]
+    cfg = validate(call_file(str(tmp_path / "p" / "config.py"), "get_config", Config))
+    assert cfg.init_from == "name:good" and cfg.model.widths == WIDTHS
+    assert call(root / "videos", "--out", tmp_path / "q", "--json", "--workers", 1, "--scratch") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["weights"] == "" and told["recipe"] == "small"
+    with pytest.raises(UserError, match="--scratch: uses no weights, and --weights names some; drop one"):
+        call(root / "videos", "--out", tmp_path / "r", "--weights", "old", "--scratch")
 
 
 @LOADS

@@ -215,7 +215,7 @@ def call(*argv: object) -> int:
 def test_prints_classes_and_probabilities(workdir, videos, capsys, predictor):
     assert call("--workdir", workdir, videos / "v0.avi", videos / "jpg" / "v2", "--top", 2) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "r2plus3d_10, 3 classes, step 12, video top-1 50.00 %"
+    assert lines[0] == "r2plus3d_10, 3 classes, step 12, the best checkpoint, video top-1 50.00 %"
     assert lines[1] == f"{videos / 'v0.avi'}  (13 frames, 3 clips, 92 % of the video seen)"
     assert lines[4] == f"{videos / 'jpg' / 'v2'}  (30 frames, 7 clips, 93 % of the video seen)"
     assert len(lines) == 7

@@ -153,13 +153,15 @@ def test_the_page(tmp_path: Path) -> None:
     assert path == tmp_path / "report.html"
     page = path.read_text()
     assert "<h1>rgb + flow</h1>" in page and '<p class="muted">two streams</p>' in page
-    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Accuracy", "By class"]
+    titles = ["Accuracy", "By class", "Confusion matrix", "Most frequent confusions", "Most confident errors"]
+    assert re.findall(r"<h2>(.*?)</h2>", page) == [*titles, "All errors"]
     assert re.findall(r'<p class="small">(.*?)</p>', page) == [
         "By averaged softmax; weights 0.70 and 0.30: chosen &lt;here&gt;.",
         f"rgb: {protocol_line(first)}.",
         f"flow: {protocol_line(second)}.",
     ]
-    accuracy, by_class = re.findall(r"<table>(.*?)</table>", page)
+    accuracy, by_class, _, errors = re.findall(r"<table>(.*?)</table>", page)
+    assert errors.count("<tr data-t=") == int((fused.predictions != fused.labels).sum()) and "averaged softmax" in page
     number = ' class="number"'
     assert _cells(accuracy)[0] == ["", number + ">video top-1", number + ">video top-5", number + ">mean class"]
     assert [row[0] for row in _cells(accuracy)] == ["", "rgb", "flow", "fused"]

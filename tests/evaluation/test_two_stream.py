@@ -12,6 +12,7 @@ from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.splits import Entry, VideoList, fold, hold_out
 from r23d_jax.data.make.synthetic import write_synthetic
 from r23d_jax.data.sources import open_index
+from r23d_jax.evaluation import browser
 from r23d_jax.evaluation.two_stream import evaluate_two_streams
 from r23d_jax.training import loop
 from tests.training.tiny import tiny_config
@@ -49,6 +50,11 @@ def test_both_streams_and_their_sum(runs: Path, tmp_path: Path, choice: str, sai
     assert "first stream:" in text and said in text and "report:" in text
     page = (tmp_path / "report.html").read_text()
     assert "rgb (f_r2d_10)" in page and "rgb_diff (f_r2d_10)" in page and "gain over the better stream" in page
+    wrong = int((result.predictions != result.labels).sum())
+    assert page.count("<tr data-t=") == page.count("data-clip=") == wrong > 0, "to play"
+    # two strips of frames with Grad-CAM of each stream, and one of the video, for each of the first errors
+    assert page.count("Grad-CAM of ") == 2 * 2 * min(wrong, 10), "as a line and as the text of a picture"
+    assert "script-src 'sha256-" in page and browser.SCRIPT in page
 
 
 def test_the_report_of_a_stream_stays(runs: Path) -> None:

@@ -117,6 +117,9 @@ def test_a_job_computes_what_one_process_computes(data: Path, tmp_path: Path, nu
     # The first speaks for all
     assert any("report: " in line for line in job[0]["lines"])
     assert not any(process["lines"] for process in job[1:])
+    pages = [(tmp_path / name / "run/report.html").read_text() for name in ("alone", "job")]
+    maps = [page.count("Grad-CAM of ") for page in pages]
+    assert maps[1] == maps[0] > 0, "the network was in several processes, and the first explains its errors"
     # Its rows hold what each measured, and name the slowest
     rows = [row for row in read_metrics(tmp_path / "job/run") if "train/loss" in row]
     assert len(rows) == len(alone["losses"])

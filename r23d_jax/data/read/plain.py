@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
+from scipy import sparse
 
 from r23d_jax.config import Preprocessing
 from r23d_jax.data.find.picture_header import MAX_PIXELS, claimed_size
@@ -34,20 +35,17 @@ def resize(windows: np.ndarray, size: int, antialias: bool) -> np.ndarray:
     """(t, h, w, c) uint8 -> (t, size, size, c) uint8, as `decode.resize`."""
     if windows.shape[1:3] == (size, size):
         return windows
-    video = windows.astype(np.float32)
     if antialias:
-        video = _filter(_filter(video, 1, size), 2, size)
+        video = _filter(_filter(windows.astype(np.float32), 1, size), 2, size)
     else:
-        top, bottom, down = _neighbors(video.shape[1], size)
-        left, right, across = _neighbors(video.shape[2], size)
-        across = across[:, None]
+        top, bottom, down = _neighbors(windows.shape[1], size)
+        left, right, across = _neighbors(windows.shape[2], size)
 
         def lerp_columns(rows: np.ndarray) -> np.ndarray:
-            start = rows[:, :, left]
-            return start + (rows[:, :, right] - start) * across
+            rows = windows.take(rows, axis=1).astype(np.float32)
+            return _lerp(rows.take(left, axis=2), rows.take(right, axis=2), across[:, None])
 
-        above, below = lerp_columns(video[:, top]), lerp_columns(video[:, bottom])
-        video = above + (below - above) * down[:, None, None]
+        video = _lerp(lerp_columns(top), lerp_columns(bottom), down[:, None, None])
     return (video + np.float32(0.5)).astype(np.uint8)
 
 
@@ -111,30 +109,38 @@ def _neighbors(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     )
 
 
+def _lerp(start: np.ndarray, end: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """From `start` towards `end`, which is overwritten."""
+    end -= start
+    end *= share
+    end += start
+    return end
+
+
 def _filter(video: np.ndarray, axis: int, size: int) -> np.ndarray:
     """Resizes one axis of a float32 array with a triangle filter as wide as the reduction."""
-    video = np.ascontiguousarray(np.moveaxis(video, axis, 0))  # rows are gathered, one after the other
-    places, weights = _taps(len(video), size)
-    resized = np.zeros((size, *video.shape[1:]), np.float32)
-    for place, weight in zip(places, weights, strict=True):  # in order, because sums of float32 depend on it
-        resized += video[place] * weight.reshape(-1, *[1] * (video.ndim - 1))
-    return np.moveaxis(resized, 0, axis)
+    rows = np.moveaxis(video, axis, 0)
+    resized = _taps(len(rows), size) @ rows.reshape(len(rows), -1)
+    return np.moveaxis(resized.reshape(size, *rows.shape[1:]), 0, axis)
 
 
 @functools.lru_cache(maxsize=64)
-def _taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels that each of `size` places reads, (taps, size) int64, and their weights, float32; 0 for padding."""
+def _taps(length: int, size: int) -> sparse.csr_array:
+    """The weights of `length` pixels for each of `size` places, (size, length) float32.
+
+    A sparse matrix adds up the pixels of a place in order, and sums of float32 depend on it.
+    """
     one, half = np.float32(1), np.float32(0.5)
     step = np.float32(1.0 / float(np.float32(size) / np.float32(length)))
     radius = max(step, one)
-    rows = []
+    values, columns, ends = [], [], [0]
     for row in range(size):
         center = np.float32((row + 0.5) * float(step))
         first = max(int(np.ceil(center - radius - half)), 0)
         last = min(int(np.floor(center + radius - half)), length - 1)
-        distances = (np.arange(first, last + 1, dtype=np.float32) + half - center) * (one / radius)
+        columns.append(np.arange(first, last + 1))
+        distances = (columns[-1].astype(np.float32) + half - center) * (one / radius)
         weights = np.maximum(one - np.abs(distances), 0)
-        rows.append((first, weights * (one / np.cumsum(weights)[-1])))  # summed in order, unlike np.sum
-    most = max(len(weights) for _, weights in rows)
-    places = np.minimum([first + np.arange(most) for first, _ in rows], length - 1).T
-    return places, np.array([np.pad(weights, (0, most - len(weights))) for _, weights in rows], np.float32).T
+        values.append(weights * (one / np.cumsum(weights)[-1]))  # summed in order, unlike np.sum
+        ends.append(ends[-1] + len(weights))
+    return sparse.csr_array((np.concatenate(values), np.concatenate(columns), ends), shape=(size, length))
