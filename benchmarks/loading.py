@@ -140,7 +140,7 @@ def _to_pixels(values: np.ndarray) -> np.ndarray:
     return np.clip(np.round(values), 0, 255).astype(np.uint8)
 
 
-def write_videos(root: Path, count: int, num_frames: int) -> tuple[float, float]:
+def write_videos(root: Path, count: int, num_frames: int, shards: int = _SHARDS) -> tuple[float, float]:
     """Videos of a texture that moves, with noise, such as cameras and codecs leave.
 
     Makes `lists` with train.csv, `frames` of 320x240, `small` of 171x128, and `packed`, which is `small` in shards.
@@ -175,7 +175,7 @@ def write_videos(root: Path, count: int, num_frames: int) -> tuple[float, float]
         return [path.read_bytes() for path in sorted((root / "small" / name).glob("*.jpg"))]
 
     sources = [PackSource(name, label, lambda name=name: read(name)) for name, label in class_of.items()]
-    write_packed(root / "packed", sources, sorted(set(class_of.values())), num_shards=_SHARDS)
+    write_packed(root / "packed", sources, sorted(set(class_of.values())), num_shards=shards)
     frame_bytes, small_bytes = (sizes / (count * num_frames)).tolist()
     return frame_bytes, small_bytes
 

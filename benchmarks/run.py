@@ -1,6 +1,6 @@
 """All measurements, side by side with PyTorch in one run.
 
-    python -m benchmarks.run [input|loading|index|step|forward|eval|convert|start|scale|all] [--peer] [--out DIR]
+    python -m benchmarks.run [input|loading|index|shards|step|forward|eval|convert|start|scale|all] [--peer] [--out DIR]
 
 Writes results.json, results.md and results.svg; docs/performance.md says what they mean. The exit status is 1 if an
 index takes more memory or time than it may.
@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import evaluating, indexing, loading, scaling, shipped, starting, steps
+from benchmarks import evaluating, indexing, loading, scaling, shards, shipped, starting, steps
 from benchmarks.measure import environment
 from r23d_jax.runtime import backend
 
-PARTS = ("input", "loading", "index", "step", "forward", "eval", "convert", "start", "scale")
+PARTS = ("input", "loading", "index", "shards", "step", "forward", "eval", "convert", "start", "scale")
 
 
 def main() -> int:
@@ -51,6 +51,8 @@ def main() -> int:
             found = shipped.run(args.rounds, workers, args.tiny, args.peer)
         elif part == "index":
             found = indexing.run(*((200, 20, 8) if args.tiny else (args.videos, args.frames, 64)))
+        elif part == "shards":
+            found = shards.run(args.rounds, workers, args.tiny)
         elif part in ("step", "forward"):
             found = steps.run(part, args.rounds, clips, args.networks.split(","), variants)
         elif part == "eval":
@@ -103,6 +105,7 @@ def markdown(results: dict[str, Any]) -> str:
             "input": _input_lines,
             "loading": _loading_lines,
             "index": _index_lines,
+            "shards": _shards_lines,
             "step": _step_lines,
             "forward": _step_lines,
             "eval": _eval_lines,
@@ -142,6 +145,18 @@ def _index_lines(found: list[dict[str, Any]]) -> list[str]:
     for row in found:
         cells = (f"{row['mib']:.0f}", f"{row['seconds']:.1f}", f"{row['processor']:.1f}")
         lines.append(f"| {row['name']} | {row['videos']} | {row['frames']} | {' | '.join(cells)} |")
+    return lines
+
+
+def _shards_lines(found: dict[str, Any]) -> list[str]:
+    lines = ["| shards in a window | shards in use | clips that a cache of 32 has | reads of a shard in an epoch |"]
+    lines.append("|---:|---:|---:|---:|")
+    for row in found["order"]:
+        lines.append(f"| {row['window']} | {row['used']} | {row['hits']:.1%} | {row['reads']:.2f} |")
+    lines += ["", "| order | clips/s | first = 1 (spread) |", "|---|---:|---:|"]
+    for row in found["speed"]:
+        ratio = f"{_number(row['ratio'])} ({_range(row['spread'])})"
+        lines.append(f"| {row['name']} | {row['clips_per_second']:.0f} | {ratio} |")
     return lines
 
 

@@ -54,6 +54,12 @@ def test_preprocessing_survives_json_and_counts_the_extra_frame() -> None:
         ("data", {"source": "frame"}, r"config\.data\.source='frame': unknown; did you mean frames"),
         ("data", {"split": 4}, r"config\.data\.split=4: unknown; known: 1, 2, 3"),
         ("data", {"short_side": 100}, r"config\.data\.short_side=100: must be at least data\.crop_size=112"),
+        ("data", {"source": "packed", "shuffle_shards": -1}, r"config\.data\.shuffle_shards=-1: must be at least 0"),
+        (
+            "data",
+            {"shuffle_shards": 16},
+            r"config\.data\.shuffle_shards=16: data\.source='frames' has no shards; set shuffle_shards=0, or",
+        ),
         ("data", {"crop_area": (0.9, 0.2)}, r"config\.data\.crop_area=\(0\.9, 0\.2\): must be \(low, high\)"),
         ("data", {"crop_area": (0.9,)}, r"config\.data\.crop_area=\(0\.9,\): must be a tuple \(float, float\)"),
         ("data", {"dct_scaling": 1.5}, r"config\.data\.dct_scaling=1\.5: must be"),

@@ -51,6 +51,8 @@ class DataConfig(Group, place="config.data"):
     # of a training clip: one random run of frames, or a run in each of num_segments parts
     sampling: Annotated[str, one_of(*TEMPORAL_SAMPLING)] = "random"
     num_segments: Count = 4  # for sampling="segments": the clip is this many equal runs of consecutive frames
+    # for source="packed": take shards in random order and mix the videos of this many; 0: mix all videos
+    shuffle_shards: CountOrZero = 0
     short_side: Count = 136  # pixels; the scale at which crops are taken
     crop_size: Count = 112  # pixels
     # of a training clip; evaluation crops the center, unless eval.crops says otherwise
@@ -82,6 +84,11 @@ class DataConfig(Group, place="config.data"):
             yield (
                 f"config.data.frame_seconds={self.frame_seconds:g}: replaces config.data.frame_stride="
                 f"{self.frame_stride}; leave that at 1, or set frame_seconds=0"
+            )
+        if self.shuffle_shards and self.source != "packed":
+            yield (
+                f"config.data.shuffle_shards={self.shuffle_shards}: data.source={self.source!r} has no shards; set "
+                "shuffle_shards=0, or data.source='packed'"
             )
         if self.short_side < self.crop_size:
             yield f"config.data.short_side={self.short_side}: must be at least data.crop_size={self.crop_size}"

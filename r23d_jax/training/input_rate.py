@@ -56,6 +56,7 @@ def measure_input(cfg: Config, on_device: bool) -> Input:
         except UserError:
             if cfg.data.motion.speeds:
                 raise
+            cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, shuffle_shards=0))
             index, source = _stand_in(cfg, Path(folder)), "drawn JPEGs, because config.data.root has no videos here"
             count, classes = _UCF101, 101
         repeats = cfg.data.repeats

@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,16 @@ import numpy as np
 import pytest
 
 from r23d_jax.config import Config
+from r23d_jax.data.find.frames import VideoIndex
+from r23d_jax.data.make.packed_builder import PackSource, write_packed
 from r23d_jax.data.make.synthetic import write_synthetic
+from r23d_jax.data.sources import open_index
 from r23d_jax.runtime import parallel
 from r23d_jax.runtime.journal import read_metrics
 from r23d_jax.training import loop
 from tests.training.test_loop import config_for, run
+
+SLOW = pytest.mark.slow
 
 
 def run_on(
@@ -46,9 +52,24 @@ def run_on(
     return read
 
 
-@pytest.mark.parametrize("fsdp", [1, pytest.param(2, marks=pytest.mark.slow)])
+def pack(cfg: Config, folder: Path) -> None:
+    """Puts the frames of a config into shards, and takes one after the other."""
+
+    def sources(index: VideoIndex) -> Iterator[PackSource]:
+        for video, (name, count) in enumerate(zip(index.names.tolist(), index.num_frames.tolist(), strict=True)):
+            frames = [index.frames.read(video, frame) for frame in range(count)]
+            yield PackSource(name, index.class_names[index.labels[video]], lambda frames=frames: frames)
+
+    train, test = open_index(cfg.data, "train"), open_index(cfg.data, "test")
+    write_packed(folder, [*sources(train), *sources(test)], train.class_names, num_shards=3)
+    cfg.data.source, cfg.data.root, cfg.data.shuffle_shards = "packed", str(folder), 1
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "packed"), [(1, True), pytest.param(1, False, marks=SLOW), pytest.param(2, False, marks=SLOW)]
+)
 def test_a_run_that_changes_its_size_trains_as_one_that_does_not(
-    fsdp: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fsdp: int, packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight devices, then four, then one: the same batches and learning rates, and losses that differ by rounding.
 
@@ -58,6 +79,8 @@ def test_a_run_that_changes_its_size_trains_as_one_that_does_not(
     root = tmp_path / "set"
     write_synthetic(root, num_groups=3, clips_per_group=2, height=32, width=32, test_groups=1)
     cfg = config_for(root)
+    if packed:
+        pack(cfg, tmp_path / "packed")
     cfg.optimizer.name, cfg.optimizer.learning_rate = "sgd", 1e-2
     whole = run_on(1, cfg, tmp_path / "whole", monkeypatch)
     cfg.parallel.fsdp = fsdp

@@ -92,7 +92,7 @@ def _close_all() -> None:
 
 
 def dataset_maker(
-    plan: Callable[[tf.Tensor], Plan],
+    plan: Callable[..., Plan],
     fetch: Callable[[Plan], Plan],
     sample: Callable[[Plan, bool], Sample],
     rows: int,
@@ -100,11 +100,12 @@ def dataset_maker(
     end: int,
     cfg: DataConfig,
     group: int = 0,
+    choose: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Callable[[int, bool], tf.data.Dataset]:
     """(batch, substitute) -> batches `first + batch` to `end`; row i of batch k is number k * rows + i.
 
     Args:
-      plan: number -> the plan of a sample.
+      plan: number -> the plan of a sample; with `choose`, (number, what that gives for it) -> the plan.
       fetch: see `decode.Reader`.
       sample: (plan, substitute) -> the sample.
       rows: samples in a batch.
@@ -112,6 +113,7 @@ def dataset_maker(
       end: number after that of the last batch.
       cfg: gives the number of threads.
       group: if not 0, each sample gives this many rows, stacked; `rows` still counts samples.
+      choose: Python, called for several numbers at once: (n,) int64 -> (n,) int64.
     """
     workers = cfg.num_workers or os.cpu_count() or 1
 
@@ -119,7 +121,12 @@ def dataset_maker(
         def parallel(dataset: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:
             return dataset.map(_untranslated(function), num_parallel_calls=workers, deterministic=True)
 
+        def chosen(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return number, tf.ensure_shape(tf.numpy_function(choose, [number], tf.int64, stateful=False), number.shape)
+
         numbers = tf.data.Dataset.range((first + batch) * rows, end * rows)
+        if choose is not None:
+            numbers = parallel(numbers.batch(_TOGETHER), chosen).unbatch()
         fetched = parallel(parallel(numbers, plan).batch(_TOGETHER), fetch).unbatch()
         samples = parallel(fetched, lambda found: sample(found, substitute))
         batches = samples.batch(rows, drop_remainder=True)

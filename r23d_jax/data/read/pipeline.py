@@ -10,15 +10,17 @@ each unreadable video once. Without unreadable videos both modes give the same b
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from r23d_jax.config import ConfigError, DataConfig, look_up, preprocessing, validate
 from r23d_jax.data.find.directions import mirrors
-from r23d_jax.data.find.frames import VideoIndex
+from r23d_jax.data.find.frames import PackedFrames, VideoIndex
 from r23d_jax.data.read import augment, motion, sampling
 from r23d_jax.data.read.batches import BatchIterator, Sample, dataset_maker, first_readable
 from r23d_jax.data.read.broken import BrokenLog
@@ -45,8 +47,9 @@ def train_batches(
     """Training batches of one host.
 
     A step reads n = global_batch_size / repeats clips. Global sample g = step * n + i belongs to epoch g // N and to
-    host i // (n / num_hosts). An epoch visits every video once; batches go across the end of an epoch, and nothing is
-    dropped. Each sample gives `repeats` rows, next to each other, which differ in their augmentations.
+    host i // (n / num_hosts). An epoch visits every video once, in the order of `sampling.epoch_order` or, with
+    `shuffle_shards`, of `sampling.windowed_order`; batches go across its end, and nothing is dropped. Each sample gives
+    `repeats` rows, next to each other, which differ in their augmentations.
 
     Args:
       index: N videos.
@@ -89,10 +92,23 @@ def train_batches(
     def frames_of(video: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         return sampling.training_frames(reading, sampling.fold_in(key, _FRAMES), num_frames[video], strides[video])
 
-    def plan(counter: tf.Tensor) -> Plan:
-        number = (counter // rows) * samples + host * rows + tf.math.floormod(counter, rows)
-        epoch, position = number // num_videos, tf.math.floormod(number, num_videos)
-        wanted = sampling.epoch_order(seed, epoch, position, num_videos)
+    def place(counter: Any) -> tuple[Any, Any]:
+        """Epoch and position of this host's sample number `counter`, a tensor or an array."""
+        number = (counter // rows) * samples + host * rows + counter % rows
+        return number // num_videos, number % num_videos
+
+    @functools.lru_cache(maxsize=2)
+    def windowed_order(epoch: int) -> np.ndarray:
+        assert isinstance(index.frames, PackedFrames), "shuffle_shards is refused for other sources"
+        return sampling.windowed_order(seed, epoch, index.frames.shard, cfg.shuffle_shards)
+
+    def windowed(counters: np.ndarray) -> np.ndarray:
+        return np.array([windowed_order(int(epoch))[at] for epoch, at in zip(*place(counters), strict=True)])
+
+    def plan(counter: tf.Tensor, wanted: tf.Tensor | None = None) -> Plan:
+        epoch, position = place(counter)
+        if wanted is None:
+            wanted = sampling.epoch_order(seed, epoch, position, num_videos)
         key = sampling.sample_key(seed, epoch, wanted)
         others = sampling.pick(sampling.uniform(key, attempts - 1), tf.constant(num_videos))
         tried = tf.concat([tf.cast(wanted, tf.int32)[None], others], 0)
@@ -124,7 +140,8 @@ def train_batches(
         return clip | repeated | ({"label": tf.constant(motion.labels_of(cfg))} if cfg.motion.speeds else {})
 
     group = 0 if on_device else cfg.repeats
-    make = dataset_maker(plan, reader.fetch, sample, rows, start_step, start_step + num_steps, cfg, group)
+    end, choose = start_step + num_steps, windowed if cfg.shuffle_shards else None
+    make = dataset_maker(plan, reader.fetch, sample, rows, start_step, end, cfg, group, choose)
     return BatchIterator(make, num_steps, lambda *seen: broken.observe(index, *seen, replaced=True))
 
 

@@ -7,6 +7,7 @@ from the last frame to the first is then a jump in the picture (and in a frame d
 
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from r23d_jax.config import DataConfig, look_up, preprocessing
@@ -28,6 +29,24 @@ def epoch_order(seed: int, epoch: tf.Tensor, position: tf.Tensor, num_videos: in
     key = tf.stack([tf.constant(seed, tf.int64), epoch])
     last = tf.constant(num_videos - 1, tf.int64)  # max_index is included
     return tf.ensure_shape(_random.index_shuffle(position, seed=key, max_index=last), ())
+
+
+def windowed_order(seed: int, epoch: int, shard: np.ndarray, window: int) -> np.ndarray:
+    """The rows of an epoch, (N,) int64: shards in random order, and the videos of each `window` of them mixed.
+
+    Depends on the arguments alone. NumPy keeps the raw bits of a generator the same in all versions, but not what it
+    makes of them.
+
+    Args:
+      seed: the run's seed.
+      epoch: from 0.
+      shard: (N,) of integers, the shard of each video.
+      window: shards.
+    """
+    numbers, shard = np.unique(shard, return_inverse=True)
+    draws = np.random.Philox(key=[seed % 2**64, epoch]).random_raw(len(numbers) + len(shard))
+    place = np.argsort(np.argsort(draws[: len(numbers)], kind="stable"))
+    return np.lexsort((draws[len(numbers) :], place[shard] // window))
 
 
 def sample_key(seed: int, epoch: tf.Tensor, video: tf.Tensor) -> tf.Tensor:

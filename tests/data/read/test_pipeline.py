@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from r23d_jax.config import ConfigError, DataConfig, EvalConfig, preprocessing
-from r23d_jax.data.find.frames import VideoIndex
+from r23d_jax.data.find.frames import PackedFrames, VideoIndex
 from r23d_jax.data.read import augment, pipeline, sampling
 from r23d_jax.data.read.broken import BrokenLog, BrokenVideoError
 from r23d_jax.data.read.views import Views, make_views
@@ -315,6 +315,32 @@ def test_packed_frames_give_the_same_batches(index: VideoIndex, tmp_path: Path) 
     assert _same(_train(index, steps=4), _train(packed, steps=4))
     views = make_views(index.num_frames, preprocessing(CFG), EvalConfig())
     assert _same(_eval(index, views), _eval(packed, views))
+
+
+def test_windows_of_shards_on_any_hosts_from_any_step(index: VideoIndex, tmp_path: Path) -> None:
+    packed = pack(index, tmp_path / "packed")
+    assert isinstance(packed.frames, PackedFrames)
+    cfg = dataclasses.replace(CFG, source="packed", shuffle_shards=1)
+    one = _train(packed, cfg, steps=7)  # 28 samples: 4 epochs of 7
+    epochs = np.concatenate([batch["video_id"] for batch in one]).reshape(4, 7)
+    for number, epoch in enumerate(epochs):
+        np.testing.assert_array_equal(epoch, sampling.windowed_order(0, number, packed.frames.shard, 1))
+        assert np.count_nonzero(np.diff(packed.frames.shard[epoch])) == 1, "one shard, then the other"
+    for start in (1, 5):
+        assert _same(one[start:], _train(packed, cfg, start=start, steps=7 - start))
+    parts = [_train(packed, cfg, start=2, steps=5, host=host, num_hosts=4) for host in range(4)]
+    assert _same(one[2:], _joined(parts))
+    # A clip follows from the seed, the epoch and the video, whatever the order
+    other = _train(packed, dataclasses.replace(cfg, shuffle_shards=0), steps=7)
+    clips = [
+        {(row // 7, int(video)): clip.tobytes() for row, (video, clip) in enumerate(_rows(batches))}
+        for batches in (one, other)
+    ]
+    assert clips[0] == clips[1] and len(clips[0]) == 28
+
+
+def _rows(batches: Batches) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [row for batch in batches for row in zip(batch["video_id"], batch["video"], strict=True)]
 
 
 def test_png_frames(tmp_path: Path) -> None:

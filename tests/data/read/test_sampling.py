@@ -102,6 +102,25 @@ def test_epoch_order_is_a_permutation_that_changes_with_seed_and_epoch(num_video
         assert np.count_nonzero(np.array(orders[0]) == np.arange(num_videos)) < num_videos // 8
 
 
+def test_windows_mix_videos_and_are_others_in_every_epoch() -> None:
+    shard = np.repeat(np.arange(40), 30)
+    orders = [sampling.windowed_order(seed, epoch, shard, 4) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    windows = [frozenset(shard[order[:120]].tolist()) for order in orders]
+    assert all(len(window) == 4 for window in windows) and len(set(windows)) == 3
+    for order in orders:
+        neighbors = np.diff(shard[order]) == 0  # a quarter of them, if a window is mixed
+        assert 0.2 < neighbors.mean() < 0.3
+        assert np.count_nonzero(np.diff(order) == 1) < 20, "videos of a shard do not keep their order"
+    everything = sampling.windowed_order(0, 0, shard, 1000)  # more shards than there are: all videos are mixed
+    assert len(set(shard[everything[:120]].tolist())) > 30
+
+
+def test_an_order_of_windows_stays_the_same_in_every_version() -> None:
+    """A resumed run depends on it. By hand from Philox's raw bits: shards 2 and 0, then 1."""
+    order = sampling.windowed_order(7, 3, np.array([0, 0, 1, 1, 2, 2]), 2)
+    assert order.tolist() == [4, 0, 5, 1, 2, 3]
+
+
 def test_a_wrong_sampling_is_refused_by_its_field() -> None:
     with pytest.raises(ConfigError, match=r"^config\.data\.sampling='segment': unknown; did you mean segments\?$"):
         sampling.training_frames(DataConfig(sampling="segment"), tf.constant([0, 0], tf.int64), tf.constant(9))
@@ -175,3 +194,21 @@ def test_any_video_gives_a_clip_of_its_own_frames(
 @given(draw=st.floats(0, 1, exclude_max=True, width=32), count=st.integers(1, most))
 def test_any_draw_picks_something_there_is(draw: float, count: int) -> None:
     assert 0 <= int(sampling.pick(tf.constant(draw), tf.constant(count))) < count
+
+
+@given(
+    shard=st.lists(st.integers(0, 12), min_size=1, max_size=60),
+    window=st.integers(1, 14),
+    seed=st.integers(-(2**63), 2**63 - 1),
+    epoch=st.integers(0, 2**40),
+)
+def test_any_epoch_visits_every_video_once_and_ends_a_window_before_the_next(
+    shard: list[int], window: int, seed: int, epoch: int
+) -> None:
+    order = sampling.windowed_order(seed, epoch, np.array(shard, np.int32), window)
+    assert sorted(order.tolist()) == list(range(len(shard)))
+    np.testing.assert_array_equal(order, sampling.windowed_order(seed, epoch, np.array(shard, np.int64), window))
+    visited = np.array(shard)[order].tolist()
+    window_of = {number: place // window for place, number in enumerate(dict.fromkeys(visited))}
+    turns = [window_of[number] for number in visited]
+    assert turns == sorted(turns)
