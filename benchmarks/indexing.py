@@ -97,8 +97,12 @@ def _make_packed(root: Path, names: list[str], pictures: list[bytes]) -> None:
         shards=np.array(shards),
         shard=(number % len(shards)).astype(one.shard.dtype),
         **{name: np.repeat(getattr(one, name), len(shards)) for name in ("sizes", "times")},
-        **{name: np.repeat(getattr(one, name), len(names)) for name in ("split", "record", "num_frames", "begin")},
+        **{
+            name: np.repeat(getattr(one, name), len(names))
+            for name in ("split", "record", "num_frames", "begin", "rates")
+        },
         length=np.tile(one.length, len(names)),
+        checks=np.tile(one.checks, len(shards)),
     )
     index_cache.prepare_folder(folder)
     index_cache.save(folder, packed.CACHE, vars(table))

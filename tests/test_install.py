@@ -17,7 +17,7 @@ from r23d_jax.runtime import program
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-EXTRAS = ("torch", "onnx", "docs", "serve", "logging", "beam", "hub", "dev")
+EXTRAS = ("torch", "onnx", "docs", "serve", "logging", "beam", "hub", "remote", "dev")
 FILES = {extra: f"requirements-{extra}.txt" for extra in EXTRAS}
 
 

@@ -131,7 +131,7 @@ def _list_models() -> dict[str, Any]:
 
 
 def _list_pretrained() -> dict[str, Any]:
-    from r23d_jax.weights.download import CACHE, cache_folder
+    from r23d_jax.runtime.disk import CACHE, cache_folder
     from r23d_jax.weights.pretrained import PRETRAINED
 
     print(f"{'name':36}{'network':16}{'top-1':>7}{'MiB':>8}  {'trained on':30}license")

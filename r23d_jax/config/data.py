@@ -34,6 +34,8 @@ class DataConfig(Group, place="config.data"):
     # drawn in memory, for data.motion
     source: Annotated[str, one_of(*SOURCES)] = "frames"
     root: str = "data/UCF-101-frames"  # folder of frame folders, or of packed shards
+    # gigabytes of the local disk for parts of shards, if root is gs://, s3:// or the like (docs/remote.md)
+    remote_cache: Positive = 20.0
     # folder of split lists (docs/datasets.md); "": `lists` beside `root`, made if missing
     lists: str = "data/ucfTrainTestlist"
     split: Annotated[int, one_of(1, 2, 3)] = 1  # number of the official split

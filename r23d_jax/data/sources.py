@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,10 +16,12 @@ from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.frames import FrameFiles, VideoIndex, index_frames
 from r23d_jax.data.find.generated import GeneratedFrames
 from r23d_jax.data.find.packed import index_packed
+from r23d_jax.data.find.packed_scan import is_description
 from r23d_jax.data.find.splits import VideoList, fold, hold_out, read_list
 from r23d_jax.data.find.video_names import group_of
-from r23d_jax.data.make.record import Made, how_made
+from r23d_jax.data.make.record import RECORD, Made, how_made
 from r23d_jax.data.make.synthetic import write_synthetic
+from r23d_jax.runtime import remote
 from r23d_jax.runtime.program import command
 
 Subset = Literal["train", "test", "held_out"]
@@ -41,9 +43,8 @@ def open_index(cfg: DataConfig, subset: Subset) -> VideoIndex:
     Raises:
       UserError: there is no data, or no such source; the message names the remedy.
     """
-    root = Path(cfg.root).expanduser()
-    lists = lists_of(cfg)
     open_source = look_up(SOURCES, cfg.source, "config.data.source")
+    root, lists = _root_of(cfg), lists_of(cfg)
     if cfg.motion.speeds:
         subset = "train" if subset == "train" else "held_out"
         return _moving(open_source(cfg, root, lists, subset), subset)
@@ -51,8 +52,29 @@ def open_index(cfg: DataConfig, subset: Subset) -> VideoIndex:
     return _noted(index, _mirror_note(cfg, index) if subset == "train" else ())
 
 
+def _root_of(cfg: DataConfig) -> Path:
+    """The folder of the data; of packed shards in an object store, a copy of all files but the shards."""
+    if not remote.is_remote(cfg.root):
+        return Path(cfg.root).expanduser()
+    if cfg.source != "packed":
+        raise ConfigError(
+            f"config.data.root={cfg.root}: only packed shards are read from an object store, because a request for "
+            f"each frame would take too long; make them with {command('prepare')} --format packed, copy them there, "
+            "and set --config.data.source=packed"
+        )
+    for number in range(3):  # the record of `prepare` is beside `packed`, or above a folder in it
+        above = cfg.root
+        for _ in range(number + 1):
+            above = remote.parent(above)
+        remote.copied(remote.join(above, RECORD))
+    return remote.copied(cfg.root, is_description)
+
+
 def lists_of(cfg: DataConfig) -> Path:
-    """The folder of the split lists: `cfg.lists`, or beside the data."""
+    """The folder of the split lists: `cfg.lists`, or beside the data; of lists in an object store, a copy."""
+    lists = cfg.lists or (remote.join(remote.parent(cfg.root), LISTS) if remote.is_remote(cfg.root) else "")
+    if remote.is_remote(lists):
+        return remote.copied(lists)
     return Path(cfg.lists).expanduser() if cfg.lists else Path(cfg.root).expanduser().absolute().parent / LISTS
 
 
@@ -82,7 +104,11 @@ def _packed(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIn
     made = _check_kind(cfg, root)
     # A packed dataset may bring its own split and labels.
     bare = not lists.exists() and not cfg.classes and not cfg.hold_out and not cfg.fold
-    index = index_packed(root, None if bare else listed_videos(cfg, lists, subset), _side(cfg, subset))
+    listed = None if bare else listed_videos(cfg, lists, subset)
+    place: dict[str, Any] = {}
+    if remote.is_remote(cfg.root):
+        place = {"url": cfg.root, "cache_bytes": 1e9 * cfg.remote_cache}
+    index = index_packed(root, listed, _side(cfg, subset), **place)
     return dataclasses.replace(index, flow=made.flow)
 
 

@@ -17,6 +17,7 @@ try:
 except ImportError:  # not POSIX
     fcntl = None
 
+CACHE = "R23D_CACHE"  # environment variable that names the cache's folder
 _PARTIAL, _REPLACED = ".partial", ".replaced"
 
 
@@ -37,6 +38,13 @@ REMEDIES = {
     errno.EACCES: "write elsewhere, or have the permissions changed",
     errno.EPERM: "write elsewhere, or have the permissions changed",
 }
+
+
+def cache_folder(name: str) -> Path:
+    """A folder of the cache: below $R23D_CACHE, or else below the user's own cache folder."""
+    import pooch
+
+    return Path(os.environ.get(CACHE) or pooch.os_cache("r23d_jax")) / name
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from r23d_jax.config import UserError, look_up
 from r23d_jax.runtime import disk
+from r23d_jax.runtime.disk import cache_folder
 
-CACHE = "R23D_CACHE"  # environment variable that names the cache's folder
 MIB = 2**20
 PIECE = 2**16  # bytes to write at once; of a connection that breaks off, less than one piece is lost
 TRIES = 3
@@ -49,13 +49,6 @@ class File:
 def to_stderr(line: str) -> None:
     """Prints a line to standard error."""
     print(line, file=sys.stderr)
-
-
-def cache_folder(name: str) -> Path:
-    """A folder of the cache: below $R23D_CACHE, or else below the user's own cache folder."""
-    import pooch
-
-    return Path(os.environ.get(CACHE) or pooch.os_cache("r23d_jax")) / name
 
 
 def fetch(name: str, files: Sequence[File], log: Callable[[str], None] = to_stderr) -> list[Path]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from r23d_jax.config import look_up
+from r23d_jax.runtime.disk import cache_folder
 from r23d_jax.weights import download, files
 from r23d_jax.weights.download import File
 from r23d_jax.weights.state_dicts import Converted, convert
@@ -175,7 +176,7 @@ def list_pretrained() -> dict[str, Pretrained]:
 
 def cached() -> list[str]:
     """The names whose weights are in the cache, undamaged; the last download first. Nothing is downloaded."""
-    folder = download.cache_folder("weights")
+    folder = cache_folder("weights")
     there = [name for name, row in PRETRAINED.items() if download.is_cached(name, row.files)]
     return sorted(
         there, key=lambda name: (folder / name / PRETRAINED[name].files[0].name).stat().st_mtime, reverse=True

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from r23d_jax.config import UserError
 from r23d_jax.models.network import VideoNetwork
 from r23d_jax.runtime import disk
+from r23d_jax.runtime.disk import cache_folder
 from r23d_jax.weights import files
-from r23d_jax.weights.download import cache_folder
 from r23d_jax.weights.state_dicts import Converted, convert, to_arrays
 from r23d_jax.weights.tables import ConversionError
 

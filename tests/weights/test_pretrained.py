@@ -20,6 +20,7 @@ from r23d_jax.__main__ import main
 from r23d_jax.config import Config, ConfigError, UserError
 from r23d_jax.models.functional import split_model
 from r23d_jax.models.registry import list_models
+from r23d_jax.runtime import disk
 from r23d_jax.training.warm_start import WarmStartError, check_source
 from r23d_jax.weights import download, pretrained
 from r23d_jax.weights.download import DownloadError, File, fetch
@@ -44,7 +45,7 @@ def server() -> Iterator[Publisher]:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(download.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(disk.CACHE, str(tmp_path / "cache"))
     monkeypatch.setattr(download, "PAUSE_SECONDS", 0.0)
     return tmp_path / "cache" / "weights"
 
@@ -180,15 +181,15 @@ def test_processes_wait_for_one_download(server: Publisher) -> None:
 
 def test_a_cache_that_cannot_be_written(server: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv(download.CACHE, str(tmp_path / "file"))
+    monkeypatch.setenv(disk.CACHE, str(tmp_path / "file"))
     with pytest.raises(OSError, match="file"):
         get(server)
 
 
 def test_the_cache_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(download.CACHE)
+    monkeypatch.delenv(disk.CACHE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert download.cache_folder("weights") == tmp_path / "r23d_jax" / "weights"
+    assert disk.cache_folder("weights") == tmp_path / "r23d_jax" / "weights"
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------

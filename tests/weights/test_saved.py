@@ -26,7 +26,8 @@ from r23d_jax.evaluation.metrics import video_metrics
 from r23d_jax.evaluation.result import EvalResult, Protocol, environment, save_evaluation
 from r23d_jax.evaluation.trained import TrainedModel, from_pretrained, load_model
 from r23d_jax.models.functional import split_model
-from r23d_jax.weights import download, saved
+from r23d_jax.runtime import disk
+from r23d_jax.weights import saved
 from r23d_jax.weights.saved import HubError
 from r23d_jax.weights.tables import ConversionError
 from tests.training.tiny import start, tiny_config
@@ -278,7 +279,7 @@ def test_wilson_holds_the_share_as_often_as_it_says() -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setenv(download.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(disk.CACHE, str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", "hf_right")
     with hub_server() as hub:
         constants = importlib.import_module("huggingface_hub.constants")  # not imported with the package

@@ -17,6 +17,7 @@ from r23d_jax.data.find.frame_scan import Scan, scan_frames
 from r23d_jax.data.find.index_cache import load, prepare_folder, save
 from r23d_jax.data.find.splits import VideoList
 from r23d_jax.data.find.tfrecord import header_bytes
+from r23d_jax.runtime.blocks import Blocks
 
 
 class Frames(Protocol):
@@ -96,6 +97,7 @@ class PackedFrames:
     row: np.ndarray  # (N,) int64
     length: np.ndarray  # (K,) uint32, K frames in total
     names: np.ndarray  # (N,) str, names of the videos, for messages
+    blocks: Blocks | None = None  # reads shards that are in an object store; `shards` then has URLs
 
     def spans(self, video: int, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where some frames begin in the shard, and their lengths, (t,) int64 each; `frames` is (t,) of integers."""
@@ -114,13 +116,15 @@ class PackedFrames:
 
     def read(self, video: int, frame: int) -> bytes:
         path, offset, length = self._place(video, frame)
+        if self.blocks:
+            return self.blocks.read_all([(int(self.shard[video]), [(offset, length)])])[0]
         with open(path, "rb") as file:
             file.seek(offset)
             return file.read(length)
 
     def problem(self, video: int, frame: int) -> str | None:
         path, offset, length = self._place(video, frame)
-        size, problem = _size(path)
+        size, problem = (self.blocks.size(int(self.shard[video])), None) if self.blocks else _size(path)
         if problem is None and length == 0:
             return "empty frame (0 bytes)"
         if problem is None and size < offset + length:

@@ -12,7 +12,6 @@ official splits:
         --config.data.root=~/tensorflow_datasets/ucf101/ucf101_1/2.0.0
 """
 
-import os
 from collections import defaultdict
 from pathlib import Path
 
@@ -22,14 +21,24 @@ from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.frames import PackedFrames, VideoIndex
 from r23d_jax.data.find.index_cache import load, prepare_folder, save
 from r23d_jax.data.find.list_format import Subset
-from r23d_jax.data.find.packed_scan import TABLE_LAYOUT, Table, find_dataset, read_table
+from r23d_jax.data.find.packed_scan import TABLE_LAYOUT, Local, Remote, Table, find_dataset, read_table
 from r23d_jax.data.find.splits import Entry, VideoList
 from r23d_jax.data.find.video_names import group_of
+from r23d_jax.runtime import remote
+from r23d_jax.runtime.blocks import Blocks, num_blocks
 
 CACHE = "packed"  # name of the saved index
 
 
-def index_packed(root: Path, videos: VideoList | None, subset: Subset, cache: bool = True) -> VideoIndex:
+def index_packed(
+    root: Path,
+    videos: VideoList | None,
+    subset: Subset,
+    cache: bool = True,
+    *,
+    url: str = "",
+    cache_bytes: float = 20e9,
+) -> VideoIndex:
     """Finds every encoded frame of a packed dataset.
 
     The first call reads all shards, checks each record's checksum, and saves the index beside the shards. Later calls
@@ -41,6 +50,8 @@ def index_packed(root: Path, videos: VideoList | None, subset: Subset, cache: bo
         labels are used, and the videos are called `<subset>/<row>`. None takes all videos, with the dataset's labels.
       subset: the dataset's own split to take. Used if records have no names, or `videos` is None.
       cache: whether to save the index, and to use a saved one.
+      url: of the folder in an object store, if `root` is a copy of its small files (`packed_scan.is_description`).
+      cache_bytes: of the disk, for parts of such shards.
 
     Returns:
       One row per video. Damaged records are left out and reported in `notes`.
@@ -49,14 +60,15 @@ def index_packed(root: Path, videos: VideoList | None, subset: Subset, cache: bo
       DataError: there is no such dataset, it holds no video, or it does not match the lists.
     """
     root = Path(root).expanduser()
-    folder = find_dataset(root)
+    folder = find_dataset(root, url)
+    store = Remote(remote.join(url, folder.relative_to(root).as_posix())) if url else Local(folder)
     table = None
     if cache:
         prepare_folder(folder)
         if arrays := load(folder, CACHE, TABLE_LAYOUT):
-            table = _from_cache(folder, arrays)
+            table = _from_cache(store, arrays)
     if table is None:
-        table = read_table(folder)
+        table = read_table(folder, store)
         if cache:
             save(folder, CACHE, vars(table))
     if not len(table.names):
@@ -73,20 +85,22 @@ def index_packed(root: Path, videos: VideoList | None, subset: Subset, cache: bo
         raise DataError(f"{folder}: holds {some}{have}{_notes_text(table)}")
     row, length = _lengths_of(table, rows)
     all_names = np.array(names)
+    shards = tuple(map(store.place, table.shards.tolist()))
     return VideoIndex(
         class_names=class_names,
         names=all_names,
         labels=np.array(labels, np.int32),
         num_frames=table.num_frames[rows],
         frames=PackedFrames(
-            shards=tuple(os.path.join(os.path.abspath(folder), name) for name in table.shards.tolist()),
+            shards=shards,
             shard=table.shard[rows],
             begin=table.begin[rows],
             row=row,
             length=length,
             names=all_names,
+            blocks=Blocks(shards, table.sizes, table.checks, cache_bytes) if url else None,
         ),
-        layout=f"packed: {len(table.shards)} TFRecord shard(s) in {folder}",
+        layout=f"packed: {len(table.shards)} TFRecord shard(s) in {url or folder}",
         missing=missing,
         notes=tuple(table.notes.tolist()),
         rates=table.rates[rows],
@@ -188,15 +202,14 @@ def _notes_text(table: Table) -> str:
     return "".join(f". {note}" for note in table.notes.tolist())
 
 
-def _from_cache(folder: Path, arrays: dict[str, np.ndarray]) -> Table | None:
+def _from_cache(store: Local, arrays: dict[str, np.ndarray]) -> Table | None:
     table = Table(**arrays)
-    try:
-        stats = [os.stat(folder / name) for name in table.shards.tolist()]
-    except (OSError, ValueError):  # ValueError: a zero byte in a name
-        return None
-    same = [stat.st_size for stat in stats] == table.sizes.tolist()
-    same = same and [stat.st_mtime_ns for stat in stats] == table.times.tolist()
-    return table if same and _is_plausible(table) else None
+    saved = zip(table.shards.tolist(), table.sizes.tolist(), table.times.tolist(), strict=True)
+    for name, size, time in saved:
+        found = store.stat(name)
+        if found is None or found not in ((size, time), (size, None)):
+            return None
+    return table if _is_plausible(table) else None
 
 
 def _is_plausible(table: Table) -> bool:
@@ -208,4 +221,6 @@ def _is_plausible(table: Table) -> bool:
         and int(table.num_frames.sum(dtype=np.int64)) == len(table.length)
         and np.all((table.rates >= 0) & np.isfinite(table.rates))
         and not any("/" in name for name in table.shards.tolist())
+        and np.all(table.sizes >= 0)
+        and len(table.checks) >= num_blocks(table.sizes).sum()
     )

@@ -1,9 +1,12 @@
 """Reads the shards of a packed dataset once, to find the place of every frame."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import stat
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +15,11 @@ from typing import Any, cast
 
 import numpy as np
 
+from r23d_jax.config import UserError
 from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.tfrecord import Record, header_bytes, parse_example, records
 from r23d_jax.data.find.video_names import CONTROL, without_suffix
+from r23d_jax.runtime import blocks, remote
 from r23d_jax.runtime.program import command
 from r23d_jax.runtime.progress import Progress
 
@@ -31,7 +36,7 @@ _NAME_FEATURES = ("name", "video_name", "filename")
 TABLE_LAYOUT = {
     **{"class_names": "str C", "shards": "str S", "sizes": "int64 S", "times": "int64 S", "split": "str M"},
     **{"record": "int64 M", "names": "str M", "labels": "int32 M", "num_frames": "int32 M", "shard": "int32 M"},
-    **{"begin": "int64 M", "length": "uint32 K", "notes": "str N", "rates": "float64 M"},
+    **{"begin": "int64 M", "length": "uint32 K", "notes": "str N", "rates": "float64 M", "checks": "uint32 B"},
 }
 
 
@@ -53,6 +58,7 @@ class Table:
     length: np.ndarray  # bytes of every frame, all videos in turn
     notes: np.ndarray
     rates: np.ndarray  # frames per second; 0 where records have none
+    checks: np.ndarray  # CRC-32C of every block of every shard in turn; see `runtime.blocks`
 
     @property
     def named(self) -> bool:
@@ -68,31 +74,92 @@ class _Shard:
     num_records: int  # according to the dataset
     videos: list[tuple[int, str, int, int, np.ndarray, float]] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
+    checks: list[int] = dataclasses.field(default_factory=list)
 
 
-def find_dataset(root: Path) -> Path:
-    """Finds the folder of the only packed dataset at or below root."""
+class Local:
+    """The shards of a dataset, beside its description."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def place(self, name: str) -> str:
+        """The path, or the URL, of a shard."""
+        return os.path.join(os.path.abspath(self._folder), name)
+
+    def stat(self, name: str) -> tuple[int, int | None] | None:
+        """Bytes of a shard, and its time in ns, None where sizes and checksums suffice; None if there is no shard."""
+        try:
+            status = os.stat(self._folder / name)
+        except (OSError, ValueError):  # ValueError: a zero byte in a name
+            return None
+        return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[np.ndarray]:
+        """The content of a shard that is not empty, (size,) uint8."""
+        yield np.memmap(self._folder / name, np.uint8, mode="r")
+
+
+class Remote(Local):
+    """The shards of a dataset in an object store."""
+
+    def __init__(self, url: str):
+        self._url, self._files = url, remote.files(url)
+
+    def place(self, name: str) -> str:
+        return remote.join(self._url, name)
+
+    def stat(self, name: str) -> tuple[int, int | None] | None:
+        info = self._files.get(name)
+        return None if info is None else (info.size, None)
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[np.ndarray]:
+        folder = remote.cached("")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            remote.write_ranges(self.place(name), self._files[name].size, file)
+            file.flush()
+            yield np.memmap(file, np.uint8, mode="r")
+
+
+def is_description(name: str) -> bool:
+    """Whether a file of a dataset is small, and so is copied from an object store before anything else."""
+    return name.endswith((".json", ".txt", ".npz"))
+
+
+def find_dataset(root: Path, url: str = "") -> Path:
+    """Finds the folder of the only packed dataset at or below root, a copy of `url` if that is given."""
+    shown = url or root
     if not os.path.isdir(root):
-        raise DataError(f"config.data.root={root}: no such folder. {_REMEDY}")
+        raise DataError(f"config.data.root={shown}: no such folder. {_REMEDY}")
     found: list[Path] = []
     for depth in range(4):
         infos = sorted(root.glob("[!.]*/" * depth + _INFO))
         found = found or [info.parent for info in infos if os.path.isfile(info.with_name(_FEATURES))]
     if not found:
-        raise DataError(f"config.data.root={root}: holds no packed dataset ({_INFO} and {_FEATURES}). {_REMEDY}")
+        raise DataError(f"config.data.root={shown}: holds no packed dataset ({_INFO} and {_FEATURES}). {_REMEDY}")
     if len(found) > 1:
         raise DataError(
-            f"config.data.root={root}: holds {len(found)} packed datasets; choose one: {found[0]}, {found[1]}"
+            f"config.data.root={shown}: holds {len(found)} packed datasets; choose one: {found[0]}, {found[1]}"
         )
     return found[0]
 
 
-def read_table(folder: Path) -> Table:
-    """Reads all shards of a dataset; damaged records are left out and named in `notes`."""
-    class_names, shards, keys = _describe_dataset(folder)
+def read_table(folder: Path, store: Local | None = None) -> Table:
+    """Reads all shards of a dataset; damaged records are left out and named in `notes`.
+
+    Args:
+      folder: of the dataset's description.
+      store: where the shards are; None: in `folder`.
+    """
+    store = store or Local(folder)
+    class_names, shards, keys = _describe_dataset(folder, store)
     show = Progress(len(shards), "shards", "index packed videos", shown=len(shards) >= 8)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, show:
-        for _ in pool.map(lambda shard: _scan_shard(shard, keys, len(class_names)), shards):
+    most = 2 if isinstance(store, Remote) else 8  # shards that are fetched whole take room on the disk
+    with ThreadPoolExecutor(min(most, os.cpu_count() or 1)) as pool, show:
+        for _ in pool.map(lambda shard: _scan_shard(shard, keys, len(class_names), store), shards):
             show.update()
 
     videos, lengths, notes, base = [], [np.zeros(0, np.uint32)], [], defaultdict(int)
@@ -103,18 +170,20 @@ def read_table(folder: Path) -> Table:
         base[shard.split] += shard.num_records
         lost = shard.num_records - len(shard.videos)
         if shard.problems:
-            notes.append(f"{shard.path}: {lost} damaged video(s) left out: {'; '.join(shard.problems[:3])}")
-    stats = [os.stat(shard.path) for shard in shards]
+            place = store.place(shard.path.name) if isinstance(store, Remote) else shard.path
+            notes.append(f"{place}: {lost} damaged video(s) left out: {'; '.join(shard.problems[:3])}")
+    stats = [store.stat(shard.path.name) or (0, 0) for shard in shards]
     names = ("split", "record", "names", "labels", "num_frames", "shard", "begin", "rates")
     columns = zip(*videos, strict=True) if videos else [()] * len(names)
     values: dict[str, Any] = dict(zip(names, columns, strict=True))
     values |= {"class_names": class_names, "shards": [shard.path.name for shard in shards], "notes": notes}
-    values |= {"sizes": [stat.st_size for stat in stats], "times": [stat.st_mtime_ns for stat in stats]}
+    values |= {"sizes": [size for size, _ in stats], "times": [time or 0 for _, time in stats]}
     values["length"] = np.concatenate(lengths)
+    values["checks"] = [check for shard in shards for check in shard.checks]
     return Table(**{name: np.array(value, TABLE_LAYOUT[name].split()[0]) for name, value in values.items()})
 
 
-def _describe_dataset(folder: Path) -> tuple[list[str], list[_Shard], tuple[str, str, str]]:
+def _describe_dataset(folder: Path, store: Local) -> tuple[list[str], list[_Shard], tuple[str, str, str]]:
     """Class names, shards, and the features that hold the frames, the label and the video's name."""
     _refuse_foreign_features(folder / _FEATURES)
     import tensorflow_datasets as tfds  # takes seconds; not needed when the index is cached
@@ -143,7 +212,7 @@ def _describe_dataset(folder: Path) -> tuple[list[str], list[_Shard], tuple[str,
     outside = [shard.path for shard in shards if os.path.abspath(shard.path.parent) != os.path.abspath(folder)]
     if outside:
         raise DataError(f"{folder / _INFO}: names a shard outside of its folder: {outside[0]}")
-    lacking = [shard.path for shard in shards if not shard.path.is_file()]
+    lacking = [store.place(shard.path.name) for shard in shards if store.stat(shard.path.name) is None]
     if lacking:
         raise DataError(f"{lacking[0]}: this shard is missing, and {len(lacking) - 1} more; copy or make it again")
     return list(label.names), shards, (video_key, "label", name_key)
@@ -171,15 +240,28 @@ def _refuse_foreign_features(path: Path) -> None:
         )
 
 
-def _scan_shard(shard: _Shard, keys: tuple[str, str, str], num_classes: int) -> None:
-    if not shard.path.stat().st_size:
+def _scan_shard(shard: _Shard, keys: tuple[str, str, str], num_classes: int, store: Local) -> None:
+    size, _ = store.stat(shard.path.name) or (0, 0)
+    if not size:
         shard.problems.append("the file is empty")
         return
     try:
-        data = np.memmap(shard.path, np.uint8, mode="r")
+        for _ in range(3):  # what comes from a store may be damaged on its way: two fetches must agree about damage
+            shard.videos.clear()
+            shard.problems.clear()
+            with store.open(shard.path.name) as data:
+                before, shard.checks = shard.checks, blocks.checksums(data)
+                _scan_records(shard, data, keys, num_classes)
+            if not shard.problems or not isinstance(store, Remote) or shard.checks == before:
+                break
+    except UserError:
+        raise
     except OSError as error:
+        shard.checks = [0] * -(-size // blocks.BLOCK)
         shard.problems.append(f"the file cannot be read ({error.strerror})")
-        return
+
+
+def _scan_records(shard: _Shard, data: np.ndarray, keys: tuple[str, str, str], num_classes: int) -> None:
     for number, record in enumerate(records(data)):
         if record.problem:
             shard.problems.append(record.problem)

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from r23d_jax.config import DataConfig
-from r23d_jax.data.read.decode import Plan
+from r23d_jax.data.read.decode import Plan, Reader
 
 Batch = dict[str, np.ndarray]
 Sample = dict[str, tf.Tensor]
@@ -33,6 +33,7 @@ class BatchIterator:
       make_dataset: (first batch, substitute) -> the dataset from that batch on.
       num_batches: number of batches in total.
       observe: receives `tried` and `delivered` of every batch; see `BrokenLog.observe`.
+      reader: its `failed` is raised, once it is set: no other video replaces one that could not be fetched.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class BatchIterator:
         make_dataset: Callable[[int, bool], tf.data.Dataset],
         num_batches: int,
         observe: Callable[[np.ndarray, np.ndarray], None],
+        reader: Reader,
     ):
         self._make_dataset, self._num_batches, self._observe = make_dataset, num_batches, observe
+        self._reader = reader
         self._given = 0
         self._substitute = False
         self._iterator: Iterator[Batch] | None = None
@@ -57,10 +60,12 @@ class BatchIterator:
         try:
             batch = self._read()
         except tf.errors.OpError:
+            self._raise_failed()
             if self._substitute:
                 raise
             self._substitute, self._iterator = True, None
             batch = self._read()
+        self._raise_failed()
         self._given += 1
         try:
             tried, delivered = batch.pop("tried"), batch.pop("delivered")
@@ -73,6 +78,11 @@ class BatchIterator:
     def close(self) -> None:
         """Ends reading; there are no further batches."""
         self._num_batches, self._iterator = self._given, None
+
+    def _raise_failed(self) -> None:
+        if (error := self._reader.failed) is not None:
+            self.close()
+            raise error
 
     def _read(self) -> Batch:
         if self._iterator is None:

@@ -41,7 +41,13 @@ class Reader(Protocol):
 
     Reading has two steps. `fetch` is a Python call for many clips, so that decoding threads do not contend for the GIL.
     It alone looks into the index, of which TensorFlow would need a second copy.
+
+    Attributes:
+      failed: the error after which nothing more can be read, such as an object store's that no longer answers.
     """
+
+    @property
+    def failed(self) -> Exception | None: ...
 
     def fetch(self, plans: Plan) -> Plan:
         """The plans of n clips -> the same, with the places or the bytes of their frames.
@@ -196,6 +202,8 @@ def _check_shapes(shapes: tf.Tensor, flow: bool) -> tf.Operation:
 
 
 class _FileReader:
+    failed = None
+
     def __init__(self, frames: FrameFiles):
         self._frames = frames
 
@@ -220,7 +228,11 @@ class _ShardReader:
     """
 
     def __init__(self, frames: PackedFrames):
-        self._frames, self._shards = frames, _Shards(frames.shards)
+        self._frames, self._shards = frames, frames.blocks or _Shards(frames.shards)
+
+    @property
+    def failed(self) -> Exception | None:
+        return self._shards.failed
 
     def fetch(self, plans: Plan) -> Plan:
         """Adds "content" (n,) string, empty for an unreadable clip, so that only this clip fails when it is decoded;
@@ -236,18 +248,22 @@ class _ShardReader:
 
     def _read(self, videos: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         contents, parts = np.empty(len(videos), object), np.empty((*frames.shape, 2), np.int64)
+        requests = []
         for clip, video in enumerate(videos.tolist()):
             starts, counts = self._frames.spans(video, frames[clip])
             begin, end = int(starts.min()), int((starts + counts).max())
             one_read = end - begin <= _MOST_WASTE * counts.sum()
             spans = [(begin, end - begin)] if one_read else list(zip(starts.tolist(), counts.tolist(), strict=True))
-            contents[clip] = self._shards.read(int(self._frames.shard[video]), spans)
+            requests.append((int(self._frames.shard[video]), spans))
             parts[clip] = np.stack([starts - begin if one_read else np.cumsum(counts) - counts, counts], 1)
+        contents[:] = self._shards.read_all(requests)
         return contents, parts
 
 
 class _Shards:
     """Reads parts of files. The first few files stay open, because opening one means another wait for the GIL."""
+
+    failed = None
 
     def __init__(self, paths: tuple[str, ...]):
         self._paths = paths
@@ -255,6 +271,10 @@ class _Shards:
         self._lock = threading.Lock()
         # Not when the interpreter exits, because threads may still read then; the system closes the files.
         weakref.finalize(self, _close_all, self._open).atexit = False
+
+    def read_all(self, requests: Sequence[tuple[int, Sequence[tuple[int, int]]]]) -> list[bytes]:
+        """`read` for several clips."""
+        return [self.read(*request) for request in requests]
 
     def read(self, shard: int, spans: Sequence[tuple[int, int]]) -> bytes:
         """Reads spans (first byte, length) of one file, joined; b"" if one of them cannot be read."""
@@ -300,6 +320,8 @@ def _read_exactly(file: int, start: int, count: int) -> bytes:
 
 class _Drawing:
     """Draws pictures in Python; they are not kept."""
+
+    failed = None
 
     def __init__(self, frames: GeneratedFrames):
         self._frames = frames

@@ -215,7 +215,7 @@ def test_frames_that_do_not_follow_one_another_are_reported(tmp_path: Path) -> N
         label = field(1, field(1, b"label") + field(2, field(3, field(1, b"\0"))))
         (tmp_path / "shard").write_bytes(framed(field(1, video + label)))
         shard = packed_scan._Shard(tmp_path / "shard", "train", 1)
-        packed_scan._scan_shard(shard, ("video", "label", "name"), 1)
+        packed_scan._scan_shard(shard, ("video", "label", "name"), 1, packed_scan.Local(tmp_path))
         return shard
 
     ((_, _, _, begin, lengths, rate),) = scan(field(1, b"one") + field(1, b"three")).videos

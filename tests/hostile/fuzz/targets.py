@@ -143,7 +143,7 @@ def index(data: bytes) -> None:
             assert 0 <= found.labels.min() and found.labels.max() < len(found.class_names)
             assert os.path.normpath(found.frames.path(0, 0)).startswith(f"{root}/")
     if index_cache.fits(arrays, packed.TABLE_LAYOUT):
-        table = packed._from_cache(root, arrays)
+        table = packed._from_cache(packed_scan.Local(root), arrays)
         if table is not None and len(table.names):
             assert table.begin.min() >= 0 and table.num_frames.sum() == len(table.length)
 
@@ -161,7 +161,7 @@ def records(data: bytes) -> None:
     path = _FOLDER / "shard"
     path.write_bytes(framed(data))
     shard = packed_scan._Shard(path, "train", 1)
-    packed_scan._scan_shard(shard, ("video", "label", "name"), 3)
+    packed_scan._scan_shard(shard, ("video", "label", "name"), 3, packed_scan.Local(shard.path.parent))
     for _, name, label, begin, lengths, rate in shard.videos:
         assert isinstance(name, str) and 0 <= label < 3 and len(lengths) > 0 and 0 <= rate < float("inf")
         assert 12 <= begin <= begin + lengths.sum(dtype=np.int64) <= 12 + len(data)

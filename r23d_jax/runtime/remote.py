@@ -1,0 +1,333 @@
+"""Files of object stores, such as s3:// and gs://: listed, read by ranges, copied here and back, with retries.
+
+The work is fsspec's and its packages' for each kind of store (requirements-remote.txt). Every operation is tried again
+for `PATIENCE` seconds, unless the answer is final: no such file, or no permission. `RETRIES` counts.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import random
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+from r23d_jax.config import UserError
+from r23d_jax.runtime import disk
+
+T = TypeVar("T")
+
+PATIENCE = 600.0  # seconds of failures after which an operation is given up
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0  # seconds before another try
+_WRONG_ANSWERS = 5  # with other bytes than expected, after which the object itself must be wrong
+_AT_ONCE = 64  # requests
+_LARGE = 1 << 26  # bytes; larger files are sent in parts
+# Errors of the stores' packages, by the names of their classes, that mean wrong or missing credentials
+_REFUSED = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError")
+# What fsspec's packages are told. Retries are ours, so that they are counted.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": {"config_kwargs": {"retries": {"max_attempts": 0}, "max_pool_connections": _AT_ONCE}},
+}
+
+
+class RemoteError(UserError, OSError):
+    """Something in an object store cannot be read or written; the message names it and the remedy."""
+
+
+class WrongBytes(Exception):
+    """An answer has another length or checksum than it must have."""
+
+
+class Info(NamedTuple):
+    """What a listing says about a file."""
+
+    size: int
+    stamp: str  # differs after a change
+
+
+class Retries:
+    """Counts the operations that were tried again, and prints every doubling of their number."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+
+    def add(self, url: str, error: Exception) -> None:
+        """Counts one, because of an error about a URL."""
+        with self._lock:
+            self.count += 1
+            count = self.count
+        if count & (count - 1) == 0:
+            print(f"{url}: {_reason(error)}; tried again ({count} retries so far)", file=sys.stderr, flush=True)
+
+
+RETRIES = Retries()
+
+
+def is_remote(path: object) -> bool:
+    """Whether a path is a URL, such as s3://bucket/folder."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", str(path)) is not None
+
+
+def join(url: str, name: str) -> str:
+    """The URL of a file or folder inside a folder."""
+    return f"{url.rstrip('/')}/{name}" if name not in ("", ".") else url
+
+
+def parent(url: str) -> str:
+    """The URL of the folder above; a bucket is its own."""
+    scheme, _, rest = url.rstrip("/").partition("://")
+    return f"{scheme}://{rest.rpartition('/')[0] or rest}"
+
+
+def files(url: str) -> dict[str, Info]:
+    """All files below a folder, by their path in it; {"": ...} for a file, {} if there is nothing.
+
+    Raises:
+      RemoteError: the store does not answer, or refuses.
+    """
+    system, path = _open(url)
+    try:
+        found = _trying(url, lambda: system.find(path, detail=True))
+    except FileNotFoundError:
+        return {}
+    above = f"{path.rstrip('/')}/"
+    names = {name: "" if name.rstrip("/") == path.rstrip("/") else name.removeprefix(above) for name in found}
+    wrong = next((name for name in names.values() if ".." in name.split("/") or name.startswith("/")), "")
+    if wrong:
+        raise RemoteError(f"{url}: holds {wrong!r}, whose name leaves the folder; rename it")
+    return {
+        names[name]: Info(int(info["size"] or 0), _stamp(info))
+        for name, info in sorted(found.items())
+        if not name.endswith("/")  # a folder that a console has made
+    }
+
+
+def read_ranges(
+    ranges: Sequence[tuple[str, int, int]], problem: Callable[[int, bytes], str] | None = None
+) -> list[bytes]:
+    """Reads parts (URL, first byte, end) of files of one store, many at once.
+
+    Args:
+      ranges: none of them empty.
+      problem: (number of the range, bytes) -> what is wrong with them; "" if they are right.
+
+    Raises:
+      RemoteError: one cannot be had, or stays wrong.
+    """
+    if not ranges:
+        return []
+    system = _open(ranges[0][0])[0]
+    paths = [_open(url)[1] for url, _, _ in ranges]
+    found: dict[int, bytes] = {}
+
+    def attempt() -> None:
+        left = [number for number in range(len(ranges)) if number not in found]
+        starts, ends = ([ranges[number][side] for number in left] for side in (1, 2))
+        options = {"batch_size": _AT_ONCE} if system.async_impl else {}
+        answers = system.cat_ranges([paths[number] for number in left], starts, ends, on_error="return", **options)
+        failed: Exception | None = None
+        for number, start, end, answer in zip(left, starts, ends, answers, strict=True):
+            if isinstance(answer, Exception):
+                failed = answer
+            elif len(answer) != end - start:
+                failed = WrongBytes(f"{len(answer)} bytes came instead of {end - start}")
+            elif problem and (why := problem(number, answer)):
+                failed = WrongBytes(why)
+            else:
+                found[number] = answer
+        if failed is not None:
+            raise failed
+
+    try:
+        _trying(ranges[0][0], attempt)
+    except FileNotFoundError as error:
+        lacking = next(ranges[number][0] for number in range(len(ranges)) if number not in found)
+        raise RemoteError(f"{lacking}: there is no such file") from error
+    return [found[number] for number in range(len(ranges))]
+
+
+def read(url: str) -> bytes | None:
+    """The content of a small file; None if there is none."""
+    system, path = _open(url)
+    try:
+        return _trying(url, lambda: system.cat_file(path))
+    except FileNotFoundError:
+        return None
+
+
+def write(content: bytes, url: str) -> None:
+    """Writes a file; readers see the old content or the new."""
+    system, path = _open(url)
+    _trying(url, lambda: system.pipe_file(path, content))
+
+
+def upload(path: Path, url: str) -> None:
+    """Copies a file of this machine to a URL.
+
+    Raises:
+      FileNotFoundError: it is not there.
+    """
+    if path.stat().st_size <= _LARGE:
+        write(path.read_bytes(), url)  # may grow meanwhile, as metrics do
+    else:
+        system, target = _open(url)
+        _trying(url, lambda: system.put_file(os.fspath(path), target))
+
+
+def remove(url: str) -> None:
+    """Removes a file, if it is there."""
+    system, path = _open(url)
+    try:
+        _trying(url, lambda: system.rm_file(path))
+    except FileNotFoundError:
+        pass
+
+
+def cached(kind: str) -> Path:
+    """A folder of the cache for things from object stores."""
+    return disk.cache_folder("remote") / kind
+
+
+def copied(url: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:
+    """A copy, in the cache of this machine, of a file or of the files of a folder.
+
+    Only what has changed since the copy before is fetched. The path ends as the URL does.
+
+    Args:
+      url: of the file or folder; nothing there gives a path where nothing is.
+      wanted: which files of a folder to take, by their path in it.
+    """
+    return fetched(url, cached("copies") / re.sub(r"://+", "/", url.rstrip("/")), wanted)
+
+
+def fetched(url: str, to: Path, wanted: Callable[[str], bool] = lambda name: True) -> Path:
+    """Makes `to` a copy of a file, or of the wanted files of a folder, as `copied` does; returns `to`."""
+    there = {name: info for name, info in files(url).items() if wanted(name)}
+    table = cached("stamps") / f"{hashlib.sha256(f'{url} {to}'.encode()).hexdigest()[:32]}.json"
+    with disk.writing(to):
+        table.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        before: dict[str, Any] = json.loads(table.read_text())
+    except (OSError, ValueError):
+        before = {}
+    for name in before.keys() - there.keys():
+        (to / name).unlink(missing_ok=True)
+    now = {name: [info.size, info.stamp] for name, info in there.items()}
+    for name, info in there.items():
+        target = to / name if name else to
+        if before.get(name) != now[name] or not target.is_file() or target.stat().st_size != info.size:
+            _download(join(url, name), info.size, target)
+    disk.write_atomically(table, json.dumps(now), durable=False)
+    return to
+
+
+def _download(url: str, size: int, to: Path) -> None:
+    with disk.writing(to):
+        to.parent.mkdir(parents=True, exist_ok=True)
+    with disk.replacing(to, durable=False) as partial, open(partial, "wb") as file:
+        write_ranges(url, size, file)
+
+
+PIECE = 1 << 23  # bytes that one request asks for at most
+
+
+def write_ranges(url: str, size: int, file: Any) -> None:
+    """Writes a whole file into an open one, a few pieces at once."""
+    ranges = [(url, start, min(start + PIECE, size)) for start in range(0, size, PIECE)]
+    for first in range(0, len(ranges), 4):
+        for content in read_ranges(ranges[first : first + 4]):
+            file.write(content)
+
+
+# -- one store ---------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _system(scheme: str, url: str) -> Any:
+    try:
+        import fsspec
+    except ImportError as error:
+        _lacks(url, error)
+    try:
+        system = fsspec.filesystem(scheme, use_listings_cache=False, **_OPTIONS.get(scheme, {}))
+    except ImportError as error:
+        _lacks(url, error)
+    except ValueError as error:
+        raise UserError(
+            f"{url}: no such kind of store ({error}); give a path, or a URL such as s3://BUCKET/..."
+        ) from None
+    except Exception as error:  # a package looks for credentials at once
+        _refuse(url, error)
+    if hasattr(system, "retries"):  # s3fs's own, beside botocore's
+        system.retries = 1
+    return system
+
+
+def _open(url: str) -> tuple[Any, str]:
+    """fsspec's file system, and the path in it."""
+    scheme = url.partition("://")[0]
+    system = _system(scheme, f"{scheme}://")
+    return system, system._strip_protocol(url)
+
+
+def _lacks(url: str, error: ImportError) -> NoReturn:
+    raise UserError(
+        f"{url}: needs a package that is not installed ({error}): pip install -r requirements-remote.txt, or "
+        '"r23d_jax[remote]"'
+    ) from None
+
+
+def _refuse(url: str, error: Exception) -> NoReturn:
+    raise RemoteError(
+        f"{url}: access is refused ({_reason(error)}); set credentials that may read and write there, for s3:// "
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile, for gs:// GOOGLE_APPLICATION_CREDENTIALS"
+    ) from error
+
+
+def _trying(url: str, action: Callable[[], T]) -> T:
+    """Does something, again and again if it fails for a reason that may pass.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      RemoteError: access is refused, or `PATIENCE` is over.
+    """
+    began, pause, wrong = time.monotonic(), _FIRST_PAUSE, 0
+    while True:
+        try:
+            return action()
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            code = getattr(error, "code", None)
+            forbidden = isinstance(error, PermissionError) or str(error).startswith("Forbidden")  # gcsfs's 403
+            if forbidden or code in (401, 403) or type(error).__name__ in _REFUSED:
+                _refuse(url, error)
+            wrong += isinstance(error, WrongBytes)
+            if wrong >= _WRONG_ANSWERS:
+                raise RemoteError(
+                    f"{url}: {error}, {wrong} times in turn; was it changed, or is it damaged?"
+                ) from error
+            if time.monotonic() - began > PATIENCE:
+                raise RemoteError(
+                    f"{url}: no answer for {PATIENCE:.0f} seconds ({_reason(error)}); when the store can be reached, "
+                    "run the same command again"
+                ) from error
+            RETRIES.add(url, error)
+        time.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200].rstrip(".") if lines else type(error).__name__
+
+
+def _stamp(info: Mapping[str, Any]) -> str:
+    known = (info.get(name) for name in ("ETag", "etag", "md5Hash", "LastModified", "updated", "mtime", "created"))
+    return str(next((value for value in known if value), ""))
