@@ -153,10 +153,11 @@ def _shards_lines(found: dict[str, Any]) -> list[str]:
     lines.append("|---:|---:|---:|---:|")
     for row in found["order"]:
         lines.append(f"| {row['window']} | {row['used']} | {row['hits']:.1%} | {row['reads']:.2f} |")
-    lines += ["", "| order | clips/s | first = 1 (spread) |", "|---|---:|---:|"]
+    lines += ["", "| order | clips/s | first = 1 (spread) | processor time a clip, ms |", "|---|---:|---:|---:|"]
     for row in found["speed"]:
         ratio = f"{_number(row['ratio'])} ({_range(row['spread'])})"
-        lines.append(f"| {row['name']} | {row['clips_per_second']:.0f} | {ratio} |")
+        cells = (f"{row['clips_per_second']:.0f}", ratio, _number(row["processor"]))
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
     return lines
 
 

@@ -120,12 +120,12 @@ def test_the_peers_compute_what_our_networks_compute(name: str) -> None:
 
 
 def test_what_many_devices_should_take() -> None:
-    """By hand: 2 x 41.496 GMACs x 3 x 4 clips; 33,217,452 parameters of four bytes; 37 BN layers, two sums each."""
+    """By hand: 2 x 41.496 GMACs x 3 x 4 clips; 33,217,452 gradients of two bytes; 37 BN layers, two sums each."""
     machine = expected.Machine(peak=100.0, utilization=0.5, inside=100.0, between=10.0, latency=10.0)
     alone, host, many = (expected.expect("r2plus1d_18", 16, 112, 4, devices, machine) for devices in (1, 8, 64))
     assert alone.compute == host.compute == pytest.approx(6 * 41.496e9 * 4 / 50e12, rel=1e-4)
     assert (alone.moved, alone.statistics, alone.efficiency) == (0, 0.0, 1.0)
-    assert host.moved == 2 * 4 * 33_217_452 * 7 // 8 and host.gradients == pytest.approx(host.moved / 100e9)
+    assert host.moved == 2 * 2 * 33_217_452 * 7 // 8 and host.gradients == pytest.approx(host.moved / 100e9)
     assert many.gradients == pytest.approx(many.moved / 10e9) and many.moved > host.moved
     assert many.statistics == pytest.approx(2 * host.statistics) == pytest.approx(2 * 37 * 10e-6 * 6)
 

@@ -51,7 +51,7 @@ def test_a_network_is_used_as_with_tensorflow(folder: Path, capsys: pytest.Captu
     predict = ["predict", "--workdir", str(folder / "run"), "--json", str(folder / "video.avi"), str(folder / "frames")]
     done = run(
         predict,
-        ["info", "r2plus1d_18", "--mesh", "2x2"],
+        ["info", "r2plus1d_18"],
         ["features", "video.avi", "frames", "--workdir", "run", "--out", "f.npz"],
         ["export", "--workdir", "run", "--to", "a.safetensors"],
         ["export", "--workdir", "run", "--to", "a.stablehlo"],

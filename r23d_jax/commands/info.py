@@ -2,12 +2,11 @@
 
 import argparse
 import dataclasses
-import re
-from collections.abc import Callable
 from typing import Any
 
 from r23d_jax.commands.json_output import add_json, json_document
-from r23d_jax.config import HEADS, TOKENS, HeadConfig, OptimizerConfig, UserError
+from r23d_jax.config import HEADS, TOKENS, HeadConfig, UserError
+from r23d_jax.runtime.program import command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,14 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=112, help="height and width in pixels (default 112)")
     parser.add_argument("--classes", type=int, default=101, help="number of classes (default 101)")
     parser.add_argument("--head", choices=HEADS, default="avgpool", help="kind of head (default avgpool)")
-    parser.add_argument("--mesh", default="", help="DATAxFSDP, e.g. 4x2: print the memory that each device needs")
-    parser.add_argument("--optimizer", default=OptimizerConfig.name, help="optimizer for --mesh")
+    for earlier in ("--mesh", "--optimizer"):
+        parser.add_argument(earlier, help=argparse.SUPPRESS)
     parser.add_argument("--tokens", choices=TOKENS, default="space_time", help="of the vit and attention_pool heads")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints a table; returns the exit status."""
+    if args.mesh or args.optimizer:
+        wanted = f"{command('plan')} --config=r2plus1d --devices=h100:8 --config.parallel.fsdp=8"
+        raise UserError(f"--mesh: is now part of another command, e.g. {wanted}")
     with json_document(args.json) as told:
         if args.pretrained:
             told |= _list_pretrained()
@@ -52,8 +54,6 @@ def _show(args: argparse.Namespace) -> dict[str, Any]:
         sizes = {"num_classes": args.classes, "num_frames": args.frames, "crop_size": args.size}
         return models.create_model(args.name, head=head, rngs=nnx.Rngs(0), **sizes)
 
-    if args.mesh and not re.fullmatch(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", args.mesh):
-        raise UserError(f"--mesh {args.mesh}: must be DATAxFSDP, e.g. 4x2 for eight devices")
     parts = count_parts(make, (args.frames, args.size, args.size, 3))
     print(f"{args.name}, {args.head} head, {args.frames} frames of {args.size} x {args.size}, {args.classes} classes")
     print()
@@ -71,46 +71,7 @@ def _show(args: argparse.Namespace) -> dict[str, Any]:
     }
     told["parts"] = [dataclasses.asdict(part) for part in parts]
     told |= dict(zip(("parameters", "macs", "activations"), totals, strict=True))
-    if args.mesh:
-        told["mesh"] = _print_mesh(make, args.mesh, args.optimizer)
     return told
-
-
-def _print_mesh(make_model: Callable[[], Any], mesh_text: str, optimizer: str) -> dict[str, Any]:
-    """Prints what training keeps on each device between steps, from shapes and the sharding rules of a real run."""
-    import jax
-    from flax import nnx
-
-    from r23d_jax.models.functional import split_model
-    from r23d_jax.runtime import parallel
-    from r23d_jax.training.optimizer import make_optimizer
-
-    data, fsdp = map(int, mesh_text.split("x"))
-    mesh = parallel.abstract_mesh(data, fsdp)
-    _, params, batch_stats = split_model(nnx.eval_shape(make_model))
-    tx, _ = make_optimizer(OptimizerConfig(name=optimizer), params, steps_per_epoch=1, num_steps=1)
-    state = {"parameters": params, "BN statistics": batch_stats, f"{optimizer} state": jax.eval_shape(tx.init, params)}
-    print()
-    print(f"{data * fsdp} devices, parameters and optimizer state split over {fsdp} of them:")
-    print(f"{'':16}{'total':>14}{'per device':>14}")
-    alone = parallel.abstract_mesh(1, 1)
-    totals, rows = [0, 0], {}
-    for name, tree in state.items():
-        sizes = [parallel.bytes_per_device(tree, mesh) for mesh in (alone, mesh)]
-        totals = [total + size for total, size in zip(totals, sizes, strict=True)]
-        rows[name] = {"bytes": sizes[0], "bytes_per_device": sizes[1]}
-        print(f"{name:16}{sizes[0] / 2**20:>10.2f} MiB{sizes[1] / 2**20:>10.2f} MiB")
-    print(f"{'total':16}{totals[0] / 2**20:>10.2f} MiB{totals[1] / 2**20:>10.2f} MiB")
-    whole = parallel.bytes_per_device(params, alone) / 2**20
-    print(f"While a step runs, each device also holds all parameters and their gradients: {2 * whole:.1f} MiB.")
-    print("A moving average (train.ema_decay) takes as much memory as the parameters.")
-    summed, gathered = parallel.bytes_moved(params, mesh)
-    print(
-        f"A step adds up gradients: {summed / 2**20:.1f} MiB sent and received by each device, times train.accumulate; "
-        f"gathers parameters: {gathered / 2**20:.1f} MiB."
-    )
-    moved = {"gradient_bytes_moved": summed, "parameter_bytes_moved": gathered}
-    return {"data": data, "fsdp": fsdp, "state": rows} | moved
 
 
 def _row(name: str, shape: str, parameters: int, macs: int, activations: int) -> str:

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from r23d_jax.config import ConfigError, DataConfig, ParallelConfig, look_up
 
@@ -39,33 +38,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def abstract_mesh(data: int, fsdp: int) -> AbstractMesh:
-    """A mesh of devices that need not exist, to plan a placement."""
-    return AbstractMesh((data, fsdp), AXES)
-
-
-def bytes_per_device(tree: Any, mesh: Mesh | AbstractMesh) -> int:
-    """Bytes of a tree of arrays or shapes that each device holds under `state_shardings`."""
-    leaves = jax.tree.leaves(tree)
-    shardings = jax.tree.leaves(state_shardings(leaves, mesh))
-    return sum(
-        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf, sharding in zip(leaves, shardings, strict=True)
-    )
-
-
-def bytes_moved(params: Any, mesh: Mesh | AbstractMesh) -> tuple[int, int]:
-    """The bytes that each device sends, and receives, in a training step with ring exchanges.
-
-    Returns:
-      Bytes to sum the gradients over all devices, once per micro-batch (`train.accumulate`), and bytes to gather the
-      parameters that are split over `fsdp`, once per step.
-    """
-    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    return 2 * whole * (mesh.size - 1) // mesh.size, whole - bytes_per_device(params, mesh)
-
-
-def state_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
+def state_shardings(tree: Any, mesh: Mesh) -> Any:
     """A sharding per leaf: split over `fsdp` along the longest axis that divides, or a copy on every device.
 
     Leaves are arrays, or anything with a shape, e.g. from `jax.eval_shape`.

@@ -14,26 +14,12 @@ def test_published_totals_are_in_the_table(capsys: pytest.CaptureFixture[str]) -
     assert "2 x 7 x 7 x 512" in next(line for line in lines if line.startswith("stage4"))
 
 
-def test_mesh(capsys: pytest.CaptureFixture[str]) -> None:
-    """The same rules as a run's (tests/training/test_step.py); here the sums are by hand."""
-
-    def table(mesh: str) -> tuple[str, dict[str, list[float]]]:
-        args = ["info", "r2plus1d_18", "--frames", "16", "--size", "112", "--optimizer", "adamw", "--mesh", mesh]
-        assert main(args) == 0
-        out = capsys.readouterr().out
-        rows = [line for line in out.partition("devices, ")[2].splitlines() if line.endswith("MiB")]
-        return out, {row[:16].strip(): [float(value) for value in row.split()[-4::2]] for row in rows}
-
-    out, rows = table("4x1")
-    in_all, each = rows["parameters"]
-    assert f"adds up gradients: {1.5 * in_all:.1f} MiB sent and received by each device, times train.accumulate" in out
-    assert "gathers parameters: 0.0 MiB." in out and f"and their gradients: {2 * in_all:.1f} MiB." in out
-    assert in_all == each and abs(rows["adamw state"][0] - 2 * in_all) < 0.02
-    out, rows = table("1x8")
-    assert "8 devices, parameters and optimizer state split over 8 of them:" in out
-    assert rows["parameters"][0] == in_all and in_all / 8 <= rows["parameters"][1] < in_all / 7
-    assert main(["info", "r2plus1d_18", "--mesh", "4by2"]) == 2
-    assert "--mesh 4by2: must be DATAxFSDP, e.g. 4x2 for eight devices" in capsys.readouterr().err
+@pytest.mark.parametrize("option", [["--mesh", "4x2"], ["--mesh", "1x8", "--optimizer", "adamw"]])
+def test_an_option_that_moved_names_its_command(capsys: pytest.CaptureFixture[str], option: list[str]) -> None:
+    assert main(["info", "r2plus1d_18", *option]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --mesh: is now part of another command, e.g. ")
+    assert said.endswith("plan --config=r2plus1d --devices=h100:8 --config.parallel.fsdp=8\n")
 
 
 def test_names(capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,6 +123,26 @@ def test_the_input_is_measured_without_the_videos(
     assert ("window" in read.rows) == on_device and "video_id" not in read.rows and "config.data.root" in read.source
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not importlib.util.find_spec("libtpu"), reason='needs the compiler for TPUs: pip install "jax[tpu]"'
+)
+def test_two_processes_find_tpus_at_the_same_time() -> None:
+    script = "import sys; from r23d_jax.runtime import absent; absent.prepare_process(); "
+    script += "print(len(absent.absent_devices(sys.argv[1]).devices), flush=True); input()"
+    command = [sys.executable, "-c", script]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with (
+        subprocess.Popen([*command, "v6e:8x8"], **pipes) as one,
+        subprocess.Popen([*command, "v5p:2x2x1"], **pipes) as two,
+    ):
+        try:
+            assert [process.stdout.readline() for process in (one, two)] == ["64\n", "4\n"]  # type: ignore[union-attr]
+        finally:
+            one.communicate("\n")
+            two.communicate("\n")
+
+
 MEASURED = """
 import json, numpy as np
 from r23d_jax.runtime import absent, backend
