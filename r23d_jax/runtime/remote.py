@@ -40,7 +40,11 @@ class RemoteError(UserError, OSError):
 
 
 class WrongBytes(Exception):
-    """An answer has another length or checksum than it must have."""
+    """An answer about `url` has another length or checksum than it must have."""
+
+    def __init__(self, url: str, why: str):
+        super().__init__(why)
+        self.url = url
 
 
 class Info(NamedTuple):
@@ -133,22 +137,21 @@ def read_ranges(
         answers = system.cat_ranges([paths[number] for number in left], starts, ends, on_error="return", **options)
         failed: Exception | None = None
         for number, start, end, answer in zip(left, starts, ends, answers, strict=True):
+            url = ranges[number][0]
+            if isinstance(answer, FileNotFoundError):
+                raise RemoteError(f"{url}: there is no such file") from answer
             if isinstance(answer, Exception):
                 failed = answer
             elif len(answer) != end - start:
-                failed = WrongBytes(f"{len(answer)} bytes came instead of {end - start}")
+                failed = WrongBytes(url, f"{len(answer)} bytes came instead of {end - start}")
             elif problem and (why := problem(number, answer)):
-                failed = WrongBytes(why)
+                failed = WrongBytes(url, why)
             else:
                 found[number] = answer
         if failed is not None:
             raise failed
 
-    try:
-        _trying(ranges[0][0], attempt)
-    except FileNotFoundError as error:
-        lacking = next(ranges[number][0] for number in range(len(ranges)) if number not in found)
-        raise RemoteError(f"{lacking}: there is no such file") from error
+    _trying(ranges[0][0], attempt)
     return [found[number] for number in range(len(ranges))]
 
 
@@ -301,14 +304,15 @@ def _trying(url: str, action: Callable[[], T]) -> T:
     while True:
         try:
             return action()
-        except FileNotFoundError:
+        except (FileNotFoundError, RemoteError):
             raise
         except Exception as error:
             code = getattr(error, "code", None)
             forbidden = isinstance(error, PermissionError) or str(error).startswith("Forbidden")  # gcsfs's 403
             if forbidden or code in (401, 403) or type(error).__name__ in _REFUSED:
                 _refuse(url, error)
-            wrong += isinstance(error, WrongBytes)
+            if isinstance(error, WrongBytes):
+                wrong, url = wrong + 1, error.url
             if wrong >= _WRONG_ANSWERS:
                 raise RemoteError(
                     f"{url}: {error}, {wrong} times in turn; was it changed, or is it damaged?"

@@ -1,5 +1,6 @@
 """Parts of files in an object store: right or an error, whatever the store and the cache do."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -149,6 +150,19 @@ def test_a_file_that_was_changed_or_removed(stored: list[str], server: Server, t
     server.client().delete_object(Bucket=BUCKET, Key="blocks/1.bin")
     with pytest.raises(remote.RemoteError, match=r"1\.bin: there is no such file"):
         opened(stored).read_all(REQUESTS[2:3])
+
+
+def test_the_file_that_is_wrong_is_named_whichever_was_asked_first(
+    stored: list[str], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.client().put_object(Bucket=BUCKET, Key="blocks/1.bin", Body=CONTENT[1][::-1].tobytes())
+    with pytest.raises(remote.RemoteError, match=r"^s3://videos/blocks/1\.bin: block 0 has another checksum"):
+        opened(stored).read_all(REQUESTS)
+    server.client().delete_object(Bucket=BUCKET, Key="blocks/1.bin")
+    shutil.rmtree(remote.cached("blocks"))
+    server.faults = Faults("0.bin", errors=100)  # fails for a while, and is not what lacks
+    with pytest.raises(remote.RemoteError, match=r"^s3://videos/blocks/1\.bin: there is no such file"):
+        opened(stored).read_all(REQUESTS)
 
 
 ASK = """
