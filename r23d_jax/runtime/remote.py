@@ -167,7 +167,7 @@ def read(url: str) -> bytes | None:
 def write(content: bytes, url: str) -> None:
     """Writes a file; readers see the old content or the new."""
     system, path = _open(url)
-    _trying(url, lambda: system.pipe_file(path, content))
+    _send(url, lambda: system.pipe_file(path, content))
 
 
 def upload(path: Path, url: str) -> None:
@@ -180,7 +180,18 @@ def upload(path: Path, url: str) -> None:
         write(path.read_bytes(), url)  # may grow meanwhile, as metrics do
     else:
         system, target = _open(url)
-        _trying(url, lambda: system.put_file(os.fspath(path), target))
+        try:
+            _send(url, lambda: system.put_file(os.fspath(path), target))
+        except RemoteError:
+            path.stat()  # perhaps it was removed meanwhile
+            raise
+
+
+def _send(url: str, action: Callable[[], object]) -> None:
+    try:
+        _trying(url, action)
+    except FileNotFoundError as error:
+        raise RemoteError(f"{url}: there is no such bucket; make it, or correct its name") from error
 
 
 def remove(url: str) -> None:
@@ -192,9 +203,16 @@ def remove(url: str) -> None:
         pass
 
 
-def cached(kind: str) -> Path:
-    """A folder of the cache for things from object stores."""
-    return disk.cache_folder("remote") / kind
+def cached(kind: str, url: str = "") -> Path:
+    """A folder of the cache for things from object stores; or what it has of a URL, a path that ends as the URL does.
+
+    Raises:
+      RemoteError: for a URL that would lead out of the folder.
+    """
+    scheme, *names = re.split("/+", url.rstrip("/"))
+    if ".." in names:
+        raise RemoteError(f"{url}: holds '..', which object stores take for a name; write the address without it")
+    return disk.cache_folder("remote").joinpath(kind, scheme.removesuffix(":"), *names)
 
 
 def copied(url: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:
@@ -206,7 +224,7 @@ def copied(url: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:
       url: of the file or folder; nothing there gives a path where nothing is.
       wanted: which files of a folder to take, by their path in it.
     """
-    return fetched(url, cached("copies") / re.sub(r"://+", "/", url.rstrip("/")), wanted)
+    return fetched(url, cached("copies", url), wanted)
 
 
 def fetched(url: str, to: Path, wanted: Callable[[str], bool] = lambda name: True) -> Path:

@@ -228,3 +228,19 @@ def test_copies_follow_what_changes(server: Server, tmp_path: Path) -> None:
     client.put_object(Bucket=BUCKET, Key="copies/../b.txt", Body=b"new")
     with pytest.raises(remote.RemoteError, match=r"'\.\./b\.txt', whose name leaves the folder"):
         remote.copied(url)
+    client.put_object(Bucket=BUCKET, Key="../../../../out/c.txt", Body=b"new")
+    with pytest.raises(remote.RemoteError, match=r"^s3://videos/\.\./\.\./\.\./\.\./out: holds '\.\.'.* without it$"):
+        remote.copied("s3://videos/../../../../out")
+    assert not list(tmp_path.rglob("c.txt"))
+
+
+def test_a_bucket_that_is_missing(server: Server, tmp_path: Path) -> None:
+    """Whoever sends a file that may be removed meanwhile would take FileNotFoundError for that."""
+    for size in (10, remote._LARGE + 1):
+        with open(tmp_path / "file", "wb") as file:
+            file.truncate(size)
+        with pytest.raises(remote.RemoteError, match=r"^s3://other/file: there is no such bucket; make it"):
+            remote.upload(tmp_path / "file", "s3://other/file")
+    (tmp_path / "file").unlink()
+    with pytest.raises(FileNotFoundError):
+        remote.upload(tmp_path / "file", "s3://other/file")
