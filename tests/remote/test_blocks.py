@@ -77,6 +77,12 @@ def test_a_store_that_fails_for_a_while(
         assert "tried again (1 retries so far)" in capsys.readouterr().err
 
 
+def test_what_is_not_inside_the_file_is_unreadable(stored: list[str]) -> None:
+    """As in a file of this machine; an index that says so is damaged, or forged."""
+    beyond = [(1, [(0, 5), (BLOCK - 5, 10)]), (1, [(2**62, 5)]), REQUESTS[0]]
+    assert opened(stored).read_all(beyond) == [b"", b"", WANTED[0]]
+
+
 def test_damage_in_the_cache_is_fetched_again(stored: list[str], server: Server) -> None:
     reader = opened(stored)
     reader.read_all(REQUESTS)
