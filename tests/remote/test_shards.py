@@ -178,5 +178,7 @@ def test_lists_and_the_record_are_found_beside_the_shards(local: Path, server: S
     cfg.lists = ""
     with pytest.raises(ConfigError, match=r"root=s3://videos/beside/packed: holds optical flow \(dis\)"):
         open_index(cfg, "train")
+    server.client().put_object(Bucket=BUCKET, Key="beside/lists/v_Diving_g01_c01.avi", Body=b"a video")
     cfg.input, cfg.mean, cfg.std = "flow", (0.5, 0.5), (0.2, 0.2)
     assert len(open_index(cfg, "train")) == 12
+    assert not list(remote.cached("copies").rglob("*.avi"))
