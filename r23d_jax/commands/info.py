@@ -70,13 +70,13 @@ def _print_mesh(make_model: Callable[[], Any], mesh_text: str, optimizer: str) -
     import jax
     from flax import nnx
 
-    from r23d_jax.models.functional import split_model
+    from r23d_jax.models.functional import values
     from r23d_jax.runtime import parallel
     from r23d_jax.training.optimizer import make_optimizer
 
     data, fsdp = map(int, mesh_text.split("x"))
     mesh = parallel.abstract_mesh(data, fsdp)
-    _, params, batch_stats = split_model(nnx.eval_shape(make_model))
+    params, batch_stats = values(nnx.eval_shape(make_model))
     tx, _ = make_optimizer(OptimizerConfig(name=optimizer), params, steps_per_epoch=1, num_steps=1)
     state = {"parameters": params, "BN statistics": batch_stats, f"{optimizer} state": jax.eval_shape(tx.init, params)}
     print()
