@@ -17,7 +17,7 @@ from r23d_jax import config, models
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.checkpoint.store import BEST_METRIC, DAMAGED, CheckpointError, NewestAndBest, Store, damage
 from r23d_jax.config import CHECKPOINTS, NO_FLOW, Config, Flow, Preprocessing, UserError
-from r23d_jax.models.functional import split_model
+from r23d_jax.models.functional import split_model, values
 from r23d_jax.runtime import parallel
 from r23d_jax.version import __version__
 
@@ -238,7 +238,7 @@ def save_model(
     Raises:
       CheckpointError: if it cannot be written, or reads differently.
     """
-    _, params, batch_stats = split_model(model)
+    params, batch_stats = values(model)
     meta = {
         "config": dataclasses.asdict(cfg),
         "class_names": list(class_names),
@@ -253,7 +253,7 @@ def save_model(
         store.wait()
     finally:
         store.close()
-    again = split_model(load_checkpoint(folder).model)[1:]
+    again = values(load_checkpoint(folder).model)
     same = jax.tree.map(np.array_equal, (params, batch_stats), again)
     if not all(jax.tree.leaves(same)):
         raise CheckpointError(f"{folder}: reading it back gave other values. Check the disk.")

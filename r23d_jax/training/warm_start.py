@@ -16,7 +16,7 @@ from r23d_jax.checkpoint.checkpoint import create_configured_model
 from r23d_jax.checkpoint.read import read_network
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.config import Config, HeadConfig, UserError
-from r23d_jax.models.functional import flatten, initialize, split_model
+from r23d_jax.models.functional import flatten, initialize, values
 from r23d_jax.models.heads import interpolate_positions
 from r23d_jax.models.registry import model_name
 from r23d_jax.runtime import parallel
@@ -77,7 +77,7 @@ def warm_start(
     """
     path = Path(cfg.init_from)
     ours = nnx.eval_shape(lambda: create_configured_model(cfg, num_classes))
-    target = split_model(ours)[1:]
+    target = values(ours)
 
     def inflated(arrays: dict[str, np.ndarray]) -> Converted:
         random = initialize(lambda: create_configured_model(cfg, num_classes))
@@ -88,7 +88,7 @@ def warm_start(
 
     source = read_network(path, inflated, log=log)
     log(f"init: {source.origin}: {source.name}, {source.config.head.kind} head, {source.num_classes} classes")
-    _, params, batch_stats = split_model(source.model)
+    params, batch_stats = values(source.model)
     skip, notes = _skipped(cfg, source.config.head, (params, batch_stats), target)
     if cfg.data.input == "rgb_and_diff" and source.config.in_channels == 3 and "stem" not in skip:
         first = source.preprocessing.input == "rgb"
