@@ -19,6 +19,7 @@ from r23d_jax.checkpoint.store import BEST_METRIC, DAMAGED, CheckpointError, New
 from r23d_jax.config import CHECKPOINTS, NO_FLOW, Config, Flow, Preprocessing, UserError
 from r23d_jax.models.functional import split_model, values
 from r23d_jax.runtime import parallel
+from r23d_jax.runtime.mirror import weights_at
 from r23d_jax.version import __version__
 
 FOLDER = "checkpoints"
@@ -195,7 +196,7 @@ def load_checkpoint(
     is read instead.
 
     Args:
-      path: a run's folder, its `checkpoints` folder, or one checkpoint `checkpoints/<step>`.
+      path: a run's folder, its `checkpoints` folder, or one checkpoint `checkpoints/<step>`; a path, or a URL as text.
       which: "best" by video top-1 (the newest, if none was evaluated) or "latest".
       log: takes one line at a time; standard error by default.
       compute_dtype: that the network computes in; that of its config by default.
@@ -205,7 +206,7 @@ def load_checkpoint(
     """
     if which not in CHECKPOINTS:
         raise CheckpointError(f"which={which!r}: known: {', '.join(CHECKPOINTS)}")
-    root, only = _find_root(Path(path).absolute())
+    root, only = _find_root(weights_at(str(path)).absolute())
     store = Store(root)
     try:
         steps = [step for step in store.steps() if only in (None, step)]

@@ -20,6 +20,7 @@ from r23d_jax.models.functional import flatten, initialize, values
 from r23d_jax.models.heads import interpolate_positions
 from r23d_jax.models.registry import model_name
 from r23d_jax.runtime import parallel
+from r23d_jax.runtime.mirror import weights_at
 from r23d_jax.weights.compare import differences, listed
 from r23d_jax.weights.inflate import inflate
 from r23d_jax.weights.pretrained import pretrained_name
@@ -39,9 +40,11 @@ def check_source(cfg: Config, workdir: Path) -> None:
     Raises:
       WarmStartError: if `cfg.init_from` does not exist, and `workdir` has nothing to resume from.
     """
-    path = Path(cfg.init_from)
+    if (workdir / "checkpoints").is_dir():
+        return
+    path = weights_at(cfg.init_from)
     there = pretrained_name(path) or path.exists() or path.with_name(f"{path.name}.index").is_file()
-    if cfg.init_from and not there and not (workdir / "checkpoints").is_dir():
+    if cfg.init_from and not there:
         raise WarmStartError(
             f"config.init_from={cfg.init_from}: there is no such file or folder; give the weights to start from "
             "(--config.init_from=FILE), or --config.init_from= for random ones; docs/converting.md says where they are"
@@ -75,7 +78,7 @@ def warm_start(
     Raises:
       UserError: if the weights cannot be read or do not fit.
     """
-    path = Path(cfg.init_from)
+    path = weights_at(cfg.init_from)
     ours = nnx.eval_shape(lambda: create_configured_model(cfg, num_classes))
     target = values(ours)
 
