@@ -22,7 +22,7 @@ SECONDS = 10.0  # between two copies
 MARKER = ".whole"  # in the copy of a checkpoint: its files and their sizes, as JSON
 # What stays on this machine: compiled programs
 _KEPT_HERE = ("compilation_cache",)
-_LOCK = ".mirror.lock"
+_LOCK, _TRIAL = ".mirror.lock", ".trial"
 _STEP = re.compile(r"checkpoints/(\d+)/(.+)")
 # Parts of a run's folder without weights
 _NO_WEIGHTS = ("tensorboard/", "profile/", "evaluations/", "compilation_cache/", "wandb/")
@@ -41,11 +41,13 @@ def working(workdir: str, log: Callable[[str], None] = print) -> Iterator[Path]:
     if not remote.is_remote(workdir):
         yield Path(workdir)
         return
-    here = remote.cached("runs") / re.sub(r"://+", "/", workdir.rstrip("/"))
+    here = remote.folder_of("runs", workdir)
     with disk.writing(here):
         here.mkdir(parents=True, exist_ok=True)
     with disk.hold(here, _LOCK, log=log):
         steps = _restore(workdir, here)
+        remote.write(b"", remote.join(workdir, _TRIAL))  # a run that cannot be kept must not begin
+        remote.remove(remote.join(workdir, _TRIAL))
         found = f"with checkpoints {', '.join(map(str, steps))}" if steps else "without a checkpoint so far"
         log(f"{workdir}: {found}; this run works in {here}, which is copied there every {SECONDS:.0f} seconds")
         mirror = Mirror(here, workdir, steps)
@@ -115,6 +117,7 @@ class Mirror:
         for step, stamp in sorted(steps.items()):
             if self._steps.get(step) != stamp:
                 self._remove_step(step)
+                self._steps[step] = ()  # begun, and removed from there if it vanishes here
                 with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
                     self._send_step(step)
                     self._steps[step] = stamp
@@ -142,7 +145,7 @@ def glance(url: str) -> Path:
 
     Each checkpoint with a marker is a folder that holds the marker.
     """
-    return remote.fetched(url, remote.cached("glances") / re.sub(r"://+", "/", url.rstrip("/")), _is_small)
+    return remote.fetched(url, remote.cached("glances", url), _is_small)
 
 
 def weights_at(path: str) -> Path:
@@ -161,12 +164,12 @@ def _is_small(name: str) -> bool:
 
 def _restore(url: str, here: Path) -> list[int]:
     """Makes the folder what is at the URL; returns the steps of its checkpoints."""
+    there = remote.files(url)  # before anything is removed: the store may be away
     for path in here.iterdir():
         if path.is_dir() and path.name not in _KEPT_HERE:
             shutil.rmtree(path)
         elif path.is_file() and path.name != _LOCK:
             path.unlink()
-    there = remote.files(url)
     whole = []
     for name in there:
         found = _STEP.fullmatch(name)
@@ -180,7 +183,7 @@ def _restore(url: str, here: Path) -> list[int]:
         if name.startswith("checkpoints/"):
             found = _STEP.fullmatch(name)
             return found is not None and int(found[1]) in whole and found[2] != MARKER
-        return name.partition("/")[0] not in _KEPT_HERE
+        return name.partition("/")[0] not in (*_KEPT_HERE, _TRIAL)
 
     remote.fetched(url, here, wanted)
     return sorted(whole)

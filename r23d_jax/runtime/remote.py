@@ -4,6 +4,7 @@ The work is fsspec's and its packages' for each kind of store (requirements-remo
 for `PATIENCE` seconds, unless the answer is final: no such file, or no permission. `RETRIES` counts.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -215,6 +216,12 @@ def cached(kind: str, url: str = "") -> Path:
     return disk.cache_folder("remote").joinpath(kind, scheme.removesuffix(":"), *names)
 
 
+def folder_of(kind: str, url: str) -> Path:
+    """A folder of the cache for one URL. Unlike that of `cached`, it is not inside the one of a URL above."""
+    name = url.rstrip("/").rpartition("/")[2]
+    return cached(kind) / f"{name}-{hashlib.sha256(url.rstrip('/').encode()).hexdigest()[:12]}"
+
+
 def copied(url: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:
     """A copy, in the cache of this machine, of a file or of the files of a folder.
 
@@ -239,6 +246,9 @@ def fetched(url: str, to: Path, wanted: Callable[[str], bool] = lambda name: Tru
         before = {}
     for name in before.keys() - there.keys():
         (to / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # folders that are empty now
+            for above in list((to / name).parents)[: name.count("/")]:
+                above.rmdir()
     now = {name: [info.size, info.stamp] for name, info in there.items()}
     for name, info in there.items():
         target = to / name if name else to
@@ -329,6 +339,9 @@ def _trying(url: str, action: Callable[[], T]) -> T:
             forbidden = isinstance(error, PermissionError) or str(error).startswith("Forbidden")  # gcsfs's 403
             if forbidden or code in (401, 403) or type(error).__name__ in _REFUSED:
                 _refuse(url, error)
+            if type(error).__name__ == "ParamValidationError":  # botocore's, before it asks
+                why = " ".join(str(error).split())[:200]
+                raise RemoteError(f"{url}: cannot be an address in this store ({why}); correct it") from error
             if isinstance(error, WrongBytes):
                 wrong, url = wrong + 1, error.url
             if wrong >= _WRONG_ANSWERS:

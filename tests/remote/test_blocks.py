@@ -1,6 +1,5 @@
 """Parts of files in an object store: right or an error, whatever the store and the cache do."""
 
-import shutil
 import subprocess
 import sys
 import threading
@@ -165,7 +164,6 @@ def test_the_file_that_is_wrong_is_named_whichever_was_asked_first(
     with pytest.raises(remote.RemoteError, match=r"^s3://videos/blocks/1\.bin: block 0 has another checksum"):
         opened(stored).read_all(REQUESTS)
     server.client().delete_object(Bucket=BUCKET, Key="blocks/1.bin")
-    shutil.rmtree(remote.cached("blocks"))
     server.faults = Faults("0.bin", errors=100)  # fails for a while, and is not what lacks
     with pytest.raises(remote.RemoteError, match=r"^s3://videos/blocks/1\.bin: there is no such file"):
         opened(stored).read_all(REQUESTS)
@@ -229,6 +227,7 @@ def test_copies_follow_what_changes(server: Server, tmp_path: Path) -> None:
     server.asked.clear()
     remote.copied(url)
     assert not any("a.txt" in path for _, path, _ in server.asked)
+    assert not (here / "in").exists()
     assert remote.copied(f"{url}/a.txt").read_text() == "new"
     assert not remote.copied(f"{url}/nothing").exists()
     client.put_object(Bucket=BUCKET, Key="copies/../b.txt", Body=b"new")
@@ -247,6 +246,8 @@ def test_a_bucket_that_is_missing(server: Server, tmp_path: Path) -> None:
             file.truncate(size)
         with pytest.raises(remote.RemoteError, match=r"^s3://other/file: there is no such bucket; make it"):
             remote.upload(tmp_path / "file", "s3://other/file")
+    with pytest.raises(remote.RemoteError, match=r"^s3://My_Bucket!/a: cannot be an address .*Invalid bucket name"):
+        remote.files("s3://My_Bucket!/a")
     (tmp_path / "file").unlink()
     with pytest.raises(FileNotFoundError):
         remote.upload(tmp_path / "file", "s3://other/file")
