@@ -172,7 +172,7 @@ class Blocks:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_bytes(content)
             os.replace(partial, path)
-        except OSError as error:  # the disk is full: training goes on, more slowly
+        except OSError as error:  # the disk is full: training continues, more slowly
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             _complain(f"{self._folder}: cannot be written ({error.strerror}), so blocks are fetched again each time")
