@@ -184,9 +184,10 @@ def _by_groups(clips: Sequence[Clip]) -> tuple[dict[str, list[Clip]], list[str]]
             f"{shared[0]}"
         )
     if files := sum(key.startswith(_FILE) for _, (_, key) in groups.values()):
+        were = "videos were" if files > 1 else "video was"
         notes.append(
-            f"WARNING: {files} videos were divided file by file, so clips of one recording may be on both sides, and "
-            "the accuracy too high: put those of a recording into a folder of their own, or edit the lists"
+            f"WARNING: {files} {were} divided file by file, so clips of one recording may be on both sides, and the "
+            "accuracy too high: put those of a recording into a folder of their own, or edit the lists"
         )
     return sides, notes
 
