@@ -17,8 +17,9 @@ from r23d_jax import config, models
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.checkpoint.store import BEST_METRIC, DAMAGED, CheckpointError, NewestAndBest, Store, damage
 from r23d_jax.config import CHECKPOINTS, NO_FLOW, Config, Flow, Preprocessing, UserError
-from r23d_jax.models.functional import split_model
+from r23d_jax.models.functional import split_model, values
 from r23d_jax.runtime import parallel
+from r23d_jax.runtime.mirror import weights_at
 from r23d_jax.version import __version__
 
 FOLDER = "checkpoints"
@@ -195,7 +196,7 @@ def load_checkpoint(
     is read instead.
 
     Args:
-      path: a run's folder, its `checkpoints` folder, or one checkpoint `checkpoints/<step>`.
+      path: a run's folder, its `checkpoints` folder, or one checkpoint `checkpoints/<step>`; a path, or a URL as text.
       which: "best" by video top-1 (the newest, if none was evaluated) or "latest".
       log: takes one line at a time; standard error by default.
       compute_dtype: that the network computes in; that of its config by default.
@@ -205,7 +206,7 @@ def load_checkpoint(
     """
     if which not in CHECKPOINTS:
         raise CheckpointError(f"which={which!r}: known: {', '.join(CHECKPOINTS)}")
-    root, only = _find_root(Path(path).absolute())
+    root, only = _find_root(weights_at(str(path)).absolute())
     store = Store(root)
     try:
         steps = [step for step in store.steps() if only in (None, step)]
@@ -238,7 +239,7 @@ def save_model(
     Raises:
       CheckpointError: if it cannot be written, or reads differently.
     """
-    _, params, batch_stats = split_model(model)
+    params, batch_stats = values(model)
     meta = {
         "config": dataclasses.asdict(cfg),
         "class_names": list(class_names),
@@ -253,7 +254,7 @@ def save_model(
         store.wait()
     finally:
         store.close()
-    again = split_model(load_checkpoint(folder).model)[1:]
+    again = values(load_checkpoint(folder).model)
     same = jax.tree.map(np.array_equal, (params, batch_stats), again)
     if not all(jax.tree.leaves(same)):
         raise CheckpointError(f"{folder}: reading it back gave other values. Check the disk.")

@@ -55,8 +55,8 @@ def create_state(
     Returns:
       The state, and the sharding of each of its leaves.
     """
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(initialize, tx, ema_decay, mesh))
-    build = functools.partial(_build, initialize, tx, ema_decay)
+    build = functools.partial(_build, initialize, tx, ema_decay)  # one object, which jax traces once
+    shardings = parallel.state_shardings(jax.eval_shape(build), mesh)
     return jax.jit(build, out_shardings=shardings, compiler_options=initializer_options())(), shardings
 
 

@@ -3,8 +3,8 @@
 import argparse
 
 PLACES = (
-    "a run's folder (its best checkpoint is used), a checkpoint, a folder from save_pretrained, a file of weights, or "
-    "the name of published weights: r2plus1d_18.kinetics400"
+    "a run's folder (its best checkpoint is used), a checkpoint, a folder from save_pretrained, a file of weights, "
+    "the URL of one of these, or the name of published weights: r2plus1d_18.kinetics400"
 )
 
 

@@ -8,19 +8,22 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from r23d_jax.commands import requirements
 from r23d_jax.commands.json_output import add_json, json_document
 from r23d_jax.config import UserError
+from r23d_jax.data.find.class_folders import LISTS
 from r23d_jax.data.find.splits import available_splits
 from r23d_jax.data.find.video_names import VIDEO_SUFFIXES
 from r23d_jax.data.make.flow import DEFAULT_BOUND, METHODS
 from r23d_jax.data.make.jobs import PrepareError
 from r23d_jax.data.make.prepare import Settings, prepare
 from r23d_jax.data.make.record import BROKEN, FRAMES, PACKED
+from r23d_jax.data.make.upload import built_for
+from r23d_jax.runtime import remote
 from r23d_jax.runtime.program import command
 
 EXIT_OK, EXIT_FAILED, EXIT_SKIPPED, EXIT_STOPPED = 0, 2, 3, 130
@@ -30,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add = parser.add_argument
     add("--videos", required=True, help=f"folder searched for videos ({' '.join(VIDEO_SUFFIXES)})")
-    add("--out", required=True, help=f"folder to write: {FRAMES}/<Class>/<video>/image_00001.jpg, {PACKED}/")
+    add(
+        "--out",
+        required=True,
+        help=f"folder to write: {FRAMES}/<Class>/<video>/image_00001.jpg, {PACKED}/; with --format packed also a URL",
+    )
     add("--format", choices=("frames", "packed", "both"), default="frames")
     add("--quality", type=int, default=95, help="JPEG quality, 1 to 100 (default: 95)")
     add("--short-side", type=int, default=0, help="pixels to which the shorter side is reduced; 0 keeps the size")
@@ -98,16 +105,22 @@ def _run(args: argparse.Namespace, told: dict[str, Any]) -> int:
         for name in requirements.NEEDS["prepare --format packed"]:
             if not requirements.is_installed(name):
                 raise UserError(str(requirements.explain("prepare", ModuleNotFoundError(name=name))))
-    names = [field.name for field in dataclasses.fields(Settings)]
-    summary, out = prepare(Settings(**{name: getattr(args, name) for name in names})), Path(args.out)
+    given: dict[str, Any] = {field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)}
+    with built_for(args.out, args.format) as here:
+        given["out"] = str(here)
+        summary = prepare(Settings(**given))
+        splits = available_splits(Path(summary.lists)) if summary.num_ready and summary.lists else ()
+    out = args.out
+    lists = summary.lists if args.lists else remote.join(out, LISTS)
     new = f"{summary.num_new} of them new, with {summary.num_frames} frames"
     print(f"{summary.num_ready} videos are ready in {out} ({new})")
     if summary.num_broken:
-        print(f"skipped {summary.num_broken} videos that could not be used; they are listed in {out / BROKEN}")
-    told |= {"out": args.out, "ready": summary.num_ready, "new": summary.num_new, "frames": summary.num_frames}
-    told |= {"broken": summary.num_broken, "lists": summary.lists, "next": ""}
-    if summary.num_ready and summary.lists:
-        told["next"] = _next_command(args, out, summary.lists)
+        where = remote.join(out, BROKEN)
+        print(f"skipped {summary.num_broken} videos that could not be used; they are listed in {where}")
+    told |= {"out": out, "ready": summary.num_ready, "new": summary.num_new, "frames": summary.num_frames}
+    told |= {"broken": summary.num_broken, "lists": lists, "next": ""}
+    if splits:
+        told["next"] = _next_command(args, lists, splits)
         print(f"next: {told['next']}")
     return EXIT_SKIPPED if summary.num_broken else EXIT_OK
 
@@ -142,12 +155,10 @@ def _terminate_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _next_command(args: argparse.Namespace, out: Path, lists: str) -> str:
-    root = out / (PACKED if args.format == "packed" else FRAMES)
-    splits = available_splits(Path(lists))
+def _next_command(args: argparse.Namespace, lists: str, splits: Sequence[int]) -> str:
     settings = {
         "source": PACKED if args.format == "packed" else "",
-        "root": str(root),
+        "root": remote.join(args.out, PACKED if args.format == "packed" else FRAMES),
         "lists": lists,
         "split": "" if 1 in splits else str(splits[0]),
     }

@@ -12,7 +12,7 @@ from r23d_jax import config
 from r23d_jax.commands.json_output import add_json, print_json
 from r23d_jax.config import UserError
 from r23d_jax.config.fields import build
-from r23d_jax.runtime import heartbeat
+from r23d_jax.runtime import heartbeat, mirror, remote
 from r23d_jax.runtime.journal import read_metrics
 from r23d_jax.runtime.progress import format_seconds
 
@@ -25,7 +25,7 @@ MOST_PROCESSES = 8  # to list on the screen
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of this sub-command."""
     about = "folder of a run, or of a study or several runs, which gives a line for each"
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", type=Path, help=about)
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help=f"{about}; or its URL, such as s3://BUCKET/RUN")
     add_json(parser, each="run")
     again = "print again every so many seconds, until no run is alive"
     parser.add_argument("--watch", type=float, default=0.0, metavar="SECONDS", help=again)
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if args.watch and not 1 <= args.watch <= 86400:
         raise UserError(f"--watch {args.watch:g}: must be 1 to 86400 seconds")
     while True:
-        found = [read_status(folder) for workdir in args.workdirs for folder in find_runs(workdir)]
+        found = [status for workdir in args.workdirs for status in _read_all(workdir)]
         if args.json:
             for status in found:
                 print_json(dataclasses.asdict(status) | {"alive": status.alive})
@@ -50,6 +50,17 @@ def run(args: argparse.Namespace) -> int:
         time.sleep(args.watch)
         if not args.json:
             print(time.strftime("\n%Y-%m-%d %H:%M:%S"))
+
+
+def _read_all(workdir: str) -> "list[Status]":
+    """The runs at a path or a URL."""
+    if not remote.is_remote(workdir):
+        return [read_status(folder) for folder in find_runs(Path(workdir))]
+    copy = mirror.glance(workdir)
+    if not copy.is_dir():
+        raise UserError(f"{workdir}: holds no run; give the --workdir of a training, or a folder of several")
+    named = [(folder, remote.join(workdir, folder.relative_to(copy).as_posix())) for folder in find_runs(copy)]
+    return [dataclasses.replace(read_status(folder), folder=url) for folder, url in named]
 
 
 def find_runs(workdir: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from r23d_jax import config
 from r23d_jax.commands.errors import guarded
 from r23d_jax.commands.json_output import json_document
 from r23d_jax.config.files import call_file
-from r23d_jax.runtime import backend, distributed, program
+from r23d_jax.runtime import backend, distributed, mirror, program, remote
 
 _USAGE = """--config=NAME_OR_FILE[:ARG] [--workdir=DIR] [overrides]
 
@@ -118,7 +118,7 @@ def _default_workdir(config_file: str) -> str:
 
 def _run(values: flags.FlagValues, argv: list[str], command: str) -> int:
     cfg = config.validate(values.config)
-    workdir = Path(values.workdir or _default_workdir(config_flags.get_config_filename(values["config"])))
+    place = values.workdir or _default_workdir(config_flags.get_config_filename(values["config"]))
     evaluates = command == "evaluate" or (not command and values.mode == "eval")
     fuses = bool(cfg.fusion.first or cfg.fusion.second)
     if fuses and not evaluates:
@@ -126,15 +126,20 @@ def _run(values: flags.FlagValues, argv: list[str], command: str) -> int:
             f"config.fusion names trained streams, which can only be evaluated: use {program.command('evaluate')}"
         )
 
+    job = values.coordinator, values.num_processes, values.process_id
+    if remote.is_remote(place) and (values.distributed or job != ("", None, None)):
+        raise config.ConfigError(
+            f"--workdir={place}: several processes need a folder that all of them see, not a URL; data.root and "
+            "init_from may be URLs"
+        )
     backend.prepare_process()
-    place = values.coordinator, values.num_processes, values.process_id
-    if values.distributed or place != ("", None, None):
+    if values.distributed or job != ("", None, None):
         if not values.distributed:
-            distributed.check_flags(*place)
-        distributed.join(*place, heartbeat_seconds=values.heartbeat_seconds)
+            distributed.check_flags(*job)
+        distributed.join(*job, heartbeat_seconds=values.heartbeat_seconds)
         if evaluates:  # jax holds SIGTERM for a training loop, which polls it
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with json_document(values.json and distributed.is_first()) as told:
+    with json_document(values.json and distributed.is_first()) as told, mirror.working(place) as workdir:
         if fuses:
             from r23d_jax.evaluation import two_stream
 
@@ -147,7 +152,7 @@ def _run(values: flags.FlagValues, argv: list[str], command: str) -> int:
             from r23d_jax.training import loop
 
             result = loop.train(cfg, workdir)
-        told |= {"workdir": str(workdir), "finished": result is not None}
+        told |= {"workdir": str(place), "finished": result is not None}
         if result is not None:
             told |= result.described()
             return 0

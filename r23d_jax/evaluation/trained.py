@@ -14,6 +14,7 @@ from r23d_jax.checkpoint.read import read_network, refuse_image_network
 from r23d_jax.config import Config, UserError, with_preprocessing
 from r23d_jax.data.find.video_names import named_video
 from r23d_jax.models.preprocess import prepare_video
+from r23d_jax.runtime.mirror import weights_at
 from r23d_jax.weights import saved
 from r23d_jax.weights.download import to_stderr
 from r23d_jax.weights.pretrained import PREFIX
@@ -92,13 +93,13 @@ def load_model(path: Path | str, which: str = "best") -> TrainedModel:
 
     Args:
       path: a run's folder, its `checkpoints` folder, one checkpoint, a folder from `save_pretrained`, a file of weights
-        of any code base, or a name of `list_pretrained`.
+        of any code base, the URL of one of these in an object store, or a name of `list_pretrained`.
       which: of a run's checkpoints, "best" by video top-1 (the newest, if none was evaluated) or "latest".
 
     Raises:
       UserError: if there is nothing of that name, or it cannot be read.
     """
-    path = Path(path)
+    path = weights_at(str(path))
     if path.is_dir() and not saved.is_saved(path):
         return TrainedModel(**vars(load_checkpoint(path, which)))
     found = read_network(path, refuse_image_network(path), log=to_stderr)

@@ -51,8 +51,8 @@ class Network:
         return self._merge(self.eval_graph, params, batch_stats)
 
     def _merge(self, graph: nnx.GraphDef, params: Tree, batch_stats: Tree) -> Any:
-        values = {**flatten(params), **flatten(batch_stats)}
-        flat = [(path, var.replace(values[_names(path)])) for path, var in nnx.to_flat_state(self.template)]
+        found = {**flatten(params), **flatten(batch_stats)}
+        flat = [(path, var.replace(found[_names(path)])) for path, var in nnx.to_flat_state(self.template)]
         return nnx.merge(graph, nnx.from_flat_state(flat), copy=True)
 
 
@@ -85,19 +85,25 @@ def split_model(model: VideoNetwork | HasNetwork, frozen: tuple[str, ...] = ()) 
     model.train()
     for part in frozen:
         (model.stem if part == "stem" else model.stages[int(part.removeprefix("stage")) - 1]).eval()
-    train_graph, _ = nnx.split(model)
+    train_graph = nnx.graphdef(model)
     model.eval()
-    eval_graph, state = nnx.split(model)
+    eval_graph, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    state = nnx.merge_state(params, batch_stats)
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-    network = Network(train_graph, eval_graph, template)
-    return network, _plain(nnx.state(model, nnx.Param)), _plain(nnx.state(model, nnx.BatchStat))
+    return Network(train_graph, eval_graph, template), _plain(params), _plain(batch_stats)
+
+
+def values(model: VideoNetwork | HasNetwork) -> tuple[Tree, Tree]:
+    """The parameters and BN statistics of a module, as `split_model` gives them in three times as long."""
+    params, batch_stats = nnx.state(bare(model), nnx.Param, nnx.BatchStat)
+    return _plain(params), _plain(batch_stats)
 
 
 def initialize(make_model: Callable[[], VideoNetwork]) -> VideoNetwork:
     """The network that `make_model` builds, in evaluation mode; one compiled program draws all random values."""
     network, _, _ = split_model(nnx.eval_shape(make_model))
-    values = jax.jit(lambda: split_model(make_model())[1:], compiler_options=initializer_options())
-    return network.build(*values())
+    draw = jax.jit(lambda: values(make_model()), compiler_options=initializer_options())
+    return network.build(*draw())
 
 
 def initializer_options() -> dict[str, str]:

@@ -128,7 +128,7 @@ def read_ranges(
 
     def attempt() -> None:
         left = [number for number in range(len(ranges)) if number not in found]
-        starts, ends = ([ranges[number][side] for number in left] for side in (1, 2))
+        starts, ends = [ranges[number][1] for number in left], [ranges[number][2] for number in left]
         options = {"batch_size": _AT_ONCE} if system.async_impl else {}
         answers = system.cat_ranges([paths[number] for number in left], starts, ends, on_error="return", **options)
         failed: Exception | None = None

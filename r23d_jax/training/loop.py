@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Generator
@@ -27,7 +28,7 @@ from r23d_jax.evaluation.evaluate import evaluate
 from r23d_jax.evaluation.result import EvalResult, format_table, load_evaluation, save_evaluation
 from r23d_jax.evaluation.run import open_videos
 from r23d_jax.evaluation.step import EvalStep, make_eval_step
-from r23d_jax.models.functional import Network, split_model
+from r23d_jax.models.functional import Network, split_model, values
 from r23d_jax.runtime import compilation_cache, disk, distributed, parallel, tracking
 from r23d_jax.runtime.heartbeat import Heartbeat
 from r23d_jax.runtime.journal import Journal
@@ -124,16 +125,12 @@ def _set_up(
     mesh = parallel.make_mesh(cfg.parallel.fsdp)
     num_classes = len(train_index.class_names)
 
-    def initialize() -> tuple[dict, dict]:
-        _, params, batch_stats = split_model(create_configured_model(cfg, num_classes))
-        return params, batch_stats
-
-    abstract_model = nnx.eval_shape(lambda: create_configured_model(cfg, num_classes))
-    network, abstract_params, _ = split_model(abstract_model, frozen=cfg.optimizer.freeze)
+    make_model = functools.partial(create_configured_model, cfg, num_classes)
+    network, abstract_params, _ = split_model(nnx.eval_shape(make_model), frozen=cfg.optimizer.freeze)
     steps_per_epoch = len(train_index.names) * cfg.data.repeats / cfg.train.global_batch_size
     num_steps = math.ceil(cfg.train.epochs * steps_per_epoch)
     tx, schedule = optimizer.make_optimizer(cfg.optimizer, abstract_params, steps_per_epoch, num_steps)
-    state, shardings = create_state(initialize, tx, cfg.train.ema_decay, mesh)
+    state, shardings = create_state(lambda: values(make_model()), tx, cfg.train.ema_decay, mesh)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     log(f"model: {name}, {cfg.model.head.kind} head, {count:,} parameters, {parallel.compute_dtype(cfg.parallel)}")
     if cfg.parallel.compute_dtype == "auto" and jax.default_backend() == "cpu":

@@ -13,7 +13,7 @@ from flax import nnx
 from r23d_jax.checkpoint.checkpoint import create_configured_model
 from r23d_jax.checkpoint.state import TrainState, abstract_state
 from r23d_jax.config import Config, validate
-from r23d_jax.models.functional import split_model
+from r23d_jax.models.functional import split_model, values
 from r23d_jax.runtime import parallel
 from r23d_jax.runtime.absent import Absent
 from r23d_jax.runtime.compiled import plain_text
@@ -77,7 +77,7 @@ def compile_step(cfg: Config, absent: Absent, read: Input) -> Program:
     network, params, _ = split_model(nnx.eval_shape(make), frozen=cfg.optimizer.freeze)
     steps = read.num_videos * cfg.data.repeats / cfg.train.global_batch_size
     tx, schedule = make_optimizer(cfg.optimizer, params, steps, round(cfg.train.epochs * steps) + 1)
-    state = abstract_state(lambda: split_model(make())[1:], tx, cfg.train.ema_decay, mesh)
+    state = abstract_state(lambda: values(make()), tx, cfg.train.ema_decay, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     step: Any = make_train_step(network, tx, cfg, read.num_classes, mesh, shardings, schedule)
     clips, rows = cfg.train.global_batch_size // cfg.data.repeats, parallel.batch_sharding(mesh)

@@ -16,10 +16,11 @@ from r23d_jax.checkpoint.checkpoint import create_configured_model
 from r23d_jax.checkpoint.read import read_network
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.config import Config, HeadConfig, UserError
-from r23d_jax.models.functional import flatten, initialize, split_model
+from r23d_jax.models.functional import flatten, initialize, values
 from r23d_jax.models.heads import interpolate_positions
 from r23d_jax.models.registry import model_name
 from r23d_jax.runtime import parallel
+from r23d_jax.runtime.mirror import weights_at
 from r23d_jax.weights.compare import differences, listed
 from r23d_jax.weights.inflate import inflate
 from r23d_jax.weights.pretrained import pretrained_name
@@ -39,9 +40,11 @@ def check_source(cfg: Config, workdir: Path) -> None:
     Raises:
       WarmStartError: if `cfg.init_from` does not exist, and `workdir` has nothing to resume from.
     """
-    path = Path(cfg.init_from)
+    if (workdir / "checkpoints").is_dir():
+        return
+    path = weights_at(cfg.init_from)
     there = pretrained_name(path) or path.exists() or path.with_name(f"{path.name}.index").is_file()
-    if cfg.init_from and not there and not (workdir / "checkpoints").is_dir():
+    if cfg.init_from and not there:
         raise WarmStartError(
             f"config.init_from={cfg.init_from}: there is no such file or folder; give the weights to start from "
             "(--config.init_from=FILE), or --config.init_from= for random ones; docs/converting.md says where they are"
@@ -75,9 +78,9 @@ def warm_start(
     Raises:
       UserError: if the weights cannot be read or do not fit.
     """
-    path = Path(cfg.init_from)
+    path = weights_at(cfg.init_from)
     ours = nnx.eval_shape(lambda: create_configured_model(cfg, num_classes))
-    target = split_model(ours)[1:]
+    target = values(ours)
 
     def inflated(arrays: dict[str, np.ndarray]) -> Converted:
         random = initialize(lambda: create_configured_model(cfg, num_classes))
@@ -88,7 +91,7 @@ def warm_start(
 
     source = read_network(path, inflated, log=log)
     log(f"init: {source.origin}: {source.name}, {source.config.head.kind} head, {source.num_classes} classes")
-    _, params, batch_stats = split_model(source.model)
+    params, batch_stats = values(source.model)
     skip, notes = _skipped(cfg, source.config.head, (params, batch_stats), target)
     if cfg.data.input == "rgb_and_diff" and source.config.in_channels == 3 and "stem" not in skip:
         first = source.preprocessing.input == "rgb"

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from r23d_jax.config import NO_FLOW, ConfigError, Flow, ModelConfig, Preprocessing, from_dict
-from r23d_jax.models.functional import HasNetwork, bare, flatten, split_model
+from r23d_jax.models.functional import HasNetwork, bare, flatten, split_model, values
 from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.registry import build_model, model_config, model_name
 from r23d_jax.weights import files, layouts
@@ -87,8 +87,7 @@ def to_torch(model: VideoNetwork | HasNetwork, source: str | None = None) -> dic
 def to_arrays(model: VideoNetwork | HasNetwork, source: str | None = None) -> dict[str, np.ndarray]:
     """`to_torch` in numpy arrays."""
     model = bare(model)
-    _, params, batch_stats = split_model(model)
-    return rename(table_of(model, source or source_of(model)), params, batch_stats)
+    return rename(table_of(model, source or source_of(model)), *values(model))
 
 
 def rename(table: Table, *trees: layouts.Tree) -> dict[str, np.ndarray]:
@@ -203,7 +202,7 @@ def _class_names(names: Any, num_classes: int) -> tuple[str, ...]:
 
 def count_parameters(model: VideoNetwork) -> int:
     """Number of trained values."""
-    return sum(leaf.size for leaf in jax.tree.leaves(split_model(model)[1]))
+    return sum(leaf.size for leaf in jax.tree.leaves(values(model)[0]))
 
 
 def _config(found: Found) -> ModelConfig:

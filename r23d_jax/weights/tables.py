@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from r23d_jax.config import UserError
-from r23d_jax.models.functional import flatten, split_model
+from r23d_jax.models.functional import flatten, values
 from r23d_jax.models.network import VideoNetwork
 from r23d_jax.weights import compare, layouts
 from r23d_jax.weights.layouts import Layout
@@ -46,7 +46,7 @@ def make_table(model: VideoNetwork, layout: Layout) -> Table:
     Raises:
       ConversionError: if the layout has no name for a part of it.
     """
-    _, tree, batch_stats = split_model(model)
+    tree, batch_stats = values(model)
     only_classifier = set(tree.get("head", {})) == {"classifier"}
     params = flatten(tree)
     norm_leaves = dict(layout.norm_leaves)

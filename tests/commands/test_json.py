@@ -140,9 +140,8 @@ def told_status(capfd: pytest.CaptureFixture[str], run: Path) -> tuple[dict[str,
 def test_tables(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     row, _ = told(capfd, "info", "info")
     assert row["families"]["ip_csn"] == [50, 101, 152, 200]
-    row, _ = told(capfd, "info NAME", "info", "r2plus1d_tv_18", "--classes", 400, "--mesh", "1x8")
+    row, _ = told(capfd, "info NAME", "info", "r2plus1d_tv_18", "--classes", 400)
     assert row["parameters"] == 31_505_325 == sum(part["parameters"] for part in row["parts"])
-    assert row["mesh"]["state"]["parameters"]["bytes"] == 4 * 31_505_325
     row, _ = told(capfd, "info --pretrained", "info", "--pretrained")
     assert row["weights"]["r3d_18.kinetics400"]["accuracy"] == [63.2, 83.479]
     row, _ = told(capfd, "requirements", "requirements")

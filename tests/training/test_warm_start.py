@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import r23d_jax
 from r23d_jax import models
@@ -44,6 +45,7 @@ def started(cfg: Config) -> tuple[TrainState, TrainState, list[str]]:
 
 
 CLIP = jax.random.normal(jax.random.key(3), (2, 4, 16, 16, 3))
+compiled = jax.jit(lambda model, clip: model(clip))  # operations one by one would be compiled one by one
 
 
 def same(a: Any, b: Any) -> bool:
@@ -95,9 +97,9 @@ def test_a_residual_head_starts_with_the_logits_of_a_trained_average_pool(kind: 
     fresh, state, said = started(cfg)
     assert "init: the head starts random, except for the classifier of the mean of all places" in said
     assert same(state.params["head"]["tokenizer"], fresh.params["head"]["tokenizer"])
-    ours = create_configured_model(cfg, NUM_CLASSES)
-    logits = split_model(ours)[0].apply_eval(state.params, state.batch_stats, CLIP)
-    np.testing.assert_array_equal(logits, r23d_jax.from_torch(path)(CLIP))
+    ours = nnx.eval_shape(lambda: create_configured_model(cfg, NUM_CLASSES))
+    logits = jax.jit(split_model(ours)[0].apply_eval)(state.params, state.batch_stats, CLIP)
+    np.testing.assert_array_equal(logits, compiled(r23d_jax.from_torch(path), CLIP))
     cfg.model.head.residual = False
     fresh, state, said = started(cfg)
     assert "init: the head starts random: the weights have another" in said
@@ -116,8 +118,10 @@ def test_the_classifier_stays_between_residual_heads_unless_the_classes_are_othe
         assert not any("positions" in line for line in said)
 
 
-@pytest.mark.parametrize("family", ["r3d", "r2plus1d"])
-@pytest.mark.parametrize(("kind", "channels"), [("rgb", slice(0, 3)), ("rgb_diff", slice(3, 6))])
+# Each stem and each input once: where the kernel is does not say which of its channels are zero
+@pytest.mark.parametrize(
+    ("family", "kind", "channels"), [("r3d", "rgb", slice(0, 3)), ("r2plus1d", "rgb_diff", slice(3, 6))]
+)
 def test_frames_and_differences_start_from_a_network_of_one_of_them(
     family: str, kind: str, channels: slice, tmp_path: Path
 ) -> None:
@@ -129,9 +133,10 @@ def test_frames_and_differences_start_from_a_network_of_one_of_them(
     zero = "differences" if kind == "rgb" else "frames"
     assert f"init: the stem's kernels start at zero for the {zero}" in said
     clip = jax.random.normal(jax.random.key(4), (*CLIP.shape[:4], 6)).at[..., channels].set(CLIP)
-    logits = split_model(create_configured_model(cfg, NUM_CLASSES))[0].apply_eval(state.params, state.batch_stats, clip)
+    network, _, _ = split_model(nnx.eval_shape(lambda: create_configured_model(cfg, NUM_CLASSES)))
+    logits = jax.jit(network.apply_eval)(state.params, state.batch_stats, clip)
     # sums of as many products again, all zero
-    np.testing.assert_allclose(logits, r23d_jax.from_torch(path)(CLIP), atol=1e-5)
+    np.testing.assert_allclose(logits, compiled(r23d_jax.from_torch(path), CLIP), atol=1e-5)
     cfg.init_skip = ("stem",)
     assert not any("start at zero" in line for line in started(cfg)[2])
 

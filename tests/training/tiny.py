@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from r23d_jax.checkpoint.checkpoint import create_configured_model
 from r23d_jax.checkpoint.state import TrainState, create_state
 from r23d_jax.config import Config
-from r23d_jax.models.functional import split_model
+from r23d_jax.models.functional import split_model, values
 from r23d_jax.runtime import parallel
 from r23d_jax.training.optimizer import make_optimizer
 from r23d_jax.training.step import TrainStep, make_train_step
@@ -35,7 +35,7 @@ def start(cfg: Config, num_devices: int = 1) -> tuple[TrainState, TrainState, Tr
     make = lambda: create_configured_model(cfg, NUM_CLASSES)  # noqa: E731
     network, params, _ = split_model(nnx.eval_shape(make), frozen=cfg.optimizer.freeze)
     tx, schedule = make_optimizer(cfg.optimizer, params, steps_per_epoch=10, num_steps=100)
-    state, shardings = create_state(lambda: split_model(make())[1:], tx, cfg.train.ema_decay, mesh)
+    state, shardings = create_state(lambda: values(make()), tx, cfg.train.ema_decay, mesh)
     return state, shardings, make_train_step(network, tx, cfg, NUM_CLASSES, mesh, shardings, schedule), mesh
 
 

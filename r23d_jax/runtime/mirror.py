@@ -1,0 +1,222 @@
+"""Runs whose folder is in an object store: they work in a folder of this machine, which a thread copies there.
+
+Object stores cannot rename or append, and a run does both. So the URL gets copies: every `SECONDS` seconds the files
+that have changed, and each checkpoint once it is complete here, with a marker after its last file. A run begins with
+what is at the URL, whatever this machine has kept, and takes only checkpoints with a marker.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from r23d_jax.config import UserError
+from r23d_jax.runtime import disk, remote
+
+SECONDS = 10.0  # between two copies
+MARKER = ".whole"  # in the copy of a checkpoint: its files and their sizes, as JSON
+# What stays on this machine: compiled programs
+_KEPT_HERE = ("compilation_cache",)
+_LOCK = ".mirror.lock"
+_STEP = re.compile(r"checkpoints/(\d+)/(.+)")
+# Parts of a run's folder without weights
+_NO_WEIGHTS = ("tensorboard/", "profile/", "evaluations/", "compilation_cache/", "wandb/")
+# What `status` reads of a run, and of the runs one folder below
+_SMALL = re.compile(r"([^/]+/)?((config|heartbeat|cell|outcome)\.json|metrics\.jsonl|checkpoints/\d+/\.whole)")
+
+
+@contextlib.contextmanager
+def working(workdir: str, log: Callable[[str], None] = print) -> Iterator[Path]:
+    """The folder of this machine for a run at `workdir`, a path or a URL.
+
+    Raises:
+      RemoteError: at the end, if the URL lacks something that is in the folder.
+      InUse: another process of this machine works on the same run.
+    """
+    if not remote.is_remote(workdir):
+        yield Path(workdir)
+        return
+    here = remote.cached("runs") / re.sub(r"://+", "/", workdir.rstrip("/"))
+    with disk.writing(here):
+        here.mkdir(parents=True, exist_ok=True)
+    with disk.hold(here, _LOCK, log=log):
+        steps = _restore(workdir, here)
+        found = f"with checkpoints {', '.join(map(str, steps))}" if steps else "without a checkpoint so far"
+        log(f"{workdir}: {found}; this run works in {here}, which is copied there every {SECONDS:.0f} seconds")
+        mirror = Mirror(here, workdir, steps)
+        try:
+            yield here
+        finally:
+            mirror.close()
+
+
+class Mirror:
+    """Copies what changes in a folder to a URL, in a thread, until `close`.
+
+    Args:
+      here: the folder, which is as the URL is.
+      url: where to.
+      steps: the checkpoints that both have.
+    """
+
+    def __init__(self, here: Path, url: str, steps: list[int]):
+        self._here, self._url = here, url
+        self._sent = {name: _stamp(path) for name, path in _files(here)}
+        self._steps = {step: _step_stamp(here, step) for step in steps}
+        self._ended = threading.Event()
+        self._complained = False
+        self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Copies the last changes.
+
+        Raises:
+          RemoteError: the store does not take them.
+        """
+        self._ended.set()
+        self._thread.join()
+        try:
+            self._copy()
+        except UserError as error:
+            raise remote.RemoteError(
+                f"{error}. The newest files of the run are in {self._here} alone; copy them to {self._url} before the "
+                "run is resumed, which begins with what is there"
+            ) from error
+
+    def _run(self) -> None:
+        while not self._ended.wait(SECONDS):
+            try:
+                self._copy()
+                self._complained = False
+            except Exception as error:  # the next try may succeed, and the last one raises
+                if not self._complained:
+                    print(f"{self._url}: not up to date: {error}", file=sys.stderr, flush=True)
+                self._complained = True
+
+    def _copy(self) -> None:
+        # First, so that the metrics of a checkpoint are there before it is
+        steps = {step: _step_stamp(self._here, step) for step in _steps(self._here)}
+        files = dict(_files(self._here))
+        for name, path in files.items():
+            with contextlib.suppress(FileNotFoundError):  # it was replaced or removed meanwhile
+                stamp = _stamp(path)
+                if self._sent.get(name) != stamp:
+                    remote.upload(path, remote.join(self._url, name))
+                    self._sent[name] = stamp
+        for name in self._sent.keys() - files.keys():
+            remote.remove(remote.join(self._url, name))
+            del self._sent[name]
+        for step, stamp in sorted(steps.items()):
+            if self._steps.get(step) != stamp:
+                self._remove_step(step)
+                with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
+                    self._send_step(step)
+                    self._steps[step] = stamp
+        for step in self._steps.keys() - set(_steps(self._here)):
+            self._remove_step(step)
+
+    def _send_step(self, step: int) -> None:
+        folder = self._here / "checkpoints" / str(step)
+        names = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _below(folder)}
+        url = remote.join(self._url, f"checkpoints/{step}")
+        for name in names:
+            remote.upload(folder / name, remote.join(url, name))
+        remote.write(json.dumps(names).encode(), remote.join(url, MARKER))
+
+    def _remove_step(self, step: int) -> None:
+        """Removes the copy of a checkpoint, the marker first."""
+        url = remote.join(self._url, f"checkpoints/{step}")
+        for name in sorted(remote.files(url), key=lambda name: name != MARKER):
+            remote.remove(remote.join(url, name))
+        self._steps.pop(step, None)
+
+
+def glance(url: str) -> Path:
+    """A copy of the small files of a run, or of the runs in a folder, for `status`.
+
+    Each checkpoint with a marker is a folder that holds the marker.
+    """
+    return remote.fetched(url, remote.cached("glances") / re.sub(r"://+", "/", url.rstrip("/")), _is_small)
+
+
+def weights_at(path: str) -> Path:
+    """A path as it is; for a URL, a copy on this machine of the weights there: a file, a saved folder, or a run."""
+    if not remote.is_remote(path):
+        return Path(path)
+    copy = remote.copied(path, lambda name: not name.startswith(_NO_WEIGHTS) and not name.endswith(MARKER))
+    if not copy.exists():  # perhaps a checkpoint of TensorFlow, whose files have this name and an ending
+        remote.copied(remote.parent(path), lambda name: name.startswith(f"{copy.name}."))
+    return copy
+
+
+def _is_small(name: str) -> bool:
+    return _SMALL.fullmatch(name) is not None
+
+
+def _restore(url: str, here: Path) -> list[int]:
+    """Makes the folder what is at the URL; returns the steps of its checkpoints."""
+    for path in here.iterdir():
+        if path.is_dir() and path.name not in _KEPT_HERE:
+            shutil.rmtree(path)
+        elif path.is_file() and path.name != _LOCK:
+            path.unlink()
+    there = remote.files(url)
+    whole = []
+    for name in there:
+        found = _STEP.fullmatch(name)
+        if found and found[2] == MARKER:
+            content = json.loads(remote.read(remote.join(url, name)) or b"{}")
+            sizes = {inner: there.get(f"checkpoints/{found[1]}/{inner}") for inner in content}
+            if content and all(info is not None and info.size == content[inner] for inner, info in sizes.items()):
+                whole.append(int(found[1]))
+
+    def wanted(name: str) -> bool:
+        if name.startswith("checkpoints/"):
+            found = _STEP.fullmatch(name)
+            return found is not None and int(found[1]) in whole and found[2] != MARKER
+        return name.partition("/")[0] not in _KEPT_HERE
+
+    remote.fetched(url, here, wanted)
+    return sorted(whole)
+
+
+def _steps(here: Path) -> list[int]:
+    """Complete checkpoints: Orbax renames a folder to its step when it is complete."""
+    folder = here / "checkpoints"
+    found = folder.iterdir() if folder.is_dir() else ()
+    return [int(path.name) for path in found if path.name.isdecimal() and any(path.iterdir())]
+
+
+def _step_stamp(here: Path, step: int) -> tuple[int, ...]:
+    """Differs for another checkpoint of the same step."""
+    try:
+        status = (here / "checkpoints" / str(step)).stat()
+    except FileNotFoundError:
+        return ()
+    return status.st_ino, status.st_mtime_ns
+
+
+def _files(here: Path) -> Iterator[tuple[str, Path]]:
+    """What is copied as it is."""
+    for path in here.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            yield path.name, path
+        elif path.is_dir() and path.name not in (*_KEPT_HERE, "checkpoints"):
+            for inner in _below(path):
+                if not inner.name.startswith("."):
+                    yield inner.relative_to(here).as_posix(), inner
+
+
+def _below(folder: Path) -> list[Path]:
+    return sorted(Path(above, name) for above, _, names in os.walk(folder) for name in names)
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,174 @@
+"""A run's folder in an object store: complete checkpoints alone, and no metrics behind them."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from r23d_jax.__main__ import main
+from r23d_jax.runtime import disk, heartbeat, mirror, remote
+from r23d_jax.runtime.heartbeat import Heartbeat
+from tests.remote.server import BUCKET, Faults, Server
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "SECONDS", 0.1)
+
+
+def checkpoint(here: Path, step: int, content: str = "") -> None:
+    """As Orbax writes it: the folder gets its name when it is complete."""
+    folder = here / "checkpoints" / f"{step}.orbax-checkpoint-tmp"
+    (folder / "params").mkdir(parents=True)
+    (folder / "params" / "data").write_text(content or f"step {step}")
+    (folder / "meta").write_text("{}")
+    folder.rename(folder.with_suffix(""))
+
+
+def wait_for(server: Server, prefix: str, name: str, there: bool = True) -> None:
+    end = time.monotonic() + 30
+    while (name in server.names(prefix)) != there:
+        assert time.monotonic() < end, f"{name}: {server.names(prefix)}"
+        time.sleep(0.05)
+
+
+def test_what_a_run_writes_is_there_and_back_on_another_machine(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, said = f"s3://{BUCKET}/runs/a", []
+    with mirror.working(url, said.append) as here:
+        assert list(here.iterdir()) == [here / ".mirror.lock"]
+        (here / "metrics.jsonl").write_text('{"step": 1}\n')
+        (here / "tensorboard").mkdir()
+        (here / "tensorboard" / "events").write_text("one")
+        (here / "compilation_cache").mkdir()
+        (here / "compilation_cache" / "program").write_text("one")
+        (here / ".heartbeat.123.partial.json").write_text("half")
+        checkpoint(here, 1)
+        (here / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir()
+        (here / "checkpoints" / "2.orbax-checkpoint-tmp" / "data").write_text("half")
+        wait_for(server, "runs/a", "checkpoints/1/.whole")
+        checkpoint(here, 3)
+        checkpoint(here, 4)
+        (here / "metrics.jsonl").write_text('{"step": 1}\n{"step": 4}\n')
+        wait_for(server, "runs/a", "checkpoints/4/.whole")
+        os.rename(here / "checkpoints" / "1", here / "checkpoints" / "1.damaged")
+        wait_for(server, "runs/a", "checkpoints/1/.whole", there=False)
+        (here / "tensorboard" / "events").unlink()
+    assert sorted(server.names("runs/a")) == [
+        *(f"checkpoints/{step}/{name}" for step in (3, 4) for name in (".whole", "meta", "params/data")),
+        "metrics.jsonl",
+    ]
+    assert "without a checkpoint so far" in said[0] and str(here) in said[0]
+    monkeypatch.setenv("R23D_CACHE", str(tmp_path / "elsewhere"))
+    with mirror.working(url, said.append) as there:
+        assert there != here
+        found = sorted(path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file())
+        assert found == [
+            ".mirror.lock",
+            *(f"checkpoints/{step}/{name}" for step in (3, 4) for name in ("meta", "params/data")),
+            "metrics.jsonl",
+        ]
+        assert (there / "checkpoints/4/params/data").read_text() == "step 4"
+    assert "with checkpoints 3, 4" in said[1]
+
+
+def test_the_url_counts_and_not_what_a_killed_run_left_here(server: Server) -> None:
+    url = f"s3://{BUCKET}/runs/b"
+    with mirror.working(url) as here:
+        checkpoint(here, 1)
+        (here / "metrics.jsonl").write_text("one")
+    (here / "metrics.jsonl").write_text("two")  # of the same size, and never sent
+    checkpoint(here, 2)
+    client = server.client()
+    client.put_object(Bucket=BUCKET, Key="runs/b/checkpoints/3/params/data", Body=b"no marker")
+    client.put_object(Bucket=BUCKET, Key="runs/b/checkpoints/4/meta", Body=b"{}")
+    marker = json.dumps({"meta": 2, "params/data": 6}).encode()  # of a checkpoint whose removal was interrupted
+    client.put_object(Bucket=BUCKET, Key="runs/b/checkpoints/4/.whole", Body=marker)
+    with mirror.working(url) as again:
+        assert again == here
+        assert sorted(path.name for path in (here / "checkpoints").iterdir()) == ["1"]
+        assert (here / "metrics.jsonl").read_text() == "one"
+
+
+def test_a_checkpoint_that_replaces_one_of_its_step(server: Server) -> None:
+    url = f"s3://{BUCKET}/runs/c"
+    with mirror.working(url) as here:
+        checkpoint(here, 1)
+        wait_for(server, "runs/c", "checkpoints/1/.whole")
+        os.rename(here / "checkpoints" / "1", here / "checkpoints" / "1.replaced")
+        checkpoint(here, 1, "with its evaluation")
+    with mirror.working(url) as here:
+        assert (here / "checkpoints/1/params/data").read_text() == "with its evaluation"
+
+
+def test_metrics_are_there_before_their_checkpoint(server: Server) -> None:
+    url, order = f"s3://{BUCKET}/runs/d", []
+    with mirror.working(url) as here:
+        (here / "metrics.jsonl").write_text('{"step": 1}\n')
+        checkpoint(here, 1)
+        wait_for(server, "runs/d", "checkpoints/1/.whole")
+    order = [path.rpartition("/runs/d/")[2].partition("?")[0] for method, path, _ in server.asked if method == "PUT"]
+    assert order.index("metrics.jsonl") < order.index("checkpoints/1/meta") < order.index("checkpoints/1/.whole")
+
+
+def test_a_store_that_is_away_does_not_stop_the_run(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(remote, "PATIENCE", 0.3)
+    url = f"s3://{BUCKET}/runs/e"
+    with mirror.working(url) as here:
+        server.faults = Faults(down_until=time.monotonic() + 3)
+        checkpoint(here, 1)
+        time.sleep(2)
+        wait_for(server, "runs/e", "checkpoints/1/.whole")
+    assert capsys.readouterr().err.count("s3://videos/runs/e: not up to date: ") == 1
+    with pytest.raises(remote.RemoteError, match=r"The newest files of the run are in /.*copy them to s3://videos"):
+        with mirror.working(url) as here:
+            server.faults = Faults(down_until=time.monotonic() + 60)
+            checkpoint(here, 2)
+
+
+def test_two_processes_of_one_machine(server: Server) -> None:
+    url = f"s3://{BUCKET}/runs/f"
+    with mirror.working(url):
+        with pytest.raises(disk.InUse, match="is at work there"):
+            with mirror.working(url):
+                pass
+    assert not any(thread.name == "mirror" for thread in threading.enumerate())
+
+
+def test_status(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"s3://{BUCKET}/study"
+    for name, phase in (("one", "finished"), ("two", "stopped")):
+        with mirror.working(f"{url}/{name}") as here:
+            beats = Heartbeat(here)
+            beats.beat("running", 40)
+            (here / "metrics.jsonl").write_text('{"step": 40, "epoch": 1, "train/loss": 0.5}\n')
+            checkpoint(here, 30)
+            beats.end(phase, "")
+    capsys.readouterr()
+    assert main(["status", f"{url}/one"]) == 0
+    screen = capsys.readouterr().out
+    assert (
+        screen.startswith(f"{url}/one: finished")
+        and "0.5000" in screen
+        and "checkpoints 30" in " ".join(screen.split())
+    )
+    assert main(["status", url]) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [[f"{url}/one", "finished"], [f"{url}/two", "stopped"]]
+    fetched = {path for _, path, wide in server.asked if wide and heartbeat.FILE in path}
+    assert len(fetched) == 2
+    assert main(["status", f"{url}/none"]) == 2
+    assert f"{url}/none: holds no run" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")  # ml_collections' own way to run a file
+def test_several_processes_need_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config=quickstart", "--workdir=s3://bucket/run", "--coordinator=127.0.0.1:1", "--num_processes=2"]
+    assert main(["train", *words, "--process_id=0"]) == 2
+    assert "--workdir=s3://bucket/run: several processes need a folder that all of them see" in capsys.readouterr().err
