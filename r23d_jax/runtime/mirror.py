@@ -22,12 +22,13 @@ SECONDS = 10.0  # between two copies
 MARKER = ".whole"  # in the copy of a checkpoint: its files and their sizes, as JSON
 # What stays on this machine: compiled programs
 _KEPT_HERE = ("compilation_cache",)
-_LOCK, _TRIAL, _SENDING = ".mirror.lock", ".trial", ".sending"
+_LOCK, _SENDING = ".mirror.lock", ".sending"
 _STEP = re.compile(r"checkpoints/(\d+)/(.+)")
 # Parts of a run's folder without weights
 _NO_WEIGHTS = ("tensorboard/", "profile/", "evaluations/", "compilation_cache/", "wandb/")
 # What `status` reads of a run, and of the runs one folder below
 _SMALL = re.compile(r"([^/]+/)?((config|heartbeat|cell|outcome)\.json|metrics\.jsonl|checkpoints/\d+/\.whole)")
+_TRIAL = ".trial"  # a file that is written at the URL, and removed
 
 
 @contextlib.contextmanager
