@@ -70,8 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--beam-runner",
         default="",
         metavar="NAME",
-        help="with --format packed: decode on this Apache Beam runner, e.g. DirectRunner, DataflowRunner, FlinkRunner, "
-        "SparkRunner, whose workers must see --videos and --out under the same paths",
+        help="with --format packed: decode on this Apache Beam runner, e.g. DirectRunner, DaskRunner, DataflowRunner, "
+        "FlinkRunner, SparkRunner, whose workers must see --videos and --out under the same paths",
     )
     add("--beam-options", default="", metavar="OPTION=VALUE,...", help="options of Beam or its runner, without dashes")
     add("--overwrite", action="store_true", help="remove the results of earlier runs in --out")
@@ -112,8 +112,8 @@ def _run(args: argparse.Namespace, told: dict[str, Any]) -> int:
         splits = available_splits(Path(summary.lists)) if summary.num_ready and summary.lists else ()
     out = args.out
     lists = remote.join(out, LISTS) if summary.lists and not args.lists else summary.lists
-    news = "" if summary.num_new is None else f" ({summary.num_new} of them new, with {summary.num_frames} frames)"
-    print(f"{summary.num_ready} videos are ready in {out}{news}")
+    new = f"{summary.num_new} of them new, with {summary.num_frames} frames"
+    print(f"{summary.num_ready} videos are ready in {out} ({new})")
     if summary.num_broken:
         where = remote.join(out, BROKEN)
         print(f"skipped {summary.num_broken} videos that could not be used; they are listed in {where}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -17,6 +18,9 @@ from tests.remote.server import BUCKET, Faults, Server
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror, "SECONDS", 0.1)
+
+
+INSIDE = ("meta", "params/data")  # files of a checkpoint
 
 
 def checkpoint(here: Path, step: int, content: str = "") -> None:
@@ -92,6 +96,26 @@ def test_the_url_counts_and_not_what_a_killed_run_left_here(server: Server) -> N
         assert again == here
         assert sorted(path.name for path in (here / "checkpoints").iterdir()) == ["1"]
         assert (here / "metrics.jsonl").read_text() == "one"
+
+
+def test_one_is_always_there_while_checkpoints_come_faster_than_they_can_be_sent(server: Server) -> None:
+    def whole() -> set[int]:
+        names = server.names("runs/g")
+        markers = [name.split("/")[1] for name in names if name.endswith("/.whole")]
+        return {int(step) for step in markers if {f"checkpoints/{step}/{inner}" for inner in INSIDE} <= set(names)}
+
+    server.faults = Faults(delay=0.1)
+    seen: list[set[int]] = []
+    with mirror.working(f"s3://{BUCKET}/runs/g") as here:
+        for step in range(1, 100):
+            checkpoint(here, step)
+            if step > 2:
+                shutil.rmtree(here / "checkpoints" / str(step - 2))
+            time.sleep(0.02)
+            seen.append(whole())
+    first = next(number for number, steps in enumerate(seen) if steps)
+    assert all(seen[first:]) and len(set.union(*seen)) > 2
+    assert whole() == {98, 99}
 
 
 def test_a_checkpoint_that_replaces_one_of_its_step(server: Server) -> None:

@@ -1,18 +1,20 @@
-"""Decodes many video files in parallel, each into a folder of JPEG frames.
+"""Decodes many video files in parallel, each into a folder or one file of JPEG frames.
 
-Each folder is written under a temporary name and renamed when it is complete, so a second run continues where the first
-one stopped.
+Each is written under a temporary name and renamed when it is complete, so a second run continues where the first one
+stopped.
 """
 
 import contextlib
 import dataclasses
 import multiprocessing
 import os
+import secrets
 import shutil
 import threading
 import time
+import zipfile
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.synchronize import Event
@@ -37,15 +39,16 @@ class PrepareError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One video file to decode into a folder."""
+    """One video file to decode into a folder, or into one file."""
 
     video: str
-    folder: str
+    folder: str  # or the file
     quality: int  # of JPEG, 1 to 100
     short_side: int  # length of the shorter side in pixels; 0 keeps the video's own size
     flow: str = ""  # method of the optical flow to write instead of frames
     flow_bound: float = DEFAULT_BOUND  # displacement in pixels that becomes the largest stored value
     fps: float = 0.0  # frames per second, if the video has as many; 0: all frames
+    one_file: bool = False  # an uncompressed ZIP of the frames: shared disks are slow with many small files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,22 +130,23 @@ def _start_worker(stop: Event) -> None:
 
 
 def run_job(job: Job) -> Result:
-    """Decodes one video, unless its folder exists already."""
+    """Decodes one video, unless its folder or file exists already."""
     folder, started = Path(job.folder), time.monotonic()
     if os.path.exists(folder):  # False also for a name that is too long, which mkdir then reports
         with contextlib.suppress(VideoError):
-            return Result(_count_files(folder), rate=rate_at_most(Path(job.video), job.fps))
-        return Result(_count_files(folder))
-    partial = folder.with_name(f"{PARTIAL}{os.getpid()}")
+            return Result(_count_frames(folder), rate=rate_at_most(Path(job.video), job.fps))
+        return Result(_count_frames(folder))
+    partial = folder.with_name(f"{PARTIAL}{secrets.token_hex(8)}")  # other machines may write there too
     try:
-        _remove(partial)
-        partial.mkdir(parents=True)
         number = 0
-        for number, jpeg in enumerate(encoded_frames(job), start=1):
-            (partial / FRAME_NAME.format(number)).write_bytes(jpeg)
-            if _stop is not None and _stop.is_set():
-                return Result(error="stopped")
+        with _open_frames(partial, job.one_file) as write:
+            for number, jpeg in enumerate(encoded_frames(job), start=1):
+                write(FRAME_NAME.format(number), jpeg)
+                if _stop is not None and _stop.is_set():
+                    return Result(error="stopped")
         rate = rate_at_most(Path(job.video), job.fps)
+        if job.one_file:
+            disk.sync(partial)
         os.rename(partial, folder)
         return Result(number, rate=rate, seconds=time.monotonic() - started)
     except VideoError as error:
@@ -155,12 +159,30 @@ def run_job(job: Job) -> Result:
         _remove(partial)
 
 
-def _count_files(folder: Path) -> int:
-    return sum(not name.startswith(".") for name in os.listdir(folder))
+@contextlib.contextmanager
+def _open_frames(path: Path, one_file: bool) -> Iterator[Callable[[str, bytes], object]]:
+    """Yields a function that writes a frame, by name."""
+    if one_file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(path, "w") as file:
+            yield file.writestr
+    else:
+        path.mkdir(parents=True)
+        yield lambda name, jpeg: (path / name).write_bytes(jpeg)
 
 
-def read_folder(path: Path) -> list[bytes]:
-    """The JPEG frames of a folder that `run_job` wrote, in order."""
+def _count_frames(path: Path) -> int:
+    if path.is_file():
+        with zipfile.ZipFile(path) as file:
+            return len(file.namelist())
+    return sum(not name.startswith(".") for name in os.listdir(path))
+
+
+def read_frames(path: Path) -> list[bytes]:
+    """The JPEG frames of a folder or file that `run_job` wrote, in order."""
+    if path.is_file():
+        with zipfile.ZipFile(path) as file:
+            return [file.read(name) for name in file.namelist()]
     names = sorted((name for name in os.listdir(path) if not name.startswith(".")), key=lambda name: (len(name), name))
     return [(Path(path) / name).read_bytes() for name in names]
 

@@ -20,6 +20,7 @@ from r23d_jax.data.find.packed_scan import RATE_FEATURE
 from r23d_jax.runtime import disk
 from r23d_jax.runtime.progress import Progress
 
+Example = tuple[str, dict[str, Any]]  # key of a video, and the values of its features
 SPLIT = "videos"  # one split; the lists say which videos are for training
 
 
@@ -42,8 +43,8 @@ class R23dVideos(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.1.0")
     RELEASE_NOTES = {"1.0.0": "First version.", "1.1.0": "Frames per second."}
 
-    def __init__(self, *, data_dir: str, examples: Any, class_names: Sequence[str]):
-        """Writes `examples`, an iterator or a Beam transform, to a folder inside `data_dir`."""
+    def __init__(self, *, data_dir: str, examples: Iterator[Example], class_names: Sequence[str]):
+        """Writes `examples` to a folder inside `data_dir`."""
         self._examples, self._class_names = examples, list(class_names)
         super().__init__(data_dir=data_dir)
 
@@ -63,13 +64,8 @@ class R23dVideos(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         return {SPLIT: self._generate_examples()}
 
-    def _generate_examples(self) -> Any:
+    def _generate_examples(self) -> Iterator[Example]:
         return self._examples
-
-
-def example(name: str, class_name: str, frames: Sequence[bytes], rate: float) -> tuple[str, dict[str, Any]]:
-    """A video as the builder takes it: its key, and the values of its features."""
-    return f"{class_name}/{name}", {"video": list(frames), "label": class_name, "name": name, RATE_FEATURE: rate}
 
 
 def write_packed(
@@ -92,30 +88,21 @@ def write_packed(
       The dataset's own folder, below `out`, which is unchanged after a WriteError.
     """
 
-    def examples() -> Iterator[tuple[str, dict[str, Any]]]:
+    def examples() -> Iterator[Example]:
         for source in sources:
-            yield example(source.name, source.class_name, source.read(), source.rate)
+            video = {"video": source.read(), "label": source.class_name, "name": source.name, RATE_FEATURE: source.rate}
+            yield f"{source.class_name}/{source.name}", video
             if progress is not None:
                 progress.update()
 
-    return write_examples(out, examples(), class_names, num_shards=num_shards)
-
-
-def write_examples(
-    out: Path, examples: Any, class_names: Sequence[str], *, num_shards: int = 0, **download_config: Any
-) -> Path:
-    """Does the same as `write_packed`, for an iterator or a Beam transform of the results of `example`.
-
-    `download_config` holds more fields of `tfds.download.DownloadConfig`.
-    """
     tfds.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # tensorflow-datasets warns about its own deprecations
     with disk.replacing(out) as partial:
-        builder = R23dVideos(data_dir=str(partial), examples=examples, class_names=class_names)
+        builder = R23dVideos(data_dir=str(partial), examples=examples(), class_names=class_names)
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # it prints "Downloading", though it downloads nothing
-                config = tfds.download.DownloadConfig(num_shards=num_shards or None, **download_config)
+                config = tfds.download.DownloadConfig(num_shards=num_shards or None)
                 builder.download_and_prepare(download_config=config)
         except RuntimeError as error:  # TensorFlow's error if it cannot write, wrapped, without an errno
             for number in disk.REMEDIES:

@@ -6,19 +6,20 @@ import functools
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from r23d_jax.config import UserError
 from r23d_jax.data.find.class_folders import LISTS, write_lists
 from r23d_jax.data.find.errors import DataError
-from r23d_jax.data.make.jobs import Job, PrepareError, read_folder, remove_partial, run_jobs
+from r23d_jax.data.make.jobs import Job, PrepareError, Result, read_frames, remove_partial, run_jobs
 from r23d_jax.data.make.record import FRAMES, PACKED, STAGING, Record, open_record, write_broken
 from r23d_jax.data.make.search import VideoFile, clips_of, find_videos
 from r23d_jax.runtime.disk import hold, writing
 from r23d_jax.runtime.progress import Progress, format_seconds, printable
 
 LOCK = ".prepare.lock"
+NOTES = ".beam"  # in the staging folder
 _FRAME_SETTINGS = ("quality", "short_side", "flow", "flow_bound", "fps")
 
 
@@ -52,8 +53,8 @@ class Summary:
 
     num_ready: int  # videos that are ready, including those of earlier runs
     num_broken: int  # files that cannot be used
-    num_new: int | None  # videos decoded by this run; None if Apache Beam decoded
-    num_frames: int | None  # frames of these videos
+    num_new: int  # videos decoded by this run
+    num_frames: int  # frames of these videos
     lists: str  # the folder of the lists that divide the videos; "" if they cannot be divided
 
 
@@ -81,11 +82,17 @@ def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
                 f"{min(lost)}; give a folder that holds all videos, another --out, or --overwrite"
             )
         num_frames: dict[str, int] = {}
+        known = _known_as_broken(record, videos) if settings.beam_runner else {}
+        broken |= {str(video.path): known[video.target] for video in videos if video.target in known}
+        to_do = [video for video in videos if video.target not in known]
+        good = _decode_all(settings, to_do, packed, broken, num_frames, record.rates, log)
         if settings.beam_runner:
-            good = _pack_with_beam(settings, videos, found.class_names, record, packed, broken, log)
-        else:
-            good = _decode_all(settings, videos, packed, broken, num_frames, record.rates)
-            _log_slow(settings, good, record.rates, log)
+            record.left_out = [
+                (video.target, _stamp(video.path), broken[str(video.path)])
+                for video in videos
+                if str(video.path) in broken and video.target not in packed
+            ]
+        _log_slow(settings, good, record.rates, log)
         ready = good or [video for video in videos if video.target in packed]
         write_broken(out, broken)
         record.videos, record.broken = len(ready), len(broken)
@@ -93,15 +100,12 @@ def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
         record.save(out)
         targets = {video.target for video in good}
         if settings.packs and good and targets != packed:
-            if not settings.beam_runner:
-                _refuse_undecodable(packed - targets, videos, broken)
-                _pack(settings, good, found.class_names, record.rates)
+            _refuse_undecodable(packed - targets, videos, broken)
+            _pack(settings, good, found.class_names, record.rates)
             record.packed, record.shards = sorted(targets), settings.shards
             record.save(out)
         shutil.rmtree(out / STAGING, ignore_errors=True)
         lists = settings.lists or _write_lists(settings, ready, log)
-    if settings.beam_runner:
-        return Summary(len(ready), len(broken), None, None, lists)
     new = sum(n > 0 for n in num_frames.values())
     return Summary(len(ready), len(broken), new, sum(num_frames.values()), lists)
 
@@ -161,15 +165,29 @@ def _refuse_undecodable(lost: frozenset[str], videos: list[VideoFile], broken: d
             )
 
 
+def _known_as_broken(record: Record, videos: list[VideoFile]) -> dict[str, str]:
+    """The reasons, by target, of videos that Beam's workers could not decode and that have not changed since."""
+    left_out = {target: (stamp, reason) for target, stamp, reason in record.left_out}
+    found = [video for video in videos if video.target in left_out]
+    return {v.target: left_out[v.target][1] for v in found if left_out[v.target][0] == _stamp(v.path)}
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and time of a file, which differ after a change."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
 def _folder(settings: Settings, video: VideoFile) -> Path:
     """The folder of a video's frames; a staging folder if they are wanted in shards only."""
     folder = Path(settings.out, FRAMES, video.target)
-    return Path(settings.out, STAGING, video.target) if settings.format == "packed" and not folder.is_dir() else folder
+    return folder if settings.format != "packed" or folder.is_dir() else Path(settings.out, STAGING, video.target)
 
 
 def _job(settings: Settings, video: VideoFile) -> Job:
     frames = {name: getattr(settings, name) for name in _FRAME_SETTINGS}
-    return Job(video=str(video.path), folder=str(_folder(settings, video)), **frames)
+    one_file = settings.format == "packed"
+    return Job(video=str(video.path), folder=str(_folder(settings, video)), one_file=one_file, **frames)
 
 
 def _decode_all(
@@ -179,6 +197,7 @@ def _decode_all(
     broken: dict[str, str],
     num_frames: dict[str, int],
     rates: dict[str, float],
+    log: Callable[[str], None],
 ) -> list[VideoFile]:
     """Decodes the videos that the run needs.
 
@@ -188,14 +207,18 @@ def _decode_all(
       The videos whose frames are on disk; none if the existing shards need no change.
     """
     needed = [video for video in videos if settings.format != "packed" or video.target not in packed]
-    broken |= _decode(settings, needed, num_frames, rates)
+    broken |= _decode(settings, needed, num_frames, rates, log)
     if len(needed) < len(videos) and num_frames:  # the shards are rewritten, with the old videos and the new ones
-        broken |= _decode(settings, [video for video in videos if video.target in packed], num_frames, rates)
+        broken |= _decode(settings, [video for video in videos if video.target in packed], num_frames, rates, log)
     return [video for video in videos if video.target in num_frames]
 
 
 def _decode(
-    settings: Settings, videos: list[VideoFile], num_frames: dict[str, int], rates: dict[str, float]
+    settings: Settings,
+    videos: list[VideoFile],
+    num_frames: dict[str, int],
+    rates: dict[str, float],
+    log: Callable[[str], None],
 ) -> dict[str, str]:
     """Decodes videos without frames; adds frame counts and rates; returns the reasons for broken videos.
 
@@ -213,7 +236,7 @@ def _decode(
     workers = min(settings.workers or cores, len(to_do))
     with (
         Progress(len(target), "videos", "prepare", initial=len(target) - len(to_do)) as progress,
-        contextlib.closing(run_jobs(to_do, workers)) as results,
+        contextlib.closing(_results(settings, to_do, workers, log)) as results,
     ):
         for job, result in results:
             if result.error:
@@ -230,6 +253,25 @@ def _decode(
     return broken
 
 
+def _results(
+    settings: Settings, jobs: list[Job], workers: int, log: Callable[[str], None]
+) -> Generator[tuple[Job, Result], None, None]:
+    if not settings.beam_runner:
+        return run_jobs(jobs, workers)
+    try:
+        from r23d_jax.data.make.beam_jobs import run_jobs_with_beam
+    except ModuleNotFoundError as error:
+        if error.name != "apache_beam":
+            raise
+        raise UserError(
+            f"--beam-runner {settings.beam_runner}: Apache Beam is not installed: pip install -r requirements-beam.txt"
+        ) from error
+    log(f"{len(jobs)} videos go to Apache Beam's {settings.beam_runner}, which shows its own progress")
+    options = [option for option in settings.beam_options.split(",") if option]
+    notes = Path(settings.out, STAGING, NOTES)
+    return run_jobs_with_beam(jobs, runner=settings.beam_runner, options=options, notes=notes)
+
+
 def _estimate(flow: str, seconds: list[float], num_videos: int) -> str:
     """The expected time of the remaining videos, from the seconds that one video of every process took."""
     workers = len(seconds)
@@ -241,72 +283,10 @@ def _estimate(flow: str, seconds: list[float], num_videos: int) -> str:
 def _pack(settings: Settings, videos: list[VideoFile], class_names: list[str], rates: dict[str, float]) -> None:
     from r23d_jax.data.make.packed_builder import PackSource, write_packed  # imports TensorFlow
 
-    readers = [functools.partial(read_folder, _folder(settings, video)) for video in videos]
+    readers = [functools.partial(read_frames, _folder(settings, video)) for video in videos]
     sources = [
         PackSource(video.name, video.class_name, read, rates.get(video.target, 0.0))
         for video, read in zip(videos, readers, strict=True)
     ]
     with Progress(len(sources), "videos", "pack") as progress:
         write_packed(Path(settings.out, PACKED), sources, class_names, settings.shards, progress)
-
-
-def _pack_with_beam(
-    settings: Settings,
-    videos: list[VideoFile],
-    class_names: list[str],
-    record: Record,
-    packed: frozenset[str],
-    broken: dict[str, str],
-    log: Callable[[str], None],
-) -> list[VideoFile]:
-    """Decodes and packs all videos if one is new; adds to `broken` and to the record.
-
-    A video that could not be decoded before is tried again if its file has changed.
-
-    Returns:
-      The videos packed now; none if there was nothing to do, or nothing can be decoded.
-    """
-    left_out = {target: (stamp, reason) for target, stamp, reason in record.left_out}
-    skipped = [video for video in videos if left_out.get(video.target, ("", ""))[0] == _stamp(video.path)]
-    broken |= {str(video.path): left_out[video.target][1] for video in skipped}
-    videos = [video for video in videos if video not in skipped]
-    if {video.target for video in videos} <= packed:
-        return []
-    try:
-        from r23d_jax.data.make.packed_beam import BeamSource, write_packed_with_beam
-    except ModuleNotFoundError as error:
-        if error.name != "apache_beam":
-            raise
-        raise UserError(
-            f"--beam-runner {settings.beam_runner}: Apache Beam is not installed: pip install -r requirements-beam.txt"
-        ) from error
-    sources = [
-        BeamSource(video.name, video.class_name, _job(settings, video), needed=video.target in packed)
-        for video in videos
-    ]
-    log(f"{len(sources)} videos go to Apache Beam's {settings.beam_runner}, which shows its own progress")
-    staging = Path(settings.out, STAGING, "beam")
-    shutil.rmtree(staging, ignore_errors=True)
-    found = write_packed_with_beam(
-        Path(settings.out, PACKED),
-        sources,
-        class_names,
-        settings.shards,
-        runner=settings.beam_runner,
-        options=[option for option in settings.beam_options.split(",") if option],
-        staging=staging,
-    )
-    broken |= found
-    record.left_out = [
-        (video.target, _stamp(video.path), broken[str(video.path)])
-        for video in [*skipped, *videos]
-        if str(video.path) in broken
-    ]
-    record.save(Path(settings.out))
-    return [video for video in videos if str(video.path) not in found]
-
-
-def _stamp(path: Path) -> list[int]:
-    """Size and time of a file, which differ after a change."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
