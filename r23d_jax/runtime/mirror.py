@@ -132,7 +132,10 @@ class Mirror:
         for path in found:
             link = links / path.relative_to(folder)
             link.parent.mkdir(parents=True, exist_ok=True)
-            os.link(path, link)
+            try:
+                os.link(path, link)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, link)
         if not found or _below(folder) != found:
             raise FileNotFoundError(folder)
         names = {link.relative_to(links).as_posix(): link.stat().st_size for link in _below(links)}

@@ -1,5 +1,6 @@
 """A run's folder in an object store: complete checkpoints alone, and no metrics behind them."""
 
+import errno
 import json
 import os
 import shutil
@@ -116,6 +117,16 @@ def test_one_is_always_there_while_checkpoints_come_faster_than_they_can_be_sent
     first = next(number for number, steps in enumerate(seen) if steps)
     assert all(seen[first:]) and len(set.union(*seen)) > 2
     assert whole() == {98, 99}
+
+
+def test_a_file_system_without_links(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(path: Path, to: Path) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+    with mirror.working(f"s3://{BUCKET}/runs/copied") as here:
+        checkpoint(here, 1)
+    assert {f"checkpoints/1/{inner}" for inner in INSIDE} < set(server.names("runs/copied"))
 
 
 def test_a_checkpoint_that_replaces_one_of_its_step(server: Server) -> None:
