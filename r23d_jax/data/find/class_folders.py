@@ -90,7 +90,7 @@ def write_lists(folder: Path, clips: Sequence[Clip]) -> tuple[str, ...]:
     except OSError:
         if not folder.exists():  # else another process of the same job was first, with the same lists
             raise
-    counts = ", ".join(f"{len(side)} for {name}" for name, side in divided.sides.items())
+    counts = ", ".join(f"{len(side)} in {name}.csv" for name, side in sorted(divided.sides.items()))
     return (f"no lists were given, so the videos were divided ({counts}) and listed in {folder}", *notes)
 
 
