@@ -280,21 +280,10 @@ def write_ranges(url: str, size: int, file: Any) -> None:
 
 
 @functools.cache
-def _system(scheme: str, url: str) -> Any:
-    try:
-        import fsspec
-    except ImportError as error:
-        _lacks(url, error)
-    try:
-        system = fsspec.filesystem(scheme, use_listings_cache=False, **_OPTIONS.get(scheme, {}))
-    except ImportError as error:
-        _lacks(url, error)
-    except ValueError as error:
-        raise UserError(
-            f"{url}: no such kind of store ({error}); give a path, or a URL such as s3://BUCKET/..."
-        ) from None
-    except Exception as error:  # a package looks for credentials at once
-        _refuse(url, error)
+def _system(scheme: str) -> Any:
+    import fsspec
+
+    system = fsspec.filesystem(scheme, use_listings_cache=False, **_OPTIONS.get(scheme, {}))
     if hasattr(system, "retries"):  # s3fs's own, beside botocore's
         system.retries = 1
     return system
@@ -302,16 +291,20 @@ def _system(scheme: str, url: str) -> Any:
 
 def _open(url: str) -> tuple[Any, str]:
     """fsspec's file system, and the path in it."""
-    scheme = url.partition("://")[0]
-    system = _system(scheme, f"{scheme}://")
+    try:
+        system = _system(url.partition("://")[0])
+    except ImportError as error:
+        raise UserError(
+            f"{url}: needs a package that is not installed ({error}): pip install -r requirements-remote.txt, or "
+            '"r23d_jax[remote]"'
+        ) from None
+    except ValueError as error:
+        raise UserError(
+            f"{url}: no such kind of store ({error}); give a path, or a URL such as s3://BUCKET/..."
+        ) from None
+    except Exception as error:  # a package looks for credentials at once
+        _refuse(url, error)
     return system, system._strip_protocol(url)
-
-
-def _lacks(url: str, error: ImportError) -> NoReturn:
-    raise UserError(
-        f"{url}: needs a package that is not installed ({error}): pip install -r requirements-remote.txt, or "
-        '"r23d_jax[remote]"'
-    ) from None
 
 
 def _refuse(url: str, error: Exception) -> NoReturn:
