@@ -4,6 +4,7 @@ The work is fsspec's and its packages' for each kind of store (requirements-remo
 for `PATIENCE` seconds, unless the answer is final: no such file, or no permission. `RETRIES` counts.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -187,6 +188,13 @@ def remove(url: str) -> None:
         _trying(url, lambda: system.rm_file(path))
     except FileNotFoundError:
         pass
+
+
+def remove_folder(url: str) -> None:
+    """Removes a folder with all files in it, if it is there."""
+    system, path = _open(url)
+    with contextlib.suppress(FileNotFoundError):
+        _trying(url, lambda: system.rm(path, recursive=True))
 
 
 def cached(kind: str) -> Path:
