@@ -80,19 +80,21 @@ def run(study_file: str, workdir: Path, only: str, settings: list[str], minutes:
     study = with_settings(load_study(path, arg), settings)
     grid = cells(study)
     waiting = [cell for cell in grid if only in cell.name and not is_done(workdir / cell.name)]
-    for cell in waiting:
-        _check(cell)
-    sides = {cell.name: _sides(cell.config.data) for cell in waiting}
+    if problem := next((problem for cell in waiting if (problem := _problem(cell))), ""):
+        raise UserError(problem)
     if not waiting:
         print(f"nothing is left to run: {write_results(study, grid, workdir, print)}")
         return 0
-    store = FrameStore([index for pair in sides.values() for index in pair])
+    known = [cell for cell in grid if not _problem(cell)]
+    sides = {cell.name: _sides(cell.config.data) for cell in known}
+    store = FrameStore([index for cell in waiting for index in sides[cell.name]])
     print(f"{store.count:,} frames, {store.nbytes / 2**30:.2f} GiB on {jax.devices()[0].device_kind}", flush=True)
-    num_steps = max(_num_steps(len(sides[cell.name][0]), cell.config) for cell in waiting)
+    # Those that are done count, too: which ones are left must not change the result
+    num_steps = max(_num_steps(len(sides[cell.name][0]), cell.config) for cell in known)
     took = 0.0
     for number, cell in enumerate(waiting, start=1):
         if time.monotonic() + took > deadline:
-            print(f"the time is over before training {number} of {len(waiting)}; call again to go on")
+            print(f"the time is over before training {number} of {len(waiting)}; call again to continue")
             break
         started = time.monotonic()
         train, test = sides[cell.name]
@@ -130,13 +132,15 @@ ONLY = {
 }
 
 
-def _check(cell: Cell) -> None:
+def _problem(cell: Cell) -> str:
+    """Why this runner cannot train a cell; "" if it can."""
     values = config.flat(dataclasses.asdict(cell.config))
     for name, value in ONLY.items():
         if values[name] != value:
-            raise UserError(f"{cell.name}: config.{name}={values[name]!r}: only {value!r} is known here; use study")
+            return f"{cell.name}: config.{name}={values[name]!r}: only {value!r} is known here; use study"
     if cell.streams or cell.config.data.motion.speeds or cell.config.data.input == "flow":
-        raise UserError(f"{cell.name}: two streams, pseudo-motion and flow are not known here; use study")
+        return f"{cell.name}: two streams, pseudo-motion and flow are not known here; use study"
+    return ""
 
 
 def _sides(data: DataConfig) -> tuple[VideoIndex, VideoIndex]:

@@ -1,15 +1,18 @@
 """Eight virtual CPU devices, strict numerics, and the marks of tests that need what this machine may lack."""
 
+import gc
 import importlib.metadata
 import os
 from pathlib import Path
 
 # Tests compile hundreds of programs and run each a few times, so compiling must be quick, not what it makes. Without
 # optimization a program takes a third as long, and a quarter of that without fusion emitters. jaxlib 0.12 has no choice
-# of emitters, and ends the process for a flag that it does not know.
+# of emitters, and ends the process for a flag that it does not know. A program that is not split for several threads to
+# compile takes a sixth less of the processors, which the tests' processes keep busy anyway.
 os.environ["JAX_PLATFORMS"] = os.environ.get("R23D_TEST_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_cpu_parallel_codegen_split_count=1 "
     + ("--xla_cpu_use_fusion_emitters=false " if importlib.metadata.version("jaxlib").startswith("0.10.") else "")
     + os.environ.get("XLA_FLAGS", "")
 )
@@ -61,12 +64,22 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # In this order .ci/run divides files among processes: the long ones first, and of these the comparisons with torch.
+    first = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("parity")}
+    items.sort(key=lambda item: (item.path not in first, item.path.parent.name != "weights"))
     for item in items:
         if item.get_closest_marker("real_clips") and not os.environ.get("R23D_TEST_DATA"):
             reason = f"set R23D_TEST_DATA to a folder with {', '.join(REAL_FOLDERS)} (see the head of .ci/run)"
             item.add_marker(pytest.mark.skip(reason=reason))
         if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+def pytest_collection_finish() -> None:
+    """Full garbage collections, which took a tenth of the time, no longer look through all that is imported by now."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
 
 
 @pytest.fixture(scope="session")

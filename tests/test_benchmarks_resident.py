@@ -88,10 +88,28 @@ def test_rows_that_differ_in_seed_share_a_program_and_a_rerun_is_equal(tmp_path:
     assert "ViT" in page and "pool" in page
 
 
+def test_the_number_of_steps_does_not_depend_on_what_is_left(
+    tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(write_study(tmp_path, small(videos)))
+    two = """{"classes": {"two": {"data.classes": ("A", "B")}, "four": {}}}"""
+    path.write_text(
+        path.read_text().partition("    heads = ")[0] + f'    return Study("S", copy.deepcopy(BASE), {two})\n'
+    )
+
+    def train(cfg: Config, store: object, train: object, test: object, num_steps: int) -> None:
+        raise UserError(f"{num_steps} steps")
+
+    monkeypatch.setattr(resident, "_train", train)
+    for only in ("", "two"):
+        with pytest.raises(UserError, match="^3 steps$"):  # two epochs of twelve videos, eight at a time
+            resident.run(str(path), tmp_path / "w", only, [], 60)
+
+
 def test_nothing_starts_after_the_time(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert resident.run(write_study(tmp_path, small(videos)), tmp_path / "w", "", [], 0.0) == 0
     out = capsys.readouterr().out
-    assert "the time is over before training 1 of 4; call again to go on" in out
+    assert "the time is over before training 1 of 4; call again to continue" in out
     assert "0 trainings done, 4 left" in out
 
 

@@ -79,7 +79,7 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    requirements.run(requirements.argparse.Namespace())
+    requirements.run(requirements.argparse.Namespace(json=False))
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     rows = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in lines if "  " in line)
     assert rows["tensorflow"] == "missing" and rows["train"] == "missing: pip install tensorflow-cpu"

@@ -14,6 +14,7 @@ from r23d_jax import config
 from r23d_jax.commands.json_output import add_json, json_document
 from r23d_jax.commands.network import add_weights
 from r23d_jax.config import Config, UserError
+from r23d_jax.runtime.mirror import weights_at
 
 if TYPE_CHECKING:
     from r23d_jax.evaluation.features import Extractor, Rows, Videos
@@ -74,7 +75,7 @@ def _run(args: argparse.Namespace, told: dict[str, Any]) -> int:
     from r23d_jax.checkpoint.read import read_network, refuse_image_network
     from r23d_jax.evaluation import features
 
-    path = Path(args.weights)
+    path = weights_at(args.weights)
     network = read_network(path, refuse_image_network(path), log=lambda line: print(line, file=sys.stderr))
     log(network.origin)
     extractor = features.Extractor(network.model, network.preprocessing, args.layer, args.steps, args.batch_size)

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints a table; returns the exit status."""
     if args.mesh or args.optimizer:
         wanted = f"{command('plan')} --config=r2plus1d --devices=h100:8 --config.parallel.fsdp=8"
-        raise UserError(f"--mesh: is now part of another command, e.g. {wanted}")
+        raise UserError(f"{'--mesh' if args.mesh else '--optimizer'}: is now part of another command, e.g. {wanted}")
     with json_document(args.json) as told:
         if args.pretrained:
             told |= _list_pretrained()

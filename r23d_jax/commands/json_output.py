@@ -39,4 +39,6 @@ def _plain(value: Any) -> Any:
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy's, which may be missing here
+        return _plain(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -18,6 +18,7 @@ from r23d_jax.data.find.class_folders import LISTS, SIDES, write_lists
 from r23d_jax.data.find.splits import read_list
 from r23d_jax.data.make.record import BROKEN, FRAMES
 from r23d_jax.runtime import disk
+from r23d_jax.runtime.mirror import weights_at
 from r23d_jax.runtime.program import command
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _check(args: argparse.Namespace, out: Path) -> None:
 def _read_weights(path: str) -> "Converted":
     from r23d_jax.checkpoint.read import read_network, refuse_image_network
 
-    network = read_network(Path(path), refuse_image_network(path), log=functools.partial(print, file=sys.stderr))
+    network = read_network(weights_at(path), refuse_image_network(path), log=functools.partial(print, file=sys.stderr))
     if network.preprocessing.input == "flow" or network.config.in_channels == 2:
         raise UserError(f"--weights {path}: the network reads optical flow; a project has frames, so give others")
     return network

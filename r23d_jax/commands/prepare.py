@@ -112,7 +112,7 @@ def _run(args: argparse.Namespace, told: dict[str, Any]) -> int:
         summary = prepare(Settings(**given))
         splits = available_splits(Path(summary.lists)) if summary.num_ready and summary.lists else ()
     out = args.out
-    lists = summary.lists if args.lists else remote.join(out, LISTS)
+    lists = remote.join(out, LISTS) if summary.lists and not args.lists else summary.lists
     new = f"{summary.num_new} of them new, with {summary.num_frames} frames"
     print(f"{summary.num_ready} videos are ready in {out} ({new})")
     if summary.num_broken:

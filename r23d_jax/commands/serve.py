@@ -10,6 +10,7 @@ from typing import Any
 from r23d_jax.commands.network import add_weights
 from r23d_jax.config import UserError
 from r23d_jax.evaluation.service import Maps, Service
+from r23d_jax.runtime.mirror import weights_at
 
 LOCAL = "127.0.0.1"
 WAITING = 8  # videos that may wait for an answer; more are refused
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         # Gradio reads these when it is imported. Uploads vanish with the folder.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
         gradio = import_gradio()
-        service = Service(Path(args.weights), args.top, args.max_seconds, args.timeout)
+        service = Service(weights_at(args.weights), args.top, args.max_seconds, args.timeout)
         try:
             page = make_page(gradio, service, args.top)
             page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)

@@ -154,7 +154,7 @@ def _run(values: flags.FlagValues, argv: list[str], command: str) -> int:
             result = loop.train(cfg, workdir)
         told |= {"workdir": str(place), "finished": result is not None}
         if result is not None:
-            told |= result.described()
+            told |= result.described() if values.json else {}
             return 0
         if distributed.is_first():
             print(f"continue with: {program.command('train')} {shlex.join(argv)}")

@@ -23,6 +23,7 @@ from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.runtime import parallel
 from r23d_jax.runtime.progress import Progress, announced
 
+_LONG_WORK = 5.0  # seconds after which the progress is shown
 COMPILING = "compiling the network, which may take a minute"
 
 
@@ -163,7 +164,7 @@ class Explainer:
         """
         kept, logits = [], []
         clips = iter(clips)
-        with Progress(total, "clips", "explain", shown=total > 0) as progress:
+        with Progress(total, "clips", "explain", shown=total > 0, after=_LONG_WORK) as progress:
             while batch := list(itertools.islice(clips, self._batch_size)):
                 with announced(COMPILING, progress.message) if not kept else nullcontext():
                     found, scores = jax.device_get(self._features(self._values, self._padded(np.stack(batch))))

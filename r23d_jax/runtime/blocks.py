@@ -68,13 +68,15 @@ class Blocks:
         return int(self._sizes[file])
 
     def read_all(self, requests: Sequence[tuple[int, Spans]]) -> list[bytes]:
-        """For each (number of a file, spans), the bytes of its spans, joined.
+        """For each (number of a file, spans), the bytes of its spans, joined; b"" if one is not inside the file.
 
         Raises:
           RemoteError: a block cannot be had.
         """
         if self.failed is not None:
             raise self.failed
+        inside = [all(start + count <= self.size(file) for start, count in spans) for file, spans in requests]
+        requests = [(file, spans if fits else ()) for (file, spans), fits in zip(requests, inside, strict=True)]
         wanted = {
             (file, number): None
             for file, spans in requests

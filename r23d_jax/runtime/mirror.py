@@ -22,12 +22,13 @@ SECONDS = 10.0  # between two copies
 MARKER = ".whole"  # in the copy of a checkpoint: its files and their sizes, as JSON
 # What stays on this machine: compiled programs
 _KEPT_HERE = ("compilation_cache",)
-_LOCK = ".mirror.lock"
+_LOCK, _SENDING = ".mirror.lock", ".sending"
 _STEP = re.compile(r"checkpoints/(\d+)/(.+)")
 # Parts of a run's folder without weights
 _NO_WEIGHTS = ("tensorboard/", "profile/", "evaluations/", "compilation_cache/", "wandb/")
 # What `status` reads of a run, and of the runs one folder below
 _SMALL = re.compile(r"([^/]+/)?((config|heartbeat|cell|outcome)\.json|metrics\.jsonl|checkpoints/\d+/\.whole)")
+_TRIAL = ".trial"  # a file that is written at the URL, and removed
 
 
 @contextlib.contextmanager
@@ -41,11 +42,13 @@ def working(workdir: str, log: Callable[[str], None] = print) -> Iterator[Path]:
     if not remote.is_remote(workdir):
         yield Path(workdir)
         return
-    here = remote.cached("runs") / re.sub(r"://+", "/", workdir.rstrip("/"))
+    here = remote.folder_of("runs", workdir)
     with disk.writing(here):
         here.mkdir(parents=True, exist_ok=True)
     with disk.hold(here, _LOCK, log=log):
         steps = _restore(workdir, here)
+        remote.write(b"", remote.join(workdir, _TRIAL))  # a run that cannot be kept must not begin
+        remote.remove(remote.join(workdir, _TRIAL))
         found = f"with checkpoints {', '.join(map(str, steps))}" if steps else "without a checkpoint so far"
         log(f"{workdir}: {found}; this run works in {here}, which is copied there every {SECONDS:.0f} seconds")
         mirror = Mirror(here, workdir, steps)
@@ -112,22 +115,33 @@ class Mirror:
         for name in self._sent.keys() - files.keys():
             remote.remove(remote.join(self._url, name))
             del self._sent[name]
-        for step, stamp in sorted(steps.items()):
+        for step, stamp in sorted(steps.items(), reverse=True):
             if self._steps.get(step) != stamp:
-                self._remove_step(step)
                 with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
                     self._send_step(step)
                     self._steps[step] = stamp
-        for step in self._steps.keys() - set(_steps(self._here)):
+        # The newest stays, until one that is newer is there as a whole
+        for step in self._steps.keys() - set(_steps(self._here)) - {max(self._steps, default=0)}:
             self._remove_step(step)
 
     def _send_step(self, step: int) -> None:
-        folder = self._here / "checkpoints" / str(step)
-        names = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _below(folder)}
+        """Sends links to the files, because the run may remove the checkpoint meanwhile."""
+        folder, links = self._here / "checkpoints" / str(step), self._here / _SENDING
+        shutil.rmtree(links, ignore_errors=True)
+        found = _below(folder)
+        for path in found:
+            link = links / path.relative_to(folder)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, link)
+        if not found or _below(folder) != found:
+            raise FileNotFoundError(folder)
+        names = {link.relative_to(links).as_posix(): link.stat().st_size for link in _below(links)}
         url = remote.join(self._url, f"checkpoints/{step}")
+        self._remove_step(step)  # one that this one replaces
         for name in names:
-            remote.upload(folder / name, remote.join(url, name))
+            remote.upload(links / name, remote.join(url, name))
         remote.write(json.dumps(names).encode(), remote.join(url, MARKER))
+        shutil.rmtree(links)
 
     def _remove_step(self, step: int) -> None:
         """Removes the copy of a checkpoint, the marker first."""
@@ -142,7 +156,7 @@ def glance(url: str) -> Path:
 
     Each checkpoint with a marker is a folder that holds the marker.
     """
-    return remote.fetched(url, remote.cached("glances") / re.sub(r"://+", "/", url.rstrip("/")), _is_small)
+    return remote.fetched(url, remote.cached("glances", url), _is_small)
 
 
 def weights_at(path: str) -> Path:
@@ -161,12 +175,12 @@ def _is_small(name: str) -> bool:
 
 def _restore(url: str, here: Path) -> list[int]:
     """Makes the folder what is at the URL; returns the steps of its checkpoints."""
+    there = remote.files(url)  # before anything is removed: the store may be away
     for path in here.iterdir():
         if path.is_dir() and path.name not in _KEPT_HERE:
             shutil.rmtree(path)
         elif path.is_file() and path.name != _LOCK:
             path.unlink()
-    there = remote.files(url)
     whole = []
     for name in there:
         found = _STEP.fullmatch(name)
@@ -180,7 +194,7 @@ def _restore(url: str, here: Path) -> list[int]:
         if name.startswith("checkpoints/"):
             found = _STEP.fullmatch(name)
             return found is not None and int(found[1]) in whole and found[2] != MARKER
-        return name.partition("/")[0] not in _KEPT_HERE
+        return name.partition("/")[0] not in (*_KEPT_HERE, _TRIAL)
 
     remote.fetched(url, here, wanted)
     return sorted(whole)
@@ -207,7 +221,7 @@ def _files(here: Path) -> Iterator[tuple[str, Path]]:
     for path in here.iterdir():
         if path.is_file() and not path.name.startswith("."):
             yield path.name, path
-        elif path.is_dir() and path.name not in (*_KEPT_HERE, "checkpoints"):
+        elif path.is_dir() and path.name not in (*_KEPT_HERE, _SENDING, "checkpoints"):
             for inner in _below(path):
                 if not inner.name.startswith("."):
                     yield inner.relative_to(here).as_posix(), inner

@@ -41,7 +41,11 @@ class RemoteError(UserError, OSError):
 
 
 class WrongBytes(Exception):
-    """An answer has another length or checksum than it must have."""
+    """An answer about `url` has another length or checksum than it must have."""
+
+    def __init__(self, url: str, why: str):
+        super().__init__(why)
+        self.url = url
 
 
 class Info(NamedTuple):
@@ -134,22 +138,21 @@ def read_ranges(
         answers = system.cat_ranges([paths[number] for number in left], starts, ends, on_error="return", **options)
         failed: Exception | None = None
         for number, start, end, answer in zip(left, starts, ends, answers, strict=True):
+            url = ranges[number][0]
+            if isinstance(answer, FileNotFoundError):
+                raise RemoteError(f"{url}: there is no such file") from answer
             if isinstance(answer, Exception):
                 failed = answer
             elif len(answer) != end - start:
-                failed = WrongBytes(f"{len(answer)} bytes came instead of {end - start}")
+                failed = WrongBytes(url, f"{len(answer)} bytes came instead of {end - start}")
             elif problem and (why := problem(number, answer)):
-                failed = WrongBytes(why)
+                failed = WrongBytes(url, why)
             else:
                 found[number] = answer
         if failed is not None:
             raise failed
 
-    try:
-        _trying(ranges[0][0], attempt)
-    except FileNotFoundError as error:
-        lacking = next(ranges[number][0] for number in range(len(ranges)) if number not in found)
-        raise RemoteError(f"{lacking}: there is no such file") from error
+    _trying(ranges[0][0], attempt)
     return [found[number] for number in range(len(ranges))]
 
 
@@ -165,7 +168,7 @@ def read(url: str) -> bytes | None:
 def write(content: bytes, url: str) -> None:
     """Writes a file; readers see the old content or the new."""
     system, path = _open(url)
-    _trying(url, lambda: system.pipe_file(path, content))
+    _send(url, lambda: system.pipe_file(path, content))
 
 
 def upload(path: Path, url: str) -> None:
@@ -178,7 +181,18 @@ def upload(path: Path, url: str) -> None:
         write(path.read_bytes(), url)  # may grow meanwhile, as metrics do
     else:
         system, target = _open(url)
-        _trying(url, lambda: system.put_file(os.fspath(path), target))
+        try:
+            _send(url, lambda: system.put_file(os.fspath(path), target))
+        except RemoteError:
+            path.stat()  # perhaps it was removed meanwhile
+            raise
+
+
+def _send(url: str, action: Callable[[], object]) -> None:
+    try:
+        _trying(url, action)
+    except FileNotFoundError as error:
+        raise RemoteError(f"{url}: there is no such bucket; make it, or correct its name") from error
 
 
 def remove(url: str) -> None:
@@ -197,9 +211,22 @@ def remove_folder(url: str) -> None:
         _trying(url, lambda: system.rm(path, recursive=True))
 
 
-def cached(kind: str) -> Path:
-    """A folder of the cache for things from object stores."""
-    return disk.cache_folder("remote") / kind
+def cached(kind: str, url: str = "") -> Path:
+    """A folder of the cache for things from object stores; or what it has of a URL, a path that ends as the URL does.
+
+    Raises:
+      RemoteError: for a URL that would lead out of the folder.
+    """
+    scheme, *names = re.split("/+", url.rstrip("/"))
+    if ".." in names:
+        raise RemoteError(f"{url}: holds '..', which object stores take for a name; write the address without it")
+    return disk.cache_folder("remote").joinpath(kind, scheme.removesuffix(":"), *names)
+
+
+def folder_of(kind: str, url: str) -> Path:
+    """A folder of the cache for one URL. Unlike that of `cached`, it is not inside the one of a URL above."""
+    name = url.rstrip("/").rpartition("/")[2]
+    return cached(kind) / f"{name}-{hashlib.sha256(url.rstrip('/').encode()).hexdigest()[:12]}"
 
 
 def copied(url: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:
@@ -211,7 +238,7 @@ def copied(url: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:
       url: of the file or folder; nothing there gives a path where nothing is.
       wanted: which files of a folder to take, by their path in it.
     """
-    return fetched(url, cached("copies") / re.sub(r"://+", "/", url.rstrip("/")), wanted)
+    return fetched(url, cached("copies", url), wanted)
 
 
 def fetched(url: str, to: Path, wanted: Callable[[str], bool] = lambda name: True) -> Path:
@@ -226,6 +253,9 @@ def fetched(url: str, to: Path, wanted: Callable[[str], bool] = lambda name: Tru
         before = {}
     for name in before.keys() - there.keys():
         (to / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # folders that are empty now
+            for above in list((to / name).parents)[: name.count("/")]:
+                above.rmdir()
     now = {name: [info.size, info.stamp] for name, info in there.items()}
     for name, info in there.items():
         target = to / name if name else to
@@ -309,14 +339,18 @@ def _trying(url: str, action: Callable[[], T]) -> T:
     while True:
         try:
             return action()
-        except FileNotFoundError:
+        except (FileNotFoundError, RemoteError):
             raise
         except Exception as error:
             code = getattr(error, "code", None)
             forbidden = isinstance(error, PermissionError) or str(error).startswith("Forbidden")  # gcsfs's 403
             if forbidden or code in (401, 403) or type(error).__name__ in _REFUSED:
                 _refuse(url, error)
-            wrong += isinstance(error, WrongBytes)
+            if type(error).__name__ == "ParamValidationError":  # botocore's, before it asks
+                why = " ".join(str(error).split())[:200]
+                raise RemoteError(f"{url}: cannot be an address in this store ({why}); correct it") from error
+            if isinstance(error, WrongBytes):
+                wrong, url = wrong + 1, error.url
             if wrong >= _WRONG_ANSWERS:
                 raise RemoteError(
                     f"{url}: {error}, {wrong} times in turn; was it changed, or is it damaged?"

@@ -70,7 +70,8 @@ def _listed_groups(cell: Cell) -> dict[str, str]:
     """The groups that the lists name themselves, e.g. in a column of a CSV file; a person may be in several classes."""
     data = cell.config.data
     try:
-        entries = listed_videos(data, lists_of(data), "test").entries if lists_of(data).is_dir() else ()
+        lists = lists_of(data)
+        entries = listed_videos(data, lists, "test").entries if lists.is_dir() else ()
     except UserError:  # lists that have changed; the names tell the groups then
         return {}
     return {entry.name: entry.group for entry in entries if group_of(entry.name) is None and entry.group != entry.name}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from r23d_jax import config
-from r23d_jax.config import Config, UserError
+from r23d_jax.config import Config
 from r23d_jax.runtime import disk
 from r23d_jax.runtime.disk import write_atomically
 from r23d_jax.runtime.progress import format_seconds
@@ -107,14 +107,15 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
     return done, failed
 
 
-_PLACES = ("data.root", "data.lists", "data.num_workers", "init_from", "fusion.", "checkpoint.", "logging.", "profile.")
+_PLACES = ("data.root", "data.lists", "data.remote_cache", "data.num_workers", "init_from", "fusion.", "checkpoint.")
+_PLACES += ("logging.", "profile.")
 
 
 def _changed(cell: Cell, folder: Path) -> str:
     """The fields that a finished cell was run with and that the study has otherwise now, but for places; "" if none."""
     try:
         before = config.flat(dataclasses.asdict(config.from_json((folder / CELL).read_text(encoding="utf-8"))))
-    except (OSError, UserError):  # of another version
+    except (OSError, ValueError):  # damaged, or of another version
         return ""
     now = config.flat(dataclasses.asdict(cell.config))
     names = [name for name, value in now.items() if before[name] != value and not name.startswith(_PLACES)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from r23d_jax.config import DataConfig, ModelConfig, Preprocessing
 from r23d_jax.config.fields import kinds_of
+from r23d_jax.runtime.remote import is_remote
 from r23d_jax.weights.pretrained import PREFIX, pretrained_name
 
 FEW_TO_TUNE = 1000  # training clips below which only the last stage and the head are trained
@@ -211,7 +212,8 @@ def config_text(
     fields = {**fields, **recipe.fields, **_COMMON}
     fields |= pace_fields(fields, rates, trained_rate)
     published = pretrained_name(weights)
-    source = f"{PREFIX}{published}" if published else str(Path(weights).absolute())
+    path = weights if is_remote(weights) else str(Path(weights).absolute())
+    source = f"{PREFIX}{published}" if published else path
     lines = [f"    cfg.init_from = {_literal(source)}"] if weights else []
     group = ""
     for path, value in sorted(fields.items(), key=lambda item: _ORDER.index(item[0].split(".")[0])):

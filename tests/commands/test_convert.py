@@ -147,12 +147,12 @@ def test_a_network_that_no_other_command_takes_is_refused(tmp_path: Path, capsys
     """Clips have three channels, or two; other networks are for Python alone."""
     for channels in (1, 4):
         path = tmp_path / f"{channels}.safetensors"
-        files.write(path, to_arrays(trained("mc3_18", in_channels=channels)), {})
+        files.write(path, to_arrays(trained("mc3_10", in_channels=channels)), {})
         assert convert("--from", path, "--to", tmp_path / "out") == 2
         assert f"reads clips of {channels} channels, and this program has clips of 3" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
         assert convert("--from", path, "--to", tmp_path / f"{channels}b.safetensors") == 0
-    files.write(tmp_path / "flow.safetensors", to_arrays(trained("mc3_18", in_channels=2)), {})
+    files.write(tmp_path / "flow.safetensors", to_arrays(trained("mc3_10", in_channels=2)), {})
     assert convert("--from", tmp_path / "flow.safetensors", "--to", tmp_path / "flow") == 0
     loaded = load_checkpoint(tmp_path / "flow")
     assert loaded.preprocessing.input == "flow"
@@ -162,9 +162,9 @@ def test_a_network_that_no_other_command_takes_is_refused(tmp_path: Path, capsys
 def test_frames_and_differences_become_a_checkpoint(tmp_path: Path) -> None:
     cfg = DataConfig(num_frames=4, short_side=32, crop_size=32, input="rgb_and_diff")
     path = tmp_path / "both.safetensors"
-    model = ModelConfig(family="mc3", in_channels=6, head=HeadConfig(kind="avgpool"))
+    model = ModelConfig(family="mc3", depth=10, in_channels=6, head=HeadConfig(kind="avgpool"))
     meta = {"config": dataclasses.asdict(model), "preprocessing": dataclasses.asdict(preprocessing(cfg))}
-    files.write(path, to_arrays(trained("mc3_18", in_channels=6)), meta | {"class_names": list("abcdefg")})
+    files.write(path, to_arrays(trained("mc3_10", in_channels=6)), meta | {"class_names": list("abcdefg")})
     assert convert("--from", path, "--to", tmp_path / "both") == 0
     loaded = load_checkpoint(tmp_path / "both")
     assert (loaded.preprocessing.input, loaded.config.model.in_channels) == ("rgb_and_diff", 6)

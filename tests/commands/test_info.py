@@ -14,11 +14,11 @@ def test_published_totals_are_in_the_table(capsys: pytest.CaptureFixture[str]) -
     assert "2 x 7 x 7 x 512" in next(line for line in lines if line.startswith("stage4"))
 
 
-@pytest.mark.parametrize("option", [["--mesh", "4x2"], ["--mesh", "1x8", "--optimizer", "adamw"]])
+@pytest.mark.parametrize("option", [["--mesh", "4x2"], ["--optimizer", "adamw"]])
 def test_an_option_that_moved_names_its_command(capsys: pytest.CaptureFixture[str], option: list[str]) -> None:
     assert main(["info", "r2plus1d_18", *option]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: --mesh: is now part of another command, e.g. ")
+    assert said.startswith(f"error: {option[0]}: is now part of another command, e.g. ")
     assert said.endswith("plan --config=r2plus1d --devices=h100:8 --config.parallel.fsdp=8\n")
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from r23d_jax.__main__ import COMMANDS, main
-from r23d_jax.commands.json_output import json_document
+from r23d_jax.commands.json_output import json_document, print_json
 from r23d_jax.config import Config
 from r23d_jax.runtime import absent, backend
 from r23d_jax.training import input_rate, plan
@@ -47,6 +48,18 @@ def documented() -> dict[str, tuple[set[str], set[str]]]:
         for name in re.findall("`(.+?)`", names):
             rows[name] = set(re.findall("`(.+?)`", always)), set(re.findall("`(.+?)`", sometimes))
     return rows
+
+
+def test_numbers_of_numpy_are_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    values = {
+        "a": np.float32(0.5),
+        "b": np.int64(3),
+        "c": np.array([1.0, np.nan]),
+        "d": Path("x"),
+        "e": np.float32("inf"),
+    }
+    print_json(values)
+    assert json.loads(capsys.readouterr().out) == {"a": 0.5, "b": 3, "c": [1.0, None], "d": "x", "e": None}
 
 
 def test_the_page_has_every_command() -> None:

@@ -46,6 +46,40 @@ def call(name: str, root: Path, weights: str, *more: str) -> int:
     return main([name, str(root / "v.avi"), "--weights", weights, *more])
 
 
+@pytest.mark.parametrize("name", [*COMMANDS, "convert", "serve", "new"])
+def test_a_network_at_a_url(
+    name: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In memory, as fsspec calls it."""
+    store = pytest.importorskip("fsspec").filesystem("memory")
+    monkeypatch.setenv("R23D_CACHE", str(tmp_path / "cache"))
+    store.put(str(root / "net.safetensors"), "/weights/net.safetensors")
+    url = "memory://weights/net.safetensors"
+    if name == "convert":
+        assert main([name, "--from", url, "--to", str(tmp_path / "run")]) == 0
+    elif name == "serve":
+        pytest.importorskip("gradio")
+        from r23d_jax.commands import serve
+
+        class Asked(Exception):
+            pass
+
+        def ask(weights: Path, *more: object) -> None:
+            assert weights.is_file()
+            raise Asked
+
+        monkeypatch.setattr(serve, "Service", ask)
+        with pytest.raises(Asked):
+            main([name, "--weights", url])
+    elif name == "new":
+        from r23d_jax.commands.new import _read_weights
+
+        assert _read_weights(url).num_classes == len(CLASSES)
+    else:
+        assert call(name, root, url) == 0
+    assert (tmp_path / "cache/remote/copies/memory/weights/net.safetensors").is_file()
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("place", ["run", "folder", "net.safetensors", "name:" + NAME, NAME])
 def test_a_network_from_anywhere(
@@ -88,7 +122,13 @@ def test_a_project_starts_from_a_name(root: Path, tmp_path: Path, monkeypatch: p
     from r23d_jax.training.recipes import config_text
 
     monkeypatch.chdir(tmp_path)
-    for weights, wanted in ((NAME, "name:" + NAME), ("name:" + NAME, "name:" + NAME), ("a.ckpt", f"{tmp_path}/a.ckpt")):
+    places = {
+        NAME: "name:" + NAME,
+        "name:" + NAME: "name:" + NAME,
+        "a.ckpt": f"{tmp_path}/a.ckpt",
+        "s3://b/r": "s3://b/r",
+    }
+    for weights, wanted in places.items():
         assert f'cfg.init_from = "{wanted}"' in config_text("last_stage", {}, weights, Path("videos"))
     assert pretrained.pretrained_name("name:" + NAME) == NAME
     with pytest.raises(UserError, match="did you mean mc3_18"):

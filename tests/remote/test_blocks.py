@@ -76,6 +76,12 @@ def test_a_store_that_fails_for_a_while(
         assert "tried again (1 retries so far)" in capsys.readouterr().err
 
 
+def test_what_is_not_inside_the_file_is_unreadable(stored: list[str]) -> None:
+    """As in a file of this machine; an index that says so is damaged, or forged."""
+    beyond = [(1, [(0, 5), (BLOCK - 5, 10)]), (1, [(2**62, 5)]), REQUESTS[0]]
+    assert opened(stored).read_all(beyond) == [b"", b"", WANTED[0]]
+
+
 def test_damage_in_the_cache_is_fetched_again(stored: list[str], server: Server) -> None:
     reader = opened(stored)
     reader.read_all(REQUESTS)
@@ -151,6 +157,18 @@ def test_a_file_that_was_changed_or_removed(stored: list[str], server: Server, t
         opened(stored).read_all(REQUESTS[2:3])
 
 
+def test_the_file_that_is_wrong_is_named_whichever_was_asked_first(
+    stored: list[str], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.client().put_object(Bucket=BUCKET, Key="blocks/1.bin", Body=CONTENT[1][::-1].tobytes())
+    with pytest.raises(remote.RemoteError, match=r"^s3://videos/blocks/1\.bin: block 0 has another checksum"):
+        opened(stored).read_all(REQUESTS)
+    server.client().delete_object(Bucket=BUCKET, Key="blocks/1.bin")
+    server.faults = Faults("0.bin", errors=100)  # fails for a while, and is not what lacks
+    with pytest.raises(remote.RemoteError, match=r"^s3://videos/blocks/1\.bin: there is no such file"):
+        opened(stored).read_all(REQUESTS)
+
+
 ASK = """
 import sys
 from r23d_jax.runtime import remote
@@ -209,8 +227,27 @@ def test_copies_follow_what_changes(server: Server, tmp_path: Path) -> None:
     server.asked.clear()
     remote.copied(url)
     assert not any("a.txt" in path for _, path, _ in server.asked)
+    assert not (here / "in").exists()
     assert remote.copied(f"{url}/a.txt").read_text() == "new"
     assert not remote.copied(f"{url}/nothing").exists()
     client.put_object(Bucket=BUCKET, Key="copies/../b.txt", Body=b"new")
     with pytest.raises(remote.RemoteError, match=r"'\.\./b\.txt', whose name leaves the folder"):
         remote.copied(url)
+    client.put_object(Bucket=BUCKET, Key="../../../../out/c.txt", Body=b"new")
+    with pytest.raises(remote.RemoteError, match=r"^s3://videos/\.\./\.\./\.\./\.\./out: holds '\.\.'.* without it$"):
+        remote.copied("s3://videos/../../../../out")
+    assert not list(tmp_path.rglob("c.txt"))
+
+
+def test_a_bucket_that_is_missing(server: Server, tmp_path: Path) -> None:
+    """Whoever sends a file that may be removed meanwhile would take FileNotFoundError for that."""
+    for size in (10, remote._LARGE + 1):
+        with open(tmp_path / "file", "wb") as file:
+            file.truncate(size)
+        with pytest.raises(remote.RemoteError, match=r"^s3://other/file: there is no such bucket; make it"):
+            remote.upload(tmp_path / "file", "s3://other/file")
+    with pytest.raises(remote.RemoteError, match=r"^s3://My_Bucket!/a: cannot be an address .*Invalid bucket name"):
+        remote.files("s3://My_Bucket!/a")
+    (tmp_path / "file").unlink()
+    with pytest.raises(FileNotFoundError):
+        remote.upload(tmp_path / "file", "s3://other/file")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -17,6 +18,9 @@ from tests.remote.server import BUCKET, Faults, Server
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror, "SECONDS", 0.1)
+
+
+INSIDE = ("meta", "params/data")  # files of a checkpoint
 
 
 def checkpoint(here: Path, step: int, content: str = "") -> None:
@@ -94,6 +98,26 @@ def test_the_url_counts_and_not_what_a_killed_run_left_here(server: Server) -> N
         assert (here / "metrics.jsonl").read_text() == "one"
 
 
+def test_one_is_always_there_while_checkpoints_come_faster_than_they_can_be_sent(server: Server) -> None:
+    def whole() -> set[int]:
+        names = server.names("runs/g")
+        markers = [name.split("/")[1] for name in names if name.endswith("/.whole")]
+        return {int(step) for step in markers if {f"checkpoints/{step}/{inner}" for inner in INSIDE} <= set(names)}
+
+    server.faults = Faults(delay=0.1)
+    seen: list[set[int]] = []
+    with mirror.working(f"s3://{BUCKET}/runs/g") as here:
+        for step in range(1, 100):
+            checkpoint(here, step)
+            if step > 2:
+                shutil.rmtree(here / "checkpoints" / str(step - 2))
+            time.sleep(0.02)
+            seen.append(whole())
+    first = next(number for number, steps in enumerate(seen) if steps)
+    assert all(seen[first:]) and len(set.union(*seen)) > 2
+    assert whole() == {98, 99}
+
+
 def test_a_checkpoint_that_replaces_one_of_its_step(server: Server) -> None:
     url = f"s3://{BUCKET}/runs/c"
     with mirror.working(url) as here:
@@ -130,6 +154,26 @@ def test_a_store_that_is_away_does_not_stop_the_run(
         with mirror.working(url) as here:
             server.faults = Faults(down_until=time.monotonic() + 60)
             checkpoint(here, 2)
+    with pytest.raises(remote.RemoteError, match="no answer"):
+        with mirror.working(url):
+            pytest.fail("nothing of the run can be read")
+    assert (here / "checkpoints" / "2").is_dir()
+
+
+def test_a_run_that_cannot_be_kept_does_not_begin(server: Server) -> None:
+    with pytest.raises(remote.RemoteError, match=r"^s3://other/run/\.trial: there is no such bucket; make it"):
+        with mirror.working("s3://other/run"):
+            pytest.fail("it would be lost")
+
+
+def test_a_run_in_the_folder_of_another(server: Server) -> None:
+    url = f"s3://{BUCKET}/runs/nested"
+    with mirror.working(f"{url}/fine_tuned") as inner:
+        (inner / "metrics.jsonl").write_text("inner")
+        with mirror.working(url) as outer:
+            (outer / "metrics.jsonl").write_text("outer")
+        assert (inner / "metrics.jsonl").read_text() == "inner"
+    assert set(server.names("runs/nested")) == {"metrics.jsonl", "fine_tuned/metrics.jsonl"}
 
 
 def test_two_processes_of_one_machine(server: Server) -> None:

@@ -1,8 +1,11 @@
 """Packed shards in an object store give the batches that they give on a local disk, or an error."""
 
+import errno
+import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from r23d_jax.data.make.record import RECORD
 from r23d_jax.data.read.broken import BrokenLog, diagnose
 from r23d_jax.data.read.pipeline import train_batches
 from r23d_jax.data.sources import open_index
-from r23d_jax.runtime import remote
+from r23d_jax.runtime import disk, remote
 from tests.remote.packed import FRAMES, NAMES, jpegs
 from tests.remote.server import BUCKET, Faults, Server
 
@@ -71,6 +74,36 @@ def test_the_same_index_and_the_same_batches(
     assert_same(batches(url), wanted)
     size = sum(path.stat().st_size for path in local.rglob("*.tfrecord*"))
     assert 0 < sum(path.stat().st_size for path in remote.cached("blocks").rglob("*") if path.is_file()) <= size
+
+
+def test_an_outdated_index_in_the_store_is_made_again_once(
+    local: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = batches(local)
+    (saved,) = local.rglob(".r23d_jax/*.npz")
+    with np.load(saved) as arrays:
+        older = {name: arrays[name] for name in arrays.files if name != "checks"}
+    np.savez(saved, **older)
+    url = server.upload(local, "outdated")
+    assert len(open_index(config_of(url), "train")) == 12
+    monkeypatch.setattr(packed_scan, "_scan_shard", lambda *args: pytest.fail("it was made and saved"))
+    assert_same(batches(url), wanted)
+
+
+def test_a_full_disk_is_no_damage_of_a_shard(made: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = server.upload(made, "full")
+    for name in [name for name in server.names("full") if name.endswith(".npz")]:
+        server.client().delete_object(Bucket=BUCKET, Key=f"full/{name}")
+
+    def write_ranges(url: str, size: int, file: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "write_ranges", write_ranges)
+        with pytest.raises(disk.WriteError, match=r"cannot be written \(No space left on device\): make room"):
+            open_index(config_of(url), "train")
+    index = open_index(config_of(url), "train")
+    assert len(index) == 12 and not index.notes
 
 
 def test_every_fault_at_once_changes_no_batch(local: Path, server: Server) -> None:
@@ -145,5 +178,7 @@ def test_lists_and_the_record_are_found_beside_the_shards(local: Path, server: S
     cfg.lists = ""
     with pytest.raises(ConfigError, match=r"root=s3://videos/beside/packed: holds optical flow \(dis\)"):
         open_index(cfg, "train")
+    server.client().put_object(Bucket=BUCKET, Key="beside/lists/v_Diving_g01_c01.avi", Body=b"a video")
     cfg.input, cfg.mean, cfg.std = "flow", (0.5, 0.5), (0.2, 0.2)
     assert len(open_index(cfg, "train")) == 12
+    assert not list(remote.cached("copies").rglob("*.avi"))

@@ -53,6 +53,16 @@ def test_the_users_own_settings_of_malloc_stay() -> None:
     assert rounds_from_the_system(MALLOC_TOP_PAD_="131072") > 9
 
 
+def test_importing_tensorflow_writes_nothing_at_home(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    words = "from r23d_jax.runtime import backend; backend.prepare_process(); import tensorflow, keras"
+    kept = {name: value for name, value in os.environ.items() if name != "KERAS_HOME"}
+    done = subprocess.run(
+        [sys.executable, "-c", words], cwd=ROOT, env=kept | {"HOME": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and not (tmp_path / ".keras").exists(), done.stderr
+
+
 # A CUDA plugin that finds no driver, as pip install -r requirements.txt leaves it on a machine without a GPU
 PLUGIN = """
 import jax

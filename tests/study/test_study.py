@@ -195,7 +195,7 @@ def test_a_finished_cell_with_other_settings_is_said(fake: type[FakeProcess], tm
     before, now = (study(network=NETWORKS, seed={"0": {"seed": 0}}) for _ in range(2))
     runner.run_cells(cells(before), tmp_path, lambda line: None)
     said: list[str] = []
-    now.base.data.root = "moved/elsewhere"
+    now.base.data.root, now.base.data.remote_cache = "moved/elsewhere", 5.0
     assert runner.run_cells(cells(now), tmp_path, said.append) == (2, 0) and said == []  # a place is no setting
     now.base.train.epochs = 3.0
     assert runner.run_cells(cells(now), tmp_path, said.append) == (2, 0)
@@ -203,7 +203,7 @@ def test_a_finished_cell_with_other_settings_is_said(fake: type[FakeProcess], tm
         "R2+1D_seed0: done with other settings (config.train.epochs=300.0, is 3.0 now); "
         f"delete {tmp_path / 'R2+1D_seed0'} to run it again"
     )
-    (tmp_path / "R2+1D_seed0" / runner.CELL).write_text("{damaged")
+    (tmp_path / "R2+1D_seed0" / runner.CELL).write_bytes(b"\xff damaged")
     runner.run_cells(cells(now), tmp_path, said.append)
     assert len(said) == 3  # only of the other one this time
 

@@ -90,7 +90,7 @@ def write_lists(folder: Path, clips: Sequence[Clip]) -> tuple[str, ...]:
     except OSError:
         if not folder.exists():  # else another process of the same job was first, with the same lists
             raise
-    counts = ", ".join(f"{len(side)} for {name}" for name, side in divided.sides.items())
+    counts = ", ".join(f"{len(side)} in {name}.csv" for name, side in sorted(divided.sides.items()))
     return (f"no lists were given, so the videos were divided ({counts}) and listed in {folder}", *notes)
 
 
@@ -184,9 +184,10 @@ def _by_groups(clips: Sequence[Clip]) -> tuple[dict[str, list[Clip]], list[str]]
             f"{shared[0]}"
         )
     if files := sum(key.startswith(_FILE) for _, (_, key) in groups.values()):
+        were = "videos were" if files > 1 else "video was"
         notes.append(
-            f"WARNING: {files} videos were divided file by file, so clips of one recording may be on both sides, and "
-            "the accuracy too high: put those of a recording into a folder of their own, or edit the lists"
+            f"WARNING: {files} {were} divided file by file, so clips of one recording may be on both sides, and the "
+            "accuracy too high: put those of a recording into a folder of their own, or edit the lists"
         )
     return sides, notes
 

@@ -28,6 +28,8 @@ from r23d_jax.runtime import remote
 from r23d_jax.runtime.blocks import Blocks, num_blocks
 
 CACHE = "packed"  # name of the saved index
+# of one that this machine has made for an object store, whose own, copied again at each start, is missing or outdated
+_OWN = "packed-own"
 
 
 def index_packed(
@@ -62,15 +64,15 @@ def index_packed(
     root = Path(root).expanduser()
     folder = find_dataset(root, url)
     store = Remote(remote.join(url, folder.relative_to(root).as_posix())) if url else Local(folder)
-    table = None
+    names, table = (CACHE, _OWN) if url else (CACHE,), None
     if cache:
         prepare_folder(folder)
-        if arrays := load(folder, CACHE, TABLE_LAYOUT):
-            table = _from_cache(store, arrays)
+        saved = (load(folder, name, TABLE_LAYOUT) for name in names)
+        table = next((table for arrays in saved if arrays and (table := _from_cache(store, arrays))), None)
     if table is None:
         table = read_table(folder, store)
         if cache:
-            save(folder, CACHE, vars(table))
+            save(folder, names[-1], vars(table))
     if not len(table.names):
         raise DataError(f"{folder}: no record of it can be read{_notes_text(table)}")
     if videos and table.named:

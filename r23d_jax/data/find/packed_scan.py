@@ -19,7 +19,7 @@ from r23d_jax.config import UserError
 from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.tfrecord import Record, header_bytes, parse_example, records
 from r23d_jax.data.find.video_names import CONTROL, without_suffix
-from r23d_jax.runtime import blocks, remote
+from r23d_jax.runtime import blocks, disk, remote
 from r23d_jax.runtime.program import command
 from r23d_jax.runtime.progress import Progress
 
@@ -117,10 +117,13 @@ class Remote(Local):
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[np.ndarray]:
         folder = remote.cached("")
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            remote.write_ranges(self.place(name), self._files[name].size, file)
-            file.flush()
+        with disk.writing(folder):  # a full disk here is no damage of the shard
+            folder.mkdir(parents=True, exist_ok=True)
+            file = tempfile.TemporaryFile(dir=folder)
+        with file:
+            with disk.writing(folder):
+                remote.write_ranges(self.place(name), self._files[name].size, file)
+                file.flush()
             yield np.memmap(file, np.uint8, mode="r")
 
 

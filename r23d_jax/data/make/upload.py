@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +42,7 @@ def built_for(out: str, form: str, log: Callable[[str], None] = print) -> Iterat
             f"--out {out}: takes packed shards alone, because a training cannot read frame folders from an object "
             "store; add --format packed"
         )
-    here = remote.cached("prepared") / re.sub(r"://+", "/", out.rstrip("/"))
+    here = remote.folder_of("prepared", out)
     if not here.is_dir():
         remote.fetched(out, here, _is_small)
     yield here

@@ -44,7 +44,8 @@ def windowed_order(seed: int, epoch: int, shard: np.ndarray, window: int) -> np.
       window: shards.
     """
     numbers, shard = np.unique(shard, return_inverse=True)
-    draws = np.random.Philox(key=[seed % 2**64, epoch]).random_raw(len(numbers) + len(shard))
+    key = np.array([seed % 2**64, epoch], np.uint64)
+    draws = np.random.Philox(key=key).random_raw(len(numbers) + len(shard))
     place = np.argsort(np.argsort(draws[: len(numbers)], kind="stable"))
     return np.lexsort((draws[len(numbers) :], place[shard] // window))
 

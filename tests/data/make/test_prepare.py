@@ -598,7 +598,7 @@ def test_a_stop_that_strikes_in_the_garbage_collector_is_not_lost(tmp_path: Path
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
 
-    def work(args: argparse.Namespace) -> int:
+    def work(args: argparse.Namespace, told: dict) -> int:
         gc.callbacks.append(strike)
         gc.collect()
         time.sleep(10)

@@ -121,6 +121,12 @@ def test_an_order_of_windows_stays_the_same_in_every_version() -> None:
     assert order.tolist() == [4, 0, 5, 1, 2, 3]
 
 
+def test_every_seed_has_an_order_of_windows_of_its_own() -> None:
+    shard = np.repeat(np.arange(5), 20)
+    seeds = (0, 1, -1, -2, 2**63 - 1, -(2**63))
+    assert len({tuple(sampling.windowed_order(seed, 0, shard, 2).tolist()) for seed in seeds}) == len(seeds)
+
+
 def test_a_wrong_sampling_is_refused_by_its_field() -> None:
     with pytest.raises(ConfigError, match=r"^config\.data\.sampling='segment': unknown; did you mean segments\?$"):
         sampling.training_frames(DataConfig(sampling="segment"), tf.constant([0, 0], tf.int64), tf.constant(9))
