@@ -204,6 +204,13 @@ def remove(url: str) -> None:
         pass
 
 
+def remove_folder(url: str) -> None:
+    """Removes a folder with all files in it, if it is there."""
+    system, path = _open(url)
+    with contextlib.suppress(FileNotFoundError):
+        _trying(url, lambda: system.rm(path, recursive=True))
+
+
 def cached(kind: str, url: str = "") -> Path:
     """A folder of the cache for things from object stores; or what it has of a URL, a path that ends as the URL does.
 
