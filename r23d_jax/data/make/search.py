@@ -36,7 +36,7 @@ class Search:
 
 def folder_of_videos(videos: str) -> Path:
     """The path, or the like for a URL."""
-    return epath.Path(videos) if remote.is_remote(videos) else Path(videos)
+    return epath.Path(videos) if remote.is_remote(videos) else Path(videos)  # pyright: ignore[reportReturnType]
 
 
 def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], None] = print) -> Search:

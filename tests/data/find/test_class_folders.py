@@ -44,8 +44,8 @@ def test_a_folder_below_the_class_is_on_the_same_side_in_every_class(tmp_path: P
     notes = write_lists(tmp_path / "lists", clips(*paths))
     _, test = sides(tmp_path / "lists")
     assert len(test) == 9 and len({name.split("/")[1] for name in test}) == 1
-    told = f"no lists were given, so the videos were divided (36 in train.csv, 9 in val.csv) and listed in {tmp_path}/lists"
-    assert notes == (told,)
+    counts = "36 in train.csv, 9 in val.csv"
+    assert notes == (f"no lists were given, so the videos were divided ({counts}) and listed in {tmp_path}/lists",)
 
 
 @pytest.mark.parametrize("below", ["", "videos/"])
