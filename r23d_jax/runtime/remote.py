@@ -40,6 +40,10 @@ class RemoteError(UserError, OSError):
     """Something in an object store cannot be read or written; the message names it and the remedy."""
 
 
+class Refused(RemoteError):
+    """The credentials are wrong or missing, or do not allow it."""
+
+
 class WrongBytes(Exception):
     """An answer about `url` has another length or checksum than it must have."""
 
@@ -315,7 +319,7 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 def _refuse(url: str, error: Exception) -> NoReturn:
-    raise RemoteError(
+    raise Refused(
         f"{url}: access is refused ({_reason(error)}); set credentials that may read and write there, for s3:// "
         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile, for gs:// GOOGLE_APPLICATION_CREDENTIALS"
     ) from error
