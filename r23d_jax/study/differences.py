@@ -98,8 +98,13 @@ def compare(rows: Sequence[Row]) -> list[Pair]:
     pairs = []
     for first, second in itertools.combinations(range(len(rows)), 2):
         other = {(part, video): score for (part, _, video), score in rows[second].scores.items()}
-        shared = {key: score for key, score in rows[first].scores.items() if key[::2] in other}
-        difference = _interval({key: score - other[key[::2]] for key, score in shared.items()})
+        difference = _interval(
+            {
+                (part, recording, video): score - other[part, video]
+                for (part, recording, video), score in rows[first].scores.items()
+                if (part, video) in other
+            }
+        )
         if difference is not None:
             pairs.append(Pair(first, second, difference))
     return pairs
