@@ -83,6 +83,12 @@ def is_remote(path: object) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]*://", str(path)) is not None
 
 
+def refuse(option: str, value: str) -> None:
+    """Raises UserError for a URL where only a path can be used, which would become a folder named `s3:`."""
+    if is_remote(value):
+        raise UserError(f"{option} {value}: must be a path of this machine; docs/remote.md says what may be a URL")
+
+
 def join(url: str, name: str) -> str:
     """The URL of a file or folder inside a folder."""
     return f"{url.rstrip('/')}/{name}" if name not in ("", ".") else url
