@@ -134,7 +134,7 @@ class Blocks:
         def problem(which: int, content: bytes) -> str:
             for place, block in enumerate(runs[which]):
                 if google_crc32c.value(content[place * BLOCK : (place + 1) * BLOCK]) != self._check(block):
-                    return f"block {block[1]} has another checksum than the index of the shards has"
+                    return f"block {block[1]} has another checksum than the index of the shards has (docs/remote.md)"
             return ""
 
         held: dict[_Block, bytes] = {}

@@ -40,6 +40,10 @@ class RemoteError(UserError, OSError):
     """Something in an object store cannot be read or written; the message names it and the remedy."""
 
 
+class Refused(RemoteError):
+    """The credentials are wrong or missing, or do not allow it."""
+
+
 class WrongBytes(Exception):
     """An answer about `url` has another length or checksum than it must have."""
 
@@ -77,6 +81,12 @@ RETRIES = Retries()
 def is_remote(path: object) -> bool:
     """Whether a path is a URL, such as s3://bucket/folder."""
     return re.match(r"[a-z][a-z0-9+.-]*://", str(path)) is not None
+
+
+def refuse(option: str, value: str) -> None:
+    """Raises UserError for a URL where only a path can be used, which would become a folder named `s3:`."""
+    if is_remote(value):
+        raise UserError(f"{option} {value}: must be a path of this machine; docs/remote.md says what may be a URL")
 
 
 def join(url: str, name: str) -> str:
@@ -315,7 +325,7 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 def _refuse(url: str, error: Exception) -> NoReturn:
-    raise RemoteError(
+    raise Refused(
         f"{url}: access is refused ({_reason(error)}); set credentials that may read and write there, for s3:// "
         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile, for gs:// GOOGLE_APPLICATION_CREDENTIALS"
     ) from error

@@ -81,6 +81,25 @@ def test_a_network_at_a_url(
     assert (tmp_path / "cache/remote/copies/memory/weights/net.safetensors").is_file()
 
 
+@pytest.mark.parametrize(
+    ("argv", "option"),
+    [
+        (["study", "--config", "study:heads", "--workdir"], "--workdir"),
+        (["new", ".", "--out"], "--out"),
+        (["export", "--workdir", "run", "--to"], "--to"),
+        (["convert", "--from", "net.safetensors", "--to"], "--to"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")  # ml_collections' own way to run a file
+def test_a_url_where_only_a_path_can_be_used(
+    argv: list[str], option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*argv, "s3://bucket/out"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {option} s3://bucket/out: must be a path of this machine; ")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("place", ["run", "folder", "net.safetensors", "name:" + NAME, NAME])
 def test_a_network_from_anywhere(

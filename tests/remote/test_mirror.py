@@ -150,6 +150,16 @@ def test_metrics_are_there_before_their_checkpoint(server: Server) -> None:
     assert order.index("metrics.jsonl") < order.index("checkpoints/1/meta") < order.index("checkpoints/1/.whole")
 
 
+def test_the_heartbeat_is_not_late_while_a_checkpoint_is_sent(server: Server) -> None:
+    with mirror.working(f"s3://{BUCKET}/runs/beat") as here:
+        server.faults = Faults("checkpoints/", delay=1.0)
+        checkpoint(here, 1)
+        wait_for(server, "runs/beat", "checkpoints/1/meta")
+        (here / "heartbeat.json").write_text("{}")
+        wait_for(server, "runs/beat", "heartbeat.json")
+        assert "checkpoints/1/.whole" not in server.names("runs/beat")
+
+
 def test_a_store_that_is_away_does_not_stop_the_run(
     server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
