@@ -104,7 +104,8 @@ def _run(args: argparse.Namespace) -> int:
                 raise UserError(str(requirements.explain("prepare", ModuleNotFoundError(name=name))))
     given: dict[str, Any] = {field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)}
     with built_for(args.out, args.format) as here:
-        summary = prepare(Settings(**given | {"out": str(here)}))
+        given["out"] = str(here)
+        summary = prepare(Settings(**given))
         splits = available_splits(Path(summary.lists)) if summary.num_ready and summary.lists else ()
     out = args.out
     lists = summary.lists if args.lists else remote.join(out, LISTS)
