@@ -52,7 +52,7 @@ def main() -> int:
         elif part == "index":
             found = indexing.run(*((200, 20, 8) if args.tiny else (args.videos, args.frames, 64)))
         elif part == "shards":
-            found = shards.run(args.rounds, workers, args.tiny)
+            found = shards.run(args.rounds, args.tiny)
         elif part in ("step", "forward"):
             found = steps.run(part, args.rounds, clips, args.networks.split(","), variants)
         elif part == "eval":
@@ -153,10 +153,11 @@ def _shards_lines(found: dict[str, Any]) -> list[str]:
     lines.append("|---:|---:|---:|---:|")
     for row in found["order"]:
         lines.append(f"| {row['window']} | {row['used']} | {row['hits']:.1%} | {row['reads']:.2f} |")
-    lines += ["", "| order | clips/s | first = 1 (spread) | processor time a clip, ms |", "|---|---:|---:|---:|"]
+    lines += ["", "| shards | clips/s | first = 1 (spread) | processor time a clip, ms | requests a clip |"]
+    lines.append("|---|---:|---:|---:|---:|")
     for row in found["speed"]:
         ratio = f"{_number(row['ratio'])} ({_range(row['spread'])})"
-        cells = (f"{row['clips_per_second']:.0f}", ratio, _number(row["processor"]))
+        cells = (f"{row['clips_per_second']:.0f}", ratio, _number(row["processor"]), _number(row["requests"]))
         lines.append(f"| {row['name']} | {' | '.join(cells)} |")
     return lines
 

@@ -108,7 +108,8 @@ def _run(args: argparse.Namespace, told: dict[str, Any]) -> int:
     names = {field.name for field in dataclasses.fields(Settings)} - {"url"}
     given: dict[str, Any] = {name: getattr(args, name) for name in names}
     with built_for(args.out, args.format) as here:
-        given |= {"out": str(here), "url": args.out if remote.is_remote(args.out) else ""}
+        given["out"] = str(here)
+        given["url"] = args.out if remote.is_remote(args.out) else ""
         summary = prepare(Settings(**given))
         splits = available_splits(Path(summary.lists)) if summary.num_ready and summary.lists else ()
     out = args.out

@@ -198,7 +198,7 @@ class ParallelConfig(Group, place="config.parallel"):
 
     fsdp: Count = 1  # devices that share one copy of the parameters; the rest is data parallel
     compute_dtype: Annotated[str, one_of(*COMPUTE_DTYPES)] = "float32"  # auto: bfloat16, but float32 on a CPU
-    remat: bool = False  # recompute each stage in the backward pass
+    remat: bool = False  # recompute each block in the backward pass
 
 
 def _is_profile(text: str) -> bool:

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from r23d_jax.models.convolution import max_pool
 from r23d_jax.models.layers import BatchNorm, Conv, same_padding
-from r23d_jax.models.network import Spec, Triple
+from r23d_jax.models.network import Spec, Triple, recomputed
 
 # Channels of branch 0; of branches 1 and 2, reduced and full; and of branch 3. One row per block of a stage.
 _MIXED = {
@@ -181,11 +181,11 @@ class Stage(nnx.Module):
         self.blocks = nnx.List(blocks)
         self.index, self.spec = index, shared.spec
 
-    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None, remat: bool = False) -> jax.Array:
         """(B, T, H, W, C) -> (B, T', H', W', C'); nothing in it is random."""
         del rngs
         for block in self.blocks:
-            x = block(x)
+            x = recomputed(block, x) if remat else block(x)
         return x if self.index == 3 else _pool(x, self.index + 1, self.spec)
 
 

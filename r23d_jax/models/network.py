@@ -95,7 +95,7 @@ class VideoNetwork(nnx.Module):
       stem, stages, head: the parts, in the order in which a clip passes them.
       in_channels: of the clip.
       num_frames: the only clip length it accepts; 0 for any.
-      remat: recompute each stage in the backward pass instead of keeping its activations.
+      remat: recompute each block in the backward pass instead of keeping its activations.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class VideoNetwork(nnx.Module):
             raise ValueError(f"video is {video.dtype}; expected float32, see models.preprocess.prepare_video")
         x = self.stem(video)  # type: ignore[operator]
         for stage in self.stages:
-            x = nnx.remat(_call)(stage, x, rngs) if self.remat else stage(x, rngs)
+            x = stage(x, rngs, self.remat)  # type: ignore[operator]
         return x
 
     def __call__(self, video: Float[Array, "b t h w c"], rngs: nnx.Rngs | None = None) -> Float[Array, "b num_classes"]:
@@ -138,5 +138,10 @@ class VideoNetwork(nnx.Module):
         return self.head(self.features(video, rngs), rngs).astype(jnp.float32)  # type: ignore[operator]
 
 
-def _call(stage: Any, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-    return stage(x, rngs)
+def recomputed(block: Any, x: jax.Array, *rngs: nnx.Rngs | None) -> jax.Array:
+    """Calls a block whose activations the backward pass recomputes."""
+    return nnx.remat(_call)(block, x, *rngs)
+
+
+def _call(block: Any, x: jax.Array, *rngs: nnx.Rngs | None) -> jax.Array:
+    return block(x, *rngs)

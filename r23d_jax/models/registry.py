@@ -151,7 +151,7 @@ def create_model(
       stochastic_depth: probability of skipping the last residual block while training, see `VideoResNetSpec`.
       temporal_strides: of stages 2, 3 and 4; () keeps the family's.
       dtype: of the computation: float32 or bfloat16. Parameters, BN arithmetic and logits are float32.
-      remat: recompute each stage in the backward pass.
+      remat: recompute each block in the backward pass.
       rngs: its `params` stream initializes.
 
     Returns:

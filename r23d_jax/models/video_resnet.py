@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from r23d_jax.config import STEM_POOLS, ConfigError, look_up
 from r23d_jax.models.convolution import chosen_form, max_pool
 from r23d_jax.models.layers import BatchNorm, Conv
-from r23d_jax.models.network import Spec, Triple
+from r23d_jax.models.network import Spec, Triple, recomputed
 
 # Residual blocks per stage; bottlenecks from 50 layers on (He et al. 2016).
 DEPTHS = {
@@ -393,7 +393,7 @@ class Stage(nnx.Module):
             in_channels = place.out_channels
         self.blocks = nnx.List(blocks)
 
-    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None, remat: bool = False) -> jax.Array:
         for block in self.blocks:
-            x = block(x, rngs)
+            x = recomputed(block, x, rngs) if remat else block(x, rngs)
         return x

@@ -30,10 +30,10 @@ _AT_ONCE = 64  # requests
 _LARGE = 1 << 26  # bytes; larger files are sent in parts
 # Errors of the stores' packages, by the names of their classes, that mean wrong or missing credentials
 _REFUSED = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError")
-# What fsspec's packages are told. Retries are ours, so that they are counted.
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "s3": {"config_kwargs": {"retries": {"max_attempts": 0}, "max_pool_connections": _AT_ONCE}},
-}
+# What fsspec's packages are told. Retries are ours, so that they are counted. A name is given, because botocore would
+# put one together for each request, which takes a tenth of its time.
+_S3 = {"retries": {"max_attempts": 0}, "max_pool_connections": _AT_ONCE, "user_agent": "r23d_jax"}
+_OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": _S3}}
 
 
 class RemoteError(UserError, OSError):

@@ -61,8 +61,8 @@ def address(videos: Path) -> Iterator[str]:
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=videos) as server:
         assert server.stdout is not None
         said = server.stdout.readline()
-        assert said.startswith("r2plus3d_10, 3 classes, step 0, the ")
-        assert said.endswith(f": http://127.0.0.1:{port}  (Ctrl-C ends it)\n")
+        title = "r2plus3d_10, 3 classes, step 0, the only checkpoint"
+        assert said == f"{title}: http://127.0.0.1:{port}  (Ctrl-C ends it)\n"
         yield f"http://127.0.0.1:{port}"
         server.send_signal(signal.SIGINT)
         assert server.wait(60) == 0

@@ -1,6 +1,7 @@
 """What every network shares: choices of a spec, refusals, keys for dropout, and recomputation."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,9 +19,9 @@ from r23d_jax.models.registry import model_spec
 SMALL = (4, 6, 8, 8)
 
 
-def small(**fields: Any) -> models.VideoNetwork:
+def small(name: str = "r3d_10", **fields: Any) -> models.VideoNetwork:
     fields = {"num_classes": 5, "num_frames": 4, "crop_size": 32, "widths": SMALL} | fields
-    return models.create_model("r3d_10", rngs=nnx.Rngs(0), **fields)
+    return models.create_model(name, rngs=nnx.Rngs(0), **fields)
 
 
 def test_a_varied_spec_changes_in_what_was_chosen_and_empty_choices_keep_its_own() -> None:
@@ -80,19 +81,30 @@ def test_only_a_stem_as_long_as_the_clip_fixes_its_length() -> None:
     assert str(caught.value) == "this network reads clips of 4 frames; got 5"
 
 
+def traced(make: Callable[[], models.VideoNetwork]) -> str:
+    """The program of a loss and its inputs."""
+    network, params, batch_stats = split_model(nnx.eval_shape(make))
+
+    def loss(params: Any, batch_stats: Any, key: jax.Array) -> jax.Array:
+        return jnp.sum(network.apply_train(params, batch_stats, jnp.ones((2, 4, 32, 32, 3)), key)[0])
+
+    return str(jax.make_jaxpr(loss)(params, batch_stats, jax.random.key(0)))
+
+
+def recomputations(text: str) -> int:
+    return text.count("checkpoint[") + text.count("remat[") + text.count("remat2[")
+
+
 @pytest.mark.parametrize("remat", [False, True])
-def test_keys_reach_blocks_and_head_and_stages_are_recomputed_if_asked_for(remat: bool) -> None:
+def test_keys_reach_blocks_and_head_and_blocks_are_recomputed_if_asked_for(remat: bool) -> None:
     for fields in ({"block_dropout": 0.5}, {"head": HeadConfig(kind="avgpool", dropout=0.5)}):
-        network, params, batch_stats = split_model(nnx.eval_shape(lambda fields=fields: small(remat=remat, **fields)))
-
-        def loss(params: Any, key: jax.Array) -> jax.Array:
-            return jnp.sum(network.apply_train(params, batch_stats, jnp.ones((2, 4, 32, 32, 3)), key)[0])  # noqa: B023
-
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)
-        batch_stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), batch_stats)
-        text = str(jax.make_jaxpr(loss)(zeros, jax.random.key(0)))
-        assert text.count("checkpoint[") + text.count("remat[") + text.count("remat2[") == 4 * remat
+        text = traced(lambda fields=fields: small("r3d_18", remat=remat, **fields))
+        assert recomputations(text) == 8 * remat
         assert "random_bits" in text or "threefry" in text  # dropout draws
+
+
+def test_each_block_of_an_inception_is_recomputed() -> None:
+    assert recomputations(traced(lambda: small("i3d", widths=(), remat=True))) == 2 + 2 + 5 + 2
 
 
 def test_a_network_knows_its_spec_and_neither_fixes_lengths_nor_recomputes_by_itself() -> None:

@@ -1,8 +1,10 @@
 """Packed shards in an object store give the batches that they give on a local disk, or an error."""
 
+import dataclasses
 import errno
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,11 @@ from r23d_jax.data.read.broken import BrokenLog, diagnose
 from r23d_jax.data.read.pipeline import train_batches
 from r23d_jax.data.sources import open_index
 from r23d_jax.runtime import disk, remote
+from r23d_jax.runtime.blocks import Blocks
 from tests.remote.packed import FRAMES, NAMES, jpegs
 from tests.remote.server import BUCKET, Faults, Server
+
+GIVEN: Any = {"seed": 1, "global_batch_size": 4, "start_step": 0}
 
 
 @pytest.fixture
@@ -36,8 +41,8 @@ def config_of(root: object) -> DataConfig:
 
 def batches(root: object, steps: int = 6, index: VideoIndex | None = None) -> list[dict[str, np.ndarray]]:
     cfg = config_of(root)
-    given = {"seed": 1, "global_batch_size": 4, "start_step": 0, "num_steps": steps, "broken": BrokenLog(cfg)}
-    return list(train_batches(index or open_index(cfg, "train"), cfg, **given))
+    index = index or open_index(cfg, "train")
+    return list(train_batches(index, cfg, **GIVEN, num_steps=steps, broken=BrokenLog(cfg)))
 
 
 def assert_same(ours: list[dict[str, np.ndarray]], theirs: list[dict[str, np.ndarray]]) -> None:
@@ -114,6 +119,28 @@ def test_every_fault_at_once_changes_no_batch(local: Path, server: Server) -> No
     assert_same(batches(url, index=index), wanted)
     assert remote.RETRIES.count >= 2
     assert not (server.faults.errors or server.faults.cuts or server.faults.flips)
+
+
+def test_many_fetches_wait_while_one_thread_decodes(
+    local: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = server.upload(local, "waiting")
+    index, cfg = open_index(config_of(url), "train"), dataclasses.replace(config_of(url), num_workers=1)
+    waiting, most, read_all = set(), 0, Blocks.read_all
+
+    def slow(*given: Any) -> list[bytes]:
+        nonlocal most
+        waiting.add(threading.get_ident())
+        most = max(most, len(waiting))
+        time.sleep(0.2)
+        try:
+            return read_all(*given)
+        finally:
+            waiting.remove(threading.get_ident())
+
+    monkeypatch.setattr(Blocks, "read_all", slow)
+    assert_same(list(train_batches(index, cfg, **GIVEN, num_steps=24, broken=BrokenLog(cfg))), batches(local, 24))
+    assert most > 2
 
 
 def test_faults_while_the_shards_are_indexed(made: Path, local: Path, server: Server) -> None:

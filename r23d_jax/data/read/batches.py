@@ -21,6 +21,7 @@ _untranslated = tf.autograph.experimental.do_not_convert
 
 _PREFETCH = 2  # batches
 _TOGETHER = 8  # samples fetched at once
+_IN_FLIGHT = 8  # fetches at once that wait for an object store; they take no processor
 
 
 class BatchIterator:
@@ -103,7 +104,7 @@ def _close_all() -> None:
 
 def dataset_maker(
     plan: Callable[..., Plan],
-    fetch: Callable[[Plan], Plan],
+    reader: Reader,
     sample: Callable[[Plan, bool], Sample],
     rows: int,
     first: int,
@@ -116,7 +117,7 @@ def dataset_maker(
 
     Args:
       plan: number -> the plan of a sample; with `choose`, (number, what that gives for it) -> the plan.
-      fetch: see `decode.Reader`.
+      reader: fetches the frames of a plan.
       sample: (plan, substitute) -> the sample.
       rows: samples in a batch.
       first: number of the first batch.
@@ -126,10 +127,11 @@ def dataset_maker(
       choose: Python, called for several numbers at once: (n,) int64 -> (n,) int64.
     """
     workers = cfg.num_workers or os.cpu_count() or 1
+    waiting = _IN_FLIGHT if reader.waits else 0
 
     def make(batch: int, substitute: bool) -> tf.data.Dataset:
-        def parallel(dataset: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:
-            return dataset.map(_untranslated(function), num_parallel_calls=workers, deterministic=True)
+        def parallel(dataset: tf.data.Dataset, function: Callable[..., Any], calls: int = workers) -> tf.data.Dataset:
+            return dataset.map(_untranslated(function), num_parallel_calls=calls, deterministic=True)
 
         def chosen(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return number, tf.ensure_shape(tf.numpy_function(choose, [number], tf.int64, stateful=False), number.shape)
@@ -137,7 +139,7 @@ def dataset_maker(
         numbers = tf.data.Dataset.range((first + batch) * rows, end * rows)
         if choose is not None:
             numbers = parallel(numbers.batch(_TOGETHER), chosen).unbatch()
-        fetched = parallel(parallel(numbers, plan).batch(_TOGETHER), fetch).unbatch()
+        fetched = parallel(parallel(numbers, plan).batch(_TOGETHER), reader.fetch, waiting or workers).unbatch()
         samples = parallel(fetched, lambda found: sample(found, substitute))
         batches = samples.batch(rows, drop_remainder=True)
         if group:
@@ -146,17 +148,17 @@ def dataset_maker(
                 return {name: tf.reshape(value, (rows * group, *value.shape[2:])) for name, value in stacked.items()}
 
             batches = batches.map(_untranslated(flatten))
-        return batches.prefetch(_PREFETCH).with_options(_options(workers))
+        return batches.prefetch(_PREFETCH).with_options(_options(workers + waiting))
 
     return make
 
 
-def _options(workers: int) -> tf.data.Options:
+def _options(threads: int) -> tf.data.Options:
     options = tf.data.Options()
     options.deterministic = True
     # Sizes are given; a tuner that grows buffers would grow memory use with them.
     options.autotune.enabled = False
-    options.threading.private_threadpool_size = workers
+    options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
     return options
 

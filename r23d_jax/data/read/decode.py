@@ -43,8 +43,11 @@ class Reader(Protocol):
     It alone looks into the index, of which TensorFlow would need a second copy.
 
     Attributes:
+      waits: whether fetching waits for an object store, so that many threads should do it.
       failed: the error after which nothing more can be read, such as an object store's that no longer answers.
     """
+
+    waits: bool
 
     @property
     def failed(self) -> Exception | None: ...
@@ -202,7 +205,7 @@ def _check_shapes(shapes: tf.Tensor, flow: bool) -> tf.Operation:
 
 
 class _FileReader:
-    failed = None
+    waits, failed = False, None
 
     def __init__(self, frames: FrameFiles):
         self._frames = frames
@@ -229,6 +232,7 @@ class _ShardReader:
 
     def __init__(self, frames: PackedFrames):
         self._frames, self._shards = frames, frames.blocks or _Shards(frames.shards)
+        self.waits = frames.blocks is not None
 
     @property
     def failed(self) -> Exception | None:
@@ -321,7 +325,7 @@ def _read_exactly(file: int, start: int, count: int) -> bytes:
 class _Drawing:
     """Draws pictures in Python; they are not kept."""
 
-    failed = None
+    waits, failed = False, None
 
     def __init__(self, frames: GeneratedFrames):
         self._frames = frames

@@ -141,7 +141,7 @@ def train_batches(
 
     group = 0 if on_device else cfg.repeats
     end, choose = start_step + num_steps, windowed if cfg.shuffle_shards else None
-    make = dataset_maker(plan, reader.fetch, sample, rows, start_step, end, cfg, group, choose)
+    make = dataset_maker(plan, reader, sample, rows, start_step, end, cfg, group, choose)
     return BatchIterator(make, num_steps, lambda *seen: broken.observe(index, *seen, replaced=True), reader)
 
 
@@ -236,7 +236,7 @@ def eval_batches(
 
     num_batches = -(-num_views // batch_size)
     flattened = 0 if canvas is not None else group
-    make = dataset_maker(plan, reader.fetch, sample, groups, 0, num_batches, cfg, flattened)
+    make = dataset_maker(plan, reader, sample, groups, 0, num_batches, cfg, flattened)
     return BatchIterator(make, num_batches, lambda *seen: broken.observe(index, *seen, replaced=False), reader)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,9 @@ def test_a_killed_worker_costs_what_it_was_decoding(tmp_path: Path, capsys: pyte
     seen: dict[str, set[int]] = defaultdict(set)  # numbers of the files that each video has had
 
     def finished() -> Collection[str]:
-        for path in (out / ".staging/Diving").glob("v_*"):
-            seen[path.name].add(path.stat().st_ino)
+        with contextlib.suppress(FileNotFoundError):  # removed at the end
+            for path in (out / ".staging/Diving").glob("v_*"):
+                seen[path.name].add(path.stat().st_ino)
         return seen
 
     with cluster(tmp_path) as (client, options), one_killed(client, finished) as before:
@@ -126,10 +127,10 @@ def test_from_a_store_to_a_store(server: Server, tmp_path: Path, capsys: pytest.
         assert prepare("--videos", url, "--out", out, *options) == 3
     assert f"24 videos are ready in {out}" in capsys.readouterr().out
     assert 4 <= len(before) < 24 and len(set(sent())) == 24
-    assert max(Counter(sent())[path] for path in before) == 1
+    assert len(sent()) <= 25  # one at most is sent again, if its note was not
     broken = remote.read(f"{out}/broken.txt") or b""
     assert broken.startswith(f"{url}/Diving/bad.mp4\t{url}/Diving/bad.mp4: not a readable video".encode())
     assert not [name for name in server.names("out") if ".staging" in name]
     assert prepare("--videos", videos, "--out", alone, *PACKED) == 3
     back = files(remote.fetched(f"{out}/packed", tmp_path / "back"))
-    assert {name: content for name, content in back.items() if ".r23d_jax" not in name} == files(alone / "packed")
+    assert back == files(alone / "packed")
