@@ -30,7 +30,8 @@ GIVEN: Any = {"seed": 1, "global_batch_size": 4, "start_step": 0}
 
 @pytest.fixture
 def local(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "made"))
+    # A training of another file may have left an index there
+    return Path(shutil.copytree(made, tmp_path / "made", ignore=shutil.ignore_patterns(".r23d_jax")))
 
 
 def config_of(root: object) -> DataConfig:
