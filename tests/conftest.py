@@ -7,12 +7,10 @@ from pathlib import Path
 
 # Tests compile hundreds of programs and run each a few times, so compiling must be quick, not what it makes. Without
 # optimization a program takes a third as long, and a quarter of that without fusion emitters. jaxlib 0.12 has no choice
-# of emitters, and ends the process for a flag that it does not know. A program that is not split for several threads to
-# compile takes a sixth less of the processors, which the tests' processes keep busy anyway.
+# of emitters, and ends the process for a flag that it does not know.
 os.environ["JAX_PLATFORMS"] = os.environ.get("R23D_TEST_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    "--xla_cpu_parallel_codegen_split_count=1 "
     + ("--xla_cpu_use_fusion_emitters=false " if importlib.metadata.version("jaxlib").startswith("0.10.") else "")
     + os.environ.get("XLA_FLAGS", "")
 )

@@ -17,6 +17,7 @@ from benchmarks import expected, gpu, run, steps
 from benchmarks.measure import alternate
 
 ROOT = Path(__file__).parents[1]
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"  # and on one device, for the processes of candidates
 
 
 def test_candidates_alternate_and_are_compared_within_a_round() -> None:
@@ -29,6 +30,7 @@ def test_candidates_alternate_and_are_compared_within_a_round() -> None:
 
 @pytest.mark.slow
 def test_results_of_several_runs_stand_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", QUICK_TO_COMPILE)
     for part in ("step", "forward"):
         arguments = [part, "--tiny", "--rounds=2", f"--out={tmp_path}", "--networks=r2plus3d_18+vit"]
         monkeypatch.setattr(sys, "argv", ["run", *arguments])
@@ -46,6 +48,7 @@ def test_a_torch_that_cannot_compile_is_left_out_and_said(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    monkeypatch.setenv("XLA_FLAGS", QUICK_TO_COMPILE)
     clips = steps.Clips(8, 8, 32)
     rows = steps.run("forward", 1, clips, ["r2plus3d_18+vit"], ["torch compiled"])
     assert [row["candidate"] for row in rows] == ["r23d_jax"]

@@ -12,6 +12,7 @@ import pytest
 from r23d_jax.__main__ import main
 from r23d_jax.checkpoint.checkpoint import create_configured_model, save_model
 from r23d_jax.config import Config
+from r23d_jax.models.functional import initialize
 from tests.commands.test_predict import extract, write_video
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,8 +28,7 @@ print("statuses", statuses)
 
 
 def run(*commands: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", CODE, json.dumps(commands)]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
 
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cfg.model.family, cfg.model.depth, cfg.model.widths = "r2plus3d", 10, (8, 8, 8, 8)
     cfg.model.head.kind = "avgpool"
     cfg.data.num_frames, cfg.data.crop_size, cfg.data.short_side = 4, 16, 20
-    save_model(root / "run", create_configured_model(cfg, 3), cfg, ("left", "right", "up"))
+    save_model(root / "run", initialize(lambda: create_configured_model(cfg, 3)), cfg, ("left", "right", "up"))
     video = write_video(root / "video.avi", 13, 0)
     extract(video, root / "frames", ".png")
     return root

@@ -221,7 +221,7 @@ def load_checkpoint(
         log(f"checkpoint {root / str(step)} is damaged ({reason}): using {loaded.path}")
     if only is not None:
         return loaded
-    return dataclasses.replace(loaded, chosen=_chosen(which, loaded.metrics.get(BEST_METRIC)))
+    return dataclasses.replace(loaded, chosen=_chosen(which, loaded.metrics.get(BEST_METRIC), len(steps)))
 
 
 def save_model(
@@ -294,11 +294,11 @@ def _load(store: Store, compute_dtype: str, step: int) -> LoadedModel:
     )
 
 
-def _chosen(which: str, score: float | None) -> str:
+def _chosen(which: str, score: float | None, count: int) -> str:
     if which == "latest":
         return "the last checkpoint"
     if score is None or math.isnan(score):
-        return "the last checkpoint, because none was evaluated"
+        return "the last checkpoint, because none was evaluated" if count > 1 else "the only checkpoint"
     return f"the best checkpoint, video top-1 {100 * score:.2f} %"
 
 

@@ -21,6 +21,7 @@ from r23d_jax.config import (
     look_up,
     with_preprocessing,
 )
+from r23d_jax.runtime import remote
 from r23d_jax.runtime.mirror import weights_at
 
 FIELDS = ("num_frames", "frame_stride", "short_side", "crop_size")
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
+    remote.refuse("--to", args.to)
     source, to = weights_at(args.source_path), Path(args.to)
     for field in ("num_classes", *FIELDS):
         if getattr(args, field) is not None and getattr(args, field) < 1:

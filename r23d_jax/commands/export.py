@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from r23d_jax.commands.json_output import add_json, json_document
 from r23d_jax.config import CHECKPOINTS, ModelConfig, Preprocessing, UserError
+from r23d_jax.runtime import remote
 
 if TYPE_CHECKING:
     from r23d_jax.checkpoint.checkpoint import LoadedModel
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
+    remote.refuse("--to", args.to)
     to = Path(args.to)
     if not to.suffix and target_kind(to) not in PORTABLE:
         return _save(args, to)

@@ -17,7 +17,7 @@ from r23d_jax.config import Config, UserError, validate
 from r23d_jax.data.find.class_folders import LISTS, SIDES, write_lists
 from r23d_jax.data.find.splits import read_list
 from r23d_jax.data.make.record import BROKEN, FRAMES
-from r23d_jax.runtime import disk
+from r23d_jax.runtime import disk, remote
 from r23d_jax.runtime.mirror import weights_at
 from r23d_jax.runtime.program import command
 
@@ -123,6 +123,7 @@ def _run(args: argparse.Namespace, told: dict[str, Any]) -> int:
 
 
 def _check(args: argparse.Namespace, out: Path) -> None:
+    remote.refuse("--out", args.out)
     if not os.path.isdir(args.videos):
         raise UserError(f"{args.videos}: no such folder; give a folder with a folder of videos for each class")
     if out.exists() and not out.is_dir():

@@ -32,7 +32,7 @@ EXIT_OK, EXIT_FAILED, EXIT_SKIPPED, EXIT_STOPPED = 0, 2, 3, 130
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add = parser.add_argument
-    add("--videos", required=True, help=f"folder searched for videos ({' '.join(VIDEO_SUFFIXES)})")
+    add("--videos", required=True, help=f"folder or URL searched for videos ({' '.join(VIDEO_SUFFIXES)})")
     add(
         "--out",
         required=True,
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         metavar="NAME",
         help="with --format packed: decode on this Apache Beam runner, e.g. DirectRunner, DaskRunner, DataflowRunner, "
-        "FlinkRunner, SparkRunner, whose workers must see --videos and --out under the same paths",
+        "FlinkRunner, SparkRunner, whose workers must see --videos and --out under the same paths or URLs",
     )
     add("--beam-options", default="", metavar="OPTION=VALUE,...", help="options of Beam or its runner, without dashes")
     add("--overwrite", action="store_true", help="remove the results of earlier runs in --out")
@@ -105,9 +105,11 @@ def _run(args: argparse.Namespace, told: dict[str, Any]) -> int:
         for name in requirements.NEEDS["prepare --format packed"]:
             if not requirements.is_installed(name):
                 raise UserError(str(requirements.explain("prepare", ModuleNotFoundError(name=name))))
-    given: dict[str, Any] = {field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)}
+    names = {field.name for field in dataclasses.fields(Settings)} - {"url"}
+    given: dict[str, Any] = {name: getattr(args, name) for name in names}
     with built_for(args.out, args.format) as here:
         given["out"] = str(here)
+        given["url"] = args.out if remote.is_remote(args.out) else ""
         summary = prepare(Settings(**given))
         splits = available_splits(Path(summary.lists)) if summary.num_ready and summary.lists else ()
     out = args.out

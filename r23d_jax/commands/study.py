@@ -6,7 +6,7 @@ from typing import Any
 
 from r23d_jax.commands.json_output import add_json, json_document
 from r23d_jax.config import UserError
-from r23d_jax.runtime import program
+from r23d_jax.runtime import program, remote
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = [cell for cell in shard(grid, args.shard) if args.only in cell.name]
     if not chosen:
         raise UserError(f"--only {args.only}: no cell's name contains it, e.g. {grid[0].name}")
+    remote.refuse("--workdir", args.workdir)
     workdir = Path(args.workdir)
     with json_document(args.json) as told:
         if args.list:

@@ -1,5 +1,6 @@
 """Where the videos of a config come from: frame folders, shards, a synthetic set that is written first, or drawings."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
@@ -66,7 +67,8 @@ def _root_of(cfg: DataConfig) -> Path:
         above = cfg.root
         for _ in range(number + 1):
             above = remote.parent(above)
-        remote.copied(remote.join(above, RECORD))
+        with contextlib.suppress(remote.Refused):  # credentials may be for the folder of the data alone
+            remote.copied(remote.join(above, RECORD))
     return remote.copied(cfg.root, is_description)
 
 

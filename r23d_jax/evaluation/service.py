@@ -162,7 +162,8 @@ def _answer_all(connection: Connection, weights: Path, top: int, video_seconds: 
         connection.send(UserError(str(error)))
         return
     explainer = functools.cache(lambda: Explainer(model, model.preprocessing))
-    connection.send(model.title)
+    title = f"{model.name}, {len(model.class_names)} classes"  # without a path, because visitors see it
+    connection.send(model.title if model.chosen else title)
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
             video, maps = connection.recv()

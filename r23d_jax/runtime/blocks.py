@@ -134,7 +134,7 @@ class Blocks:
         def problem(which: int, content: bytes) -> str:
             for place, block in enumerate(runs[which]):
                 if google_crc32c.value(content[place * BLOCK : (place + 1) * BLOCK]) != self._check(block):
-                    return f"block {block[1]} has another checksum than the index of the shards has"
+                    return f"block {block[1]} has another checksum than the index of the shards has (docs/remote.md)"
             return ""
 
         held: dict[_Block, bytes] = {}
@@ -172,7 +172,7 @@ class Blocks:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_bytes(content)
             os.replace(partial, path)
-        except OSError as error:  # the disk is full: training goes on, more slowly
+        except OSError as error:  # the disk is full: training continues, more slowly
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             _complain(f"{self._folder}: cannot be written ({error.strerror}), so blocks are fetched again each time")

@@ -11,6 +11,7 @@ from r23d_jax.config import ConfigError, UserError
 LOOKED_FOR = "SLURM (srun), Open MPI 4 (mpirun), Kubernetes (with the package `kubernetes`), a Cloud TPU"
 JOIN_SECONDS = 300  # time for all processes of a job to arrive
 HEARTBEAT_SECONDS = 30
+REPORT_SECONDS = 3600  # in which the first process draws the report, while the others wait at their end
 LOST = 3  # exit status after the loss of another process of the job
 # Words in the errors of the libraries that connect processes
 _SIGNS_OF_LOSS = ("Gloo", "NCCL", "oordination service", "heartbeat", "onnection reset", "onnection closed")
@@ -75,6 +76,7 @@ def join(
             cluster_detection_method="deactivate" if coordinator else None,
             initialization_timeout=join_seconds + 60,
             heartbeat_timeout_seconds=heartbeat_seconds,
+            shutdown_timeout_seconds=REPORT_SECONDS,
         )
     except ValueError as error:
         if "should be defined" not in str(error) and "must be defined" not in str(error):

@@ -59,7 +59,9 @@ def working(workdir: str, log: Callable[[str], None] = print) -> Iterator[Path]:
 
 
 class Mirror:
-    """Copies what changes in a folder to a URL, in a thread, until `close`.
+    """Copies what changes in a folder to a URL, until `close`.
+
+    One thread copies small files alone, so that the heartbeat is not late while another sends a large checkpoint.
 
     Args:
       here: the folder, which is as the URL is.
@@ -71,10 +73,11 @@ class Mirror:
         self._here, self._url = here, url
         self._sent = {name: _stamp(path) for name, path in _files(here)}
         self._steps = {step: _step_stamp(here, step) for step in steps}
-        self._ended = threading.Event()
-        self._complained = False
-        self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
-        self._thread.start()
+        self._ended, self._lock = threading.Event(), threading.Lock()
+        copies = (self._copy_files, self._copy)
+        self._threads = [threading.Thread(target=self._run, args=(c,), name="mirror", daemon=True) for c in copies]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """Copies the last changes.
@@ -83,7 +86,8 @@ class Mirror:
           RemoteError: the store does not take them.
         """
         self._ended.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         try:
             self._copy()
         except UserError as error:
@@ -92,29 +96,21 @@ class Mirror:
                 "run is resumed, which begins with what is there"
             ) from error
 
-    def _run(self) -> None:
+    def _run(self, copy: Callable[[], None]) -> None:
+        complained = False
         while not self._ended.wait(SECONDS):
             try:
-                self._copy()
-                self._complained = False
+                copy()
+                complained = False
             except Exception as error:  # the next try may succeed, and the last one raises
-                if not self._complained:
+                if not complained:
                     print(f"{self._url}: not up to date: {error}", file=sys.stderr, flush=True)
-                self._complained = True
+                complained = True
 
     def _copy(self) -> None:
         # First, so that the metrics of a checkpoint are there before it is
         steps = {step: _step_stamp(self._here, step) for step in _steps(self._here)}
-        files = dict(_files(self._here))
-        for name, path in files.items():
-            with contextlib.suppress(FileNotFoundError):  # it was replaced or removed meanwhile
-                stamp = _stamp(path)
-                if self._sent.get(name) != stamp:
-                    remote.upload(path, remote.join(self._url, name))
-                    self._sent[name] = stamp
-        for name in self._sent.keys() - files.keys():
-            remote.remove(remote.join(self._url, name))
-            del self._sent[name]
+        self._copy_files()
         for step, stamp in sorted(steps.items(), reverse=True):
             if self._steps.get(step) != stamp:
                 with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
@@ -124,6 +120,19 @@ class Mirror:
         for step in self._steps.keys() - set(_steps(self._here)) - {max(self._steps, default=0)}:
             self._remove_step(step)
 
+    def _copy_files(self) -> None:
+        with self._lock:
+            files = dict(_files(self._here))
+            for name, path in files.items():
+                with contextlib.suppress(FileNotFoundError):  # it was replaced or removed meanwhile
+                    stamp = _stamp(path)
+                    if self._sent.get(name) != stamp:
+                        remote.upload(path, remote.join(self._url, name))
+                        self._sent[name] = stamp
+            for name in self._sent.keys() - files.keys():
+                remote.remove(remote.join(self._url, name))
+                del self._sent[name]
+
     def _send_step(self, step: int) -> None:
         """Sends links to the files, because the run may remove the checkpoint meanwhile."""
         folder, links = self._here / "checkpoints" / str(step), self._here / _SENDING
@@ -132,7 +141,10 @@ class Mirror:
         for path in found:
             link = links / path.relative_to(folder)
             link.parent.mkdir(parents=True, exist_ok=True)
-            os.link(path, link)
+            try:
+                os.link(path, link)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, link)
         if not found or _below(folder) != found:
             raise FileNotFoundError(folder)
         names = {link.relative_to(links).as_posix(): link.stat().st_size for link in _below(links)}

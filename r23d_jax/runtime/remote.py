@@ -40,6 +40,10 @@ class RemoteError(UserError, OSError):
     """Something in an object store cannot be read or written; the message names it and the remedy."""
 
 
+class Refused(RemoteError):
+    """The credentials are wrong or missing, or do not allow it."""
+
+
 class WrongBytes(Exception):
     """An answer about `url` has another length or checksum than it must have."""
 
@@ -77,6 +81,12 @@ RETRIES = Retries()
 def is_remote(path: object) -> bool:
     """Whether a path is a URL, such as s3://bucket/folder."""
     return re.match(r"[a-z][a-z0-9+.-]*://", str(path)) is not None
+
+
+def refuse(option: str, value: str) -> None:
+    """Raises UserError for a URL where only a path can be used, which would become a folder named `s3:`."""
+    if is_remote(value):
+        raise UserError(f"{option} {value}: must be a path of this machine; docs/remote.md says what may be a URL")
 
 
 def join(url: str, name: str) -> str:
@@ -204,6 +214,13 @@ def remove(url: str) -> None:
         pass
 
 
+def remove_folder(url: str) -> None:
+    """Removes a folder with all files in it, if it is there."""
+    system, path = _open(url)
+    with contextlib.suppress(FileNotFoundError):
+        _trying(url, lambda: system.rm(path, recursive=True))
+
+
 def cached(kind: str, url: str = "") -> Path:
     """A folder of the cache for things from object stores; or what it has of a URL, a path that ends as the URL does.
 
@@ -280,21 +297,10 @@ def write_ranges(url: str, size: int, file: Any) -> None:
 
 
 @functools.cache
-def _system(scheme: str, url: str) -> Any:
-    try:
-        import fsspec
-    except ImportError as error:
-        _lacks(url, error)
-    try:
-        system = fsspec.filesystem(scheme, use_listings_cache=False, **_OPTIONS.get(scheme, {}))
-    except ImportError as error:
-        _lacks(url, error)
-    except ValueError as error:
-        raise UserError(
-            f"{url}: no such kind of store ({error}); give a path, or a URL such as s3://BUCKET/..."
-        ) from None
-    except Exception as error:  # a package looks for credentials at once
-        _refuse(url, error)
+def _system(scheme: str) -> Any:
+    import fsspec
+
+    system = fsspec.filesystem(scheme, use_listings_cache=False, **_OPTIONS.get(scheme, {}))
     if hasattr(system, "retries"):  # s3fs's own, beside botocore's
         system.retries = 1
     return system
@@ -302,20 +308,24 @@ def _system(scheme: str, url: str) -> Any:
 
 def _open(url: str) -> tuple[Any, str]:
     """fsspec's file system, and the path in it."""
-    scheme = url.partition("://")[0]
-    system = _system(scheme, f"{scheme}://")
+    try:
+        system = _system(url.partition("://")[0])
+    except ImportError as error:
+        raise UserError(
+            f"{url}: needs a package that is not installed ({error}): pip install -r requirements-remote.txt, or "
+            '"r23d_jax[remote]"'
+        ) from None
+    except ValueError as error:
+        raise UserError(
+            f"{url}: no such kind of store ({error}); give a path, or a URL such as s3://BUCKET/..."
+        ) from None
+    except Exception as error:  # a package looks for credentials at once
+        _refuse(url, error)
     return system, system._strip_protocol(url)
 
 
-def _lacks(url: str, error: ImportError) -> NoReturn:
-    raise UserError(
-        f"{url}: needs a package that is not installed ({error}): pip install -r requirements-remote.txt, or "
-        '"r23d_jax[remote]"'
-    ) from None
-
-
 def _refuse(url: str, error: Exception) -> NoReturn:
-    raise RemoteError(
+    raise Refused(
         f"{url}: access is refused ({_reason(error)}); set credentials that may read and write there, for s3:// "
         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile, for gs:// GOOGLE_APPLICATION_CREDENTIALS"
     ) from error

@@ -22,7 +22,7 @@ class Row:
     """The videos that all repetitions of a row have scored.
 
     Attributes:
-      scores: (split and fold, recording, video) -> percent of the seeds that were right.
+      scores: (split and fold, recording, class/video) -> percent of the seeds that were right.
       named_groups: whether every video has a group, by its name or by the lists; one without is a recording of its own.
     """
 
@@ -58,23 +58,31 @@ def read_row(cells: Sequence[Cell], workdir: Path) -> Row:
             continue
         right, listed = result.predictions == result.labels, _listed_groups(cell)
         for k in np.flatnonzero(result.evaluated).tolist():
-            name = str(result.names[k])
-            group = group_of(name)
-            named = named and (name in listed or group is not None)
-            recording = listed.get(name) or f"{result.class_names[result.labels[k]]}/{group or name}"
-            found.setdefault((cell.part, recording, name), []).append(bool(right[k]))
+            class_name, name = result.class_names[result.labels[k]], str(result.names[k])
+            video, group = f"{class_name}/{name}", group_of(name)  # files of two classes may have one name
+            named = named and (video in listed or group is not None)
+            recording = listed.get(video) or f"{class_name}/{group or name}"
+            found.setdefault((cell.part, recording, video), []).append(bool(right[k]))
     return Row({key: 100 * sum(values) / len(values) for key, values in found.items()}, named)
 
 
 def _listed_groups(cell: Cell) -> dict[str, str]:
-    """The groups that the lists name themselves, e.g. in a column of a CSV file; a person may be in several classes."""
+    """The groups of class/video that the lists name, e.g. in a column; a person may be in several classes."""
     data = cell.config.data
     try:
         lists = lists_of(data)
         entries = listed_videos(data, lists, "test").entries if lists.is_dir() else ()
     except UserError:  # lists that have changed; the names tell the groups then
         return {}
-    return {entry.name: entry.group for entry in entries if group_of(entry.name) is None and entry.group != entry.name}
+    return {
+        f"{entry.class_name}/{entry.name}": entry.group
+        for entry in entries
+        if group_of(entry.name) is None and _last(entry.group) != _last(entry.name)  # which is the video's own path
+    }
+
+
+def _last(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _common_parts(cells: Sequence[Cell]) -> set[str]:
@@ -89,8 +97,14 @@ def compare(rows: Sequence[Row]) -> list[Pair]:
     """Every two rows that share videos."""
     pairs = []
     for first, second in itertools.combinations(range(len(rows)), 2):
-        one, other = rows[first].scores, rows[second].scores
-        difference = _interval({key: one[key] - other[key] for key in one if key in other})
+        other = {(part, video): score for (part, _, video), score in rows[second].scores.items()}
+        difference = _interval(
+            {
+                (part, recording, video): score - other[part, video]
+                for (part, recording, video), score in rows[first].scores.items()
+                if (part, video) in other
+            }
+        )
         if difference is not None:
             pairs.append(Pair(first, second, difference))
     return pairs

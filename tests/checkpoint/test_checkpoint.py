@@ -221,14 +221,33 @@ def test_a_network_needs_nothing_but_its_checkpoint(run_folder: Path) -> None:
     _, params, batch_stats = split_model(loaded.model)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b + 1), params, state.params)  # the moving average
     jax.tree.map(np.testing.assert_array_equal, batch_stats, state.batch_stats)
-    assert loaded.model(jnp.zeros((1, 4, 16, 16, 3))).shape == (1, NUM_CLASSES)
+    logits = jax.jit(lambda model, clip: model(clip))(loaded.model, jnp.zeros((1, 4, 16, 16, 3)))
+    assert logits.shape == (1, NUM_CLASSES) and jnp.isfinite(logits).all()
 
 
 @pytest.mark.parametrize(
-    ("path", "which", "step"), [("", "latest", 2), ("checkpoints", "best", 1), ("checkpoints/2", "best", 2)]
+    ("path", "which", "step", "title"),
+    [
+        ("", "latest", 2, "step 2, the last checkpoint"),
+        ("checkpoints", "best", 1, "step 1, the best checkpoint, video top-1 90.00 %"),
+        ("checkpoints/2", "best", 2, "checkpoints/2"),
+    ],
 )
-def test_ways_to_say_which(run_folder: Path, path: str, which: str, step: int) -> None:
-    assert load_checkpoint(run_folder / path, which).step == step
+def test_ways_to_say_which(run_folder: Path, path: str, which: str, step: int, title: str) -> None:
+    loaded = load_checkpoint(run_folder / path, which)
+    assert loaded.step == step and loaded.title.endswith(title)
+
+
+def test_a_run_without_an_evaluation_says_so(run_folder: Path, tmp_path: Path) -> None:
+    state, meta = start(tiny_config("r2d"))[0], json.loads((run_folder / "checkpoints/1/meta/metadata").read_text())
+    meta = {name: meta[name] for name in ("class_names", "preprocessing")} | {
+        "config": dataclasses.asdict(tiny_config("r2d"))
+    }
+    for step, words in ((1, "the only checkpoint"), (2, "the last checkpoint, because none was evaluated")):
+        checkpoints = Checkpoints(tmp_path, log=lambda line: None)
+        checkpoints.save(dataclasses.replace(state, step=jnp.asarray(step)), meta)
+        checkpoints.close()
+        assert load_checkpoint(tmp_path).chosen == words
 
 
 def test_loading_passes_over_damage_and_changes_nothing(run_folder: Path, tmp_path: Path) -> None:

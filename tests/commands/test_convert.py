@@ -65,7 +65,10 @@ def test_and_back_under_any_code_bases_names(
 ) -> None:
     assert convert("--from", folder, "--to", tmp_path / "back.safetensors", "--names", "torchvision") == 0
     said = lines_of(capsys)
-    assert "a checkpoint of r23d_jax, step 0" in said and "read back and equal names of torchvision" in said
+    assert (
+        "a checkpoint of r23d_jax, step 0, the only checkpoint" in said
+        and "read back and equal names of torchvision" in said
+    )
     assert "weights do not store them" not in said
     state, again = files.read(torchvision_file)[0], files.read(tmp_path / "back.safetensors")[0]
     assert again.keys() == state.keys() and all(np.array_equal(again[name], state[name]) for name in state)

@@ -12,6 +12,7 @@ import pytest
 from r23d_jax.__main__ import main
 from r23d_jax.checkpoint.checkpoint import create_configured_model, save_model
 from r23d_jax.config import UserError
+from r23d_jax.models.functional import initialize
 from r23d_jax.weights import pretrained
 from r23d_jax.weights.state_dicts import Converted
 from tests.commands.test_predict import CLASSES, make_config, write_video
@@ -34,7 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A video, and a network as a checkpoint, as a folder, and as a file."""
     pytest.importorskip("huggingface_hub", reason="pip install -r requirements-hub.txt")
     root, cfg = tmp_path_factory.mktemp("network"), make_config()
-    save_model(root / "run", create_configured_model(cfg, len(CLASSES)), cfg, CLASSES)
+    save_model(root / "run", initialize(lambda: create_configured_model(cfg, len(CLASSES))), cfg, CLASSES)
     assert main(["export", "--workdir", str(root / "run"), "--to", str(root / "folder")]) == 0
     assert main(["export", "--workdir", str(root / "run"), "--to", str(root / "net.safetensors")]) == 0
     write_video(root / "v.avi", 20, 0)
@@ -78,6 +79,25 @@ def test_a_network_at_a_url(
     else:
         assert call(name, root, url) == 0
     assert (tmp_path / "cache/remote/copies/memory/weights/net.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "option"),
+    [
+        (["study", "--config", "study:heads", "--workdir"], "--workdir"),
+        (["new", ".", "--out"], "--out"),
+        (["export", "--workdir", "run", "--to"], "--to"),
+        (["convert", "--from", "net.safetensors", "--to"], "--to"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")  # ml_collections' own way to run a file
+def test_a_url_where_only_a_path_can_be_used(
+    argv: list[str], option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*argv, "s3://bucket/out"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {option} s3://bucket/out: must be a path of this machine; ")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", COMMANDS)

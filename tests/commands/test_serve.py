@@ -61,7 +61,8 @@ def address(videos: Path) -> Iterator[str]:
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=videos) as server:
         assert server.stdout is not None
         said = server.stdout.readline()
-        assert said == f"r2plus3d_10, 3 classes: http://127.0.0.1:{port}  (Ctrl-C ends it)\n"
+        title = "r2plus3d_10, 3 classes, step 0, the only checkpoint"
+        assert said == f"{title}: http://127.0.0.1:{port}  (Ctrl-C ends it)\n"
         yield f"http://127.0.0.1:{port}"
         server.send_signal(signal.SIGINT)
         assert server.wait(60) == 0
@@ -116,6 +117,8 @@ def test_a_video_gets_an_answer(open_page: Any, videos: Path) -> None:
     page = open_page()
     classify(page, videos / "good.mp4")
     check_answer(page)
+    text = page.locator("body").inner_text()
+    assert "r2plus3d_10, 3 classes" in text and "step 0" not in text
     page.locator("img[src*=timeline]").wait_for(timeout=ANSWER)
     drawn = "[...document.querySelectorAll('video')].some(v => v.src.includes('classes') && v.videoWidth == 64)"
     page.wait_for_function(drawn, timeout=ANSWER)

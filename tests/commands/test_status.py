@@ -231,7 +231,10 @@ def test_watch_prints_again_until_the_end(
     ("words", "message"),
     [
         (["nothing"], "error: nothing: no such folder; give the --workdir of a training, or of a study"),
-        (["s4://bucket/run"], "error: s4://: no such kind of store (Protocol not known: s4); give a path, or a URL"),
+        (
+            ["s4://bucket/run"],
+            "error: s4://bucket/run: no such kind of store (Protocol not known: s4); give a path, or a URL",
+        ),
         (["."], "error: .: neither the folder of a run nor of a study: it has none of config.json, metrics.jsonl"),
         ([".", "--watch", "0.1"], "error: --watch 0.1: must be 1 to 86400 seconds"),
         ([".", "--watch", "nan"], "error: --watch nan: must be 1 to 86400 seconds"),

@@ -46,7 +46,7 @@ def test_answers_errors_a_hang_and_a_crash(tmp_path: Path) -> None:
     want = predict(load_model(workdir), video, timeline=True).prediction
     service = Service(workdir, top=2, video_seconds=2.0)
     try:
-        assert service.title == "r2plus3d_10, 3 classes"
+        assert service.title == "r2plus3d_10, 3 classes, step 0, the only checkpoint"
 
         content = video.read_bytes()
 

@@ -97,8 +97,11 @@ def _compare(host: list[Batch], device: list[Batch], cfg: DataConfig) -> None:
         assert made["video"].std() > 20  # there is something to see
 
 
-@pytest.mark.parametrize("source", INPUTS)
-@pytest.mark.parametrize("crop", CROPS)
+# Every crop and every input: what cuts the windows knows no channels, and what changes the channels no windows.
+PAIRS = [*((crop, "rgb") for crop in CROPS), *zip(CROPS, [name for name in INPUTS if name != "rgb"], strict=False)]
+
+
+@pytest.mark.parametrize(("crop", "source"), PAIRS)
 def test_host_and_device_make_the_same_training_clips(index: VideoIndex, crop: str, source: str) -> None:
     cfg = dataclasses.replace(CFG, crop=crop, **INPUTS[source], short_side=24 if source == "flow" else 48)
     if source == "flow":
@@ -128,8 +131,7 @@ def test_a_window_larger_than_the_canvas_is_resized_by_the_host(index: VideoInde
     assert np.all(batch["window"][larger, 0, 2:] <= 48) and (40, 40) in sizes and len(sizes) > 3
 
 
-@pytest.mark.parametrize("crops", [3, 10])
-@pytest.mark.parametrize("source", INPUTS)
+@pytest.mark.parametrize(("crops", "source"), [(3, "rgb"), *((10, name) for name in INPUTS)])
 def test_host_and_device_cut_the_same_crops(index: VideoIndex, crops: int, source: str) -> None:
     cfg = dataclasses.replace(CFG, **INPUTS[source])
     height, width = largest_frame(index)

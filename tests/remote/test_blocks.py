@@ -204,9 +204,12 @@ def test_wrong_credentials_are_one_sentence() -> None:
 def test_a_missing_package_and_an_unknown_store(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fsspec")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(UserError, match=r"gs://.*not installed.*pip install -r requirements-remote\.txt"):
+    with pytest.raises(
+        UserError,
+        match=r"gs://bucket/folder: needs a package that is not installed.*pip install -r requirements-remote\.txt",
+    ):
         remote.files("gs://bucket/folder")
-    with pytest.raises(UserError, match=r"s4://: no such kind of store"):
+    with pytest.raises(UserError, match=r"s4://bucket/folder: no such kind of store"):
         remote.files("s4://bucket/folder")
 
 

@@ -1,5 +1,6 @@
 """A run's folder in an object store: complete checkpoints alone, and no metrics behind them."""
 
+import errno
 import json
 import os
 import shutil
@@ -118,6 +119,16 @@ def test_one_is_always_there_while_checkpoints_come_faster_than_they_can_be_sent
     assert whole() == {98, 99}
 
 
+def test_a_file_system_without_links(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(path: Path, to: Path) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+    with mirror.working(f"s3://{BUCKET}/runs/copied") as here:
+        checkpoint(here, 1)
+    assert {f"checkpoints/1/{inner}" for inner in INSIDE} < set(server.names("runs/copied"))
+
+
 def test_a_checkpoint_that_replaces_one_of_its_step(server: Server) -> None:
     url = f"s3://{BUCKET}/runs/c"
     with mirror.working(url) as here:
@@ -137,6 +148,16 @@ def test_metrics_are_there_before_their_checkpoint(server: Server) -> None:
         wait_for(server, "runs/d", "checkpoints/1/.whole")
     order = [path.rpartition("/runs/d/")[2].partition("?")[0] for method, path, _ in server.asked if method == "PUT"]
     assert order.index("metrics.jsonl") < order.index("checkpoints/1/meta") < order.index("checkpoints/1/.whole")
+
+
+def test_the_heartbeat_is_not_late_while_a_checkpoint_is_sent(server: Server) -> None:
+    with mirror.working(f"s3://{BUCKET}/runs/beat") as here:
+        server.faults = Faults("checkpoints/", delay=1.0)
+        checkpoint(here, 1)
+        wait_for(server, "runs/beat", "checkpoints/1/meta")
+        (here / "heartbeat.json").write_text("{}")
+        wait_for(server, "runs/beat", "heartbeat.json")
+        assert "checkpoints/1/.whole" not in server.names("runs/beat")
 
 
 def test_a_store_that_is_away_does_not_stop_the_run(

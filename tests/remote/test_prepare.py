@@ -15,7 +15,7 @@ from tests.hostile.reliability.harness import write_videos
 from tests.remote.server import BUCKET, Faults, Server
 
 
-def prepare(videos: Path, out: object, *more: str) -> int:
+def prepare(videos: Path | str, out: object, *more: str) -> int:
     return main(["prepare", "--videos", str(videos), "--out", str(out), "--workers", "1", "--shards", "2", *more])
 
 
@@ -90,3 +90,26 @@ def test_a_store_that_is_lost_costs_nothing_that_is_done(
 def test_frame_folders_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare(tmp_path, f"s3://{BUCKET}/frames") == 2
     assert f"prepare: --out s3://{BUCKET}/frames: takes packed shards alone" in capsys.readouterr().err
+
+
+def test_videos_in_a_store(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    videos, near, far = tmp_path / "videos", tmp_path / "near", tmp_path / "far"
+    write_videos(videos, 4, groups=2)
+    (videos / "notes.txt").write_text("no video")
+    url = server.upload(videos, "in")
+    assert prepare(videos, near) == 0
+    server.faults = Faults(errors=2)
+    remote.write(b"no video", f"{url}/A/bad.avi")
+    remote.write(b"", f"{url}/.hidden/v.avi")
+    capsys.readouterr()
+    assert prepare(url, far) == 3
+    assert f"1 files: 1 .txt (e.g. {url}/notes.txt)" in capsys.readouterr().out
+
+    def made(out: Path) -> dict[str, bytes]:
+        return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.jpg")}
+
+    assert made(far) == made(near) and len(made(near)) > 4
+    assert (far / "broken.txt").read_text().startswith(f"{url}/A/bad.avi\t{url}/A/bad.avi: not a readable video")
+    assert (far / "lists/train.csv").read_bytes() == (near / "lists/train.csv").read_bytes()
+    assert prepare(f"{url}/nothing", tmp_path / "none") == 2
+    assert f"--videos {url}/nothing: holds no video" in capsys.readouterr().err

@@ -198,6 +198,20 @@ def test_what_is_refused(local: Path, server: Server) -> None:
         open_index(config_of(url), "train")
 
 
+def test_credentials_for_the_folder_of_the_data_alone(
+    local: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, files = server.upload(local, "alone"), remote.files
+
+    def refusing(url: str) -> dict[str, remote.Info]:
+        if url.endswith(RECORD):
+            raise remote.Refused(f"{url}: access is refused")
+        return files(url)
+
+    monkeypatch.setattr(remote, "files", refusing)
+    assert len(open_index(config_of(url), "train")) == 12
+
+
 def test_lists_and_the_record_are_found_beside_the_shards(local: Path, server: Server) -> None:
     (local / RECORD).write_text('{"flow": "dis", "flow_bound": 20, "short_side": 48}')
     url = server.upload(local, "beside")

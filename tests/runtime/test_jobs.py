@@ -250,6 +250,24 @@ def test_those_who_do_not_come_are_not_waited_for_without_end() -> None:
     assert output.startswith("error: the 2 processes of the job have not come together in 1 s; check that all of them")
 
 
+@pytest.mark.parametrize(("patience", "ends"), [(distributed.REPORT_SECONDS, True), (1, False)])
+def test_those_who_are_done_wait_for_the_report_of_the_first(patience: int, ends: bool) -> None:
+    place = f"'127.0.0.1:{free_port()}', 2"
+    processes = [
+        start(
+            [
+                sys.executable,
+                "-c",
+                "import time; from r23d_jax.runtime import distributed; "
+                f"distributed.REPORT_SECONDS = {patience}; distributed.join({place}, {number}); time.sleep({wait})",
+            ],
+            1,
+        )
+        for number, wait in enumerate((6, 0))
+    ]
+    assert all(status == 0 for status, _ in finish(processes)) == ends
+
+
 def test_two_processes_agree() -> None:
     """On checksums, on the values that they place together, and on when to stop; with a signal to one."""
     place = [f"127.0.0.1:{free_port()}", "2"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from r23d_jax.config import Config
-from r23d_jax.evaluation.result import EvalResult, Protocol, save_evaluation
+from r23d_jax.evaluation.result import EvalResult, Protocol, load_evaluation, save_evaluation
 from r23d_jax.study import run as runner
 from r23d_jax.study.differences import compare, read_row
 from r23d_jax.study.grid import Cell, Study, cells
@@ -62,7 +62,7 @@ def test_seeds_are_averaged_before_videos_are_compared(tmp_path: Path) -> None:
         seed = cell.config.seed
         finish(cell, tmp_path, {0} if cell.group == ("a",) and seed == 0 else set())
     a, b = (read_row([cell for cell in grid if cell.group == (name,)], tmp_path) for name in "ab")
-    assert a.scores[("1/", "Dive/g01", "v_Dive_g01_c01")] == 50 and len(a.scores) == 24
+    assert a.scores[("1/", "Dive/g01", "Dive/v_Dive_g01_c01")] == 50 and len(a.scores) == 24
     accuracy = a.accuracy
     assert accuracy is not None and accuracy.mean == pytest.approx(100 * (1 - 1 / 24)) and accuracy.groups == 8
     (pair,) = compare([a, b])
@@ -105,8 +105,30 @@ def test_groups_of_the_lists_are_recordings_where_names_hold_none(tmp_path: Path
     assert row.named_groups and row.accuracy is not None and row.accuracy.groups == 2
     assert {recording for _, recording, _ in row.scores} == {"Ann", "Bob"}
     (lists / "val.csv").unlink()
-    row = read_row([grid[0]], tmp_path)
-    assert not row.named_groups and row.accuracy is not None and row.accuracy.groups == 12
+    other = read_row([grid[1]], tmp_path)
+    assert not other.named_groups and other.accuracy is not None and other.accuracy.groups == 12
+    (pair,) = compare([row, other])  # of the same videos, though one has lost its lists
+    assert (pair.difference.videos, pair.difference.groups) == (12, 2)
+
+
+def test_videos_of_two_classes_with_one_name(tmp_path: Path) -> None:
+    """Lists without groups, whose videos are recordings of their own."""
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 Dive\n2 Jump\n")
+    names = [f"clip{k}{g}{c}" for k in (0, 1) for g in (1, 2) for c in (1, 2, 3)]
+    (lists / "testlist01.txt").write_text("".join(f"{CLASSES[int(n[4])]}/{n[5:]}.avi\n" for n in names))
+    (lists / "trainlist01.txt").write_text("Dive/0.avi 1\nJump/0.avi 2\n")
+    described = study("a", seed={"0": {"seed": 0}})
+    described.base.data.lists = str(lists)
+    (cell,) = cells(described)
+    finish(cell, tmp_path, set(range(6)), grouped=False)
+    kept = load_evaluation(tmp_path / cell.name)
+    assert kept is not None
+    save_evaluation(dataclasses.replace(kept, names=np.array([name[5:] for name in names])), tmp_path / cell.name)
+    row = read_row([cell], tmp_path)
+    assert len(row.scores) == 12 and row.accuracy is not None and row.accuracy.groups == 12
+    assert set(row.scores.values()) == {0, 100} and not row.named_groups
 
 
 def test_the_page_lists_few_pairs_and_says_what_they_show(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from r23d_jax.checkpoint.checkpoint import load_checkpoint
 from r23d_jax.commands.study import show_grid
 from r23d_jax.config import Config, UserError, to_json
 from r23d_jax.data.make.synthetic import write_synthetic
+from r23d_jax.evaluation import report
 from r23d_jax.runtime.progress import format_seconds
 from r23d_jax.study import run as runner
 from r23d_jax.study.costs import CORE_RATE, GPU_RATE, cost_of
@@ -334,12 +335,15 @@ def test_a_cell_runs_as_a_process_of_its_own(tmp_path: Path) -> None:
     assert "error: " in log and "Traceback" not in log
 
 
-def test_a_cell_takes_its_best_checkpoint_if_its_config_says_so(tmp_path: Path) -> None:
+def test_a_cell_takes_its_best_checkpoint_if_its_config_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And its evaluation says so, from which the tables have it."""
+    monkeypatch.setattr(report, "write_report", lambda *args, **options: tmp_path)  # which nothing here reads
     write_synthetic(tmp_path / "set", num_groups=3, clips_per_group=1, height=32, width=32, test_groups=1)
     cfg = tiny_config()
     cfg.data.root, cfg.data.lists = str(tmp_path / "set/frames"), str(tmp_path / "set/lists")
-    cfg.train.epochs, cfg.train.eval_every, cfg.eval.views, cfg.eval.num_clips = 3.0, 1.0, "uniform", 1
+    cfg.train.epochs, cfg.train.eval_every, cfg.eval.views, cfg.eval.num_clips = 2.0, 1.0, "uniform", 1
     cfg.eval.checkpoint = "best"
     folder = tmp_path / "cell"
     folder.mkdir()

@@ -64,6 +64,12 @@ def finished(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return workdir, result
 
 
+@pytest.fixture
+def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run writes a report, which takes a fifth of its time."""
+    monkeypatch.setattr(loop.report, "write_report", lambda workdir, *args, **options: workdir)
+
+
 def test_a_run_leaves_what_it_promises(finished: tuple[Path, EvalResult]) -> None:
     workdir, result = finished
     assert sorted(losses(workdir)) == [1, 2, 3, 4, 5, 6]
@@ -79,6 +85,7 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, EvalResult]) -> Non
     assert "r2d_10, avgpool head, on CPU" in status.screen(found) and "24 training videos, 12 test" in found.data
 
 
+@pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize("stop_after", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     stop_after: int, dataset: Path, finished: tuple[Path, EvalResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -109,6 +116,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert checksums(tmp_path) == checksums(workdir)
 
 
+@pytest.mark.usefixtures("unreported")
 def test_a_profile_and_the_wait_for_input(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +204,7 @@ def test_other_held_out_videos_are_refused_on_resume(
     assert (finished[0] / "config.json").read_bytes() == before
 
 
+@pytest.mark.usefixtures("unreported")
 def test_a_long_run_on_a_cpu_is_warned_of(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,6 +31,7 @@ def _run(root: Path, workdir: Path, **data: object) -> tuple[EvalResult | None, 
 def test_a_run_is_the_same_on_host_and_device_and_resumes_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loop.report, "write_report", lambda *args, **options: tmp_path)  # which nothing here reads
     root = tmp_path / "data"
     write_synthetic(root, num_groups=3, clips_per_group=2, height=32, width=32, test_groups=1)
     whole, losses = _run(root, tmp_path / "whole", augment_on="device")

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import secrets
 import shutil
+import tempfile
 import threading
 import time
 import zipfile
@@ -18,14 +19,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.synchronize import Event
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import cv2
 
 from r23d_jax.config import UserError
 from r23d_jax.data.make.flow import DEFAULT_BOUND, flow_pictures
 from r23d_jax.data.make.video import VideoError, iter_frames, rate_at_most
-from r23d_jax.runtime import disk
+from r23d_jax.runtime import disk, remote
 
 PARTIAL = ".partial-"  # starts the names of unfinished work; indexes ignore names that start with a dot
 FRAME_NAME = "image_{:05d}.jpg"
@@ -41,7 +42,7 @@ class PrepareError(UserError):
 class Job:
     """One video file to decode into a folder, or into one file."""
 
-    video: str
+    video: str  # a path or a URL
     folder: str  # or the file
     quality: int  # of JPEG, 1 to 100
     short_side: int  # length of the shorter side in pixels; 0 keeps the video's own size
@@ -130,7 +131,28 @@ def _start_worker(stop: Event) -> None:
 
 
 def run_job(job: Job) -> Result:
-    """Decodes one video, unless its folder or file exists already."""
+    """Decodes one video, unless its folder or file exists already.
+
+    Raises:
+      PrepareError: the result cannot be written, or the video's store does not answer.
+    """
+    if not remote.is_remote(job.video):
+        return _run_job(job)
+    with tempfile.TemporaryDirectory(prefix="r23d_jax-") as folder:
+        copy = Path(folder) / PurePosixPath(job.video).name
+        try:
+            content = remote.read(job.video)
+        except remote.RemoteError as error:
+            raise PrepareError(str(error)) from error
+        if content is None:
+            return Result(error=f"{job.video}: there is no such file")
+        with disk.writing(copy):
+            copy.write_bytes(content)
+        result = _run_job(dataclasses.replace(job, video=str(copy)))
+        return dataclasses.replace(result, error=result.error.replace(str(copy), job.video))
+
+
+def _run_job(job: Job) -> Result:
     folder, started = Path(job.folder), time.monotonic()
     if os.path.exists(folder):  # False also for a name that is too long, which mkdir then reports
         with contextlib.suppress(VideoError):

@@ -14,7 +14,8 @@ from r23d_jax.data.find.class_folders import LISTS, write_lists
 from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.make.jobs import Job, PrepareError, Result, read_frames, remove_partial, run_jobs
 from r23d_jax.data.make.record import FRAMES, PACKED, STAGING, Record, open_record, write_broken
-from r23d_jax.data.make.search import VideoFile, clips_of, find_videos
+from r23d_jax.data.make.search import VideoFile, clips_of, find_videos, folder_of_videos
+from r23d_jax.runtime import remote
 from r23d_jax.runtime.disk import hold, writing
 from r23d_jax.runtime.progress import Progress, format_seconds, printable
 
@@ -41,6 +42,7 @@ class Settings:
     beam_runner: str  # "": this machine decodes
     beam_options: str  # "option=value,..."
     overwrite: bool
+    url: str = ""  # to which `out` is copied at the end
 
     @property
     def packs(self) -> bool:
@@ -67,7 +69,7 @@ def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
     """
     _check(settings)
     out = Path(settings.out)
-    found = find_videos(Path(settings.videos), out, settings.lists, log)
+    found = find_videos(folder_of_videos(settings.videos), out, settings.lists, log)
     videos, broken = found.videos, found.broken
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -75,6 +77,8 @@ def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
         wanted = Record(**{name: getattr(settings, name) for name in (*_FRAME_SETTINGS, "shards")})
         record = open_record(out, wanted, packs=settings.packs, overwrite=settings.overwrite)
         remove_partial(out)
+        if settings.url and settings.overwrite:
+            remote.remove_folder(remote.join(settings.url, STAGING))
         packed = frozenset(record.packed if settings.packs and (out / PACKED).is_dir() else ())
         if lost := packed - {video.target for video in videos}:  # shards are rewritten as a whole
             raise UserError(
@@ -105,6 +109,8 @@ def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
             record.packed, record.shards = sorted(targets), settings.shards
             record.save(out)
         shutil.rmtree(out / STAGING, ignore_errors=True)
+        if settings.url:
+            remote.remove_folder(remote.join(settings.url, STAGING))
         lists = settings.lists or _write_lists(settings, ready, log)
     new = sum(n > 0 for n in num_frames.values())
     return Summary(len(ready), len(broken), new, sum(num_frames.values()), lists)
@@ -113,7 +119,7 @@ def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
 def _write_lists(settings: Settings, ready: list[VideoFile], log: Callable[[str], None]) -> str:
     """Divides the videos into lists for training and testing, unless that was done before; returns their folder."""
     folder = Path(settings.out, LISTS)
-    clips = clips_of(ready, Path(settings.videos))
+    clips = clips_of(ready, folder_of_videos(settings.videos))
     try:
         for note in write_lists(folder, clips) if clips else ():
             log(note)
@@ -124,7 +130,7 @@ def _write_lists(settings: Settings, ready: list[VideoFile], log: Callable[[str]
 
 
 def _check(settings: Settings) -> None:
-    if not os.path.isdir(settings.videos):
+    if not remote.is_remote(settings.videos) and not os.path.isdir(settings.videos):
         raise UserError(f"--videos {settings.videos}: no such folder")
     if os.path.exists(settings.out) and not os.path.isdir(settings.out):
         raise UserError(f"--out {settings.out}: is a file; give a folder")
@@ -172,8 +178,10 @@ def _known_as_broken(record: Record, videos: list[VideoFile]) -> dict[str, str]:
     return {v.target: left_out[v.target][1] for v in found if left_out[v.target][0] == _stamp(v.path)}
 
 
-def _stamp(path: Path) -> list[int]:
-    """Size and time of a file, which differ after a change."""
+def _stamp(path: Path) -> list[int | str]:
+    """Size and time of a file, or what a store says instead, which differ after a change."""
+    if remote.is_remote(path):
+        return list(remote.files(str(path)).get("", ()))
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 
@@ -268,8 +276,8 @@ def _results(
         ) from error
     log(f"{len(jobs)} videos go to Apache Beam's {settings.beam_runner}, which shows its own progress")
     options = [option for option in settings.beam_options.split(",") if option]
-    notes = Path(settings.out, STAGING, NOTES)
-    return run_jobs_with_beam(jobs, runner=settings.beam_runner, options=options, notes=notes)
+    shared = remote.join(settings.url or settings.out, f"{STAGING}/{NOTES}")
+    return run_jobs_with_beam(jobs, runner=settings.beam_runner, options=options, shared=shared)
 
 
 def _estimate(flow: str, seconds: list[float], num_videos: int) -> str:

@@ -38,7 +38,7 @@ class Record:
     rates: dict[str, float] = dataclasses.field(default_factory=dict)
     packed: list[str] = dataclasses.field(default_factory=list)  # targets of the videos in the shards
     # Target, stamp of the file and reason for every video that Apache Beam's workers could not decode
-    left_out: list[tuple[str, list[int], str]] = dataclasses.field(default_factory=list)
+    left_out: list[tuple[str, list[int | str], str]] = dataclasses.field(default_factory=list)
 
     def save(self, out: Path) -> None:
         write_atomically(out / RECORD, json.dumps(dataclasses.asdict(self), indent=1) + "\n")

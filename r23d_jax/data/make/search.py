@@ -6,10 +6,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+from etils import epath
+
 from r23d_jax.config import UserError
 from r23d_jax.data.find.class_folders import Clip, class_of
 from r23d_jax.data.find.splits import Entry, available_splits, read_list
 from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, group_of, without_suffix
+from r23d_jax.runtime import remote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,11 @@ class Search:
     broken: dict[str, str]
 
 
+def folder_of_videos(videos: str) -> Path:
+    """The path, or the like for a URL."""
+    return epath.Path(videos) if remote.is_remote(videos) else Path(videos)  # pyright: ignore[reportReturnType]
+
+
 def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], None] = print) -> Search:
     """Looks for videos, in subfolders and behind links too.
 
@@ -38,7 +46,7 @@ def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], Non
     `class_folders.SIDES`). Its path stays the name, as in a list, because another class may hold p1/001.mp4 too.
 
     Args:
-      root: the folder to search.
+      root: the folder to search, from `folder_of_videos`.
       out: a folder to leave out, because the results go there.
       lists: folder of split lists; if given, only the videos that they name are used.
       log: receives how many videos were found, and how many other files.
@@ -99,6 +107,20 @@ def clips_of(videos: Iterable[VideoFile], root: Path) -> list[Clip]:
 
 
 def _walk(root: Path, out: Path, broken: dict[str, str], others: dict[str, list[Path]]) -> Iterator[Path]:
+    for path in _walk_store(root) if remote.is_remote(root) else _walk_disk(root, out, broken):
+        if path.name.lower().endswith(VIDEO_SUFFIXES):
+            yield path
+        else:
+            others[path.suffix.lower()].append(path)
+
+
+def _walk_store(root: Path) -> Iterator[Path]:
+    for name in remote.files(str(root)):
+        if not any(part.startswith(".") for part in name.split("/")):
+            yield root / name
+
+
+def _walk_disk(root: Path, out: Path, broken: dict[str, str]) -> Iterator[Path]:
     def unreadable(error: OSError) -> None:
         broken[str(error.filename)] = f"cannot be read ({error.strerror})"
 
@@ -110,14 +132,7 @@ def _walk(root: Path, out: Path, broken: dict[str, str], others: dict[str, list[
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(folder) / name
-            if name.startswith("."):
-                continue
-            if name.lower().endswith(VIDEO_SUFFIXES):
-                yield path
-            else:
-                others[path.suffix.lower()].append(path)
+        yield from (Path(folder) / name for name in sorted(files) if not name.startswith("."))
 
 
 def _problem(video: VideoFile) -> str | None:

@@ -44,8 +44,8 @@ def test_a_folder_below_the_class_is_on_the_same_side_in_every_class(tmp_path: P
     notes = write_lists(tmp_path / "lists", clips(*paths))
     _, test = sides(tmp_path / "lists")
     assert len(test) == 9 and len({name.split("/")[1] for name in test}) == 1
-    told = f"no lists were given, so the videos were divided (9 for val, 36 for train) and listed in {tmp_path}/lists"
-    assert notes == (told,)
+    counts = "36 in train.csv, 9 in val.csv"
+    assert notes == (f"no lists were given, so the videos were divided ({counts}) and listed in {tmp_path}/lists",)
 
 
 @pytest.mark.parametrize("below", ["", "videos/"])
@@ -141,7 +141,7 @@ def test_a_training_without_lists_divides_its_frame_folders_once(tmp_path: Path)
     cfg = DataConfig(root=str(root), lists="")
     train, test = open_index(cfg, "train"), open_index(cfg, "test")
     assert (len(train), len(test)) == (4, 2) and not train.missing and not test.missing
-    assert any("the videos were divided (2 for val, 4 for train)" in note for note in train.notes)
+    assert any("the videos were divided (4 in train.csv, 2 in val.csv)" in note for note in train.notes)
     assert not any("divided" in note for note in test.notes)
     assert {path.name for path in (tmp_path / "lists").iterdir()} == {"train.csv", "val.csv", "classes.txt"}
 

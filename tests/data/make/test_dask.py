@@ -1,5 +1,6 @@
-"""Decoding with Beam's DaskRunner on a cluster of separate processes."""
+"""Decoding with Beam's DaskRunner on a cluster of separate processes, one of which is killed."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,26 +8,36 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from r23d_jax.runtime import remote
 from tests.data.make.test_beam_jobs import files
-from tests.data.make.test_prepare import prepare, write_video
+from tests.data.make.test_prepare import prepare
+from tests.hostile.reliability.harness import write_videos
+from tests.remote.conftest import running, server
+from tests.remote.server import BUCKET, Server
 
+__all__ = ["running", "server"]  # fixtures
 ROOT = Path(__file__).parents[3]
+PACKED = ("--format", "packed", "--shards", "3")
 pytestmark = pytest.mark.beam
 
 
-@pytest.fixture(scope="module")
-def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The file of a scheduler with two workers of one thread, whose nannies start another after a death."""
+@contextlib.contextmanager
+def cluster(folder: Path) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    """A scheduler and two workers of one thread, whose nannies start another after a death.
+
+    Yields:
+      A client, and the options of `prepare` for this cluster.
+    """
     pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install -r requirements-beam.txt")
     distributed = pytest.importorskip(
         "distributed", reason="Dask is not installed: pip install -r requirements-beam.txt"
     )
-    folder = tmp_path_factory.mktemp("cluster")
     file = str(folder / "scheduler.json")
     shared = ["--no-dashboard", "--scheduler-file", file]
     commands = [
@@ -38,11 +49,13 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         subprocess.Popen([sys.executable, "-m", f"distributed.cli.{name}", *args], env=env, stderr=subprocess.DEVNULL)
         for name, *args in commands
     ]
+    options = f"dask_scheduler_file={file},dask_partition_size=4"
     try:
         with distributed.Client(scheduler_file=file, timeout=60, set_as_default=False) as client:
             client.wait_for_workers(2, timeout=60)
-        yield file
-        distributed.default_client().close()  # DaskRunner's, which would look for the scheduler
+            yield client, (*PACKED, "--beam-runner", "DaskRunner", "--beam-options", options)
+        with contextlib.suppress(ValueError):  # none
+            distributed.default_client().close()  # DaskRunner's, which would look for the scheduler
     finally:
         for process in reversed(processes):
             process.terminate()
@@ -50,45 +63,74 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             process.wait()
 
 
-def test_a_killed_worker_costs_what_it_was_decoding(
-    scheduler: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import distributed
-
-    videos, out, alone = tmp_path / "videos", tmp_path / "out", tmp_path / "alone"
-    write_video(videos / "A/00.mp4", 300)
-    for number in range(1, 24):
-        os.link(videos / "A/00.mp4", videos / f"A/{number:02}.mp4")
-    client = distributed.Client(scheduler_file=scheduler, set_as_default=False)
-    workers = sorted(client.run(os.getpid).values())
-    seen: dict[str, set[int]] = defaultdict(set)  # file numbers that every finished video has had
-    finished_before: list[str] = []
-    over = threading.Event()
+@contextlib.contextmanager
+def one_killed(client: Any, finished: Callable[[], Collection[str]]) -> Iterator[list[str]]:
+    """Kills one of the two workers when four videos are finished; yields the list that these will be in."""
+    workers, before, over = sorted(client.run(os.getpid).values()), [], threading.Event()
 
     def watch() -> None:
         while not over.wait(0.005):
-            for path in (out / ".staging/A").glob("[0-9]*"):
-                seen[path.name].add(path.stat().st_ino)
-            if len(seen) >= 4 and not finished_before:
-                finished_before.extend(seen)
+            if len(there := finished()) >= 4 and not before:
+                before.extend(there)
                 os.kill(workers[0], signal.SIGKILL)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    options = f"dask_scheduler_file={scheduler},dask_partition_size=4"
-    arguments = ("--format", "packed", "--shards", "3", "--beam-runner", "DaskRunner", "--beam-options", options)
     try:
-        assert prepare("--videos", videos, "--out", out, *arguments) == 0
+        yield before
     finally:
         over.set()
         watcher.join()
-    assert "24 videos are ready" in capsys.readouterr().out
-    assert 4 <= len(finished_before) < 24 and all(len(seen[name]) == 1 for name in finished_before)
     deadline = time.monotonic() + 30
-    while len(now := sorted(client.run(os.getpid).values())) < 2 and time.monotonic() < deadline:
+    while len(now := client.run(os.getpid).values()) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert workers[0] not in now and workers[1] in now  # it did die, and only it
-    client.close()
-    assert prepare("--videos", videos, "--out", alone, "--format", "packed", "--shards", "3") == 0
+    assert workers[0] not in now and workers[1] in now
+
+
+def videos_in(folder: Path) -> Path:
+    write_videos(folder, 1, num_frames=300)
+    (video,) = folder.rglob("*.mp4")
+    for group in range(2, 25):
+        os.link(video, video.with_name(f"v_Diving_g{group:02}_c00.mp4"))
+    return folder
+
+
+def test_a_killed_worker_costs_what_it_was_decoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    videos, out, alone = videos_in(tmp_path / "videos"), tmp_path / "out", tmp_path / "alone"
+    seen: dict[str, set[int]] = defaultdict(set)  # numbers of the files that each video has had
+
+    def finished() -> Collection[str]:
+        with contextlib.suppress(FileNotFoundError):  # removed at the end
+            for path in (out / ".staging/Diving").glob("v_*"):
+                seen[path.name].add(path.stat().st_ino)
+        return seen
+
+    with cluster(tmp_path) as (client, options), one_killed(client, finished) as before:
+        assert prepare("--videos", videos, "--out", out, *options) == 0
+    assert "24 videos are ready" in capsys.readouterr().out
+    assert 4 <= len(before) < 24 and all(len(seen[name]) == 1 for name in before)
+    assert prepare("--videos", videos, "--out", alone, *PACKED) == 0
     assert len(list((out / "packed").rglob("*.tfrecord-*"))) == 3
     assert files(out / "packed") == files(alone / "packed")
+
+
+def test_from_a_store_to_a_store(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    videos, alone, out = videos_in(tmp_path / "videos"), tmp_path / "alone", f"s3://{BUCKET}/out"
+    url = server.upload(videos, "in")
+    (videos / "Diving/bad.mp4").write_bytes(b"no video")
+    remote.write(b"no video", f"{url}/Diving/bad.mp4")
+
+    def sent() -> list[str]:
+        return [path for method, path, _ in server.asked if method == "PUT" and path.endswith(".zip")]
+
+    with cluster(tmp_path) as (client, options), one_killed(client, sent) as before:
+        assert prepare("--videos", url, "--out", out, *options) == 3
+    assert f"24 videos are ready in {out}" in capsys.readouterr().out
+    assert 4 <= len(before) < 24 and len(set(sent())) == 24
+    assert len(sent()) <= 25  # one at most is sent again, if its note was not
+    broken = remote.read(f"{out}/broken.txt") or b""
+    assert broken.startswith(f"{url}/Diving/bad.mp4\t{url}/Diving/bad.mp4: not a readable video".encode())
+    assert not [name for name in server.names("out") if ".staging" in name]
+    assert prepare("--videos", videos, "--out", alone, *PACKED) == 3
+    back = files(remote.fetched(f"{out}/packed", tmp_path / "back"))
+    assert back == files(alone / "packed")

@@ -325,7 +325,8 @@ def test_the_next_command_trains(tmp_path: Path, monkeypatch, capsys) -> None:
     assert prepare("--videos", "videos", "--out", "out") == 0
     printed = capsys.readouterr().out
     command = shlex.split(printed.partition("next: ")[2].splitlines()[0])[2:]
-    tiny = ["model.depth=10", "model.widths=(4,8,16,64)", "model.head.num_heads=2", "data.num_frames=4"]
+    tiny = ["model.family=f_r2d", "model.depth=10", "model.widths=(4,8,16,64)", "model.head.kind=avgpool"]
+    tiny += ["data.num_frames=4"]
     tiny += ["data.short_side=16", "data.crop_size=16", "train.global_batch_size=8", "train.epochs=1"]
     assert train.main([*command, "--workdir=run", *(f"--config.{setting}" for setting in tiny)]) == 0
     printed = capsys.readouterr().out

@@ -131,8 +131,8 @@ def test_windows_do_not_depend_on_augmentations(index: VideoIndex) -> None:
     np.testing.assert_array_equal(np.sort(flipped), np.sort(plain))
 
 
-@pytest.mark.parametrize("cfg", [CFG, dataclasses.replace(CFG, crop="random_resized", color_jitter=0.4)])
-def test_a_batch_depends_on_seed_and_step_alone(index: VideoIndex, cfg: DataConfig) -> None:
+def test_a_batch_depends_on_seed_and_step_alone(index: VideoIndex) -> None:
+    cfg = dataclasses.replace(CFG, crop="random_resized", color_jitter=0.4)
     all_steps = _train(index, cfg, steps=5)
     assert _same(all_steps, _train(index, cfg, steps=5))
     assert _same(all_steps[3:], _train(index, cfg, start=3, steps=2))
@@ -306,8 +306,8 @@ def test_hosts_read_their_own_rows_and_make_one_batch_together(index: VideoIndex
     two = [_train(index, steps=4, host=host, num_hosts=2) for host in (0, 1)]
     assert all(len(batch["label"]) == 2 for batch in two[0])
     assert _same(one, _joined(two))
-    four = [_train(index, start=2, steps=2, host=host, num_hosts=4) for host in range(4)]
-    assert _same(one[2:], _joined(four))
+    (last,) = _train(index, start=3, host=3, num_hosts=4)
+    assert all(np.array_equal(rows, one[3][name][3:]) for name, rows in last.items())
 
 
 def test_packed_frames_give_the_same_batches(index: VideoIndex, tmp_path: Path) -> None:
@@ -429,11 +429,9 @@ def test_views_come_in_order_and_the_last_batch_is_padded(index: VideoIndex) -> 
 
 def test_evaluation_hosts_have_as_many_batches_each_and_cover_all_views(index: VideoIndex) -> None:
     views = make_views(index.num_frames, preprocessing(CFG), EvalConfig())
-    one = _eval(index, views)
-    for hosts in (2, 4):
-        parts = [_eval(index, views, host=host, num_hosts=hosts) for host in range(hosts)]
-        assert {len(part) for part in parts} == {3}
-        assert _same(one, _joined(parts))
+    parts = [_eval(index, views, host=host, num_hosts=4) for host in range(4)]
+    assert {len(part) for part in parts} == {3}
+    assert _same(_eval(index, views), _joined(parts))
 
 
 @pytest.mark.parametrize("crops", [3, 10])
@@ -448,12 +446,13 @@ def test_crops_of_a_view(index: VideoIndex, crops: int) -> None:
     else:
         np.testing.assert_array_equal(batch["video"][5:], batch["video"][:5, :, :, ::-1])
         assert np.all(left[:5] < right[:5]) and left[0] < left[1] - 30
-    # Told which crops these are, single views give the pixels that come of decoding a clip once for all its crops
-    for crop, video in enumerate(batch["video"]):
-        one = slice(crop, crop + 1)
-        part = Views(views.video[one], views.start[one], views.crop[one])
-        (alone,) = _eval(index, part, cfg, size=1, crops=crops)
+    # Single views give the pixels that come of decoding a clip once for all its crops
+    turned = Views(views.video[::-1], views.start[::-1], views.crop[::-1])
+    for alone, video in zip(_eval(index, turned, cfg, size=1), batch["video"][::-1], strict=True):
         np.testing.assert_array_equal(alone["video"][0], video)
+    # Told of how many crops this is one, which it does not show
+    (first,) = _eval(index, Views(views.video[:1], views.start[:1], views.crop[:1]), cfg, size=1, crops=crops)
+    np.testing.assert_array_equal(first["video"], batch["video"][:1])
 
 
 def test_no_views_no_batches(index: VideoIndex) -> None:
@@ -507,7 +506,7 @@ def test_an_iterator_takes_its_threads_with_it(index: VideoIndex, tmp_path: Path
     run()  # TensorFlow's own pools have started now
     gc.collect()
     before = _threads()
-    for _ in range(4):
+    for _ in range(2):
         run()
     gc.collect()
     deadline = time.monotonic() + 10
