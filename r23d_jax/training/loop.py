@@ -187,7 +187,7 @@ def _set_up(
 
 def _refuse_other_videos(old: dict[str, Any], cfg: Config, workdir: Path) -> None:
     """Refuses to resume on other training videos: those that the network was trained on may be held out now."""
-    before, now = config.flat(dataclasses.asdict(Config())) | config.flat(old), config.flat(dataclasses.asdict(cfg))
+    before, now = _all_fields(old), config.flat(dataclasses.asdict(cfg))
     for name in ("data.split", "data.fold", "data.hold_out"):
         if before[name] != now[name]:
             raise config.UserError(
@@ -198,10 +198,15 @@ def _refuse_other_videos(old: dict[str, Any], cfg: Config, workdir: Path) -> Non
 
 def _log_changes(old: dict[str, Any], cfg: Config, log: Callable[[str], None]) -> None:
     """Logs the fields that differ from those of the checkpoint, because a changed field makes another run."""
-    before, now = config.flat(old), config.flat(dataclasses.asdict(cfg))
+    before, now = _all_fields(old), config.flat(dataclasses.asdict(cfg))
     for name in sorted(now):
-        if before.get(name) != now[name]:
-            log(f"changed since the checkpoint: config.{name} was {before.get(name)!r}, is {now[name]!r}")
+        if before[name] != now[name]:
+            log(f"changed since the checkpoint: config.{name} was {before[name]!r}, is {now[name]!r}")
+
+
+def _all_fields(old: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a checkpoint's config; one that is newer than the checkpoint had its default's effect then."""
+    return config.flat(dataclasses.asdict(Config())) | config.flat(old)
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
@@ -263,7 +268,7 @@ def _train(run: Run, state: TrainState) -> EvalResult | None:
     if result is None:  # the run was complete already
         result = load_evaluation(run.workdir) or _evaluate(run, state)
     if result is None:
-        run.heartbeat.end("finished")
+        run.heartbeat.end("stopped", "a signal stopped its evaluation; its training is complete")
         return None
     values = parallel.on_every_host((state.eval_params, state.batch_stats))
     if jax.process_index() == 0:

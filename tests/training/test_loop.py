@@ -1,5 +1,6 @@
 """Whole runs on a tiny set: stopped and resumed, diverged, fed with broken frames, evaluated again."""
 
+import dataclasses
 import json
 import os
 import re
@@ -161,6 +162,24 @@ def test_a_complete_run_is_reported_again_without_a_step(dataset: Path, finished
     result, lines = run(config_for(dataset), workdir)
     assert result is not None and result.metrics == whole.metrics
     assert any(line.startswith("report: ") for line in lines) and losses(workdir) == before
+
+
+def test_a_field_that_is_newer_than_the_checkpoint_has_not_changed() -> None:
+    old, lines = dataclasses.asdict(Config()), []
+    del old["data"]["shuffle_shards"]
+    loop._log_changes(old, Config(seed=1), lines.append)
+    assert lines == ["changed since the checkpoint: config.seed was 0, is 1"]
+
+
+def test_a_complete_run_whose_evaluation_is_stopped(
+    dataset: Path, finished: tuple[Path, EvalResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    monkeypatch.setattr(loop, "load_evaluation", lambda workdir: None)
+    monkeypatch.setattr(loop, "_evaluate", lambda run, state: None)
+    result, _ = run(config_for(dataset), workdir)
+    found = status.read_status(workdir)
+    assert result is None and found.verdict == "stopped" and "its training is complete" in found.reason
 
 
 def test_other_classes_are_refused_on_resume(dataset: Path, finished: tuple[Path, EvalResult], tmp_path: Path) -> None:

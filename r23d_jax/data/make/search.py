@@ -35,8 +35,15 @@ class Search:
 
 
 def folder_of_videos(videos: str) -> Path:
-    """The path, or the like for a URL."""
-    return epath.Path(videos) if remote.is_remote(videos) else Path(videos)  # pyright: ignore[reportReturnType]
+    """The path, or the like for a URL.
+
+    Raises:
+      UserError: for a store whose URLs etils does not know.
+    """
+    try:
+        return epath.Path(videos) if remote.is_remote(videos) else Path(videos)  # pyright: ignore[reportReturnType]
+    except KeyError:
+        raise UserError(f"--videos {videos}: videos may be at s3://, gs:// and az://; copy these to a folder") from None
 
 
 def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], None] = print) -> Search:

@@ -83,6 +83,11 @@ def prepare(*args: str | Path) -> int:
     return command.run(parser.parse_args([*map(str, args), "--workers", "2"]))
 
 
+def test_videos_in_a_store_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare("--videos", "abfs://bucket/videos", "--out", tmp_path / "out") == 2
+    assert "--videos abfs://bucket/videos: videos may be at s3://, gs:// and az://" in capsys.readouterr().err
+
+
 def test_the_class_is_the_first_folder_and_the_rest_is_the_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
