@@ -101,8 +101,7 @@ def make_page(gradio: Any, service: Service, top: int) -> Any:
         return found.ranking, seen, found.picture, found.video, rows, note, pictures, maps.picture, maps.video
 
     with gradio.Blocks(title="r23d_jax", analytics_enabled=False, delete_cache=(60, KEEP_SECONDS)) as page:
-        about = ", ".join(service.title.split(", ")[:2])  # the network; its path is for the terminal alone
-        gradio.Markdown(f"# What happens in this video?\n{html.escape(about)}")
+        gradio.Markdown(f"# What happens in this video?\n{html.escape(service.title)}")
         with gradio.Row():
             video = gradio.Video(
                 sources=["upload", "webcam"],

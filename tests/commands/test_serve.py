@@ -118,7 +118,7 @@ def test_a_video_gets_an_answer(open_page: Any, videos: Path) -> None:
     classify(page, videos / "good.mp4")
     check_answer(page)
     text = page.locator("body").inner_text()
-    assert "r2plus3d_10, 3 classes" in text and "step 0" not in text
+    assert "r2plus3d_10, 3 classes, step 0, the only checkpoint" in text and str(videos) not in text
     page.locator("img[src*=timeline]").wait_for(timeout=ANSWER)
     drawn = "[...document.querySelectorAll('video')].some(v => v.src.includes('classes') && v.videoWidth == 64)"
     page.wait_for_function(drawn, timeout=ANSWER)
