@@ -177,7 +177,8 @@ def weights_at(path: str) -> Path:
         return Path(path)
     copy = remote.copied(path, lambda name: not name.startswith(_NO_WEIGHTS) and not name.endswith(MARKER))
     if not copy.exists():  # perhaps a checkpoint of TensorFlow, whose files have this name and an ending
-        remote.copied(remote.parent(path), lambda name: name.startswith(f"{copy.name}."))
+        for url in remote.endings(path):
+            remote.copied(url)
     return copy
 
 

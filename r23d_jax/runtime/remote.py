@@ -123,6 +123,12 @@ def files(url: str) -> dict[str, Info]:
     }
 
 
+def endings(url: str) -> list[str]:
+    """The files beside a URL whose names are it, a dot and more."""
+    system, path = _open(url)
+    return [system.unstrip_protocol(name) for name in _trying(url, lambda: system.glob(f"{path}.*"))]
+
+
 def read_ranges(
     ranges: Sequence[tuple[str, int, int]], problem: Callable[[int, bytes], str] | None = None
 ) -> list[bytes]:

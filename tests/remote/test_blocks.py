@@ -236,6 +236,7 @@ def test_copies_follow_what_changes(server: Server, tmp_path: Path) -> None:
     client.put_object(Bucket=BUCKET, Key="copies/../b.txt", Body=b"new")
     with pytest.raises(remote.RemoteError, match=r"'\.\./b\.txt', whose name leaves the folder"):
         remote.copied(url)
+    client.delete_object(Bucket=BUCKET, Key="copies/../b.txt")
     client.put_object(Bucket=BUCKET, Key="../../../../out/c.txt", Body=b"new")
     with pytest.raises(remote.RemoteError, match=r"^s3://videos/\.\./\.\./\.\./\.\./out: holds '\.\.'.* without it$"):
         remote.copied("s3://videos/../../../../out")

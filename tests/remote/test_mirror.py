@@ -237,3 +237,32 @@ def test_several_processes_need_a_folder(capsys: pytest.CaptureFixture[str]) -> 
     words = ["--config=quickstart", "--workdir=s3://bucket/run", "--coordinator=127.0.0.1:1", "--num_processes=2"]
     assert main(["train", *words, "--process_id=0"]) == 2
     assert "--workdir=s3://bucket/run: several processes need a folder that all of them see" in capsys.readouterr().err
+
+
+def test_weights_are_a_file_a_run_or_files_of_one_name(server: Server, tmp_path: Path) -> None:
+    client = server.client()
+    for name in (
+        "net.pth",
+        "tf/model.ckpt.index",
+        "tf/model.ckpt.data-00000-of-00001",
+        "tf/model.other",
+        "net.pth.txt",
+    ):
+        client.put_object(Bucket=BUCKET, Key=f"weights/{name}", Body=name.encode())
+    url = f"s3://{BUCKET}/weights"
+    assert mirror.weights_at(f"{url}/net.pth").read_text() == "net.pth"
+    path = mirror.weights_at(f"{url}/tf/model.ckpt")
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "model.ckpt.data-00000-of-00001",
+        "model.ckpt.index",
+    ]
+    assert not mirror.weights_at(f"{url}/nothing").exists() and mirror.weights_at("here/net.pth") == Path(
+        "here/net.pth"
+    )
+    with mirror.working(f"{url}/run") as here:
+        checkpoint(here, 1)
+        (here / "tensorboard").mkdir()
+        (here / "tensorboard" / "events").write_text("one")
+    copy = mirror.weights_at(f"{url}/run")
+    found = sorted(file.relative_to(copy).as_posix() for file in copy.rglob("*") if file.is_file())
+    assert found == ["checkpoints/1/meta", "checkpoints/1/params/data"]

@@ -96,7 +96,7 @@ def test_videos_in_a_store(server: Server, tmp_path: Path, capsys: pytest.Captur
     videos, near, far = tmp_path / "videos", tmp_path / "near", tmp_path / "far"
     write_videos(videos, 4, groups=2)
     (videos / "notes.txt").write_text("no video")
-    url = server.upload(videos, "in")
+    url = server.upload(videos, "files")
     assert prepare(videos, near) == 0
     server.faults = Faults(errors=2)
     remote.write(b"no video", f"{url}/A/bad.avi")

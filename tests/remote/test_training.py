@@ -11,7 +11,7 @@ import pytest
 from r23d_jax.__main__ import main
 from r23d_jax.checkpoint.checkpoint import load_checkpoint
 from r23d_jax.config import Config
-from r23d_jax.runtime import remote
+from r23d_jax.runtime import mirror, remote
 from r23d_jax.training.warm_start import WarmStartError, check_source
 from tests.hostile.reliability import harness
 from tests.remote.server import BUCKET, Faults, Server
@@ -26,10 +26,10 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def start(workdir: object, data: object, log: Path) -> subprocess.Popen:
+def start(workdir: object, data: object, log: Path, mode: str = "train") -> subprocess.Popen:
     settings = {"data.source": "packed", "data.root": f"{data}/packed", "data.lists": f"{data}/lists"}
     settings |= {"train.eval_every": "10.0"}
-    words = [f"--config={harness.TINY_RUN}", f"--workdir={workdir}"]
+    words = [f"--config={harness.TINY_RUN}", f"--workdir={workdir}", f"--mode={mode}"]
     words += [f"--config.{name}={value}" for name, value in settings.items()]
     env = harness.environment() | {"JAX_COMPILATION_CACHE_DIR": str(log.parent / "programs")}
     with log.open("ab") as file:
@@ -75,3 +75,15 @@ def test_killed_and_resumed_elsewhere_bit_for_bit(
     check_source(Config(init_from=url), tmp_path / "new")
     with pytest.raises(WarmStartError, match=r"init_from=s3://videos/nowhere: there is no such file"):
         check_source(Config(init_from=f"s3://{BUCKET}/nowhere"), tmp_path / "new")
+
+
+@pytest.mark.slow
+def test_an_evaluation_reads_and_writes_there(made: Path, server: Server, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert start(tmp_path / "run", made, log).wait(harness.PATIENCE) == 0, log.read_text()
+    data, url = server.upload(made, "evaluated"), f"s3://{BUCKET}/runs/evaluated"
+    with mirror.working(url) as here:
+        shutil.copytree(tmp_path / "run", here, dirs_exist_ok=True)
+    assert start(url, data, log, "eval").wait(harness.PATIENCE) == 0, log.read_text()
+    names = server.names("runs/evaluated")
+    assert any(name.startswith("evaluations/") and name.endswith("/report.html") for name in names)
