@@ -10,6 +10,7 @@ import os
 import secrets
 import sys
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -24,6 +25,8 @@ BLOCK = 1 << 18  # bytes; the last block of a file is shorter
 _TOGETHER = remote.PIECE // BLOCK  # blocks that one request asks for at most
 _ROOM = 1 / 8  # of the cache that is free after it was cut back
 _RECOUNT = 1 / 16  # of the cache: after so many new bytes, its files are counted again, also those of other processes
+
+_ABANDONED = 3600.0  # seconds after which a file that is being written belongs to a process that was killed
 
 Spans = Sequence[tuple[int, int]]  # first byte, length
 _Block = tuple[int, int]  # number of the file, number of the block in it
@@ -194,6 +197,8 @@ def _cut_back(folder: Path, most: float) -> None:
             with contextlib.suppress(OSError):  # another process removes files too
                 for entry in os.scandir(inner.path):
                     status = entry.stat()
+                    if entry.name.startswith(".") and status.st_mtime > time.time() - _ABANDONED:
+                        continue  # a thread or another process is writing it
                     found.append((status.st_mtime, status.st_size, entry.path))
     total = sum(size for _, size, _ in found)
     for _, size, path in sorted(found):

@@ -1,5 +1,6 @@
 """Parts of files in an object store: right or an error, whatever the store and the cache do."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -108,6 +109,17 @@ def test_the_cache_is_bounded(stored: list[str]) -> None:
                 ]
                 assert sum(path.stat().st_size for path in cached_files()) <= most
     assert cached_files()
+
+
+def test_a_block_that_is_being_written_stays_in_the_cache(stored: list[str]) -> None:
+    opened(stored).read_all(REQUESTS)
+    partial = cached_files()[0].with_name(".0123456789abcdef")
+    partial.write_bytes(bytes(BLOCK))
+    blocks._cut_back(remote.cached("blocks"), 0)
+    assert cached_files() == [partial]
+    os.utime(partial, (0, 0))  # of a process that was killed
+    blocks._cut_back(remote.cached("blocks"), 0)
+    assert cached_files() == []
 
 
 def test_a_cache_that_cannot_be_written_is_reported_once(
