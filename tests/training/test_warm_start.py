@@ -99,7 +99,8 @@ def test_a_residual_head_starts_with_the_logits_of_a_trained_average_pool(kind: 
     assert same(state.params["head"]["tokenizer"], fresh.params["head"]["tokenizer"])
     ours = nnx.eval_shape(lambda: create_configured_model(cfg, NUM_CLASSES))
     logits = jax.jit(split_model(ours)[0].apply_eval)(state.params, state.batch_stats, CLIP)
-    np.testing.assert_array_equal(logits, compiled(r23d_jax.from_torch(path), CLIP))
+    # Two programs, which may round otherwise
+    np.testing.assert_allclose(logits, compiled(r23d_jax.from_torch(path), CLIP), rtol=1e-6)
     cfg.model.head.residual = False
     fresh, state, said = started(cfg)
     assert "init: the head starts random: the weights have another" in said
