@@ -38,19 +38,26 @@ def launch(root: Path, *overrides: str) -> tuple[int, str, str, int]:
     settings += ["data.crop_size=16", "data.short_side=20", "train.global_batch_size=8", "train.epochs=2"]
     settings += ["model.depth=10", "model.widths=(8,8,8,8)", *overrides]
     args = [sys.executable, "launch.py", "--config=configs/quickstart.py:f_r2d,avgpool", f"--workdir={root}/run"]
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    with open(root / "out", "w+") as out, open(root / "err", "w+") as err:
-        process = subprocess.Popen(
-            [*args, *(f"--config.{setting}" for setting in settings)],
-            stdout=out,
-            stderr=err,
-            cwd=ROOT,
-            env=environment | {"PYTHONIOENCODING": "utf-8:strict"},  # as in most languages
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    out_text, err_text = ((root / name).read_text(errors="replace") for name in ("out", "err"))
-    return process.returncode, out_text, err_text, usage.ru_maxrss // 1024
+    args += [f"--config.{setting}" for setting in settings]
+    # A process begins with the peak of the one that starts it, here of all tests before. So a small one starts it.
+    small = (
+        "import pathlib, resource, subprocess, sys\n"
+        "status = subprocess.call(sys.argv[2:])\n"
+        "peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss\n"
+        "pathlib.Path(sys.argv[1]).write_text(str(peak))\n"
+        "sys.exit(status)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", small, root / "peak", *args],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        cwd=ROOT,
+        # UTF-8 as in most languages
+        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONIOENCODING": "utf-8:strict"},
+        check=False,
+    )
+    return ended.returncode, ended.stdout, ended.stderr, int((root / "peak").read_text()) // 1024
 
 
 @pytest.mark.slow
