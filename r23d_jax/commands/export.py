@@ -153,8 +153,9 @@ def write(
             }
             error = writers[kind](to, model, preprocessing, meta)
         size = preprocessing.crop_size
-        shape = f"(B, {preprocessing.read_frames}, {size}, {size}, {len(preprocessing.mean)}) uint8"
-        what = f"(B, {len(class_names)}) float32 logits" if class_names else "the last feature map, float32"
+        batch = 1 if kind == ".tflite" else "B"
+        shape = f"({batch}, {preprocessing.read_frames}, {size}, {size}, {len(preprocessing.mean)}) uint8"
+        what = f"({batch}, {len(class_names)}) float32 logits" if class_names else "the last feature map, float32"
         print(f"to       {to}: {shape} -> {what}")
         print(f"         read back and run: the same values within {error:.1e} of the largest")
         return {"to": str(to), "error": error}

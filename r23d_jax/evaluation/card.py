@@ -150,10 +150,11 @@ def _published(model: LoadedModel) -> list[str]:
 def _run(model: LoadedModel) -> list[str]:
     cfg = model.config
     start = f"the weights `{Path(cfg.init_from).name}`" if cfg.init_from else "random weights"
+    epochs = "epoch" if cfg.train.epochs == 1 else "epochs"
     return [
         "## Training",
         "",
-        f"Trained on `{_dataset(cfg)}`, split {cfg.data.split}, from {start}: {cfg.train.epochs:g} epochs with "
+        f"Trained on `{_dataset(cfg)}`, split {cfg.data.split}, from {start}: {cfg.train.epochs:g} {epochs} with "
         f"`{cfg.optimizer.name}`, a learning rate of {cfg.optimizer.learning_rate:g} and {cfg.train.global_batch_size} "
         f"clips per step. These are the values of step {model.step:,}.",
         "",

@@ -59,11 +59,12 @@ def test_pth_is_read_without_pickled_code(workdir: Path, tmp_path: Path) -> None
     jax.tree.map(np.testing.assert_array_equal, split_model(again)[1:], split_model(model)[1:])
 
 
-@pytest.mark.parametrize("name", ["model.stablehlo", "stablehlo"])
-def test_stablehlo(name: str, workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("name", "batch"), [("model.stablehlo", "B"), ("stablehlo", "B"), ("model.tflite", "1")])
+def test_portable(name: str, batch: str, workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--workdir", str(workdir), "--to", str(tmp_path / name)]) == 0
     said = capsys.readouterr().out
-    assert "(B, 4, 16, 16, 3) uint8 -> (B, 3) float32 logits" in said and "read back and run: the same values" in said
+    assert f"({batch}, 4, 16, 16, 3) uint8 -> ({batch}, 3) float32 logits" in said
+    assert "read back and run: the same values" in said
     assert json.loads((tmp_path / f"{name}.json").read_text())["class_names"] == ["a", "b", "c"]
 
 

@@ -214,6 +214,8 @@ def test_the_card_says_what_was_measured(model: TrainedModel) -> None:
     (first, *_) = card.data.eval_results
     assert first.metric_value == 0.8 and first.dataset_split == "test 1" and "video top-1" in first.metric_name
     assert len(card.data.eval_results) == 6
+    model.config.train.epochs = 1.0
+    assert "from random weights: 1 epoch with `adamw`" in model_card(model)
 
 
 def test_an_evaluation_of_another_state_is_left_out(model: TrainedModel) -> None:
