@@ -139,6 +139,7 @@ class TrainConfig(Group, place="config.train"):
     label_smoothing: FractionBelowOne = 0.0  # 0: off
     mixup: NotNegative = 0.0  # alpha; 0: off
     cutmix: NotNegative = 0.0  # alpha; 0: off; with both, every micro-batch draws one of them
+    still_mix: FractionBelowOne = 0.0  # largest weight of a still frame of another clip, blended in; 0: off
     # of the moving average of the parameters, which is what is evaluated; smaller in the first steps; 0: off
     ema_decay: FractionBelowOne = 0.0
     log_every: Count = 20  # steps
@@ -230,6 +231,8 @@ class Config(Group, place="config"):
         given, wanted = self.model.in_channels, INPUTS.get(self.data.input)
         if wanted is not None and given != wanted.channels:
             yield f"config.model.in_channels={given}: must be {wanted.channels} for data.input={self.data.input!r}"
+        if self.train.still_mix and wanted is not None and not wanted.pixel_channels:
+            yield f"config.train.still_mix={self.train.still_mix:g}: must be 0 for data.input={self.data.input!r}, which has no frames"
         size, parts = self.train.global_batch_size, self.train.accumulate * self.data.repeats
         if self.data.repeats > 1 and parts > 0 and size % parts:
             micro = f"train.global_batch_size / accumulate = {size} / {self.train.accumulate}"

@@ -7,18 +7,22 @@ from r23d_jax.config.fields import look_up
 
 
 class Input(NamedTuple):
-    """The input of a network: channels of a clip and of a frame, and frames to read beyond those of the clip."""
+    """The input of a network: channels of a clip, of a frame and, first in a clip, those that are a frame's own colors.
+
+    `extra_frames` are to be read beyond those of the clip.
+    """
 
     channels: int
     frame_channels: int
+    pixel_channels: int
     extra_frames: int = 0
 
 
 INPUTS = {
-    "rgb": Input(3, 3),
-    "rgb_diff": Input(3, 3, extra_frames=1),  # each frame minus the one before
-    "rgb_and_diff": Input(6, 3, extra_frames=1),  # each frame, and that difference: early fusion
-    "flow": Input(2, 2),
+    "rgb": Input(3, 3, 3),
+    "rgb_diff": Input(3, 3, 0, extra_frames=1),  # each frame minus the one before
+    "rgb_and_diff": Input(6, 3, 3, extra_frames=1),  # each frame, and that difference: early fusion
+    "flow": Input(2, 2, 0),
 }
 FLOW_ZERO, FLOW_SCALE = 128, 127  # optical flow is stored as bytes: 128 is no motion, 1 and 255 are the bound
 

@@ -1,4 +1,4 @@
-"""Masked cross-entropy with soft targets, masked accuracy, mixup and CutMix."""
+"""Masked cross-entropy with soft targets, masked accuracy, and three ways to mix clips."""
 
 import functools
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from r23d_jax.config import TrainConfig
+from r23d_jax.config import INPUTS, TrainConfig, look_up
 
 
 def one_hot(label: Int[Array, " b"], num_classes: int, smoothing: float = 0.0) -> Float[Array, "b c"]:
@@ -27,6 +27,29 @@ def accuracy(logits: Float[Array, "b c"], label: Int[Array, " b"], mask: Float[A
     """Fraction of the rows where `mask` is 1 whose largest logit is the label's."""
     correct = (jnp.argmax(logits, axis=-1) == label).astype(jnp.float32)
     return jnp.sum(correct * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+
+
+def add_stills(
+    key: jax.Array, video: Float[Array, "b t h w c"], largest: float, source: str
+) -> Float[Array, "b t h w c"]:
+    """Blends all frames of every clip with one frame of the clip at the mirrored position in the batch.
+
+    The clip keeps its label, so rooms and clothes tell the class less and motion tells it more: background erasing
+    (Wang et al. 2021, arXiv:2009.05769) with a frame of another video, as in StillMix (Li et al. 2023,
+    arXiv:2211.12883). Each clip draws the weight of the still frame uniformly from 0 to `largest`, and a frame.
+
+    Args:
+      video: normalized clips.
+      largest: weight of a still frame.
+      source: what the clips are, a key of `INPUTS`. Differences between equal frames are zero.
+    """
+    weight_key, time_key = jax.random.split(key)
+    count, length, channels = video.shape[0], video.shape[1], video.shape[-1]
+    weight = jax.random.uniform(weight_key, (count, 1, 1, 1, 1), maxval=largest)
+    place = jax.random.randint(time_key, (count, 1, 1, 1, 1), 0, length)
+    pixels = jnp.arange(channels) < look_up(INPUTS, source, "config.data.input").pixel_channels
+    still = jnp.where(pixels, jnp.take_along_axis(video[::-1], place, axis=1), 0.0)
+    return (1 - weight) * video + weight * still
 
 
 def mixup(

@@ -95,9 +95,11 @@ def make_update(
         )
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple]:
-        dropout_key, mix_key = jax.random.split(key)
+        dropout_key, mix_key, still_key = jax.random.split(key, 3)
         batch = move_pictures(finish_clips(batch, pre), pre)
         video = prepare_video(batch["video"], pre)
+        if train.still_mix:
+            video = losses.add_stills(still_key, video, train.still_mix, pre.input)
         targets = losses.one_hot(batch["label"], num_classes, train.label_smoothing)
         video, targets = losses.mix(mix_key, video, targets, train)
         params = hold_still(params, cfg.optimizer.freeze)
