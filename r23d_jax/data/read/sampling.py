@@ -14,6 +14,7 @@ from r23d_jax.config import DataConfig, look_up, preprocessing
 
 _random = tf.random.experimental  # pyright: ignore[reportAttributeAccessIssue]
 Stride = float | tf.Tensor  # frames from one of a clip to the next, () float64; may be a fraction
+_STRIDE = 1  # the key of the change of pace, from that of the frames
 _ALGORITHM = "auto_select"  # Philox on a processor. Asked for by name, the same numbers take six times the operations.
 
 
@@ -72,9 +73,15 @@ def training_frames(cfg: DataConfig, key: tf.Tensor, num_frames: tf.Tensor, stri
       cfg: its `sampling` is a key of `SAMPLING`.
       key: (2,) int64.
       num_frames: () int32, frames in the video.
-      stride: frames from one to the next; `cfg.frame_stride` by default.
+      stride: frames from one to the next; `cfg.frame_stride` by default. With `cfg.stride_jitter` j it is multiplied
+        by a number between 1 / (1 + j) and 1 + j, uniform in its logarithm.
     """
     stride = cfg.frame_stride if stride is None else stride
+    if cfg.stride_jitter:
+        power = tf.cast(2 * uniform(fold_in(key, _STRIDE), 1)[0] - 1, tf.float64)
+        stride = tf.convert_to_tensor(stride, tf.float64) * tf.pow(
+            tf.constant(1 + cfg.stride_jitter, tf.float64), power
+        )
     return look_up(SAMPLING, cfg.sampling, "config.data.sampling")(cfg, key, num_frames, stride)
 
 
