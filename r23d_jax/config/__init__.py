@@ -55,6 +55,7 @@ FUSION_CHOICES = ("fixed", "sum", "held_out")
 TEMPORAL_VIEWS = ("dense", "uniform")
 SPATIAL_CROPS = (1, 3, 10)
 CHECKPOINTS = ("best", "latest")
+STEM_KINDS = ("", "1x7x7", "3x7x7", "7x7x7", "motion", "Lx7x7", "factorized")
 STEM_POOLS = ("", "none", "2d", "3d")
 PARTS = ("stem", "stage1", "stage2", "stage3", "stage4")
 COMPUTE_DTYPES = ("float32", "bfloat16", "auto")
@@ -95,6 +96,9 @@ class ModelConfig(Group, place="config.model"):
     family: str = "r2plus3d"  # a row of FAMILIES in models/registry.py
     depth: Count = 18  # ignored for families of one size, such as i3d
     widths: Widths = ()  # channels of the four stages; (): those of the registry
+    # first convolution: frames x 7 x 7, where L is the whole clip; motion: 3x7x7 that starts as differences of frames;
+    # factorized: 1x7x7 and then over time; "": that of the registry
+    stem: Annotated[str, one_of(*STEM_KINDS)] = ""
     # max-pool after the stem: none, 2d (over space), 3d (over space and time); "": that of the registry
     stem_pool: Annotated[str, one_of(*STEM_POOLS)] = ""
     in_channels: Count = 3  # channels of a clip; 2 for optical flow, 6 for rgb_and_diff
@@ -232,7 +236,8 @@ class Config(Group, place="config"):
         if wanted is not None and given != wanted.channels:
             yield f"config.model.in_channels={given}: must be {wanted.channels} for data.input={self.data.input!r}"
         if self.train.still_mix and wanted is not None and not wanted.pixel_channels:
-            yield f"config.train.still_mix={self.train.still_mix:g}: must be 0 for data.input={self.data.input!r}, which has no frames"
+            source = f"data.input={self.data.input!r}, which has no frames"
+            yield f"config.train.still_mix={self.train.still_mix:g}: must be 0 for {source}"
         size, parts = self.train.global_batch_size, self.train.accumulate * self.data.repeats
         if self.data.repeats > 1 and parts > 0 and size % parts:
             micro = f"train.global_batch_size / accumulate = {size} / {self.train.accumulate}"

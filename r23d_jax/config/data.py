@@ -47,8 +47,7 @@ class DataConfig(Group, place="config.data"):
     input: Annotated[str, one_of(*INPUTS)] = "rgb"  # frames, differences of frames, both, or optical flow
     num_frames: Count = 16  # of a clip
     frame_stride: Count = 1  # frames from one sampled frame to the next
-    # of a training clip: the stride is multiplied by a random number between 1 / (1 + stride_jitter) and 1 + stride_jitter
-    stride_jitter: NotNegative = 0.0  # 0: off
+    stride_jitter: NotNegative = 0.0  # 1: training clips are played up to twice as fast or slow, at random; 0: off
     # seconds from one sampled frame to the next, whatever the rate of each video; 0: `frame_stride` counts frames
     frame_seconds: NotNegative = 0.0
     frame_rate: NotNegative = 0.0  # frames per second of videos whose own rate is not recorded; 0: not known

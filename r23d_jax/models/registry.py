@@ -127,6 +127,7 @@ def create_model(
     crop_size: int = 112,
     in_channels: int = 3,
     widths: tuple[int, ...] = (),
+    stem: str = "",
     stem_pool: str = "",
     block_dropout: float = 0.0,
     stochastic_depth: float = 0.0,
@@ -146,6 +147,7 @@ def create_model(
         reads only this length.
       in_channels: of the clips.
       widths: of the four stages; () keeps the family's.
+      stem: first convolution, a key of `STEMS`; "" keeps the family's.
       stem_pool: max-pool after the stem, "none", "2d" (over space) or "3d"; "" keeps the family's.
       block_dropout: inside every residual block.
       stochastic_depth: probability of skipping the last residual block while training, see `VideoResNetSpec`.
@@ -160,7 +162,7 @@ def create_model(
     Raises:
       ConfigError: for an unknown name, an impossible head, or a field that the family does not have.
     """
-    choices = {"widths": tuple(widths), "stem_pool": stem_pool, "block_dropout": block_dropout}
+    choices = {"widths": tuple(widths), "stem": stem, "stem_pool": stem_pool, "block_dropout": block_dropout}
     spec = model_spec(name).vary(
         choices | {"stochastic_depth": stochastic_depth, "temporal_strides": tuple(temporal_strides)}
     )
@@ -194,6 +196,7 @@ def build_model(
         crop_size=crop_size,
         in_channels=cfg.in_channels,
         widths=cfg.widths,
+        stem=cfg.stem,
         stem_pool=cfg.stem_pool,
         block_dropout=cfg.block_dropout,
         stochastic_depth=cfg.stochastic_depth,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from r23d_jax.config import STEM_POOLS, ConfigError, look_up
+from r23d_jax.config import STEM_KINDS, STEM_POOLS, ConfigError, look_up
 from r23d_jax.models.convolution import chosen_form, max_pool
 from r23d_jax.models.layers import BatchNorm, Conv
 from r23d_jax.models.network import Spec, Triple, recomputed
@@ -346,11 +346,19 @@ class ResidualBlock(nnx.Module):
         return nnx.relu(y) if self.relu else y
 
 
+def _motion_stem(place: Place, num_frames: int) -> Conv:
+    """3x7x7 whose kernels sum to zero over time, so that a network starts out blind to what does not move."""
+    conv = place.conv((3, 7, 7))
+    conv.kernel[...] -= conv.kernel[...].mean(0)
+    return conv
+
+
 # The second argument is the clip's number of frames.
 STEMS: dict[str, Callable[[Place, int], StageConv]] = {
     "1x7x7": lambda place, _: place.conv((1, 7, 7)),
     "3x7x7": lambda place, _: place.conv((3, 7, 7)),
     "7x7x7": lambda place, _: place.conv((7, 7, 7)),
+    "motion": _motion_stem,
     # as long as the clip and without padding in time, so its output has one frame
     "Lx7x7": lambda place, num_frames: place.conv((num_frames, 7, 7), (0, 3, 3)),
     # 1x7x7 -> BN -> ReLU -> stem_time_kernel x 1 x 1
@@ -358,6 +366,9 @@ STEMS: dict[str, Callable[[Place, int], StageConv]] = {
         place, (1, 7, 7), (place.spec.stem_time_kernel, 1, 1), place.spec.stem_mid_channels
     ),
 }
+
+
+assert ("", *STEMS) == STEM_KINDS
 
 
 class Stem(nnx.Module):

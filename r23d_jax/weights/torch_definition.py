@@ -199,7 +199,7 @@ class VideoResNet(Network):
             kernels = (1, 7, 7), (spec.stem_time_kernel, 1, 1)
             stem = pair(spec.in_channels, entering, spec.stem_mid_channels, kernels, (1, 2, 2), spec)
         else:  # "1x7x7", "3x7x7", "7x7x7", or "Lx7x7", as long as the clip and not padded in time
-            time = spec.num_frames if spec.stem == "Lx7x7" else int(spec.stem[0])
+            time = {"Lx7x7": spec.num_frames, "motion": 3}.get(spec.stem) or int(spec.stem[0])
             stem = [conv(spec.in_channels, entering, (time, 7, 7), (1, 2, 2))]
             stem[0].padding = (0 if spec.stem == "Lx7x7" else time // 2, 3, 3)
         pool = [] if spec.stem_pool == "none" else [POOLS[spec.stem_pool]]
