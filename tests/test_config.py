@@ -116,6 +116,8 @@ def test_preprocessing_survives_json_and_counts_the_extra_frame() -> None:
             {"temporal_strides": (1, 2)},
             r"config\.model\.temporal_strides=\(1, 2\): must be \(\) or three values",
         ),
+        ("model", {"stem": "5x7x7"}, r"config\.model\.stem='5x7x7': unknown; did you mean .*7x7x7"),
+        ("train", {"still_mix": 1.0}, r"config\.train\.still_mix=1\.0: must be .*below 1"),
         ("eval", {"crops": 5}, r"config\.eval\.crops=5: unknown; known: 1, 3, 10"),
         ("model", {"widths": (64, 128)}, r"config\.model\.widths=\(64, 128\): must be \(\) or four positive widths"),
     ],
@@ -391,3 +393,12 @@ def test_the_page_of_all_fields_is_up_to_date() -> None:
     assert module.PAGE.read_text() == module.page(), "python .ci/config_page.py writes it"
     assert "| `dropout` | `0.5` | float; at least 0; below 1 | before the classifier |" in module.page()
     assert "| `classes` | `()` | tuple of str |" in module.page()
+
+
+def test_still_frames_need_frames() -> None:
+    cfg = config.Config()
+    cfg.train.still_mix, cfg.data.input = 0.5, "rgb_diff"
+    with pytest.raises(
+        config.ConfigError, match=r"still_mix=0\.5: must be 0 for data\.input='rgb_diff', which has no frames"
+    ):
+        config.validate(cfg)

@@ -346,11 +346,26 @@ class ResidualBlock(nnx.Module):
         return nnx.relu(y) if self.relu else y
 
 
-def _motion_stem(place: Place, num_frames: int) -> Conv:
-    """3x7x7 whose kernels sum to zero over time, so that a network starts out blind to what does not move."""
-    conv = place.conv((3, 7, 7))
-    conv.kernel[...] -= conv.kernel[...].mean(0)
-    return conv
+class MotionConv(Conv):
+    """3x7x7 whose kernels start with a sum of zero over time, so that the network is blind at first to what is still.
+
+    Before the first frame and after the last one it sees these again, because zeros there would look like motion.
+    """
+
+    def __init__(self, place: Place):
+        super().__init__(
+            place.in_channels,
+            place.out_channels,
+            (3, 7, 7),
+            place.strides,
+            (0, 3, 3),
+            dtype=place.dtype,
+            rngs=place.rngs,
+        )
+        self.kernel[...] -= self.kernel[...].mean(0, keepdims=True)
+
+    def __call__(self, x: jax.Array, out_channels: int = 0) -> jax.Array:
+        return super().__call__(jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)), "edge"), out_channels)
 
 
 # The second argument is the clip's number of frames.
@@ -358,7 +373,7 @@ STEMS: dict[str, Callable[[Place, int], StageConv]] = {
     "1x7x7": lambda place, _: place.conv((1, 7, 7)),
     "3x7x7": lambda place, _: place.conv((3, 7, 7)),
     "7x7x7": lambda place, _: place.conv((7, 7, 7)),
-    "motion": _motion_stem,
+    "motion": lambda place, _: MotionConv(place),
     # as long as the clip and without padding in time, so its output has one frame
     "Lx7x7": lambda place, num_frames: place.conv((num_frames, 7, 7), (0, 3, 3)),
     # 1x7x7 -> BN -> ReLU -> stem_time_kernel x 1 x 1

@@ -48,7 +48,7 @@ def add_stills(
     weight = jax.random.uniform(weight_key, (count, 1, 1, 1, 1), maxval=largest)
     place = jax.random.randint(time_key, (count, 1, 1, 1, 1), 0, length)
     pixels = jnp.arange(channels) < look_up(INPUTS, source, "config.data.input").pixel_channels
-    still = jnp.where(pixels, jnp.take_along_axis(video[::-1], place, axis=1), 0.0)
+    still = jnp.where(jax.lax.expand_dims(pixels, (0, 1, 2, 3)), jnp.take_along_axis(video[::-1], place, axis=1), 0.0)
     return (1 - weight) * video + weight * still
 
 

@@ -98,6 +98,13 @@ def conv(entering: int, leaving: int, kernel: Triple, strides: Triple = ONE, gro
     return nn.Conv3d(entering, leaving, kernel, strides, half, groups=groups, bias=False)
 
 
+class MotionConv(nn.Conv3d):
+    """Sees the first and the last frame again before and after the clip, instead of zeros."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.cat([x[:, :, :1], x, x[:, :, -1:]], 2))
+
+
 def batch_norm(channels: int, spec: Any, epsilon: float = 0.0) -> nn.BatchNorm3d:
     return nn.BatchNorm3d(channels, eps=epsilon or spec.bn_epsilon, momentum=1 - spec.bn_momentum)
 
@@ -198,8 +205,10 @@ class VideoResNet(Network):
         if spec.stem == "factorized":
             kernels = (1, 7, 7), (spec.stem_time_kernel, 1, 1)
             stem = pair(spec.in_channels, entering, spec.stem_mid_channels, kernels, (1, 2, 2), spec)
+        elif spec.stem == "motion":
+            stem = [MotionConv(spec.in_channels, entering, (3, 7, 7), (1, 2, 2), (0, 3, 3), bias=False)]
         else:  # "1x7x7", "3x7x7", "7x7x7", or "Lx7x7", as long as the clip and not padded in time
-            time = {"Lx7x7": spec.num_frames, "motion": 3}.get(spec.stem) or int(spec.stem[0])
+            time = spec.num_frames if spec.stem == "Lx7x7" else int(spec.stem[0])
             stem = [conv(spec.in_channels, entering, (time, 7, 7), (1, 2, 2))]
             stem[0].padding = (0 if spec.stem == "Lx7x7" else time // 2, 3, 3)
         pool = [] if spec.stem_pool == "none" else [POOLS[spec.stem_pool]]

@@ -119,7 +119,7 @@ def test_defaults_of_create_model() -> None:
 
 def test_every_argument_reaches_the_network() -> None:
     head = HeadConfig(kind="vit", num_heads=2, tokens="time")
-    fields = {"num_frames": 8, "crop_size": 32, "in_channels": 2, "widths": SMALL, "stem_pool": "3d"}
+    fields = {"num_frames": 8, "crop_size": 32, "in_channels": 2, "widths": SMALL, "stem": "7x7x7", "stem_pool": "3d"}
     fields |= {
         "block_dropout": 0.25,
         "stochastic_depth": 0.125,
@@ -132,6 +132,7 @@ def test_every_argument_reaches_the_network() -> None:
         depth=10,
         in_channels=2,
         widths=SMALL,
+        stem="7x7x7",
         stem_pool="3d",
         block_dropout=0.25,
         stochastic_depth=0.125,
@@ -144,8 +145,14 @@ def test_every_argument_reaches_the_network() -> None:
         )
     )
     for model in (abstract("r3d_10", head=head, **fields), built):
-        assert model.stem.conv.kernel.shape == (3, 7, 7, 2, 4) and model.in_channels == 2
-        changes = {"widths": SMALL, "stem_pool": "3d", "block_dropout": 0.25, "stochastic_depth": 0.125}
+        assert model.stem.conv.kernel.shape == (7, 7, 7, 2, 4) and model.in_channels == 2
+        changes = {
+            "widths": SMALL,
+            "stem": "7x7x7",
+            "stem_pool": "3d",
+            "block_dropout": 0.25,
+            "stochastic_depth": 0.125,
+        }
         assert model.spec == dataclasses.replace(model_spec("r3d_10"), **changes, temporal_strides=(2, 1, 1))
         block = model.stages[3].blocks[0]
         assert (block.dropout.rate, block.stochastic_depth.rate, block.conv1.strides) == (0.25, 0.125, (1, 2, 2))

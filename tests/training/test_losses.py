@@ -85,6 +85,28 @@ def test_the_share_of_the_box_is_drawn_from_the_beta_distribution() -> None:
     assert np.mean(shares[8.0] < 0.02) < 0.01 and shares[8.0].std() < 0.15
 
 
+@pytest.mark.parametrize(("source", "moved"), [("rgb", [True] * 3), ("rgb_and_diff", [True] * 3 + [False] * 3)])
+def test_a_still_frame_of_the_mirrored_clip_is_blended_into_all_frames(source: str, moved: list[bool]) -> None:
+    video = jnp.asarray(np.random.default_rng(0).standard_normal((4, 5, 2, 2, len(moved))), jnp.float32)
+    frames, weights = set(), []
+    for key in jax.random.split(jax.random.key(0), 8):
+        mixed = np.asarray(losses.add_stills(key, video, 0.75, source), np.float64)
+        change = mixed[:, 1:] - mixed[:, :-1]  # a still frame adds nothing to it
+        for row in range(4):
+            kept = (
+                change[row].ravel() @ np.diff(video[row], axis=0).ravel() / np.square(np.diff(video[row], axis=0)).sum()
+            )
+            np.testing.assert_allclose(change[row], kept * np.diff(video[row], axis=0), atol=1e-5)
+            still = (mixed[row] - kept * video[row]) / (1 - kept)
+            found = [t for t in range(5) if np.allclose(still[0, ..., :3], video[3 - row, t, ..., :3], atol=1e-3)]
+            assert len(found) == 1
+            np.testing.assert_allclose(still[..., 3:], 0.0, atol=1e-4)
+            frames.add(found[0])
+            weights.append(1 - kept)
+    assert len(frames) > 2 and 0 < min(weights) and 0.6 < max(weights) <= 0.75
+    assert np.std(weights) > 0.1
+
+
 def test_with_both_ways_of_mixing_each_comes_half_of_the_time() -> None:
     video, targets = jnp.broadcast_to(jnp.arange(2.0).reshape(2, 1, 1, 1, 1), (2, 1, 8, 8, 1)), jnp.eye(2)
     run = jax.jit(lambda key: losses.mix(key, video, targets, TrainConfig(mixup=8.0, cutmix=8.0)))

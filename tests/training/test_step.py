@@ -219,7 +219,7 @@ def test_a_step_is_its_definition(accumulate: int, cutmix: float) -> None:
     """
     cfg = tiny_config()
     cfg.seed, cfg.train.accumulate, cfg.train.label_smoothing, cfg.train.mixup = 5, accumulate, 0.1, 0.4
-    cfg.train.cutmix = cutmix
+    cfg.train.cutmix, cfg.train.still_mix = cutmix, cutmix / 2
     cfg.model.head.dropout, cfg.model.block_dropout, cfg.optimizer.name = 0.5, 0.25, "sgd"
     cfg.optimizer.momentum, cfg.optimizer.nesterov, cfg.optimizer.clip_norm = 0.0, False, 0.0
     cfg.optimizer.learning_rate, cfg.optimizer.schedule, cfg.optimizer.warmup_epochs = 0.5, "cosine", 1.0
@@ -233,8 +233,9 @@ def test_a_step_is_its_definition(accumulate: int, cutmix: float) -> None:
     pre = preprocessing(cfg.data)
 
     def loss_of(params: Any, stats: Any, rows: dict[str, Any], key: jax.Array) -> tuple[jax.Array, tuple]:
-        dropout_key, mix_key = jax.random.split(key)
+        dropout_key, mix_key, still_key = jax.random.split(key, 3)
         video, targets = prepare_video(rows["video"], pre), losses.one_hot(rows["label"], NUM_CLASSES, 0.1)
+        video = losses.add_stills(still_key, video, cfg.train.still_mix, "rgb")
         video, targets = losses.mix(mix_key, video, targets, cfg.train)
         logits, stats = network.apply_train(params, stats, video, dropout_key)
         top1 = losses.accuracy(logits, rows["label"], rows["mask"])

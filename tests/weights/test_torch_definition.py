@@ -93,6 +93,11 @@ def test_other_temporal_strides(name: str) -> None:
     assert_close(*both(model, AVERAGE, clip(2, 8, 32, 32, 3)))
 
 
+@pytest.mark.parametrize("name", ["r2plus1d_10", "r2plus3d_10"])
+def test_a_motion_stem(name: str) -> None:
+    assert_close(*both(trained(name, stem="motion", **NARROW), AVERAGE, clip(2, 4, 32, 32, 3)))
+
+
 def test_blocks_are_skipped_there_too_while_training() -> None:
     """By the same rule, and for whole clips: a block that is skipped leaves its shortcut."""
     model = trained("r3d_18", stochastic_depth=0.4, **NARROW)

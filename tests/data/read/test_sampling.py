@@ -86,6 +86,21 @@ def test_training_frames_depend_on_the_key_alone(cfg: DataConfig, length: int) -
     assert len({tuple(clip) for clip in clips}) > 4
 
 
+def test_a_jittered_stride_is_within_its_bounds_and_changes_with_the_key() -> None:
+    cfg = DataConfig(num_frames=17, frame_stride=4, stride_jitter=1.0)
+    sample = tf.function(lambda key: sampling.training_frames(cfg, key, tf.constant(1000)))
+    clips = [sample(tf.constant([0, key], tf.int64)).numpy() for key in range(100)]
+    strides = np.array([(clip[-1] - clip[0]) / 16 for clip in clips])
+    assert 2 <= strides.min() < 2.5 and 7 < strides.max() <= 8
+    assert 0.35 < np.mean(strides < 4) < 0.65  # as often slower as faster
+    for clip, stride in zip(clips, strides, strict=True):
+        np.testing.assert_allclose(clip - clip[0], np.arange(17) * stride, atol=1.1)
+    assert len({clip[0] for clip in clips}) > 50
+    np.testing.assert_array_equal(clips[7], sample(tf.constant([0, 7], tf.int64)))
+    short = sampling.training_frames(cfg, tf.constant([0, 0], tf.int64), tf.constant(5)).numpy()
+    assert short.shape == (17,) and short.max() < 5
+
+
 @pytest.mark.parametrize("num_videos", [1, 2, 5, 64, 100])
 def test_epoch_order_is_a_permutation_that_changes_with_seed_and_epoch(num_videos: int) -> None:
     def order(seed: int, epoch: int) -> list[int]:
