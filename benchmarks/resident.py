@@ -121,7 +121,6 @@ ONLY = {
     "data.crop": "multi_scale",
     "data.sampling": "random",
     "data.hue_jitter": 0.0,
-    "data.random_gray": 0.0,
     "data.repeats": 1,
     "data.hold_out": 0.0,
     "eval.crops": 1,
@@ -256,7 +255,7 @@ def _train_batches(cfg: Config, store: FrameStore, index: VideoIndex, num_steps:
     data, size = cfg.data, cfg.train.global_batch_size
     pre = config.preprocessing(data)
     first, labels = store.first(index), index.labels.astype(np.int32)
-    offsets, lengths = _offsets(index, cfg), index.num_frames.astype(np.int64)
+    strides, lengths = video_strides(index, data), index.num_frames.astype(np.int64)
     order = functools.lru_cache(maxsize=2)(
         lambda epoch: np.random.default_rng((cfg.seed, epoch)).permutation(len(index))
     )
@@ -264,9 +263,11 @@ def _train_batches(cfg: Config, store: FrameStore, index: VideoIndex, num_steps:
         places = np.arange(step * size, (step + 1) * size)
         rows = np.array([order(place // len(index))[place % len(index)] for place in places.tolist()])
         rng = np.random.default_rng((cfg.seed, 1 << 32, step))
-        room = np.maximum(lengths[rows] - offsets[rows, -1] - 1, 0) + 1
+        pace = (1 + data.stride_jitter) ** rng.uniform(-1, 1, size) if data.stride_jitter else np.ones(size)
+        offsets = np.stack([clip_steps(pre.read_frames, stride) for stride in (strides[rows] * pace).tolist()])
+        room = np.maximum(lengths[rows] - offsets[:, -1] - 1, 0) + 1
         start = (rng.random(size) * room).astype(np.int64)
-        frames = first[rows, None] + (start[:, None] + offsets[rows]) % lengths[rows, None]
+        frames = first[rows, None] + (start[:, None] + offsets) % lengths[rows, None]
         side = np.maximum((rng.choice(data.crop_scales, size) * min(store.size)).astype(np.int32), 1)
         corner = [(rng.random(size) * (length - side + 1)).astype(np.int32) for length in store.size]
         batch = {
@@ -281,7 +282,8 @@ def _train_batches(cfg: Config, store: FrameStore, index: VideoIndex, num_steps:
             batch["color_jitter"] = factors.astype(np.float32)
         if mirrors(data.flip, index.class_names):
             batch["flip"] = rng.random((size, 1)) < 0.5
-        assert frames.shape[1] == pre.read_frames
+        if data.random_gray:
+            batch["random_gray"] = rng.random((size, 1)) < data.random_gray
         yield batch
 
 

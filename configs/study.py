@@ -122,7 +122,7 @@ def _heads_full_ucf5() -> Study:
     base.model.depth, base.model.widths, base.model.head.num_heads = 18, (), 8
     base.train.global_batch_size, base.parallel.compute_dtype = 32, "auto"
     names = ("average pool", "ViT, space-time", "average pool + ViT, time", "average pool + ViT, space-time")
-    inputs = {"RGB": {}, "frame differences": {"data.input": "rgb_diff"}}
+    inputs = {"RGB": {}, "frame differences": _changes(_base("ucf5_cpu", "vit"), _base("ucf5_cpu", "vit,rgb_diff"))}
     heads = {name: (HEADS | ADDING_HEADS)[name] for name in names}
     axes = {"input": inputs, "head": heads, "seed": SEEDS, "split": SPLITS}
     return Study("Heads on five classes of UCF101, full size", base, axes)
@@ -132,7 +132,7 @@ def _inputs_ucf5() -> Study:
     base, flow = _base("ucf5_cpu"), _base("ucf5_cpu", "vit,flow")
     inputs = {
         "RGB": {},
-        "frame differences": {"data.input": "rgb_diff"},
+        "frame differences": _changes(base, _base("ucf5_cpu", "vit,rgb_diff")),
         "flow": _changes(base, flow) | {"data.root": FLOW},
     }
     axes = {"input": inputs, "seed": SEEDS, "split": SPLITS}
@@ -154,7 +154,9 @@ def _table() -> Study:
         _changes(base, sports) | {"init_from": SPORTS},
         _changes(base, use_flow(sports)) | flow | {"init_from": SPORTS_FLOW},
     ]
-    return _filled("The table of the original README, on UCF101", base, pooled, rows, _base("r23d", "flow"))
+    diff = _base("r23d", "18,avgpool")
+    diff.data.input = "rgb_diff"
+    return _filled("The table of the original README, on UCF101", base, pooled, rows, diff, _base("r23d", "flow"))
 
 
 def _table_ucf5() -> Study:
@@ -162,10 +164,11 @@ def _table_ucf5() -> Study:
     base.fusion.choice = pooled.fusion.choice = "sum"
     flow = _changes(pooled, _base("ucf5_cpu", "avgpool,flow")) | {"data.root": FLOW}
     pool = _changes(base, pooled)
-    i3d = pool | {"model.family": "i3d", "model.widths": ()}
+    i3d = pool | {"model.family": "i3d", "model.widths": (), "model.stem": ""}
     inflated = i3d | {"model.family": "i3d_gamma", "init_from": IMAGENET, "optimizer.learning_rate": 1e-4}
-    small = pool | {"model.family": "r2plus1d", "model.stem_pool": "2d"}  # pooled for a CPU
-    sports = pool | {"model.family": "r2plus1d", "model.depth": 34, "model.widths": (), "optimizer.learning_rate": 1e-4}
+    small = pool | {"model.family": "r2plus1d", "model.stem": "", "model.stem_pool": "2d"}  # pooled for a CPU
+    sports = pool | {"model.family": "r2plus1d", "model.depth": 34, "model.widths": (), "model.stem": ""}
+    sports |= {"optimizer.learning_rate": 1e-4}
     rows = [
         i3d,
         inflated,
@@ -176,10 +179,11 @@ def _table_ucf5() -> Study:
         sports | flow | {"init_from": SPORTS_FLOW},
     ]
     title = "The table of the original README, at the size of a CPU, on five classes of UCF101"
-    return _filled(title, base, pooled, rows, _base("ucf5_cpu", "avgpool,flow"))
+    diff = _base("ucf5_cpu", "avgpool,rgb_diff")
+    return _filled(title, base, pooled, rows, diff, _base("ucf5_cpu", "avgpool,flow"))
 
 
-def _filled(title: str, base: Config, pooled: Config, rows: list[dict[str, Any]], flow: Config) -> Study:
+def _filled(title: str, base: Config, pooled: Config, rows: list[dict[str, Any]], diff: Config, flow: Config) -> Study:
     """The study of all `ROWS`; `rows` has those of I3D and R(2+1)D that are trainings."""
     trained, labels, networks = iter(rows), list(ROWS), {}
     for place, label in enumerate(labels[:10]):
@@ -189,9 +193,9 @@ def _filled(title: str, base: Config, pooled: Config, rows: list[dict[str, Any]]
         else:
             networks[label] = next(trained)
     pool = _changes(base, pooled)
-    networks |= dict(
-        zip(labels[10:], ({}, pool, pool | {"data.input": "rgb_diff"}, pool | {"init_from": MOTION}), strict=True)
-    )
+    diff.fusion.choice = pooled.fusion.choice
+    more = {}, pool, pool | _changes(pooled, diff), pool | {"init_from": MOTION}
+    networks |= dict(zip(labels[10:], more, strict=True))
     return Study(
         title,
         base,
