@@ -7,9 +7,10 @@ from flax import nnx
 
 from r23d_jax import models
 from r23d_jax.models.complexity import Part, count_parts
+from r23d_jax.models.factorized import factorized_width
 from r23d_jax.models.network import Triple
 from r23d_jax.models.registry import FAMILIES, names_of
-from r23d_jax.models.video_resnet import VideoResNetSpec, factorized_width
+from r23d_jax.models.video_resnet import VideoResNetSpec
 
 # name: parameters with 400 classes, with 101; GMACs, for 16 frames unless said. Sources: torchvision's model metadata
 # and VMZ's model zoo, which agree with analytic counts.

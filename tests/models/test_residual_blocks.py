@@ -10,18 +10,10 @@ import pytest
 from flax import nnx
 
 from r23d_jax.config import ConfigError
+from r23d_jax.models.factorized import CONVOLUTIONS, FactorizedConv, Place, factorized_width
 from r23d_jax.models.network import Triple
 from r23d_jax.models.registry import model_spec
-from r23d_jax.models.video_resnet import (
-    CONVOLUTIONS,
-    FactorizedConv,
-    Place,
-    ResidualBlock,
-    Stage,
-    Stem,
-    VideoResNetSpec,
-    factorized_width,
-)
+from r23d_jax.models.video_resnet import ResidualBlock, Stage, Stem, VideoResNetSpec
 
 PLAIN = VideoResNetSpec(("3d",) * 4, widths=(4, 6, 8, 10))  # type: ignore[arg-type]
 

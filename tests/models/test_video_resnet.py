@@ -186,6 +186,13 @@ def test_a_spec_refuses_names_that_no_table_has(fields: dict[str, Any], message:
     [
         ("r3d_18", {"widths": (4, 6)}, r"model\.widths=\(4, 6\): must have four values"),
         ("r3d_18", {"stem_pool": "4d"}, r"model\.stem_pool='4d': unknown"),
+        ("r3d_18", {"stem": "5x7x7"}, r"model\.stem='5x7x7': unknown"),
+        (
+            "r2plus1d_18",
+            {"stem": "motion"},
+            r"model\.stem='motion': this family's is 'factorized', and a factorized stem",
+        ),
+        ("r3d_18", {"stem": "factorized"}, r"model\.stem='factorized': this family's is '3x7x7', and a factorized"),
         ("i3d", {"stem_pool": "2d", "widths": ()}, r"model\.stem_pool='2d': this family has no such choice"),
         ("i3d", {"widths": SMALL}, r"model\.widths=\(4, 6, 8, 8\): this family has no such choice"),
     ],

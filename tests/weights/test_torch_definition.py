@@ -93,7 +93,7 @@ def test_other_temporal_strides(name: str) -> None:
     assert_close(*both(model, AVERAGE, clip(2, 8, 32, 32, 3)))
 
 
-@pytest.mark.parametrize("name", ["r2plus1d_10", "r2plus3d_10"])
+@pytest.mark.parametrize("name", ["r3d_10", "r2plus3d_10"])
 def test_a_motion_stem(name: str) -> None:
     assert_close(*both(trained(name, stem="motion", **NARROW), AVERAGE, clip(2, 4, 32, 32, 3)))
 
