@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--clips",
         type=int,
         default=0,
-        help="evenly spaced clips of a video without a timeline; 0: as the run was evaluated, but at least 10 "
+        help="evenly spaced clips of a video without a timeline; 0: as its run was evaluated, but at least 10 "
         "(default: 0)",
     )
     parser.add_argument(
@@ -200,7 +200,8 @@ def _timeline(args: argparse.Namespace) -> "Callable[[float], TimelineOptions | 
 
 def _load(args: argparse.Namespace) -> "tuple[list[Predictor], tuple[str, ...]]":
     """The predictors of the one or two streams, and the names of their classes."""
-    from r23d_jax.evaluation.single import Predictor, clips_of
+    from r23d_jax.data.read.views import predicted_from
+    from r23d_jax.evaluation.single import Predictor
     from r23d_jax.evaluation.trained import load_model
 
     loaded = load_model(args.weights)
@@ -214,7 +215,7 @@ def _load(args: argparse.Namespace) -> "tuple[list[Predictor], tuple[str, ...]]"
                 f"--second {args.second}: was trained on other classes than {args.weights}, or in another order; train "
                 "both streams on the same lists"
             )
-        views = clips_of(stream.config.eval)
+        views = predicted_from(stream.config.eval)
         if args.clips:
             views = dataclasses.replace(views, views="uniform", num_clips=args.clips)
         predictors.append(Predictor(stream.model, stream.preprocessing, views, args.batch_size))

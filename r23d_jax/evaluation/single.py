@@ -21,9 +21,6 @@ from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import parallel
 from r23d_jax.runtime.threads import Ended, in_threads
 
-LEAST_CLIPS = 10  # a training may evaluate one clip per video to save time, which says little about a long video
-
-
 Video = Path | str | np.ndarray  # a file or a folder of frames, an address, or frames (T, H, W, C) uint8
 MOST_THREADS = 16  # that decode videos
 BATCHES_IN_FLIGHT = 2  # dispatched before the oldest one's scores are read
@@ -269,11 +266,6 @@ def _pace(pre: Preprocessing, rate: float) -> str:
         f"{rate:.4g} frames a second, {pre.frame_rate:.4g} in training: a stride of {stride:.4g} frames instead of "
         f"{usual:.4g}"
     )
-
-
-def clips_of(views: EvalConfig) -> EvalConfig:
-    """The clips to predict from: those of an evaluation, but at least `LEAST_CLIPS`."""
-    return dataclasses.replace(views, num_clips=max(views.num_clips, LEAST_CLIPS))
 
 
 def only_long(options: TimelineOptions) -> Callable[[float], TimelineOptions | None]:
