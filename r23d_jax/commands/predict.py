@@ -235,6 +235,7 @@ def _answers(
     from r23d_jax.data.find.video_names import named_video
     from r23d_jax.data.make.video import VideoError
     from r23d_jax.evaluation.answer import Answer
+    from r23d_jax.evaluation.inputs import unmatched
     from r23d_jax.evaluation.single import fuse
 
     videos = [named_video(name) for name in names]
@@ -242,7 +243,7 @@ def _answers(
     for name, predictions in zip(names, zip(*streams, strict=True), strict=True):
         error = next((str(found) for found in predictions if isinstance(found, VideoError)), None)
         if error is not None:
-            yield name, error
+            yield name, unmatched(name) or error
             continue
         first, *second = (found for found in predictions if not isinstance(found, VideoError))
         if second:
