@@ -54,9 +54,10 @@ class Journal:
     ):
         self.path = workdir / "metrics.jsonl"
         self._active = active
+        before = read_metrics(workdir)
         self.rows = [
             row
-            for row in read_metrics(workdir)
+            for row in before
             if row["step"] < resume_step
             or (row["step"] == resume_step and (evaluated or not any(name.startswith("val/") for name in row)))
         ]
@@ -79,7 +80,7 @@ class Journal:
             fields = {name: str(v) if isinstance(v, list) else v for name, v in flat(dataclasses.asdict(cfg)).items()}
             for summary in hparams(fields, dict.fromkeys(COMPARED, 0.0))[:2]:  # the third would say that it has ended
                 self._add_event(Event(summary=summary))
-            self._trackers = Trackers(workdir, cfg.logging, fields, log)
+            self._trackers = Trackers(workdir, cfg.logging, fields, log, before if resume_step else None)
 
     def write(
         self, step: int, epoch: float, metrics: Mapping[str, float], notes: Mapping[str, Any] | None = None
