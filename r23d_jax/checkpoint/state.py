@@ -19,21 +19,13 @@ Tree = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a run needs to continue, except its config.
+    """Everything a run needs to continue, except its config."""
 
-    Attributes:
-      step: () int32, steps done.
-      params: trained values.
-      batch_stats: BN's running statistics.
-      opt_state: the optimizer's.
-      ema: moving average of `params`, or {}.
-    """
-
-    step: jax.Array
-    params: Tree
-    batch_stats: Tree
-    opt_state: Any
-    ema: Tree
+    step: jax.Array  # () int32, steps done
+    params: Tree  # trained values
+    batch_stats: Tree  # BN's running statistics
+    opt_state: Any  # the optimizer's
+    ema: Tree  # moving average of `params`, or {}
 
     @property
     def eval_params(self) -> Tree:

@@ -80,12 +80,9 @@ class Group:
 
     A field is `name: Annotated[type, constraint, ...] = default`; the elements of a tuple may have constraints too.
     `validate` checks constraints, not assignment, so that a config file may set fields in any order.
-
-    Attributes:
-      place: the group's name in messages, e.g. `config.optimizer`.
     """
 
-    place: ClassVar[str]
+    place: ClassVar[str]  # the group's name in messages, e.g. `config.optimizer`
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
 
     def __init_subclass__(cls, place: str) -> None:

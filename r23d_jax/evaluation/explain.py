@@ -98,18 +98,13 @@ METHODS: dict[str, Callable[[Any, jax.Array, jax.Array], jax.Array]] = {"gradcam
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """The maps of K clips of one video.
+    """The maps of K clips of one video."""
 
-    Attributes:
-      logits: (K, C) float64.
-      target: the class that the maps are about.
-      maps: (K, T, H, W) float32 in [0, 1], where 1 is the largest value of all clips; (K, T, 1, 1) if the head sees
-        only when something happens, not where. All zeros if nothing raises the logit of the class. The attention that
-        every token gets is subtracted.
-    """
-
-    logits: np.ndarray
-    target: int
+    logits: np.ndarray  # (K, C) float64
+    target: int  # the class that the maps are about
+    # (K, T, H, W) float32 in [0, 1], where 1 is the largest value of all clips; (K, T, 1, 1) if the head sees only when
+    # something happens, not where. All zeros if nothing raises the logit of the class. The attention that every token
+    # gets is subtracted.
     maps: np.ndarray
 
     @property

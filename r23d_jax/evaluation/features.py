@@ -35,21 +35,13 @@ Batch = dict[str, np.ndarray]  # "video" (B, T, H, W, C) uint8, "view" (B,) int3
 
 @dataclasses.dataclass(frozen=True)
 class Videos:
-    """N videos and what is known about them.
+    """N videos and what is known about them."""
 
-    Attributes:
-      names: one for each.
-      labels: (N,) int32, class numbers; -1 where the class is not known.
-      classes: their names.
-      groups: the recording or person of each, which two sides of a split must not share.
-      sides: "train", "test" or "" for each.
-    """
-
-    names: Sequence[str]
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    groups: Sequence[str]
-    sides: Sequence[str]
+    names: Sequence[str]  # one for each
+    labels: np.ndarray  # (N,) int32, class numbers; -1 where the class is not known
+    classes: tuple[str, ...]  # their names
+    groups: Sequence[str]  # the recording or person of each, which two sides of a split must not share
+    sides: Sequence[str]  # "train", "test" or "" for each
 
     def __len__(self) -> int:
         return len(self.names)
@@ -66,16 +58,11 @@ class Videos:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows of features.
+    """Rows of features."""
 
-    Attributes:
-      values: (R, D) float32.
-      video: (R,) int32, the video of each row.
-      frame: (R,) float32, the middle of each time step, in frames of the video; () if rows are averages of videos.
-    """
-
-    values: np.ndarray
-    video: np.ndarray
+    values: np.ndarray  # (R, D) float32
+    video: np.ndarray  # (R,) int32, the video of each row
+    # (R,) float32, the middle of each time step, in frames of the video; () if rows are averages of videos
     frame: np.ndarray
 
 

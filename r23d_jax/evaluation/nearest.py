@@ -26,14 +26,10 @@ from r23d_jax.runtime.progress import Progress
 
 @dataclasses.dataclass(frozen=True)
 class Neighbors:
-    """The nearest training videos of some test videos.
+    """The nearest training videos of some test videos."""
 
-    Attributes:
-      index: the training videos.
-      of: name of a test video -> row of the nearest training video, and the cosine between their features.
-    """
-
-    index: VideoIndex
+    index: VideoIndex  # the training videos
+    # name of a test video -> row of the nearest training video, and the cosine between their features
     of: dict[str, tuple[int, float]]
 
     def describe(self, name: str) -> str:

@@ -39,18 +39,13 @@ def whole_video(count: int, pre: Preprocessing, stride: float) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """The frames of a video that the clips show, each once, in order.
+    """The frames of a video that the clips show, each once, in order."""
 
-    Attributes:
-      clip, place: (N,) int64, the clip that shows a frame, and its place there.
-      number: (N,) int64, the frame's number in the video.
-      heat: (N,) float64, the mean of the map at that moment.
-    """
-
+    # clip, place: (N,) int64, the clip that shows a frame, and its place there
     clip: np.ndarray
     place: np.ndarray
-    number: np.ndarray
-    heat: np.ndarray
+    number: np.ndarray  # (N,) int64, the frame's number in the video
+    heat: np.ndarray  # (N,) float64, the mean of the map at that moment
 
 
 def moments(maps: np.ndarray, starts: np.ndarray, count: int, pre: Preprocessing, stride: float) -> Moments:

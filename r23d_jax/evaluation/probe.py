@@ -17,24 +17,16 @@ NEIGHBORS = (1, 3, 5, 10, 20)
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How well one method recognizes test videos.
+    """How well one method recognizes test videos."""
 
-    Attributes:
-      method: in words.
-      top1, mean_class: shares of the test videos, and the mean of the shares of all classes that have some.
-      setting: the value that was chosen, e.g. "C = 0.01".
-      choice: how it was chosen, in words.
-      chosen_at: its share in the cross-validation on training videos; nan without one.
-      predicted: (N_test,) int32.
-    """
-
-    method: str
+    method: str  # in words
+    # top1, mean_class: shares of the test videos, and the mean of the shares of all classes that have some
     top1: float
     mean_class: float
-    setting: str
-    choice: str
-    chosen_at: float
-    predicted: np.ndarray
+    setting: str  # the value that was chosen, e.g. "C = 0.01"
+    choice: str  # how it was chosen, in words
+    chosen_at: float  # its share in the cross-validation on training videos; nan without one
+    predicted: np.ndarray  # (N_test,) int32
 
 
 def probe(

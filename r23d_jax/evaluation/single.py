@@ -31,31 +31,18 @@ BATCHES_IN_FLIGHT = 2  # dispatched before the oldest one's scores are read
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The scores of a video.
+    """The scores of a video."""
 
-    Attributes:
-      probabilities: (C,) float64, averaged over clips, as in `val/top1_video_softmax`.
-      logits: (C,) float64, averaged over clips.
-      num_frames: frames in the video; of optical flow, one fewer.
-      num_clips: clips scored.
-      seen: share of the video that the clips span, in (0, 1].
-      stride: frames from one of a clip to the next.
-      note: numbered pictures in a folder that are not frames of the video, in words; "" if there are none.
-      pace: how the stride follows from the rate of the video, in words; "" if it is that of the training.
-      seconds: duration of the video, without a timeline as its header states it; 0 if that is not known.
-      timeline: what happens when; None if only the whole video was asked for.
-    """
-
-    probabilities: np.ndarray
-    logits: np.ndarray
-    num_frames: int
-    num_clips: int
-    seen: float
-    stride: float
-    note: str = ""
-    pace: str = ""
-    seconds: float = 0.0
-    timeline: Timeline | None = None
+    probabilities: np.ndarray  # (C,) float64, averaged over clips, as in `val/top1_video_softmax`
+    logits: np.ndarray  # (C,) float64, averaged over clips
+    num_frames: int  # frames in the video; of optical flow, one fewer
+    num_clips: int  # clips scored
+    seen: float  # share of the video that the clips span, in (0, 1]
+    stride: float  # frames from one of a clip to the next
+    note: str = ""  # numbered pictures in a folder that are not frames of the video, in words; "" if there are none
+    pace: str = ""  # how the stride follows from the rate of the video, in words; "" if it is that of the training
+    seconds: float = 0.0  # duration of the video, without a timeline as its header states it; 0 if that is not known
+    timeline: Timeline | None = None  # what happens when; None if only the whole video was asked for
 
 
 class _Reading:

@@ -17,16 +17,11 @@ ASSUMED_RATE = 25.0  # frames per second, where neither the video nor the traini
 
 @dataclasses.dataclass(frozen=True)
 class TimelineOptions:
-    """How a timeline is made.
+    """How a timeline is made."""
 
-    Attributes:
-      every: seconds from one clip to the next; 0: half a clip.
-      smooth: seconds over which scores are averaged; 0: two clips.
-      min_score: least smoothed score of a segment's class, in [0, 1]; where all are below, there is no segment.
-    """
-
-    every: float = 0.0
-    smooth: float = 0.0
+    every: float = 0.0  # seconds from one clip to the next; 0: half a clip
+    smooth: float = 0.0  # seconds over which scores are averaged; 0: two clips
+    # least smoothed score of a segment's class, in [0, 1]; where all are below, there is no segment
     min_score: float = 0.5
 
     def __post_init__(self) -> None:
@@ -39,35 +34,23 @@ class TimelineOptions:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segment:
-    """A part of a video with one class.
+    """A part of a video with one class."""
 
-    Attributes:
-      start, end: seconds from the first frame.
-      label: row of the class.
-      scores: (C,) float64, smoothed, averaged over the segment.
-    """
-
+    # start, end: seconds from the first frame
     start: float
     end: float
-    label: int
-    scores: np.ndarray
+    label: int  # row of the class
+    scores: np.ndarray  # (C,) float64, smoothed, averaged over the segment
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Timeline:
-    """The scores of the clips of a video, in order.
+    """The scores of the clips of a video, in order."""
 
-    Attributes:
-      centers: (K,) the middle of each clip, in seconds from the first frame.
-      seconds: duration of the video.
-      logits: (K, C) float32.
-      options: with `every` and `smooth` as they were used.
-    """
-
-    centers: np.ndarray
-    seconds: float
-    logits: np.ndarray
-    options: TimelineOptions
+    centers: np.ndarray  # (K,) the middle of each clip, in seconds from the first frame
+    seconds: float  # duration of the video
+    logits: np.ndarray  # (K, C) float32
+    options: TimelineOptions  # with `every` and `smooth` as they were used
 
     @functools.cached_property
     def edges(self) -> np.ndarray:

@@ -26,30 +26,21 @@ LONGEST_REASON = 2000  # characters
 
 @dataclasses.dataclass(frozen=True)
 class Beat:
-    """One sign of life.
+    """One sign of life."""
 
-    Attributes:
-      phase: a key of `PATIENCE`, or one of `ENDS`.
-      time: seconds since 1970.
-      step: steps done.
-      host, process: who gave it; with several processes, the first.
-      reason: of the end.
-      network, devices: what runs, on what.
-      videos: numbers of training and of test videos.
-      classes: number of classes.
-      num_steps, steps_per_epoch: of the whole run; 0 while unknown.
-    """
-
-    phase: str
-    time: float
-    step: int
+    phase: str  # a key of `PATIENCE`, or one of `ENDS`
+    time: float  # seconds since 1970
+    step: int  # steps done
+    # host, process: who gave it; with several processes, the first
     host: str
     process: int
-    reason: str = ""
+    reason: str = ""  # of the end
+    # network, devices: what runs, on what
     network: str = ""
     devices: str = ""
-    videos: tuple[int, int] = (0, 0)
-    classes: int = 0
+    videos: tuple[int, int] = (0, 0)  # numbers of training and of test videos
+    classes: int = 0  # number of classes
+    # num_steps, steps_per_epoch: of the whole run; 0 while unknown
     num_steps: int = 0
     steps_per_epoch: float = 0.0
 

@@ -19,14 +19,11 @@ from r23d_jax.study.grid import Cell
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The videos that all repetitions of a row have scored.
+    """The videos that all repetitions of a row have scored."""
 
-    Attributes:
-      scores: (split and fold, recording, class/video) -> percent of the seeds that were right.
-      named_groups: whether every video has a group, by its name or by the lists; one without is a recording of its own.
-    """
-
+    # (split and fold, recording, class/video) -> percent of the seeds that were right
     scores: Mapping[tuple[str, str, str], float]
+    # whether every video has a group, by its name or by the lists; one without is a recording of its own
     named_groups: bool = True
 
     @property

@@ -27,21 +27,13 @@ _CLOSE = 0.05  # a batch this much larger does not fit: near enough
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The compiled step, as one device sees it.
+    """The compiled step, as one device sees it."""
 
-    Attributes:
-      state: shapes and shardings of the state.
-      arguments: bytes of the state and of a batch.
-      temporaries: bytes that only a running step needs.
-      waiting: bytes of the batches that wait for their step.
-      text: the optimized program; "" if the compiler found no room for it.
-    """
-
-    state: TrainState
-    arguments: int
-    temporaries: int
-    waiting: int
-    text: str
+    state: TrainState  # shapes and shardings of the state
+    arguments: int  # bytes of the state and of a batch
+    temporaries: int  # bytes that only a running step needs
+    waiting: int  # bytes of the batches that wait for their step
+    text: str  # the optimized program; "" if the compiler found no room for it
 
     @property
     def total(self) -> int:

@@ -34,19 +34,12 @@ class Facts:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One recipe.
+    """One recipe."""
 
-    Attributes:
-      why: when it is chosen, and for what reason.
-      fits: whether it is for such clips.
-      fields: field of the config -> value; without those of the network of given weights.
-      short_side: of the frames to prepare, in pixels.
-    """
-
-    why: str
-    fits: Callable[[Facts], bool]
-    fields: dict[str, Any]
-    short_side: int
+    why: str  # when it is chosen, and for what reason
+    fits: Callable[[Facts], bool]  # whether it is for such clips
+    fields: dict[str, Any]  # field of the config -> value; without those of the network of given weights
+    short_side: int  # of the frames to prepare, in pixels
 
 
 _COMMON = {"eval.views": "uniform", "eval.num_clips": 10, "parallel.compute_dtype": "auto"}

@@ -27,18 +27,13 @@ class DownloadError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file that somebody has published.
+    """A file that somebody has published."""
 
-    Attributes:
-      url: where it is.
-      checksum: `algorithm:digits`, the algorithm a key of `CHECKSUMS`; fewer digits than the whole are its beginning.
-        "" if the publisher states none: then it must stay as it was first downloaded.
-      mebibytes: its size as the publisher states it; 0 if not stated.
-    """
-
-    url: str
+    url: str  # where it is
+    # `algorithm:digits`, the algorithm a key of `CHECKSUMS`; fewer digits than the whole are its beginning. "" if the
+    # publisher states none: then it must stay as it was first downloaded.
     checksum: str = ""
-    mebibytes: float = 0.0
+    mebibytes: float = 0.0  # its size as the publisher states it; 0 if not stated
 
     @property
     def name(self) -> str:

@@ -42,17 +42,11 @@ _MOST_UNKNOWN = 32  # classes in one pickle that are replaced by records
 
 
 class Content(NamedTuple):
-    """What a weight file holds.
+    """What a weight file holds."""
 
-    Attributes:
-      arrays: numpy arrays or torch tensors by name.
-      meta: other values in the file, {} if none.
-      notes: what was chosen or left out, for the user.
-    """
-
-    arrays: dict[str, Any]
-    meta: dict[str, Any]
-    notes: tuple[str, ...] = ()
+    arrays: dict[str, Any]  # numpy arrays or torch tensors by name
+    meta: dict[str, Any]  # other values in the file, {} if none
+    notes: tuple[str, ...] = ()  # what was chosen or left out, for the user
 
 
 def kind_of(path: Path | str | os.PathLike) -> str:

@@ -29,27 +29,16 @@ _IGNORED = (
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A network that a set of weights was compared with.
+    """A network that a set of weights was compared with."""
 
-    Attributes:
-      source: a key of `SOURCES`.
-      model: the network, perhaps abstract.
-      table: its values in the source's layout.
-      arrays: the weights under the names of the table.
-      notes: for the user.
-      problems: differences between the two, one line each.
-      candidate: of the source, if the network was found.
-      num_classes: of its logits, if the network was found; 0 without a classifier.
-    """
-
-    source: str
-    model: VideoNetwork
-    table: Table
-    arrays: dict[str, np.ndarray]
-    notes: tuple[str, ...]
-    problems: list[str]
-    candidate: Candidate = Candidate("", layouts.TORCHVISION)
-    num_classes: int = 0
+    source: str  # a key of `SOURCES`
+    model: VideoNetwork  # the network, perhaps abstract
+    table: Table  # its values in the source's layout
+    arrays: dict[str, np.ndarray]  # the weights under the names of the table
+    notes: tuple[str, ...]  # for the user
+    problems: list[str]  # differences between the two, one line each
+    candidate: Candidate = Candidate("", layouts.TORCHVISION)  # of the source, if the network was found
+    num_classes: int = 0  # of its logits, if the network was found; 0 without a classifier
 
 
 def find(arrays: Mapping[str, np.ndarray], name: str | None = None, source: str | None = None) -> Found:
