@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from scipy.special import softmax
 
 from r23d_jax.config import Preprocessing, UserError, look_up
 from r23d_jax.models.convolution import compiled_for
@@ -110,8 +111,7 @@ class Explanation:
     @property
     def probabilities(self) -> np.ndarray:
         """(C,) float64, averaged over clips."""
-        shares = np.exp(self.logits - self.logits.max(1, keepdims=True))
-        return (shares / shares.sum(1, keepdims=True)).mean(0)
+        return softmax(self.logits, 1).mean(0)
 
 
 class Explainer:

@@ -161,6 +161,8 @@ def of_index(
 ) -> Rows:
     """Features of the videos of a prepared data set. Clips that cannot be read are logged and left out.
 
+    With several hosts, each reads its own part of every batch, and all get the features of all videos.
+
     Args:
       extractor: computes them.
       index: N videos.
@@ -177,9 +179,12 @@ def of_index(
     strides = video_strides(index, data)
     views = make_views(index.num_frames, extractor.pre, EvalConfig(views="uniform", num_clips=num_clips), strides)
     broken = pipeline.BrokenLog(data, log=log)
-    batches = pipeline.eval_batches(index, views, data, batch_size=extractor.batch_size, broken=broken, crops=1)
+    host, num_hosts = jax.process_index(), jax.process_count()
+    batches = pipeline.eval_batches(
+        index, views, data, batch_size=extractor.batch_size, host=host, num_hosts=num_hosts, broken=broken, crops=1
+    )
     sums = _Collected(extractor, len(index))
-    with Progress(len(views), "clips", "features") as progress:
+    with Progress(len(views), "clips", "features", shown=host == 0) as progress:
         for values, view in extractor(batches, progress):
             video = views.video[view]
             sums.add(values, video, views.start[view], strides[video], index.num_frames[video])

@@ -46,6 +46,7 @@ def probe(
     Raises:
       UserError: the training videos are of one class.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
@@ -63,8 +64,10 @@ def probe(
     )
     scores = []
     for name, estimator, parameter, letter, values, default in methods:
-        value, at = _choose(estimator, parameter, values, default, train, labels, groups, folds)
-        fitted = _fitted(estimator.set_params(**{parameter: value}), train, labels)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a weak penalty needs more steps, and gains nothing
+            value, at = _choose(estimator, parameter, values, default, train, labels, folds)
+            fitted = estimator.set_params(**{parameter: value}).fit(train, labels)
         predicted = fitted.predict(test).astype(np.int32)
         right = predicted == test_labels
         per_class = [right[test_labels == label].mean() for label in np.unique(test_labels)]
@@ -99,28 +102,16 @@ def _choose(
     default: float,
     features: np.ndarray,
     labels: np.ndarray,
-    groups: Sequence[str],
     folds: list[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[float, float]:
     """The best value, and the share of training videos that it recognizes in the cross-validation."""
+    from sklearn.model_selection import cross_val_predict
+
     if not folds:
         return default, float("nan")
     shares = []
     for value in values:
-        estimator.set_params(**{parameter: value})
-        right = [
-            _fitted(estimator, features[fit], labels[fit]).predict(features[at]) == labels[at] for fit, at in folds
-        ]
-        shares.append(np.concatenate(right).mean())
+        found = cross_val_predict(estimator.set_params(**{parameter: value}), features, labels, cv=folds)
+        shares.append(np.mean(found == labels))
     best = int(np.argmax(shares))
     return values[best], float(shares[best])
-
-
-def _fitted(estimator: Any, features: np.ndarray, labels: np.ndarray) -> Any:
-    from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # a weak penalty needs more steps, and gains nothing by them
-        return estimator.fit(features, labels)

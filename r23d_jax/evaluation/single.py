@@ -10,12 +10,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy.special import softmax
 
 from r23d_jax.config import EvalConfig, Preprocessing, look_up
 from r23d_jax.data.make.video import VideoError
 from r23d_jax.data.read.views import clip_steps, make_views
 from r23d_jax.evaluation.step import make_eval_step
-from r23d_jax.evaluation.timeline import LONG_SECONDS, SlidingClips, Timeline, TimelineOptions, softmax
+from r23d_jax.evaluation.timeline import LONG_SECONDS, SlidingClips, Timeline, TimelineOptions
 from r23d_jax.evaluation.video_source import FrameFolder, Source, open_source, stride_of
 from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import parallel
@@ -83,7 +84,7 @@ class _Reading:
             spanned[: max(start + span - self._frames, 0)] = 1
         timeline = None if self._sliding is None else self._sliding.timeline(logits)
         return Prediction(
-            probabilities=softmax(logits).mean(axis=0),
+            probabilities=softmax(logits, -1).mean(axis=0),
             logits=logits.mean(axis=0),
             num_frames=self._frames,
             num_clips=self.num_clips,
@@ -213,7 +214,7 @@ class Predictor:
 
     def probabilities(self, clip: np.ndarray) -> np.ndarray:
         """The (C,) float64 probabilities of one clip (t, h, w, c) uint8."""
-        return softmax(np.asarray(self._score([(0, clip)])[1])[0].astype(np.float64))
+        return softmax(np.asarray(self._score([(0, clip)])[1])[0].astype(np.float64), -1)
 
     def _score(self, clips: list[tuple[int, np.ndarray]]) -> tuple[list[int], jax.Array]:
         """Rows of videos with their clips (t, h, w, c) uint8, at most the batch size -> the rows, (batch, C) logits."""
@@ -235,7 +236,7 @@ def fuse(first: Prediction, second: Prediction, weight: float, scores: str) -> P
     """
     logits = weight * first.logits + (1 - weight) * second.logits
     shares = weight * first.probabilities + (1 - weight) * second.probabilities
-    chosen = look_up({"softmax": shares, "logits": softmax(logits)}, scores, "scores")
+    chosen = look_up({"softmax": shares, "logits": softmax(logits, -1)}, scores, "scores")
     timeline = first.timeline
     if timeline is not None and second.timeline is not None:
         timeline = timeline.mixed_with(second.timeline, weight, scores)

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Iterator
 
 import numpy as np
+from scipy.special import softmax
 
 from r23d_jax.config import Preprocessing, UserError
 from r23d_jax.data.make.video import VideoError
@@ -61,7 +62,7 @@ class Timeline:
     def scores(self) -> np.ndarray:
         """(K, C) float32 probabilities, each averaged over the clips whose middle is at most `smooth` / 2 away."""
         sums = np.zeros((len(self.logits) + 1, self.logits.shape[1]))
-        np.cumsum(softmax(self.logits), axis=0, out=sums[1:])
+        np.cumsum(softmax(self.logits, -1), axis=0, out=sums[1:])
         reach = self.options.smooth / 2 + 1e-9
         first = np.searchsorted(self.centers, self.centers - reach)
         last = np.searchsorted(self.centers, self.centers + reach, side="right")
@@ -87,7 +88,7 @@ class Timeline:
         """Adds the scores of a second stream, each from its clip that is nearest in time; see `single.fuse`."""
         theirs = other.logits[np.searchsorted(other.edges[1:-1], self.centers)]
         if kind == "softmax":
-            shares = weight * softmax(self.logits) + (1 - weight) * softmax(theirs)
+            shares = weight * softmax(self.logits, -1) + (1 - weight) * softmax(theirs, -1)
             mixed = np.log(np.maximum(shares, 1e-30))
         else:
             mixed = weight * self.logits + (1 - weight) * theirs
@@ -147,9 +148,3 @@ class SlidingClips:
         first = max(int((number - self.span) / self._hop) - 1, 0)
         rows = range(first, int(number / self._hop) + 2)
         return number < self.span or any(number - self._start(row) in offsets for row in rows)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities over the last axis, of the same shape."""
-    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return shares / shares.sum(axis=-1, keepdims=True)

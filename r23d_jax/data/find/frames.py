@@ -171,6 +171,12 @@ class VideoIndex:
     def __len__(self) -> int:
         return len(self.names)
 
+    def take(self, rows: np.ndarray) -> "VideoIndex":
+        """Some of the videos, in this order; one may come several times."""
+        columns = {name: getattr(self, name)[rows] for name in ("names", "labels", "num_frames")}
+        rates = None if self.rates is None else self.rates[rows]
+        return dataclasses.replace(self, **columns, rates=rates, frames=self.frames.take(rows))
+
 
 def index_frames(root: Path, videos: VideoList, cache: bool = True, num_workers: int = 0) -> VideoIndex:
     """Finds the frame files of listed videos.
