@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from r23d_jax.data.find.errors import DataError, remedy
-from r23d_jax.data.find.frame_folder import IMAGE_SUFFIXES
+from r23d_jax.data.find.frame_folder import IMAGE_SUFFIXES, walk
 from r23d_jax.data.find.splits import choose_groups, read_list
 from r23d_jax.data.find.video_names import CONTROL, group_of, without_suffix
 from r23d_jax.runtime.disk import replacing
@@ -102,14 +102,12 @@ def find_clips(root: Path) -> list[Clip]:
     """
     if not os.path.isdir(root):
         raise DataError(f"config.data.root={root}: no such folder. {remedy()}")
-    clips, seen = [], set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        parts, real = Path(folder).relative_to(root).parts, os.path.realpath(folder)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if real not in seen and len(parts) > 1 and any(name.lower().endswith(IMAGE_SUFFIXES) for name in files):
+    clips = []
+    for folder, folders, files in walk(root):
+        parts = Path(folder).relative_to(root).parts
+        if len(parts) > 1 and any(name.lower().endswith(IMAGE_SUFFIXES) for name in files):
             folders.clear()
             clips.append(Clip("/".join(parts), class_of(parts), parts))
-        seen.add(real)
     if not clips:
         raise DataError(
             f"config.data.root={root}: without lists (config.data.lists='') it must hold a folder for each class, and "
