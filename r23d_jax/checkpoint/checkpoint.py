@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from r23d_jax.models.functional import split_model, values
 from r23d_jax.runtime import parallel
 from r23d_jax.runtime.mirror import weights_at
 from r23d_jax.version import __version__
+from r23d_jax.weights.download import to_stderr
 
 FOLDER = "checkpoints"
 
@@ -183,12 +183,8 @@ class LoadedModel:
         return f"{self.name}, {len(self.class_names)} classes, {which}"
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
 def load_checkpoint(
-    path: Path | str, which: str = "best", log: Callable[[str], None] = _to_stderr, compute_dtype: str = ""
+    path: Path | str, which: str = "best", log: Callable[[str], None] = to_stderr, compute_dtype: str = ""
 ) -> LoadedModel:
     """Reads a trained network from a checkpoint alone, and changes nothing on disk.
 

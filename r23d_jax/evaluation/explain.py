@@ -18,7 +18,7 @@ from scipy.special import softmax
 from r23d_jax.config import Preprocessing, UserError, look_up
 from r23d_jax.models.convolution import compiled_for
 from r23d_jax.models.functional import HasNetwork, bare, split_model
-from r23d_jax.models.heads import AttentionPoolHead, Tokenizer, ViTHead
+from r23d_jax.models.heads import AttentionPoolHead, ViTHead
 from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.runtime import parallel
@@ -63,7 +63,8 @@ def attention(head: Any, features: jax.Array, target: jax.Array) -> jax.Array:
     """
     del target
     weights = _ROLLOUTS[type(head)](head, head.tokenizer(features))
-    return weights.reshape(-1, *_token_grid(head.tokenizer, features.shape))
+    averaged = head.tokenizer.averaged
+    return weights.reshape(-1, *(1 if axis in averaged else features.shape[axis] for axis in (1, 2, 3)))
 
 
 def _rollout(head: ViTHead, tokens: jax.Array) -> jax.Array:
@@ -86,10 +87,6 @@ def attention_weights(layer: nnx.MultiHeadAttention, queries: jax.Array, keys: j
     """The weights of a layer, (B, Q, D) and (B, K, D) -> (B, heads, Q, K) float32; rows add up to 1."""
     query, key = (x.astype(jnp.float32) for x in (layer.query(queries), layer.key(keys)))
     return jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1]))
-
-
-def _token_grid(tokenizer: Tokenizer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(1 if axis in tokenizer.averaged else shape[axis] for axis in (1, 2, 3))
 
 
 _ROLLOUTS: dict[type, Callable[[Any, jax.Array], jax.Array]] = {ViTHead: _rollout, AttentionPoolHead: _pooling}

@@ -8,6 +8,8 @@ import numpy as np
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.evaluation.figures import image
 
+_QUALITY = 85  # of a JPEG
+
 
 def sample_frames(index: VideoIndex, video: int, count: int = 8) -> list[np.ndarray]:
     """Evenly spaced frames of a video, including the first and the last. Unreadable frames are left out.
@@ -33,13 +35,12 @@ def sample_frames(index: VideoIndex, video: int, count: int = 8) -> list[np.ndar
     return frames
 
 
-def film_strip(frames: Sequence[np.ndarray], height: int = 120, quality: int = 85) -> str:
+def film_strip(frames: Sequence[np.ndarray], height: int = 120) -> str:
     """Joins frames into one `<img>`.
 
     Args:
       frames: at least one, each (H, W, 3) uint8 RGB.
       height: height of the strip in pixels.
-      quality: JPEG quality, 1 to 100.
     """
     gap = np.full((height, 3, 3), 255, np.uint8)
     pieces: list[np.ndarray] = []
@@ -49,5 +50,5 @@ def film_strip(frames: Sequence[np.ndarray], height: int = 120, quality: int = 8
         method = cv2.INTER_AREA if frame.shape[0] >= height else cv2.INTER_CUBIC
         pieces += [cv2.resize(frame, (width, height), interpolation=method), gap]
     strip = np.concatenate(pieces[:-1], axis=1)
-    _, encoded = cv2.imencode(".jpg", np.ascontiguousarray(strip[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    _, encoded = cv2.imencode(".jpg", np.ascontiguousarray(strip[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     return image(encoded.tobytes(), "image/jpeg", f"{len(frames)} frames of the video, in order")

@@ -100,7 +100,9 @@ def write_report(
     if result is not None:
         sections = [_summary(result), *sections]
         if result.evaluated.any():
-            sections += [confusion(result), _per_class(result)]
+            bars = accuracy_bars(result.per_class, result.confusion.sum(axis=1), result.class_names)
+            about = '<p class="muted small">Percent of videos, video top-1.</p>'
+            sections += [confusion(result), section("Accuracy by class", about, bars)]
             note, maps = "", browser.no_map
             if len(errors) and index is None:
                 index, note = _find_videos(cfg)
@@ -278,11 +280,6 @@ def confusion(result: EvalResult, scores: str = "logits") -> str:
         head = ("true class", "predicted", "videos", "share of the class")
         parts += ["<h2>Most frequent confusions</h2>", table(head, cells, numbers=(2, 3))]
     return section("Confusion matrix", *parts)
-
-
-def _per_class(result: EvalResult) -> str:
-    bars = accuracy_bars(result.per_class, result.confusion.sum(axis=1), result.class_names)
-    return section("Accuracy by class", '<p class="muted small">Percent of videos, video top-1.</p>', bars)
 
 
 def _broken(result: EvalResult) -> str:

@@ -29,19 +29,15 @@ class Frames(Protocol):
         Raises:
           OSError: the file cannot be read.
         """
-        ...
 
     def locate(self, video: int, frame: int) -> str:
         """Names the place of one frame, for messages."""
-        ...
 
     def problem(self, video: int, frame: int) -> str | None:
         """Checks one frame without reading it: None, or why the file cannot hold it."""
-        ...
 
     def take(self, rows: np.ndarray) -> "Frames":
         """The frames of some videos, in this order; a video may come several times."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
