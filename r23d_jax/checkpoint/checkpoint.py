@@ -26,14 +26,9 @@ FOLDER = "checkpoints"
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest `keep`, and the best by video top-1.
+    """The checkpoints of one run, `workdir/checkpoints/<step>/`: the newest `keep`, and the best by video top-1.
 
     Opening it removes half-written and empty folders that a killed run left.
-
-    Args:
-      workdir: the run's folder; checkpoints are `workdir/checkpoints/<step>/`.
-      keep: how many of the newest to keep.
-      log: takes one line at a time.
     """
 
     def __init__(self, workdir: Path, keep: int = 2, log: Callable[[str], None] = print):
@@ -149,27 +144,18 @@ def _state(items: dict[str, Any], like: TrainState) -> TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A trained network and everything needed to use it.
+    """A trained network and everything needed to use it."""
 
-    Attributes:
-      model: in evaluation mode.
-      class_names: of the logits, in order.
-      preprocessing: from frames to the network's input.
-      config: of the run.
-      step: of the checkpoint.
-      metrics: of the checkpoint's evaluation; {} if it was not evaluated.
-      path: the checkpoint's folder.
-      chosen: how it was chosen from those of its run, in words; "" if it was named itself, or is no checkpoint.
-    """
-
-    model: models.VideoNetwork
-    class_names: tuple[str, ...]
-    preprocessing: Preprocessing
-    config: Config
-    step: int
-    metrics: dict[str, float]
-    path: Path
-    chosen: str = ""
+    model: models.VideoNetwork  # in evaluation mode
+    class_names: tuple[str, ...]  # of the logits, in order
+    preprocessing: Preprocessing  # from frames to the network's input
+    config: Config  # of the run
+    step: int  # of the checkpoint
+    metrics: dict[str, float]  # of the checkpoint's evaluation; {} if it was not evaluated
+    path: Path  # the checkpoint's folder
+    chosen: str = (
+        ""  # how it was chosen from those of its run, in words; "" if it was named itself, or is no checkpoint
+    )
 
     @property
     def name(self) -> str:
@@ -227,9 +213,7 @@ def save_model(
 
     Args:
       folder: for `load_checkpoint`, `--config.init_from` and the commands; training cannot resume from it.
-      model: the network.
       cfg: its `model` and `data` groups describe the network.
-      class_names: of its logits.
       flow: how the optical flow that it reads was computed.
 
     Raises:

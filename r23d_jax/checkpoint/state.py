@@ -36,16 +36,11 @@ class TrainState:
 def create_state(
     initialize: Callable[[], tuple[Tree, Tree]], tx: optax.GradientTransformation, ema_decay: float, mesh: Mesh
 ) -> tuple[TrainState, TrainState]:
-    """The state before the first step, created on its devices.
+    """The state before the first step, created on its devices, and the sharding of each of its leaves.
 
     Args:
       initialize: gives parameters and BN statistics; traced.
-      tx: the optimizer.
       ema_decay: 0 for no moving average.
-      mesh: the devices.
-
-    Returns:
-      The state, and the sharding of each of its leaves.
     """
     build = functools.partial(_build, initialize, tx, ema_decay)  # one object, which jax traces once
     shardings = parallel.state_shardings(jax.eval_shape(build), mesh)

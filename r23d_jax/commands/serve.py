@@ -31,11 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves the page until Ctrl-C.
-
-    Raises:
-      UserError: a wrong option, or no usable checkpoint.
-    """
+    """Serves the page until Ctrl-C; raises UserError for a wrong option, or if there is no usable checkpoint."""
     for option in ("port", "top", "max_megabytes", "max_seconds", "timeout"):
         if getattr(args, option) <= 0:
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option):g}: must be above 0")

@@ -92,11 +92,9 @@ def detailed(
     """A figure for each of the first errors: its film strip, its maps, and the nearest training video.
 
     Args:
-      result: the evaluation.
       errors: rows of `result`.
       index: the videos; None if they cannot be read.
       maps: pictures of what the network looked at.
-      neighbors: the nearest training videos, if they were looked for.
     """
     row_of = _rows(index)
     figures = []
@@ -127,10 +125,8 @@ def all_errors(
     """The table of all errors, with a filter by true and predicted class, scores over time, and clips to play.
 
     Args:
-      result: the evaluation.
       errors: rows of `result`.
       index: the videos; None if they cannot be read, which leaves the clips out.
-      neighbors: the nearest training videos, if they were looked for.
       budget: bytes that the table may have; what remains beside its text goes to clips.
     """
     listed = errors[:MOST_LISTED]

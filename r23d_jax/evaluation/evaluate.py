@@ -50,13 +50,11 @@ def evaluate(
       eval_step: the result of `make_eval_step`.
       params: parameters; arrays on the mesh, or on the host.
       batch_stats: BatchNorm statistics, also on the mesh or on the host.
-      index: the videos.
       cfg: the config of the run; its data and eval groups are read.
       mesh: the mesh that `eval_step` was made for.
       broken: counts and names unreadable files; a new one by default.
       should_stop: called before every batch; True ends the evaluation without a result. It must return the same on
         every host.
-      log: takes one line at a time.
 
     Returns:
       The result, the same on every host; None if `should_stop` ended it.

@@ -56,7 +56,6 @@ def attention(head: Any, features: jax.Array, target: jax.Array) -> jax.Array:
     Args:
       head: a ViT head or an attention pool.
       features: (B, T, H, W, C).
-      target: not used.
 
     Returns:
       (B, T, H, W) float32; with tokens="time" (B, T, 1, 1).
@@ -115,8 +114,6 @@ class Explainer:
     """Makes the maps of clips with one compiled network.
 
     Args:
-      model: a trained network, or an object that has one.
-      pre: its preprocessing.
       method: a key of `METHODS`.
       batch_size: clips per call of the network.
 

@@ -101,8 +101,6 @@ class Extractor:
     """Computes a layer of a network for batches of clips.
 
     Args:
-      model: the network.
-      pre: the preprocessing that it was trained with.
       layer: a key of `LAYERS`; "classifier" is what the last linear layer reads.
       steps: keep the time steps of the layer instead of their average.
       batch_size: clips per call, rounded up to a multiple of the devices.
@@ -164,11 +162,9 @@ def of_index(
     With several hosts, each reads its own part of every batch, and all get the features of all videos.
 
     Args:
-      extractor: computes them.
       index: N videos.
       data: the config that found them, with the network's preprocessing.
       num_clips: evenly spaced clips of each video.
-      log: takes one line at a time.
 
     Raises:
       BrokenVideoError: more clips are broken than `data.max_broken_fraction` allows.
@@ -200,7 +196,6 @@ def of_files(
     Batches go across videos, and memory does not grow with the length of a video.
 
     Args:
-      extractor: computes them.
       paths: N files or folders, or addresses that are a str.
       num_clips: evenly spaced clips of each video.
       log: takes the reason of each failure.
@@ -286,9 +281,6 @@ def save(path: Path, rows: Rows, videos: Videos, protocol: dict[str, Any]) -> No
     """Writes an .npz file that `np.load(path, allow_pickle=False)` reads; docs/features.md lists its arrays.
 
     Args:
-      path: the file.
-      rows: R rows.
-      videos: what they belong to.
       protocol: how they were made, as JSON values; its "layer" becomes an array too.
     """
     per_row = {"names": videos.names, "groups": videos.groups, "sides": videos.sides}

@@ -12,16 +12,7 @@ _QUALITY = 85  # of a JPEG
 
 
 def sample_frames(index: VideoIndex, video: int, count: int = 8) -> list[np.ndarray]:
-    """Evenly spaced frames of a video, including the first and the last. Unreadable frames are left out.
-
-    Args:
-      index: the videos.
-      video: row of the video.
-      count: number of frames wanted.
-
-    Returns:
-      At most `count` frames in order, each (H, W, 3) uint8 RGB.
-    """
+    """At most `count` evenly spaced frames, with the first and the last, (H, W, 3) uint8 RGB; no unreadable ones."""
     wanted = np.unique(np.linspace(0, max(int(index.num_frames[video]) - 1, 0), count).round().astype(int))
     frames = []
     for number in wanted.tolist():
@@ -36,12 +27,7 @@ def sample_frames(index: VideoIndex, video: int, count: int = 8) -> list[np.ndar
 
 
 def film_strip(frames: Sequence[np.ndarray], height: int = 120) -> str:
-    """Joins frames into one `<img>`.
-
-    Args:
-      frames: at least one, each (H, W, 3) uint8 RGB.
-      height: height of the strip in pixels.
-    """
+    """Joins frames, (H, W, 3) uint8 RGB and at least one, into one `<img>` of a height in pixels."""
     gap = np.full((height, 3, 3), 255, np.uint8)
     pieces: list[np.ndarray] = []
     for frame in frames:

@@ -41,12 +41,9 @@ def find_neighbors(
     All hosts must call this together.
 
     Args:
-      model: the trained network.
       train: the videos to search, all of which are read once.
-      test: the videos to find neighbors of.
       rows: (n,) rows of `test`.
       cfg: data and eval groups.
-      log: takes one line at a time.
     """
     extractor = Extractor(model, config.preprocessing(cfg.data), "stage4", False, cfg.eval.batch_size)
     known, asked = (of_index(extractor, index, cfg.data, 1, log) for index in (train, test.take(rows)))

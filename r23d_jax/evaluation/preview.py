@@ -29,8 +29,6 @@ def write_preview(path: Path, cfg: Config, about: Sequence[str], log: Callable[[
     """Writes one self-contained page; it needs no network and no scripts.
 
     Args:
-      path: the page.
-      cfg: the config of the training.
       about: lines about the videos, shown below the clips.
       log: takes the names of videos that cannot be read.
 

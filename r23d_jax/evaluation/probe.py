@@ -40,7 +40,6 @@ def probe(
     Args:
       train: (N, D) float32 features of the training videos.
       labels: (N,) class numbers.
-      groups: of the training videos.
       test, test_labels: the same of the test videos.
 
     Raises:

@@ -200,11 +200,7 @@ def save_evaluation(result: EvalResult, folder: Path) -> None:
 
 
 def load_evaluation(folder: Path) -> EvalResult | None:
-    """The evaluation in a folder, or None if there is none.
-
-    Raises:
-      UserError: if the file cannot be read; the message names it.
-    """
+    """The evaluation in a folder, or None if there is none; raises UserError, naming the file, if it cannot be read."""
     path = folder / NPZ
     if not path.exists():
         return None

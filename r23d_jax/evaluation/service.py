@@ -59,7 +59,6 @@ class Service:
 
     Args:
       weights: what `load_model` takes.
-      top: classes in an answer.
       video_seconds: the longest video by its header; one without a duration is bounded by `answer_seconds` alone.
       answer_seconds: after which a video is given up; the maps share them with the classes.
 
@@ -77,7 +76,6 @@ class Service:
         """The answer for a video file.
 
         Args:
-          video: the file.
           maps: whether to show where the network looks. Without success the answer has the reason instead.
 
         Raises:

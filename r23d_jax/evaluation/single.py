@@ -102,7 +102,6 @@ class Predictor:
 
     Args:
       model: a network in evaluation mode, e.g. from `load_checkpoint`.
-      pre: the preprocessing it was trained with.
       views: which clips; its crops are not used, because a video is always cropped in the center.
       batch_size: clips per call of the network; with the clip length it bounds the memory in use.
     """

@@ -68,7 +68,6 @@ def open_source(video: Path | str | np.ndarray, pre: Preprocessing, rate: float 
 
     Args:
       video: an array, a path, or an address that is a str.
-      pre: the network's preprocessing.
       rate: of an array, in frames per second; 0 if not known.
       even: whether frames of a video file come at even times, the nearest at each, rather than as they are stored.
 
@@ -184,11 +183,7 @@ class VideoFile:
         return claimed_seconds(self._path)
 
     def count(self) -> int:
-        """Frames that can be decoded.
-
-        Raises:
-          VideoError: if the video cannot be decoded.
-        """
+        """Frames that can be decoded; raises VideoError if the video cannot be."""
         if not self._count:
             most = HELD_BYTES // (self._pre.crop_size**2 * len(self._pre.mean)) if self._keeps_crops else 0
             count, crops = 0, []

@@ -49,11 +49,7 @@ def cache_folder(name: str) -> Path:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns a full disk, a missing permission and the like in the block into one message about `path`.
-
-    Raises:
-      WriteError: naming `path`, the reason and the remedy; other errors pass through.
-    """
+    """Turns a full disk, a missing permission and the like into a WriteError with `path`, the reason and the remedy."""
     try:
         yield
     except OSError as error:
@@ -118,7 +114,6 @@ def hold(
 
     Args:
       folder: must exist.
-      name: name of the file.
       log: gets a line where the file system has no locks, as some network file systems; then nobody is kept out.
       wait: until another process that holds it has ended, instead of an error.
 

@@ -55,7 +55,6 @@ class Heartbeat:
     Args:
       workdir: the run's folder; must exist when the first beat comes.
       active: False on all but the first process, which write nothing.
-      log: takes one line at a time.
     """
 
     def __init__(self, workdir: Path, *, active: bool = True, log: Callable[[str], None] = print):
@@ -108,12 +107,7 @@ class Heartbeat:
 
 
 def read_heartbeat(workdir: Path) -> Beat | None:
-    """The last beat; None without a file.
-
-    Raises:
-      ConfigError: if the file is damaged.
-      OSError: if it cannot be read.
-    """
+    """The last beat; None without a file. Raises ConfigError if the file is damaged, OSError if it cannot be read."""
     try:
         text = (workdir / FILE).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -128,12 +122,9 @@ def read_heartbeat(workdir: Path) -> Beat | None:
 
 
 def is_dead(beat: Beat, now: float, step_seconds: float = 0.0) -> bool:
-    """Whether a run that has not written its end gives no sign of life.
+    """Whether a run that has not written its end gives no sign of life `now`, in seconds since 1970.
 
-    Args:
-      beat: the last one.
-      now: the time, in seconds since 1970.
-      step_seconds: length of a training step: with ten minutes a step, silence is no sign of death.
+    With steps of ten minutes, silence is no sign of death.
     """
     if beat.phase in ENDS:
         return False

@@ -42,11 +42,7 @@ class Pair:
 
 
 def read_row(cells: Sequence[Cell], workdir: Path) -> Row:
-    """The scores of the finished cells of one row.
-
-    Raises:
-      UserError: if an evaluation is damaged; the message names the file.
-    """
+    """The scores of the finished cells of one row; raises UserError, naming the file, if an evaluation is damaged."""
     found: dict[tuple[str, str, str], list[bool]] = {}
     named, parts = True, _common_parts(cells)
     for cell in cells:

@@ -61,8 +61,6 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
 
     Args:
       cells: each gets the folder `workdir/<name>`.
-      workdir: the folder of the study.
-      log: takes one line at a time.
 
     Returns:
       The numbers of finished and of failed cells.

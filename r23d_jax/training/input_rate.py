@@ -38,12 +38,7 @@ class Input:
 
 
 def measure_input(cfg: Config, on_device: bool) -> Input:
-    """Reads clips as a training does, of its own videos or, where they are not here, of drawn ones of the same size.
-
-    Args:
-      cfg: the training.
-      on_device: whether the devices resize and augment clips.
-    """
+    """Reads clips as a training does, of its own videos or, where they are not here, of drawn ones of the same size."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             index, source = open_index(cfg.data, "train"), f"the videos of {cfg.data.root}"

@@ -56,11 +56,7 @@ def chosen_for(cfg: Config, absent: Absent) -> Config:
 
 
 def compile_step(cfg: Config, absent: Absent, read: Input) -> Program:
-    """Compiles the training step of a config from `chosen_for`.
-
-    Raises:
-      ConfigError: if the devices do not divide the batch.
-    """
+    """Compiles the step of a config from `chosen_for`; raises ConfigError if the devices do not divide the batch."""
     mesh = parallel.make_mesh(cfg.parallel.fsdp, absent.devices)
 
     def make() -> Any:
@@ -132,11 +128,7 @@ def largest_batch(
 ) -> Largest:
     """Searches the largest global batch that fits: a straight line through the last two needs, then bisection.
 
-    Args:
-      cfg: from `chosen_for`; its batch is the first to be tried.
-      absent: the devices.
-      settings: of `variants`.
-      compiled: compiles the step of a config.
+    The config is from `chosen_for`, and its batch is the first to be tried; the settings are of `variants`.
     """
     cfg = with_settings(cfg, settings)
     unit = len(absent.devices) * cfg.data.repeats * cfg.train.accumulate

@@ -157,7 +157,6 @@ def pace_fields(fields: dict[str, Any], rates: Sequence[float], trained_rate: fl
     """The fields that take frames at one pace in time, if the rates of the videos, or of the weights, differ; else {}.
 
     Args:
-      fields: of the recipe and the network.
       rates: of the videos in frames per second; 0 is not known.
       trained_rate: of the videos that the weights were trained on; 0: not known, or no weights.
     """

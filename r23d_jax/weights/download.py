@@ -53,8 +53,6 @@ def fetch(name: str, files: Sequence[File], log: Callable[[str], None] = to_stde
 
     Args:
       name: of the weights, and of their folder in the cache.
-      files: that belong together.
-      log: takes one line at a time.
 
     Raises:
       DownloadError: if one cannot be had; says where to get it and where to put it.
@@ -167,7 +165,6 @@ def _wrong(file: File, path: Path, final: Path) -> str:
     """What shows that a file is not the published one; "" if nothing does.
 
     Args:
-      file: as it was published.
       path: of its content.
       final: its path in the cache, beside which the checksum of the first download is kept if none was published.
     """

@@ -94,11 +94,7 @@ def check_reader(name: str) -> None:
 
 
 def read(path: Path | str | os.PathLike) -> Content:
-    """Reads a weight file.
-
-    Raises:
-      ConversionError: if the file is damaged, holds no weights, or can only be read by running code that is in it.
-    """
+    """Reads a weight file; raises ConversionError if it is damaged, has no weights, or needs code in it to be run."""
     path = Path(path)
     return _READERS[kind_of(path)](path)
 
@@ -306,11 +302,7 @@ def _first_line(error: Exception) -> str:
 
 
 def import_torch(path: Path) -> Any:
-    """torch.
-
-    Raises:
-      ConversionError: if it is not installed, or too old to be safe, naming the file that needs it.
-    """
+    """torch; raises ConversionError, naming the file that needs it, if it is not installed, or too old to be safe."""
     try:
         import torch
     except ImportError:

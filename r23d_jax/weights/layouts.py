@@ -260,12 +260,9 @@ GOOGLENET = Layout(
 
 
 def their_name(path: Path, layout: Layout, only_classifier: bool) -> str:
-    """Their name for the value at `path` of our trees.
+    """Their name for the value at `path` of our trees, e.g. ("stem", "norm", "norm", "scale").
 
-    Args:
-      path: e.g. ("stem", "norm", "norm", "scale").
-      layout: the code base.
-      only_classifier: whether the head is an average pool; other heads keep our names.
+    With `only_classifier` the head is an average pool; other heads keep our names.
     """
     *module, leaf = path
     if module[0] == "head":

@@ -193,7 +193,6 @@ def read_pretrained(name: str, log: Callable[[str], None] = download.to_stderr) 
 
     Args:
       name: a key of `PRETRAINED`.
-      log: takes one line at a time.
 
     Raises:
       ConfigError: for an unknown name.

@@ -62,7 +62,6 @@ def write_lists(folder: Path, clips: Sequence[Clip]) -> tuple[str, ...]:
 
     Args:
       folder: where to write. Existing lists stay as they are.
-      clips: the videos.
 
     Returns:
       Lines for the log: how the videos were divided, and what to mind.
@@ -95,11 +94,7 @@ def write_lists(folder: Path, clips: Sequence[Clip]) -> tuple[str, ...]:
 
 
 def find_clips(root: Path) -> list[Clip]:
-    """Finds the folders of frames below class folders: `<Class>/<video>/` or deeper.
-
-    Raises:
-      DataError: there are none, or no such folder.
-    """
+    """The folders of frames below class folders, `<Class>/<video>/` or deeper; raises DataError if there are none."""
     if not os.path.isdir(root):
         raise DataError(f"config.data.root={root}: no such folder. {remedy()}")
     clips = []
@@ -123,11 +118,7 @@ def _is_listable(path: str) -> bool:
 
 
 def divide(clips: Sequence[Clip]) -> Division:
-    """Divides videos into lists for training and testing, as the top of this file says.
-
-    Raises:
-      DataError: nothing can be kept for testing.
-    """
+    """Divides videos into lists as the top of this file says; raises DataError if nothing can be kept for testing."""
     named = sorted((clip for clip in clips if _is_listable(clip.path)), key=lambda clip: clip.path)
     sides, notes = _by_sides(named) or _by_groups(named)
     if len(named) < len(clips):

@@ -24,11 +24,7 @@ class Frames(Protocol):
     """The encoded frames of N videos."""
 
     def read(self, video: int, frame: int) -> bytes:
-        """Reads one encoded picture.
-
-        Raises:
-          OSError: the file cannot be read.
-        """
+        """Reads one encoded picture; raises OSError if the file cannot be read."""
 
     def locate(self, video: int, frame: int) -> str:
         """Names the place of one frame, for messages."""
@@ -184,8 +180,6 @@ def index_frames(root: Path, videos: VideoList, cache: bool = True, num_workers:
     are ordered by number, not by text.
 
     Args:
-      root: the folder that holds all frames.
-      videos: the videos to look for.
       cache: whether to save the result, and to use a saved one while neither the list nor any folder has changed.
       num_workers: threads that read folders; 0 chooses a number.
 

@@ -35,11 +35,7 @@ class Search:
 
 
 def folder_of_videos(videos: str) -> Path:
-    """The path, or the like for a URL.
-
-    Raises:
-      UserError: for a store whose URLs etils does not know.
-    """
+    """The path, or the like for a URL; raises UserError for a store whose URLs etils does not know."""
     try:
         return epath.Path(videos) if remote.is_remote(videos) else Path(videos)  # pyright: ignore[reportReturnType]
     except KeyError:
