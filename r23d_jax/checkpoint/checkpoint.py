@@ -153,9 +153,8 @@ class LoadedModel:
     step: int  # of the checkpoint
     metrics: dict[str, float]  # of the checkpoint's evaluation; {} if it was not evaluated
     path: Path  # the checkpoint's folder
-    chosen: str = (
-        ""  # how it was chosen from those of its run, in words; "" if it was named itself, or is no checkpoint
-    )
+    # how it was chosen from those of its run, in words; "" if it was named itself, or is no checkpoint
+    chosen: str = ""
 
     @property
     def name(self) -> str:

@@ -124,7 +124,7 @@ def read_heartbeat(workdir: Path) -> Beat | None:
 def is_dead(beat: Beat, now: float, step_seconds: float = 0.0) -> bool:
     """Whether a run that has not written its end gives no sign of life `now`, in seconds since 1970.
 
-    With steps of ten minutes, silence is no sign of death.
+    With a training step of ten minutes (`step_seconds`), silence is no sign of death.
     """
     if beat.phase in ENDS:
         return False

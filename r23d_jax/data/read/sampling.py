@@ -18,7 +18,7 @@ _ALGORITHM = "auto_select"  # Philox on a processor. Asked for by name, the same
 
 
 def epoch_order(seed: int, epoch: tf.Tensor, position: tf.Tensor, num_videos: int) -> tf.Tensor:
-    """The row of the video at a position of an epoch, () int64: a permutation that depends on (seed, epoch) alone."""
+    """The row of the video at a position of an epoch, all () int64: a permutation by (seed, epoch) alone."""
     key = tf.stack([tf.constant(seed, tf.int64), epoch])
     last = tf.constant(num_videos - 1, tf.int64)  # max_index is included
     return tf.ensure_shape(_random.index_shuffle(position, seed=key, max_index=last), ())
