@@ -134,9 +134,6 @@ def write(
 ) -> dict[str, Any]:
     """Writes a network in the form that the suffix of `to` asks for, reads it back, compares, and prints the result.
 
-    Returns:
-      What JSON tells about the file.
-
     Raises:
       UserError: if it cannot be written, or reads differently.
     """

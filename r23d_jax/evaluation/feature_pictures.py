@@ -48,7 +48,6 @@ def write_map(
       path: a .png, .svg or .pdf file.
       features: (N, D) float32.
       labels: (N,) class numbers; -1 is not known.
-      classes: names.
       sides: "train", "test" or "" for each video.
       method: a key of `MAPS`.
     """
@@ -178,7 +177,6 @@ def write_nearest(
     Args:
       path: a .png, .svg or .pdf file.
       features, labels, classes, sides: as in `write_map`.
-      groups: of the videos.
       picture: row -> a frame of the video (H, W, 3) uint8, or None.
     """
     side = np.array(list(sides), dtype=np.str_)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from r23d_jax.data.find.frame_folder import FRAME, IMAGE_SUFFIXES
+from r23d_jax.data.find.frame_folder import FRAME, IMAGE_SUFFIXES, walk
 from r23d_jax.data.find.video_names import VIDEO_SUFFIXES
 
 
@@ -53,19 +53,9 @@ def _once(paths: list[str]) -> list[str]:
 
 
 def _inside(root: str) -> Iterator[str]:
-    seen: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a loop of links
+    for folder, folders, files in walk(root):
+        videos = [os.path.join(folder, name) for name in files if name.lower().endswith(VIDEO_SUFFIXES)]
+        if not videos and any(FRAME.fullmatch(name) for name in files if name.lower().endswith(IMAGE_SUFFIXES)):
+            videos = [folder]
             folders.clear()
-            continue
-        seen.add(real)
-        shown = sorted(name for name in files if not name.startswith("."))
-        videos = [os.path.join(folder, name) for name in shown if name.lower().endswith(VIDEO_SUFFIXES)]
-        pictures = [name for name in shown if name.lower().endswith(IMAGE_SUFFIXES)]
-        if not videos and any(FRAME.fullmatch(name) for name in pictures):
-            yield folder
-            folders.clear()
-            continue
         yield from videos
-        folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -31,12 +31,10 @@ class Journal:
     so that every step is in the file once. A torn last line from a killed process is removed too.
 
     Args:
-      workdir: the run's folder.
       resume_step: the step of the checkpoint that the run starts from, 0 for a fresh run.
       evaluated: whether that checkpoint holds an evaluation. If not, the step is evaluated again and its row removed.
       active: False on all but the first process of a multi-host run, which write nothing.
       cfg: the run's config: its fields go to TensorBoard's table of runs, and `logging` names the trackers.
-      log: takes one line at a time.
 
     Raises:
       WriteError: here and from `write` and `sync`, e.g. because the disk is full.

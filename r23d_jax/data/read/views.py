@@ -61,7 +61,6 @@ def make_views(num_frames: np.ndarray, pre: Preprocessing, cfg: EvalConfig, stri
     Args:
       num_frames: (N,) frames per video.
       pre: length and stride of a clip.
-      cfg: which views.
       strides: (N,) float64, frames from one of a clip to the next; `pre.frame_stride` by default.
 
     Returns:
