@@ -5,8 +5,8 @@
 
 For small sets of videos, on a GPU that is there for minutes: nothing is loaded in between, and rows of the study that
 differ in seed, split or fold share one compiled step. Needs neither TensorFlow nor ml-collections. The workdir is that
-of `r23d-jax study`: a training that is done is not run again, and the same tables are written. Unlike there, all
-trainings take the same number of steps, that of the largest split, and the clips are drawn by numpy.
+of `r23d-jax study`, with the same tables: a training that is done, or that another process is working on, is not run.
+Unlike there, all trainings take the same number of steps, that of the largest split, and the clips are drawn by numpy.
 """
 
 import argparse
@@ -40,13 +40,13 @@ from r23d_jax.models.augment import finish_clips
 from r23d_jax.models.convolution import compiled_for
 from r23d_jax.models.functional import initializer_options, split_model
 from r23d_jax.models.preprocess import prepare_video
-from r23d_jax.runtime import backend, parallel
+from r23d_jax.runtime import backend, disk, parallel
 from r23d_jax.runtime.disk import write_atomically
 from r23d_jax.runtime.progress import Progress, format_seconds
 from r23d_jax.study.costs import cost_of
 from r23d_jax.study.grid import Cell, cells, load_study, with_settings
 from r23d_jax.study.results import write_results
-from r23d_jax.study.run import CELL, is_done, keep_outcome
+from r23d_jax.study.run import CELL, LOCK, is_done, keep_outcome
 from r23d_jax.training.optimizer import make_optimizer
 from r23d_jax.training.step import make_update
 
@@ -96,23 +96,36 @@ def run(study_file: str, workdir: Path, only: str, settings: list[str], minutes:
         if time.monotonic() + took > deadline:
             print(f"the time is over before training {number} of {len(waiting)}; call again to continue")
             break
-        started = time.monotonic()
-        train, test = sides[cell.name]
         print(f"[{number}/{len(waiting)}] {cell.name}", flush=True)
-        result = _train(cell.config, store, train, test, num_steps)
-        took = time.monotonic() - started
         folder = workdir / cell.name
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / CELL, config.to_json(cell.config) + "\n")
-        save_evaluation(result, folder)
-        keep_outcome(folder, 0, took, cost_of(cell))
-        accuracy = 100 * result.metrics["val/top1_video"]
-        print(f"    video top-1 {accuracy:.2f} % in {format_seconds(took)}", flush=True)
+        try:
+            with disk.hold(folder, LOCK, log=print):
+                if is_done(folder):
+                    print("    another process has done it", flush=True)
+                else:
+                    took = _run_cell(cell, folder, store, *sides[cell.name], num_steps)
+        except disk.InUse as error:
+            print(f"    skipped: {error}", flush=True)
     workdir.mkdir(parents=True, exist_ok=True)
     page = write_results(study, grid, workdir, print)
     left = [cell.name for cell in waiting if not is_done(workdir / cell.name)]
     print(f"{len(waiting) - len(left)} trainings done, {len(left)} left: {page}")
     return 0
+
+
+def _run_cell(
+    cell: Cell, folder: Path, store: "FrameStore", train: VideoIndex, test: VideoIndex, num_steps: int
+) -> float:
+    """Trains a cell and writes its files; returns the seconds that it took."""
+    started = time.monotonic()
+    result = _train(cell.config, store, train, test, num_steps)
+    took = time.monotonic() - started
+    write_atomically(folder / CELL, config.to_json(cell.config) + "\n")
+    save_evaluation(result, folder)
+    keep_outcome(folder, 0, took, cost_of(cell))
+    print(f"    video top-1 {100 * result.metrics['val/top1_video']:.2f} % in {format_seconds(took)}", flush=True)
+    return took
 
 
 # Fields that this runner leaves alone, and the only value of them that it knows

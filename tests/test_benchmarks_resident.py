@@ -1,6 +1,8 @@
 """A study whose frames stay on the device: the same clips and scores as the project's own loader and evaluation."""
 
 import dataclasses
+import json
+import os
 from pathlib import Path
 
 import cv2
@@ -16,8 +18,9 @@ from r23d_jax.evaluation.evaluate import evaluate
 from r23d_jax.evaluation.result import load_evaluation
 from r23d_jax.evaluation.step import make_eval_step
 from r23d_jax.models.functional import split_model
-from r23d_jax.runtime import parallel
-from r23d_jax.study.run import read_outcome
+from r23d_jax.runtime import disk, parallel
+from r23d_jax.study.grid import Cell
+from r23d_jax.study.run import LOCK, OUTCOME, Outcome, read_outcome
 from tests.training.tiny import tiny_config
 
 STUDY = """
@@ -111,6 +114,34 @@ def test_nothing_starts_after_the_time(tmp_path: Path, videos: Path, capsys: pyt
     out = capsys.readouterr().out
     assert "the time is over before training 1 of 4; call again to continue" in out
     assert "0 trainings done, 4 left" in out
+
+
+def test_a_training_that_a_study_is_working_on_is_left_alone(
+    tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = []
+
+    def run_cell(cell: Cell, folder: Path, *arguments: object) -> float:
+        trained.append(cell.name)
+        with pytest.raises(disk.InUse), disk.hold(folder, LOCK):  # a study of the same folder is kept out, too
+            pass
+        if len(trained) == 1:  # meanwhile a study does another one
+            other = tmp_path / "w" / "ViT_seed0"
+            other.mkdir()
+            outcome = dataclasses.asdict(Outcome("done", 1.0, {}, {}, 1, 1.0))
+            (other / OUTCOME).write_text(json.dumps(outcome))
+        return 1.0
+
+    monkeypatch.setattr(resident, "_run_cell", run_cell)
+    monkeypatch.setattr(resident, "write_results", lambda *arguments: tmp_path / "results.md")
+    held = tmp_path / "w" / "pool_seed1"
+    held.mkdir(parents=True)
+    with disk.hold(held, LOCK):
+        assert resident.run(write_study(tmp_path, small(videos)), tmp_path / "w", "", [], 60) == 0
+    assert trained == ["pool_seed0", "ViT_seed1"]
+    out = capsys.readouterr().out
+    assert f"skipped: {held}: process {os.getpid()} on " in out and "is at work there" in out
+    assert "[2/4] ViT_seed0\n    another process has done it" in out
 
 
 @pytest.mark.parametrize("source", ["rgb", "rgb_diff"])

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,19 +20,15 @@ from r23d_jax.models.functional import split_model, values
 from r23d_jax.runtime import parallel
 from r23d_jax.runtime.mirror import weights_at
 from r23d_jax.version import __version__
+from r23d_jax.weights.download import to_stderr
 
 FOLDER = "checkpoints"
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest `keep`, and the best by video top-1.
+    """The checkpoints of one run, `workdir/checkpoints/<step>/`: the newest `keep`, and the best by video top-1.
 
     Opening it removes half-written and empty folders that a killed run left.
-
-    Args:
-      workdir: the run's folder; checkpoints are `workdir/checkpoints/<step>/`.
-      keep: how many of the newest to keep.
-      log: takes one line at a time.
     """
 
     def __init__(self, workdir: Path, keep: int = 2, log: Callable[[str], None] = print):
@@ -149,26 +144,16 @@ def _state(items: dict[str, Any], like: TrainState) -> TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A trained network and everything needed to use it.
+    """A trained network and everything needed to use it."""
 
-    Attributes:
-      model: in evaluation mode.
-      class_names: of the logits, in order.
-      preprocessing: from frames to the network's input.
-      config: of the run.
-      step: of the checkpoint.
-      metrics: of the checkpoint's evaluation; {} if it was not evaluated.
-      path: the checkpoint's folder.
-      chosen: how it was chosen from those of its run, in words; "" if it was named itself, or is no checkpoint.
-    """
-
-    model: models.VideoNetwork
-    class_names: tuple[str, ...]
-    preprocessing: Preprocessing
-    config: Config
-    step: int
-    metrics: dict[str, float]
-    path: Path
+    model: models.VideoNetwork  # in evaluation mode
+    class_names: tuple[str, ...]  # of the logits, in order
+    preprocessing: Preprocessing  # from frames to the network's input
+    config: Config  # of the run
+    step: int  # of the checkpoint
+    metrics: dict[str, float]  # of the checkpoint's evaluation; {} if it was not evaluated
+    path: Path  # the checkpoint's folder
+    # how it was chosen from those of its run, in words; "" if it was named itself, or is no checkpoint
     chosen: str = ""
 
     @property
@@ -183,12 +168,8 @@ class LoadedModel:
         return f"{self.name}, {len(self.class_names)} classes, {which}"
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
 def load_checkpoint(
-    path: Path | str, which: str = "best", log: Callable[[str], None] = _to_stderr, compute_dtype: str = ""
+    path: Path | str, which: str = "best", log: Callable[[str], None] = to_stderr, compute_dtype: str = ""
 ) -> LoadedModel:
     """Reads a trained network from a checkpoint alone, and changes nothing on disk.
 
@@ -231,9 +212,7 @@ def save_model(
 
     Args:
       folder: for `load_checkpoint`, `--config.init_from` and the commands; training cannot resume from it.
-      model: the network.
       cfg: its `model` and `data` groups describe the network.
-      class_names: of its logits.
       flow: how the optical flow that it reads was computed.
 
     Raises:

@@ -8,13 +8,10 @@ from jax.experimental import multihost_utils
 
 
 def leaf_table(tree: Any) -> dict[str, list]:
-    """Shape, dtype and checksum of every leaf.
+    """Shape, dtype and checksum of every leaf of nested dicts of `jax.Array`.
 
     On several hosts all must call this together; each reads only its own devices. A leaf that is replicated on every
     host is summed by each host alone.
-
-    Args:
-      tree: nested dicts of `jax.Array`.
 
     Returns:
       {"params/stem/conv/kernel": [[1, 7, 7, 3, 64], "float32", "09af3b52"], ...}: JSON values.

@@ -56,6 +56,7 @@ def read_network(
             preprocessing=loaded.preprocessing,
             origin=f"{loaded.path}: a checkpoint of r23d_jax, step {loaded.step:,}{chosen}",
             assumed=False,
+            views=loaded.config.eval,
         )
     if not path.exists() and not path.with_name(f"{path.name}.index").is_file():
         raise UserError(

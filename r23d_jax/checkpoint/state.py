@@ -19,21 +19,13 @@ Tree = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a run needs to continue, except its config.
+    """Everything a run needs to continue, except its config."""
 
-    Attributes:
-      step: () int32, steps done.
-      params: trained values.
-      batch_stats: BN's running statistics.
-      opt_state: the optimizer's.
-      ema: moving average of `params`, or {}.
-    """
-
-    step: jax.Array
-    params: Tree
-    batch_stats: Tree
-    opt_state: Any
-    ema: Tree
+    step: jax.Array  # () int32, steps done
+    params: Tree  # trained values
+    batch_stats: Tree  # BN's running statistics
+    opt_state: Any  # the optimizer's
+    ema: Tree  # moving average of `params`, or {}
 
     @property
     def eval_params(self) -> Tree:
@@ -44,16 +36,11 @@ class TrainState:
 def create_state(
     initialize: Callable[[], tuple[Tree, Tree]], tx: optax.GradientTransformation, ema_decay: float, mesh: Mesh
 ) -> tuple[TrainState, TrainState]:
-    """The state before the first step, created on its devices.
+    """The state before the first step, created on its devices, and the sharding of each of its leaves.
 
     Args:
       initialize: gives parameters and BN statistics; traced.
-      tx: the optimizer.
       ema_decay: 0 for no moving average.
-      mesh: the devices.
-
-    Returns:
-      The state, and the sharding of each of its leaves.
     """
     build = functools.partial(_build, initialize, tx, ema_decay)  # one object, which jax traces once
     shardings = parallel.state_shardings(jax.eval_shape(build), mesh)

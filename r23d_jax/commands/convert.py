@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
+    from r23d_jax.weights.state_dicts import describe_views
+
     remote.refuse("--to", args.to)
     source, to = weights_at(args.source_path), Path(args.to)
     for field in ("num_classes", *FIELDS):
@@ -91,13 +93,15 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     preprocessing = dataclasses.replace(found.preprocessing, **changed)
     _describe(found, preprocessing)
     if to_file:
-        wrote = export.write(to, found.model, found.config, class_names, preprocessing, args.names, args.definition)
+        wrote = export.write(
+            to, found.model, found.config, class_names, preprocessing, found.views, args.names, args.definition
+        )
     else:
-        _write_checkpoint(to, found.model, found.config, class_names, preprocessing)
+        _write_checkpoint(to, found, class_names, preprocessing)
         wrote = {"to": str(to), "error": 0.0}
     network = {"network": found.name, "head": found.config.head.kind, "classes": found.num_classes}
     known = {"preprocessing": dataclasses.asdict(preprocessing), "assumed": found.assumed, "notes": found.notes}
-    return {"from": found.origin} | network | known | wrote
+    return {"from": found.origin, "eval": describe_views(found.views)} | network | known | wrote
 
 
 def _read(args: argparse.Namespace, path: Path) -> "Converted":
@@ -213,15 +217,13 @@ def _describe(found: "Converted", pre: Preprocessing) -> None:
         print("         (the source's usual values: weights do not store them; change them with --num-frames, ...)")
 
 
-def _write_checkpoint(
-    to: Path, model: Any, cfg: ModelConfig, class_names: tuple[str, ...], preprocessing: Preprocessing
-) -> None:
+def _write_checkpoint(to: Path, found: "Converted", class_names: tuple[str, ...], preprocessing: Preprocessing) -> None:
     from r23d_jax.checkpoint.checkpoint import save_model
 
-    whole = Config(model=cfg)
+    whole = Config(model=found.config, eval=found.views)
     whole.data = with_preprocessing(whole.data, preprocessing)
     try:
-        save_model(to, model, whole, class_names, preprocessing.flow)
+        save_model(to, found.model, whole, class_names, preprocessing.flow)
     except UserError:
         shutil.rmtree(to, ignore_errors=True)  # `run` has refused a folder that held anything
         raise

@@ -21,12 +21,7 @@ _SMALLER |= dict.fromkeys(("predict", "explain", "features"), "lower --batch-siz
 
 
 def guarded(command: str, call: Callable[[], int]) -> int:
-    """Calls a command and returns its exit status, or that of its error.
-
-    Args:
-      command: a key of `__main__.COMMANDS`.
-      call: parses arguments and runs the command.
-    """
+    """Calls a command, a key of `__main__.COMMANDS`, and returns its exit status, or that of its error."""
     with printable_output():
         try:
             try:

@@ -38,11 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command; returns 0.
-
-    Raises:
-      UserError: a wrong option, no usable checkpoint, or a video that cannot be read.
-    """
+    """Runs the command; returns 0, or raises UserError for a wrong option, checkpoint or video."""
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
     for option, suffix in (("video", ".mp4"), ("picture", ".png")):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r23d_jax.commands.json_output import add_json, json_document
-from r23d_jax.config import CHECKPOINTS, ModelConfig, Preprocessing, UserError
+from r23d_jax.config import CHECKPOINTS, EvalConfig, ModelConfig, Preprocessing, UserError
 from r23d_jax.runtime import remote
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
     loaded = load_checkpoint(args.workdir, args.which, compute_dtype="float32")  # so in the file, for all its platforms
     print(f"from     {_origin(loaded)}")
-    cfg, names = loaded.config.model, loaded.class_names
-    wrote = write(to, loaded.model, cfg, names, loaded.preprocessing, args.names, args.definition)
+    cfg, names, pre = loaded.config, loaded.class_names, loaded.preprocessing
+    wrote = write(to, loaded.model, cfg.model, names, pre, cfg.eval, args.names, args.definition)
     return _told(loaded) | wrote
 
 
@@ -69,8 +69,11 @@ def _origin(loaded: "LoadedModel") -> str:
 
 def _told(loaded: "LoadedModel") -> dict[str, Any]:
     """What JSON tells about a network."""
+    from r23d_jax.weights.state_dicts import describe_views
+
     network = {"network": loaded.name, "head": loaded.config.model.head.kind, "classes": len(loaded.class_names)}
-    return {"from": str(loaded.path), "step": loaded.step, "chosen": loaded.chosen} | network
+    views = {"eval": describe_views(loaded.config.eval)}
+    return {"from": str(loaded.path), "step": loaded.step, "chosen": loaded.chosen} | network | views
 
 
 def _save(args: argparse.Namespace, to: Path) -> dict[str, Any]:
@@ -125,20 +128,18 @@ def write(
     cfg: ModelConfig,
     class_names: tuple[str, ...],
     preprocessing: Preprocessing,
+    views: EvalConfig,
     names: str | None = None,
     definition: bool = False,
 ) -> dict[str, Any]:
     """Writes a network in the form that the suffix of `to` asks for, reads it back, compares, and prints the result.
-
-    Returns:
-      What JSON tells about the file.
 
     Raises:
       UserError: if it cannot be written, or reads differently.
     """
     from r23d_jax.weights.state_dicts import count_parameters, describe, to_arrays
 
-    meta = describe(model, cfg, class_names, preprocessing)
+    meta = describe(model, cfg, class_names, preprocessing, views)
     kind = target_kind(to)
     if kind in PORTABLE:
         from r23d_jax.weights import portable
@@ -177,5 +178,5 @@ def write(
     title = SOURCES[names or source_of(model)].title
     where = "the file's metadata" if to.suffix == ".safetensors" else f"{to.name}.json"
     print(f"         names of {title}; BN epsilon {model.spec.bn_epsilon:g}; input (B, C, T, H, W)")
-    print(f"         class names, mean and std are in {where}")
+    print(f"         class names, mean and std, and the clips of an evaluation are in {where}")
     return {"to": str(to), "error": 0.0, "tensors": len(state)}

@@ -1,9 +1,8 @@
 """python -m r23d_jax plan: what a training needs on devices that are not here, by compiling its step for them."""
 
-import contextlib
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -68,21 +67,15 @@ def _plan(values: flags.FlagValues) -> dict[str, Any]:
     print(f"{name}, {cfg.model.head.kind} head, {cfg.parallel.compute_dtype}, on {count} x {target.kind_name}")
     print("compiled for these devices, and not run on them: nothing here is a measurement of them", flush=True)
     read = measure_input(cfg, on_device=parallel.augments_on_device(cfg.data))
-    with _timed("the step"):
-        step = plan.compile_step(cfg, target, read)
+    started = time.monotonic()
+    step = plan.compile_step(cfg, target, read)
+    print(f"compiled the step in {time.monotonic() - started:.0f} s", flush=True)
     told = {"network": name, "head": cfg.model.head.kind, "devices": count, "kind": target.kind_name}
     told |= _print_memory(cfg, step, target) | _print_program(step, target)
     told |= _print_speed(cfg, step, read, target, values.utilization)
     if values.largest:
         told |= _print_largest(cfg, target, lambda variant: plan.compile_step(variant, target, read))
     return told
-
-
-@contextlib.contextmanager
-def _timed(what: str) -> Iterator[None]:
-    started = time.monotonic()
-    yield
-    print(f"compiled {what} in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def _print_memory(cfg: config.Config, step: "Program", target: absent.Absent) -> dict[str, Any]:

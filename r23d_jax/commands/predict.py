@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--clips",
         type=int,
         default=0,
-        help="evenly spaced clips of a video without a timeline; 0: as the run was evaluated, but at least 10 "
+        help="evenly spaced clips of a video without a timeline; 0: as its run was evaluated, but at least 10 "
         "(default: 0)",
     )
     parser.add_argument(
@@ -200,7 +200,8 @@ def _timeline(args: argparse.Namespace) -> "Callable[[float], TimelineOptions | 
 
 def _load(args: argparse.Namespace) -> "tuple[list[Predictor], tuple[str, ...]]":
     """The predictors of the one or two streams, and the names of their classes."""
-    from r23d_jax.evaluation.single import Predictor, clips_of
+    from r23d_jax.data.read.views import predicted_from
+    from r23d_jax.evaluation.single import Predictor
     from r23d_jax.evaluation.trained import load_model
 
     loaded = load_model(args.weights)
@@ -214,7 +215,7 @@ def _load(args: argparse.Namespace) -> "tuple[list[Predictor], tuple[str, ...]]"
                 f"--second {args.second}: was trained on other classes than {args.weights}, or in another order; train "
                 "both streams on the same lists"
             )
-        views = clips_of(stream.config.eval)
+        views = predicted_from(stream.config.eval)
         if args.clips:
             views = dataclasses.replace(views, views="uniform", num_clips=args.clips)
         predictors.append(Predictor(stream.model, stream.preprocessing, views, args.batch_size))
@@ -234,6 +235,7 @@ def _answers(
     from r23d_jax.data.find.video_names import named_video
     from r23d_jax.data.make.video import VideoError
     from r23d_jax.evaluation.answer import Answer
+    from r23d_jax.evaluation.inputs import unmatched
     from r23d_jax.evaluation.single import fuse
 
     videos = [named_video(name) for name in names]
@@ -241,7 +243,7 @@ def _answers(
     for name, predictions in zip(names, zip(*streams, strict=True), strict=True):
         error = next((str(found) for found in predictions if isinstance(found, VideoError)), None)
         if error is not None:
-            yield name, error
+            yield name, unmatched(name) or error
             continue
         first, *second = (found for found in predictions if not isinstance(found, VideoError))
         if second:

@@ -31,18 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves the page until Ctrl-C.
-
-    Raises:
-      UserError: a wrong option, a missing package, or no usable checkpoint.
-    """
+    """Serves the page until Ctrl-C; raises UserError for a wrong option, or if there is no usable checkpoint."""
     for option in ("port", "top", "max_megabytes", "max_seconds", "timeout"):
         if getattr(args, option) <= 0:
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option):g}: must be above 0")
     with tempfile.TemporaryDirectory(prefix="r23d_jax.") as folder:
         # Gradio reads these when it is imported. Uploads vanish with the folder.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
-        gradio = import_gradio()
+        import gradio  # `requirements` says how to install it
+
         service = Service(weights_at(args.weights), args.top, args.max_seconds, args.timeout)
         try:
             page = make_page(gradio, service, args.top)
@@ -64,19 +61,6 @@ def run(args: argparse.Namespace) -> int:
         finally:
             service.close()
     return 0
-
-
-def import_gradio() -> Any:
-    """gradio.
-
-    Raises:
-      UserError: if it is missing.
-    """
-    try:
-        import gradio
-    except ImportError as error:
-        raise UserError(f"serve needs gradio ({error}): pip install gradio") from None
-    return gradio
 
 
 def make_page(gradio: Any, service: Service, top: int) -> Any:

@@ -93,49 +93,38 @@ class Process:
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """What the files of a run tell; None where they do not.
+    """What the files of a run tell; None where they do not."""
 
-    Attributes:
-      folder: of the run.
-      verdict: a key of `VERDICTS`.
-      reason: why it ended.
-      network, data, devices: what runs, on what.
-      step, num_steps, epoch, epochs: how far it is.
-      clips_per_second, input_wait, loss: of the last row of metrics; the wait is a share of time.
-      slowest: the process that waits longest for input, if there are several.
-      processes: what each of them measured.
-      seconds_left: of training, without evaluations.
-      last, best: [step, video top-1 of 0 to 1].
-      beat, age: time of the last sign of life, and the seconds since then.
-      host, process: who gave it.
-      checkpoints: their steps, newest first.
-      notes: what is wrong with the files.
-    """
-
-    folder: str
-    verdict: str
-    reason: str
+    folder: str  # of the run
+    verdict: str  # a key of `VERDICTS`
+    reason: str  # why it ended
+    # network, data, devices: what runs, on what
     network: str
     data: str
     devices: str
+    # step, num_steps, epoch, epochs: how far it is
     step: int
     num_steps: int | None
     epoch: float | None
     epochs: float | None
+    # clips_per_second, input_wait, loss: of the last row of metrics; the wait is a share of time
     clips_per_second: float | None
     input_wait: float | None
     loss: float | None
-    slowest: str
-    processes: list[Process]
-    seconds_left: float | None
+    slowest: str  # the process that waits longest for input, if there are several
+    processes: list[Process]  # what each of them measured
+    seconds_left: float | None  # of training, without evaluations
+    # last, best: [step, video top-1 of 0 to 1]
     last: tuple[int, float] | None
     best: tuple[int, float] | None
+    # beat, age: time of the last sign of life, and the seconds since then
     beat: float | None
     age: float | None
+    # host, process: who gave it
     host: str
     process: int | None
-    checkpoints: list[int]
-    notes: list[str]
+    checkpoints: list[int]  # their steps, newest first
+    notes: list[str]  # what is wrong with the files
 
     @property
     def alive(self) -> bool:

@@ -56,11 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show_grid(grid: list, workdir: Path) -> dict[str, Any]:
-    """Prints the grid as a table with the hours of each training, at the rate of the finished ones if there are any.
-
-    Returns:
-      The same for JSON.
-    """
+    """Prints the grid with the hours of each training, at the rate of finished ones if any; returns it for JSON."""
     import os
 
     import jax

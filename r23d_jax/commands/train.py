@@ -58,13 +58,8 @@ def _define_flags(values: flags.FlagValues, command: str) -> None:
 def parse(argv: list[str], command: str, usage: str, define: Callable[[flags.FlagValues], None]) -> flags.FlagValues:
     """Parses a config with its overrides, and the flags of a command, which are kept apart from absl's global ones.
 
-    Refuses a wrong override with the nearest right name, before absl shows a traceback.
-
-    Args:
-      argv: the arguments.
-      command: a key of `__main__.COMMANDS`, or "" for launch.py.
-      usage: what may follow the command.
-      define: declares its flags.
+    Refuses a wrong override with the nearest right name, before absl shows a traceback. The command is a key of
+    `__main__.COMMANDS`, or "" for launch.py.
     """
     words = ["", *argv]
     usage = f"{program.command(command or 'train')} {usage}"

@@ -276,11 +276,7 @@ def _shared(group: DataConfig | Preprocessing) -> dict[str, Any]:
 
 
 def check_override(path: str) -> None:
-    """Checks that a dotted override such as `config.optimizer.learning_rate` names a field.
-
-    Raises:
-      ConfigError: naming the first part that is unknown and the nearest known ones.
-    """
+    """Raises ConfigError if an override such as `config.optimizer.learning_rate` names no field; hints at near ones."""
     kind: Any = Config
     names = path.split(".")
     for depth, name in enumerate(names[1:], start=1):

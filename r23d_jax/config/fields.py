@@ -80,12 +80,9 @@ class Group:
 
     A field is `name: Annotated[type, constraint, ...] = default`; the elements of a tuple may have constraints too.
     `validate` checks constraints, not assignment, so that a config file may set fields in any order.
-
-    Attributes:
-      place: the group's name in messages, e.g. `config.optimizer`.
     """
 
-    place: ClassVar[str]
+    place: ClassVar[str]  # the group's name in messages, e.g. `config.optimizer`
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
 
     def __init_subclass__(cls, place: str) -> None:
@@ -119,11 +116,7 @@ G = TypeVar("G", bound=Group)
 
 
 def validate(group: G) -> G:
-    """Checks types and values of every field of a config or of one of its groups; returns the same group.
-
-    Raises:
-      ConfigError: listing every wrong field with its value and the possible ones.
-    """
+    """Checks every field of a config or one of its groups and returns it; the ConfigError lists all wrong ones."""
     groups = list(_groups(group))
     values = [(part, field.name, field.type) for part in groups for field in dataclasses.fields(part)]
     checked = (type_problem(f"{part.place}.{name}", getattr(part, name), kind) for part, name, kind in values)

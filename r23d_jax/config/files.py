@@ -21,10 +21,7 @@ def call_file(path: str, function: str, kind: type[T], *args: str) -> T:
     """Runs a config file and calls its function.
 
     Args:
-      path: path of the file.
       function: "get_config" or "get_study".
-      kind: type that the function must return.
-      args: arguments of the function.
 
     Raises:
       ConfigError: if there is no such file, or anything in it fails; one sentence that names the file and the line.

@@ -147,12 +147,10 @@ def _moving(index: VideoIndex, subset: Subset) -> VideoIndex:
     rows, labels = (grid.ravel() for grid in np.indices((len(index), len(MOTIONS)), np.int32))
     names = [f"{index.names[row]} {MOTIONS[label]}" for row, label in zip(rows, labels, strict=True)]
     return dataclasses.replace(
-        index,
+        index.take(rows),
         class_names=MOTIONS,
         names=np.array(names),
         labels=labels,
-        num_frames=index.num_frames[rows],
-        frames=index.frames.take(rows),
         rates=None,
         notes=(*index.notes, "each with every class; made of held-out groups of the training list, not of test videos"),
     )

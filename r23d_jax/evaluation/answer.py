@@ -25,15 +25,10 @@ class Segment(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answer:
-    """What a network says about a video.
+    """What a network says about a video."""
 
-    Attributes:
-      class_names: of the scores, in order.
-      prediction: the scores, and how they came about.
-    """
-
-    class_names: tuple[str, ...]
-    prediction: Prediction
+    class_names: tuple[str, ...]  # of the scores, in order
+    prediction: Prediction  # the scores, and how they came about
 
     @property
     def scores(self) -> np.ndarray:

@@ -16,19 +16,14 @@ class Interval:
     The interval covers the choice of the recordings: where it would lie if other recordings of the same kind were
     tested with the same trained networks. It does not cover the randomness of training. Seeds are averaged, which makes
     that smaller, but how much it varies from one set of seeds to another is not in the interval.
-
-    Attributes:
-      mean: of the tested videos, in the unit of the values.
-      low, high: the middle 95 % of the resampled means; nan with fewer than two groups.
-      videos: number of videos.
-      groups: number of resampled groups.
     """
 
-    mean: float
+    mean: float  # of the tested videos, in the unit of the values
+    # low, high: the middle 95 % of the resampled means; nan with fewer than two groups
     low: float
     high: float
-    videos: int
-    groups: int
+    videos: int  # number of videos
+    groups: int  # number of resampled groups
 
     @property
     def holds_zero(self) -> bool:

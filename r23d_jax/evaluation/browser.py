@@ -60,7 +60,7 @@ STYLE = """
 .times .p{stroke:#D55E00}.times .t{stroke:#0072B2}.matrix [data-pair]{cursor:pointer}
 select,button{font:inherit;padding:2px 8px;margin-right:8px;max-width:260px}
 """
-
+_BUTTON = '<button type="button" data-clip="{}">play</button>'
 
 Maps = Callable[[int, int], str]  # (row of the index, row of the result) -> a picture as HTML, or ""
 
@@ -92,11 +92,9 @@ def detailed(
     """A figure for each of the first errors: its film strip, its maps, and the nearest training video.
 
     Args:
-      result: the evaluation.
       errors: rows of `result`.
       index: the videos; None if they cannot be read.
       maps: pictures of what the network looked at.
-      neighbors: the nearest training videos, if they were looked for.
     """
     row_of = _rows(index)
     figures = []
@@ -127,10 +125,8 @@ def all_errors(
     """The table of all errors, with a filter by true and predicted class, scores over time, and clips to play.
 
     Args:
-      result: the evaluation.
       errors: rows of `result`.
       index: the videos; None if they cannot be read, which leaves the clips out.
-      neighbors: the nearest training videos, if they were looked for.
       budget: bytes that the table may have; what remains beside its text goes to clips.
     """
     listed = errors[:MOST_LISTED]
@@ -149,7 +145,7 @@ def all_errors(
         note += f" {len(errors) - len(listed):,} less confident errors are not listed."
     body = "".join(
         f'<tr data-t="{result.labels[video]}" data-p="{result.predictions[video]}">{cell}'
-        f"<td>{_button(clips.get(k))}</td></tr>"
+        f"<td>{_BUTTON.format(clips[k]) if k in clips else ''}</td></tr>"
         for k, (video, cell) in enumerate(zip(listed.tolist(), cells, strict=True))
     )
     heads = ["video", "true class", "predicted", *(["scores over time"] if starts else [])]
@@ -231,10 +227,6 @@ def _clips(index: VideoIndex, names: Sequence[str], budget: int) -> dict[int, st
                 found |= {k: clip} if clip else {}
                 progress.update()
     return found
-
-
-def _button(clip: str | None) -> str:
-    return f'<button type="button" data-clip="{clip}">play</button>' if clip else ""
 
 
 def _pick(name: str, title: str, result: EvalResult, classes: np.ndarray) -> str:

@@ -67,11 +67,9 @@ def open_camera(name: str) -> Any:
 
 
 class LiveClips:
-    """Reads a camera in a thread and keeps what one clip needs; older frames are dropped. A context manager.
+    """Reads a camera from `open_camera` in a thread and keeps what one clip needs; older frames are dropped.
 
-    Args:
-      container: from `open_camera`.
-      pre: the preprocessing of the network.
+    A context manager.
     """
 
     def __init__(self, container: Any, pre: Preprocessing):

@@ -13,6 +13,7 @@ import numpy as np
 from r23d_jax.checkpoint.checkpoint import FOLDER, LoadedModel
 from r23d_jax.config import Config, kinds_of
 from r23d_jax.data.find.video_names import group_of
+from r23d_jax.data.read.views import predicted_from
 from r23d_jax.evaluation.bootstrap import interval
 from r23d_jax.evaluation.figures import confused_pairs
 from r23d_jax.evaluation.metrics import TOP_K, true_ranks
@@ -117,6 +118,8 @@ def _network(model: LoadedModel) -> list[str]:
     pre, kind = model.preprocessing, model.config.model.head.kind
     pace = f"one every {pre.frame_seconds:g} s" if pre.frame_seconds else f"stride {pre.frame_stride}"
     names = ", ".join(map(_plain, model.class_names[:10])) + (", ..." if len(model.class_names) > 10 else "")
+    views = predicted_from(model.config.eval)
+    clips = f"{views.num_clips} evenly spaced" if views.views == "uniform" else "all non-overlapping"
     return [
         f"# {model.name}",
         "",
@@ -131,7 +134,8 @@ def _network(model: LoadedModel) -> list[str]:
         "```",
         "",
         f"Its input is `{pre.input}`: clips of {pre.num_frames} frames, {pace}, of {pre.crop_size} x {pre.crop_size} "
-        f"pixels from frames of short side {pre.short_side}. `predict` prepares videos this way.",
+        f"pixels from frames of short side {pre.short_side}. `predict` prepares videos this way, and averages the "
+        f"probabilities of {clips} clips of a video, cropped in the center.",
         "",
     ]
 

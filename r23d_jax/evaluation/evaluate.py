@@ -50,13 +50,11 @@ def evaluate(
       eval_step: the result of `make_eval_step`.
       params: parameters; arrays on the mesh, or on the host.
       batch_stats: BatchNorm statistics, also on the mesh or on the host.
-      index: the videos.
       cfg: the config of the run; its data and eval groups are read.
       mesh: the mesh that `eval_step` was made for.
       broken: counts and names unreadable files; a new one by default.
       should_stop: called before every batch; True ends the evaluation without a result. It must return the same on
         every host.
-      log: takes one line at a time.
 
     Returns:
       The result, the same on every host; None if `should_stop` ended it.
@@ -103,7 +101,8 @@ def evaluate(
                 add_oldest()
         while in_flight:
             add_oldest()
-    result = scores.result(cfg, _from_all_hosts(broken.files))
+    files = parallel.from_processes(broken.files)  # a host reads its own rows only
+    result = scores.result(cfg, tuple(dict.fromkeys((file, reason) for host in files for file, reason in host)))
     if result.not_evaluated:
         log(f"not evaluated, because no view could be read: {', '.join(result.not_evaluated)}")
     return result
@@ -131,8 +130,3 @@ def on_mesh(tree: Any, mesh: Mesh) -> Any:
     devices = set(mesh.devices.flat)
     is_there = lambda leaf: isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices  # noqa: E731
     return jax.tree.map(lambda leaf: leaf if is_there(leaf) else parallel.place(leaf, whole), tree)
-
-
-def _from_all_hosts(pairs: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """The broken files of all hosts, each once; a host reads its own rows only."""
-    return tuple(dict.fromkeys((file, reason) for host in parallel.from_processes(pairs) for file, reason in host))

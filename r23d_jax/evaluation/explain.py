@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from scipy.special import softmax
 
 from r23d_jax.config import Preprocessing, UserError, look_up
 from r23d_jax.models.convolution import compiled_for
 from r23d_jax.models.functional import HasNetwork, bare, split_model
-from r23d_jax.models.heads import AttentionPoolHead, Tokenizer, ViTHead
+from r23d_jax.models.heads import AttentionPoolHead, ViTHead
 from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.runtime import parallel
@@ -55,14 +56,14 @@ def attention(head: Any, features: jax.Array, target: jax.Array) -> jax.Array:
     Args:
       head: a ViT head or an attention pool.
       features: (B, T, H, W, C).
-      target: not used.
 
     Returns:
       (B, T, H, W) float32; with tokens="time" (B, T, 1, 1).
     """
     del target
     weights = _ROLLOUTS[type(head)](head, head.tokenizer(features))
-    return weights.reshape(-1, *_token_grid(head.tokenizer, features.shape))
+    averaged = head.tokenizer.averaged
+    return weights.reshape(-1, *(1 if axis in averaged else features.shape[axis] for axis in (1, 2, 3)))
 
 
 def _rollout(head: ViTHead, tokens: jax.Array) -> jax.Array:
@@ -87,10 +88,6 @@ def attention_weights(layer: nnx.MultiHeadAttention, queries: jax.Array, keys: j
     return jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1]))
 
 
-def _token_grid(tokenizer: Tokenizer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(1 if axis in tokenizer.averaged else shape[axis] for axis in (1, 2, 3))
-
-
 _ROLLOUTS: dict[type, Callable[[Any, jax.Array], jax.Array]] = {ViTHead: _rollout, AttentionPoolHead: _pooling}
 # --method -> (head, features (B, T, H, W, C), class) -> maps (B, T, H, W)
 METHODS: dict[str, Callable[[Any, jax.Array, jax.Array], jax.Array]] = {"gradcam": grad_cam, "attention": attention}
@@ -98,33 +95,25 @@ METHODS: dict[str, Callable[[Any, jax.Array, jax.Array], jax.Array]] = {"gradcam
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """The maps of K clips of one video.
+    """The maps of K clips of one video."""
 
-    Attributes:
-      logits: (K, C) float64.
-      target: the class that the maps are about.
-      maps: (K, T, H, W) float32 in [0, 1], where 1 is the largest value of all clips; (K, T, 1, 1) if the head sees
-        only when something happens, not where. All zeros if nothing raises the logit of the class. The attention that
-        every token gets is subtracted.
-    """
-
-    logits: np.ndarray
-    target: int
+    logits: np.ndarray  # (K, C) float64
+    target: int  # the class that the maps are about
+    # (K, T, H, W) float32 in [0, 1], where 1 is the largest value of all clips; (K, T, 1, 1) if the head sees only when
+    # something happens, not where. All zeros if nothing raises the logit of the class. The attention that every token
+    # gets is subtracted.
     maps: np.ndarray
 
     @property
     def probabilities(self) -> np.ndarray:
         """(C,) float64, averaged over clips."""
-        shares = np.exp(self.logits - self.logits.max(1, keepdims=True))
-        return (shares / shares.sum(1, keepdims=True)).mean(0)
+        return softmax(self.logits, 1).mean(0)
 
 
 class Explainer:
     """Makes the maps of clips with one compiled network.
 
     Args:
-      model: a trained network, or an object that has one.
-      pre: its preprocessing.
       method: a key of `METHODS`.
       batch_size: clips per call of the network.
 

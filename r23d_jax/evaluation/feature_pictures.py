@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,8 @@ NEIGHBORS = 5
 QUERIES = 8
 _MARKERS = "osD^v<>PX*"
 _PERPLEXITY = 30.0  # of t-SNE, with at least three times as many videos
+_PAD = 1.5  # around the name of a class, in points
+_RINGS, _TURNS = 60, 24  # of the places that are tried for it
 
 
 def _pca(features: np.ndarray) -> np.ndarray:
@@ -38,13 +41,13 @@ def write_map(
 ) -> None:
     """A map on which videos of similar features are near each other; a color and a sign for each class.
 
-    Training videos are pale, test videos have a rim. The name of a class stands at the median of its videos.
+    Training videos are pale, test videos have a rim. The name of a class stands at the median of its videos, or where
+    there is room near it, with a line to the median.
 
     Args:
       path: a .png, .svg or .pdf file.
       features: (N, D) float32.
       labels: (N,) class numbers; -1 is not known.
-      classes: names.
       sides: "train", "test" or "" for each video.
       method: a key of `MAPS`.
     """
@@ -63,25 +66,54 @@ def write_map(
             axis.scatter(
                 *points[rows].T, s=30, c=[color], marker=sign, alpha=alpha, edgecolors=rim, linewidths=0.8, zorder=4
             )
+    axis.set_xticks([])
+    axis.set_yticks([])
+    names = []
     for label in np.unique(labels[labels >= 0]).tolist():
-        place = np.median(points[labels == label], axis=0)
-        axis.text(
-            *place,
+        place = tuple(np.median(points[labels == label], axis=0).tolist())
+        name = axis.annotate(
             printable(classes[label]),
+            place,
+            place,
             color=colors(label % 10),
             fontsize=11 if len(classes) <= 20 else 7,
             fontweight="bold",
             ha="center",
             va="center",
-            bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5},
+            bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": _PAD},
+            arrowprops={"arrowstyle": "-", "color": colors(label % 10), "linewidth": 0.8},
+            zorder=5,
         )
+        names.append(name)
     words = {"tsne": "t-SNE: only nearness has a meaning", "pca": "first two principal components"}
     rims = "; test videos have a rim" if test.any() and not test.all() else ""
     axis.set_title(f"{len(features):,} videos, {words[method]}{rims}", loc="left", fontsize=10)
-    axis.set_xticks([])
-    axis.set_yticks([])
+    _spread(axis, names)
     with disk.replacing(path) as partial:
         figure.savefig(partial, dpi=120)
+
+
+def _spread(axis: Any, names: Sequence[Any]) -> None:
+    """Moves each name, in order, to the nearest place where it is inside the axes and covers no name before it.
+
+    A name for which there is no such place stays where it is.
+    """
+    axis.figure.draw_without_rendering()  # places the axes
+    shown = [name.get_window_extent() for name in names]
+    sizes = np.array([(box.width, box.height) for box in shown]).reshape(-1, 2) + 2 * _PAD * axis.figure.dpi / 72
+    centers = np.array([axis.transData.transform(name.xy) for name in names]).reshape(-1, 2)
+    frame = axis.get_window_extent()
+    # Rings around a place, at steps of half a line, nearest first
+    radius = np.repeat(np.arange(_RINGS), _TURNS) * sizes[:, 1].max(initial=0.0) / 2
+    angle = np.tile(np.arange(_TURNS) * 2 * np.pi / _TURNS, _RINGS)
+    steps = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    for k, name in enumerate(names):
+        tried = np.clip(centers[k] + steps, frame.min + sizes[k] / 2, frame.max - sizes[k] / 2)
+        apart = np.abs(tried[:, None] - centers[None, :k]) >= (sizes[k] + sizes[None, :k]) / 2
+        free = np.flatnonzero(apart.any(axis=2).all(axis=1))
+        if len(free):
+            centers[k] = tried[free[0]]
+        name.set_position(axis.transData.inverted().transform(centers[k]))
 
 
 def nearest(
@@ -145,7 +177,6 @@ def write_nearest(
     Args:
       path: a .png, .svg or .pdf file.
       features, labels, classes, sides: as in `write_map`.
-      groups: of the videos.
       picture: row -> a frame of the video (H, W, 3) uint8, or None.
     """
     side = np.array(list(sides), dtype=np.str_)

@@ -35,21 +35,13 @@ Batch = dict[str, np.ndarray]  # "video" (B, T, H, W, C) uint8, "view" (B,) int3
 
 @dataclasses.dataclass(frozen=True)
 class Videos:
-    """N videos and what is known about them.
+    """N videos and what is known about them."""
 
-    Attributes:
-      names: one for each.
-      labels: (N,) int32, class numbers; -1 where the class is not known.
-      classes: their names.
-      groups: the recording or person of each, which two sides of a split must not share.
-      sides: "train", "test" or "" for each.
-    """
-
-    names: Sequence[str]
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    groups: Sequence[str]
-    sides: Sequence[str]
+    names: Sequence[str]  # one for each
+    labels: np.ndarray  # (N,) int32, class numbers; -1 where the class is not known
+    classes: tuple[str, ...]  # their names
+    groups: Sequence[str]  # the recording or person of each, which two sides of a split must not share
+    sides: Sequence[str]  # "train", "test" or "" for each
 
     def __len__(self) -> int:
         return len(self.names)
@@ -66,16 +58,11 @@ class Videos:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows of features.
+    """Rows of features."""
 
-    Attributes:
-      values: (R, D) float32.
-      video: (R,) int32, the video of each row.
-      frame: (R,) float32, the middle of each time step, in frames of the video; () if rows are averages of videos.
-    """
-
-    values: np.ndarray
-    video: np.ndarray
+    values: np.ndarray  # (R, D) float32
+    video: np.ndarray  # (R,) int32, the video of each row
+    # (R,) float32, the middle of each time step, in frames of the video; () if rows are averages of videos
     frame: np.ndarray
 
 
@@ -114,8 +101,6 @@ class Extractor:
     """Computes a layer of a network for batches of clips.
 
     Args:
-      model: the network.
-      pre: the preprocessing that it was trained with.
       layer: a key of `LAYERS`; "classifier" is what the last linear layer reads.
       steps: keep the time steps of the layer instead of their average.
       batch_size: clips per call, rounded up to a multiple of the devices.
@@ -174,12 +159,12 @@ def of_index(
 ) -> Rows:
     """Features of the videos of a prepared data set. Clips that cannot be read are logged and left out.
 
+    With several hosts, each reads its own part of every batch, and all get the features of all videos.
+
     Args:
-      extractor: computes them.
       index: N videos.
       data: the config that found them, with the network's preprocessing.
       num_clips: evenly spaced clips of each video.
-      log: takes one line at a time.
 
     Raises:
       BrokenVideoError: more clips are broken than `data.max_broken_fraction` allows.
@@ -190,9 +175,12 @@ def of_index(
     strides = video_strides(index, data)
     views = make_views(index.num_frames, extractor.pre, EvalConfig(views="uniform", num_clips=num_clips), strides)
     broken = pipeline.BrokenLog(data, log=log)
-    batches = pipeline.eval_batches(index, views, data, batch_size=extractor.batch_size, broken=broken, crops=1)
+    host, num_hosts = jax.process_index(), jax.process_count()
+    batches = pipeline.eval_batches(
+        index, views, data, batch_size=extractor.batch_size, host=host, num_hosts=num_hosts, broken=broken, crops=1
+    )
     sums = _Collected(extractor, len(index))
-    with Progress(len(views), "clips", "features") as progress:
+    with Progress(len(views), "clips", "features", shown=host == 0) as progress:
         for values, view in extractor(batches, progress):
             video = views.video[view]
             sums.add(values, video, views.start[view], strides[video], index.num_frames[video])
@@ -208,7 +196,6 @@ def of_files(
     Batches go across videos, and memory does not grow with the length of a video.
 
     Args:
-      extractor: computes them.
       paths: N files or folders, or addresses that are a str.
       num_clips: evenly spaced clips of each video.
       log: takes the reason of each failure.
@@ -294,9 +281,6 @@ def save(path: Path, rows: Rows, videos: Videos, protocol: dict[str, Any]) -> No
     """Writes an .npz file that `np.load(path, allow_pickle=False)` reads; docs/features.md lists its arrays.
 
     Args:
-      path: the file.
-      rows: R rows.
-      videos: what they belong to.
       protocol: how they were made, as JSON values; its "layer" becomes an array too.
     """
     per_row = {"names": videos.names, "groups": videos.groups, "sides": videos.sides}

@@ -130,11 +130,8 @@ def _is_number(value: object) -> bool:
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
     """Centered mean over a 25th of the points, over fewer near the ends."""
-    half = max(1, len(values) // SMOOTHING_POINTS // 2)
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    low = np.maximum(np.arange(len(values)) - half, 0)
-    high = np.minimum(np.arange(len(values)) + half + 1, len(values))
-    return (sums[high] - sums[low]) / (high - low)
+    window = np.ones(2 * max(1, len(values) // SMOOTHING_POINTS // 2) + 1)
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 
 # -- confusion matrix and bars -----------------------------------------------------------------------------------------

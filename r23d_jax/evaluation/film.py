@@ -8,18 +8,11 @@ import numpy as np
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.evaluation.figures import image
 
+_QUALITY = 85  # of a JPEG
+
 
 def sample_frames(index: VideoIndex, video: int, count: int = 8) -> list[np.ndarray]:
-    """Evenly spaced frames of a video, including the first and the last. Unreadable frames are left out.
-
-    Args:
-      index: the videos.
-      video: row of the video.
-      count: number of frames wanted.
-
-    Returns:
-      At most `count` frames in order, each (H, W, 3) uint8 RGB.
-    """
+    """At most `count` evenly spaced frames, with the first and the last, (H, W, 3) uint8 RGB; no unreadable ones."""
     wanted = np.unique(np.linspace(0, max(int(index.num_frames[video]) - 1, 0), count).round().astype(int))
     frames = []
     for number in wanted.tolist():
@@ -33,14 +26,8 @@ def sample_frames(index: VideoIndex, video: int, count: int = 8) -> list[np.ndar
     return frames
 
 
-def film_strip(frames: Sequence[np.ndarray], height: int = 120, quality: int = 85) -> str:
-    """Joins frames into one `<img>`.
-
-    Args:
-      frames: at least one, each (H, W, 3) uint8 RGB.
-      height: height of the strip in pixels.
-      quality: JPEG quality, 1 to 100.
-    """
+def film_strip(frames: Sequence[np.ndarray], height: int = 120) -> str:
+    """Joins frames, (H, W, 3) uint8 RGB and at least one, into one `<img>` of a height in pixels."""
     gap = np.full((height, 3, 3), 255, np.uint8)
     pieces: list[np.ndarray] = []
     for frame in frames:
@@ -49,5 +36,5 @@ def film_strip(frames: Sequence[np.ndarray], height: int = 120, quality: int = 8
         method = cv2.INTER_AREA if frame.shape[0] >= height else cv2.INTER_CUBIC
         pieces += [cv2.resize(frame, (width, height), interpolation=method), gap]
     strip = np.concatenate(pieces[:-1], axis=1)
-    _, encoded = cv2.imencode(".jpg", np.ascontiguousarray(strip[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    _, encoded = cv2.imencode(".jpg", np.ascontiguousarray(strip[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     return image(encoded.tobytes(), "image/jpeg", f"{len(frames)} frames of the video, in order")

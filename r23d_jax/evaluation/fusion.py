@@ -83,12 +83,9 @@ def write_page(
     """Writes the fused evaluation and `report.html`: three accuracies, the gain of every class, and the fused errors.
 
     Args:
-      workdir: where both go.
-      titles: of the streams.
       results: of the streams, and of their sum.
       weight: of the first stream.
       how: it was chosen, in words.
-      scores: that were added.
       index: the videos, for strips and clips of the errors.
       maps: what the streams looked at, by rows of `index` and of the results.
     """

@@ -39,18 +39,13 @@ def whole_video(count: int, pre: Preprocessing, stride: float) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """The frames of a video that the clips show, each once, in order.
+    """The frames of a video that the clips show, each once, in order."""
 
-    Attributes:
-      clip, place: (N,) int64, the clip that shows a frame, and its place there.
-      number: (N,) int64, the frame's number in the video.
-      heat: (N,) float64, the mean of the map at that moment.
-    """
-
+    # clip, place: (N,) int64, the clip that shows a frame, and its place there
     clip: np.ndarray
     place: np.ndarray
-    number: np.ndarray
-    heat: np.ndarray
+    number: np.ndarray  # (N,) int64, the frame's number in the video
+    heat: np.ndarray  # (N,) float64, the mean of the map at that moment
 
 
 def moments(maps: np.ndarray, starts: np.ndarray, count: int, pre: Preprocessing, stride: float) -> Moments:
@@ -106,12 +101,7 @@ def as_picture(frame: np.ndarray) -> np.ndarray:
 
 
 def overlay(frame: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Colors over a gray frame: none where the heat is 0, yellow where it is 1.
-
-    Args:
-      frame: (H, W, 3) uint8.
-      heat: (H, W) float32 in [0, 1].
-    """
+    """Colors over a gray frame (H, W, 3) uint8: none where the heat, (H, W) float32, is 0, yellow where it is 1."""
     gray = np.repeat(frame @ np.array([0.299, 0.587, 0.114], np.float32), 3).reshape(frame.shape)
     heat = np.clip(heat, 0, 1)
     color = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
@@ -141,10 +131,7 @@ def chosen_moments(seen: Moments, count: int = 8) -> np.ndarray:
 def picture_of(pairs: Sequence[Pair], seen: Moments, rows: np.ndarray) -> np.ndarray:
     """Frames over the same frames with their maps, their numbers, and the heat over the whole time; (H, W, 3) uint8.
 
-    Args:
-      pairs: of the rows `rows` of `seen`.
-      seen: all frames.
-      rows: (n,) rows of `seen`, rising.
+    The pairs are of the `rows` of `seen`, (n,), which rise.
     """
     columns = []
     for (frame, heated), number in zip(pairs, seen.number[rows].tolist(), strict=True):
@@ -186,7 +173,6 @@ def write_maps(
       starts: (K,) of the clips.
       maps: (K, T, H, W) of the clips.
       seen: from `moments`.
-      pre: the network's preprocessing.
       rate: frames per second of the MP4.
       picture: the PNG; None: do not write it.
       video: the MP4; None: do not write it.

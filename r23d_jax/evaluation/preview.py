@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from r23d_jax.config import Config
-from r23d_jax.data.find.frames import FrameFiles, VideoIndex
+from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read.broken import BrokenLog
 from r23d_jax.data.read.pipeline import train_batches
 from r23d_jax.data.sources import open_index
@@ -17,6 +17,8 @@ from r23d_jax.evaluation.report import page_of, section, table
 from r23d_jax.runtime.disk import write_atomically
 
 VARIANTS = 3  # augmentations of the clip of a class
+_SHOWN = ("input", "num_frames", "frame_stride", "frame_seconds", "short_side", "crop_size", "crop", "crop_scales")
+_SHOWN += ("flip", "color_jitter")
 _DIFFERENCES = ("rgb_diff", "rgb_and_diff")  # inputs that hold differences
 _QUALITY = 80  # of WebP
 _GAP = 4  # pixels between variants
@@ -27,8 +29,6 @@ def write_preview(path: Path, cfg: Config, about: Sequence[str], log: Callable[[
     """Writes one self-contained page; it needs no network and no scripts.
 
     Args:
-      path: the page.
-      cfg: the config of the training; its data must be frame folders.
       about: lines about the videos, shown below the clips.
       log: takes the names of videos that cannot be read.
 
@@ -38,7 +38,7 @@ def write_preview(path: Path, cfg: Config, about: Sequence[str], log: Callable[[
     train, test = open_index(cfg.data, "train"), open_index(cfg.data, "test")
     counts = [np.bincount(index.labels, minlength=len(train.class_names)) for index in (train, test)]
     _, rows = np.unique(train.labels, return_index=True)
-    clips = _clips(_only(train, rows), cfg, log)
+    clips = _clips(train.take(rows), cfg, log)
     pace = 1000 * cfg.data.frame_seconds or _pace(train, cfg)
     data = cfg.data
     figures = []
@@ -61,43 +61,14 @@ def write_preview(path: Path, cfg: Config, about: Sequence[str], log: Callable[[
     if data.input in _DIFFERENCES:
         words += " Below them are the differences of neighboring frames, which the network reads; gray is no change."
     lines = f"<pre>{escape(chr(10).join(about))}</pre>"
-    settings = [
-        (f"config.data.{name}", repr(getattr(data, name)))
-        for name in (
-            "input",
-            "num_frames",
-            "frame_stride",
-            "frame_seconds",
-            "short_side",
-            "crop_size",
-            "crop",
-            "crop_scales",
-            "flip",
-        )
-    ]
+    settings = [(f"config.data.{name}", repr(getattr(data, name))) for name in _SHOWN]
     sections = [
         section("Clips", f'<p class="muted">{escape(words)}</p><div style="{grid}">{"".join(figures)}</div>'),
         section("Videos", lines),
-        section(
-            "Settings", table(("field", "value"), [*settings, ("config.data.color_jitter", repr(data.color_jitter))])
-        ),
+        section("Settings", table(("field", "value"), settings)),
     ]
     totals = f"{len(train):,} videos to train on, {len(test):,} to test, {len(train.class_names)} classes"
     write_atomically(path, page_of("What the network will see", totals, sections))
-
-
-def _only(index: VideoIndex, rows: np.ndarray) -> VideoIndex:
-    """Some videos of an index of frame folders."""
-    assert isinstance(index.frames, FrameFiles), "a project has frame folders"
-    columns = {field.name: getattr(index.frames, field.name)[rows] for field in dataclasses.fields(FrameFiles)}
-    return dataclasses.replace(
-        index,
-        names=index.names[rows],
-        labels=index.labels[rows],
-        num_frames=index.num_frames[rows],
-        rates=None if index.rates is None else index.rates[rows],
-        frames=FrameFiles(**columns),
-    )
 
 
 def _clips(index: VideoIndex, cfg: Config, log: Callable[[str], None]) -> dict[int, list[np.ndarray]]:

@@ -17,24 +17,16 @@ NEIGHBORS = (1, 3, 5, 10, 20)
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How well one method recognizes test videos.
+    """How well one method recognizes test videos."""
 
-    Attributes:
-      method: in words.
-      top1, mean_class: shares of the test videos, and the mean of the shares of all classes that have some.
-      setting: the value that was chosen, e.g. "C = 0.01".
-      choice: how it was chosen, in words.
-      chosen_at: its share in the cross-validation on training videos; nan without one.
-      predicted: (N_test,) int32.
-    """
-
-    method: str
+    method: str  # in words
+    # top1, mean_class: shares of the test videos, and the mean of the shares of all classes that have some
     top1: float
     mean_class: float
-    setting: str
-    choice: str
-    chosen_at: float
-    predicted: np.ndarray
+    setting: str  # the value that was chosen, e.g. "C = 0.01"
+    choice: str  # how it was chosen, in words
+    chosen_at: float  # its share in the cross-validation on training videos; nan without one
+    predicted: np.ndarray  # (N_test,) int32
 
 
 def probe(
@@ -48,12 +40,12 @@ def probe(
     Args:
       train: (N, D) float32 features of the training videos.
       labels: (N,) class numbers.
-      groups: of the training videos.
       test, test_labels: the same of the test videos.
 
     Raises:
       UserError: the training videos are of one class.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
@@ -71,8 +63,10 @@ def probe(
     )
     scores = []
     for name, estimator, parameter, letter, values, default in methods:
-        value, at = _choose(estimator, parameter, values, default, train, labels, groups, folds)
-        fitted = _fitted(estimator.set_params(**{parameter: value}), train, labels)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a weak penalty needs more steps, and gains nothing
+            value, at = _choose(estimator, parameter, values, default, train, labels, folds)
+            fitted = estimator.set_params(**{parameter: value}).fit(train, labels)
         predicted = fitted.predict(test).astype(np.int32)
         right = predicted == test_labels
         per_class = [right[test_labels == label].mean() for label in np.unique(test_labels)]
@@ -107,28 +101,16 @@ def _choose(
     default: float,
     features: np.ndarray,
     labels: np.ndarray,
-    groups: Sequence[str],
     folds: list[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[float, float]:
     """The best value, and the share of training videos that it recognizes in the cross-validation."""
+    from sklearn.model_selection import cross_val_predict
+
     if not folds:
         return default, float("nan")
     shares = []
     for value in values:
-        estimator.set_params(**{parameter: value})
-        right = [
-            _fitted(estimator, features[fit], labels[fit]).predict(features[at]) == labels[at] for fit, at in folds
-        ]
-        shares.append(np.concatenate(right).mean())
+        found = cross_val_predict(estimator.set_params(**{parameter: value}), features, labels, cv=folds)
+        shares.append(np.mean(found == labels))
     best = int(np.argmax(shares))
     return values[best], float(shares[best])
-
-
-def _fitted(estimator: Any, features: np.ndarray, labels: np.ndarray) -> Any:
-    from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # a weak penalty needs more steps, and gains nothing by them
-        return estimator.fit(features, labels)

@@ -77,16 +77,11 @@ def write_report(
     Sections without data are left out. The page needs no other file and no network.
 
     Args:
-      workdir: the run's folder.
       index: the evaluated videos, for the film strips. Without it the config names them; a page without film strips
         gives the reason.
       cfg: the run's config; read from `config.json` if not given.
       folder: where the evaluation is, and where the page goes; the workdir by default.
       model: the evaluated network, for the maps of the most confident errors.
-      neighbors: the nearest training videos of the errors, if they were looked for.
-
-    Returns:
-      The path of the page.
 
     Raises:
       UserError: if one of these files is damaged; the message names it.
@@ -100,7 +95,9 @@ def write_report(
     if result is not None:
         sections = [_summary(result), *sections]
         if result.evaluated.any():
-            sections += [confusion(result), _per_class(result)]
+            bars = accuracy_bars(result.per_class, result.confusion.sum(axis=1), result.class_names)
+            about = '<p class="muted small">Percent of videos, video top-1.</p>'
+            sections += [confusion(result), section("Accuracy by class", about, bars)]
             note, maps = "", browser.no_map
             if len(errors) and index is None:
                 index, note = _find_videos(cfg)
@@ -230,12 +227,8 @@ def error_sections(
     """The videos whose wrong class has the highest probability, and all errors.
 
     Args:
-      result: the evaluation.
       errors: rows of `result`, from `browser.confident_errors`.
       index: the videos; None if they cannot be read.
-      maps: see `browser.detailed`.
-      note: a sentence for the reader.
-      neighbors: the nearest training videos, if they were looked for.
       size: bytes of the page before this.
     """
     title = "Most confident errors"
@@ -259,12 +252,7 @@ def _find_videos(cfg: Config | None) -> tuple[VideoIndex | None, str]:
 
 
 def confusion(result: EvalResult, scores: str = "logits") -> str:
-    """The matrix, whose wrong cells choose rows of the errors, and the most frequent confusions.
-
-    Args:
-      result: the evaluation.
-      scores: that its predictions are the largest of, in words.
-    """
+    """The matrix of averaged `scores`, whose wrong cells choose rows of the errors, and frequent confusions."""
     key = (
         f'<p class="muted small">Row: true class; column: predicted class, from averaged {scores}. Share of the row:'
         '<span class="key" style="background:#0072B2"></span>right<span class="key" style="background:#D55E00"></span>'
@@ -278,11 +266,6 @@ def confusion(result: EvalResult, scores: str = "logits") -> str:
         head = ("true class", "predicted", "videos", "share of the class")
         parts += ["<h2>Most frequent confusions</h2>", table(head, cells, numbers=(2, 3))]
     return section("Confusion matrix", *parts)
-
-
-def _per_class(result: EvalResult) -> str:
-    bars = accuracy_bars(result.per_class, result.confusion.sum(axis=1), result.class_names)
-    return section("Accuracy by class", '<p class="muted small">Percent of videos, video top-1.</p>', bars)
 
 
 def _broken(result: EvalResult) -> str:

@@ -72,37 +72,25 @@ class EvalResult:
     """Scores of every video, and the accuracies computed from them.
 
     N videos, C classes. A video with no readable view has `num_views` 0 and counts in no metric.
-
-    Attributes:
-      metrics: `val/top1_clip`, `val/loss` (mean cross-entropy) and the result of `metrics.video_metrics`, as fractions.
-        The first two count every view once.
-      class_names: C names.
-      names: (N,) str, names of the videos.
-      labels: (N,) int32.
-      logits: (N, C) float64, summed over views.
-      softmax: (N, C) float64, probabilities summed over views.
-      num_views: (N,) int32, views that were scored.
-      broken_views: number of unreadable views, over all videos.
-      broken: (file or video, reason) of everything unreadable.
-      missing: listed videos that were not found on disk.
-      protocol: how the views were chosen.
-      environment: versions and devices, see `environment`; "checkpoint" if `evaluate_checkpoint` made it.
-      timeline: (K, 4) float32, a row per clip that was scored: row of the video, first frame of the clip, and the
-        probabilities of the true class and of the video's predicted class, averaged over crops. None if not kept.
     """
 
+    # `val/top1_clip`, `val/loss` (mean cross-entropy) and the result of `metrics.video_metrics`, as fractions. The
+    # first two count every view once.
     metrics: dict[str, float]
-    class_names: tuple[str, ...]
-    names: np.ndarray
-    labels: np.ndarray
-    logits: np.ndarray
-    softmax: np.ndarray
-    num_views: np.ndarray
-    broken_views: int
-    broken: tuple[tuple[str, str], ...]
-    missing: tuple[str, ...]
-    protocol: Protocol
+    class_names: tuple[str, ...]  # C names
+    names: np.ndarray  # (N,) str, names of the videos
+    labels: np.ndarray  # (N,) int32
+    logits: np.ndarray  # (N, C) float64, summed over views
+    softmax: np.ndarray  # (N, C) float64, probabilities summed over views
+    num_views: np.ndarray  # (N,) int32, views that were scored
+    broken_views: int  # number of unreadable views, over all videos
+    broken: tuple[tuple[str, str], ...]  # (file or video, reason) of everything unreadable
+    missing: tuple[str, ...]  # listed videos that were not found on disk
+    protocol: Protocol  # how the views were chosen
+    # versions and devices, see `environment`; "checkpoint" if `evaluate_checkpoint` made it
     environment: dict[str, str]
+    # (K, 4) float32, a row per clip that was scored: row of the video, first frame of the clip, and the probabilities
+    # of the true class and of the video's predicted class, averaged over crops. None if not kept.
     timeline: np.ndarray | None = None
 
     @functools.cached_property
@@ -212,11 +200,7 @@ def save_evaluation(result: EvalResult, folder: Path) -> None:
 
 
 def load_evaluation(folder: Path) -> EvalResult | None:
-    """The evaluation in a folder, or None if there is none.
-
-    Raises:
-      UserError: if the file cannot be read; the message names it.
-    """
+    """The evaluation in a folder, or None if there is none; raises UserError, naming the file, if it cannot be read."""
     path = folder / NPZ
     if not path.exists():
         return None

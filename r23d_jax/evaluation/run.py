@@ -46,7 +46,11 @@ def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] =
     result, index = score_checkpoint(loaded, cfg, "test", log, BrokenLog(cfg.data, log=log_own))
     environment = result.environment | {"checkpoint": checkpoint_at(loaded.step)}
     result = dataclasses.replace(result, environment=environment)
-    neighbors = _neighbors(loaded, cfg, result, index, log) if cfg.eval.nearest else None
+    neighbors = None
+    if cfg.eval.nearest:
+        errors = browser.confident_errors(result)[: browser.MOST_LISTED]
+        train = open_videos(cfg, "train", log)
+        neighbors = nearest.find_neighbors(loaded.model, train, index, errors, cfg, log)
     if jax.process_index() == 0:
         log(format_table(result))
         folder = workdir / EVALUATIONS / result.protocol.folder
@@ -59,15 +63,6 @@ def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] =
         except (disk.InUse, disk.WriteError) as error:
             log(f"this evaluation is not kept: {error}")
     return result
-
-
-def _neighbors(
-    loaded: LoadedModel, cfg: Config, result: EvalResult, index: VideoIndex, log: Callable[[str], None]
-) -> nearest.Neighbors:
-    """The nearest training videos of all errors."""
-    train, mesh = open_videos(cfg, "train", log), parallel.make_mesh(cfg.parallel.fsdp)
-    errors = browser.confident_errors(result)[: browser.MOST_LISTED]
-    return nearest.find_neighbors(*split_model(loaded.model), train, index, errors, cfg, mesh, log)
 
 
 def score_checkpoint(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import log_softmax
 
 from r23d_jax.config import Config, UserError
 from r23d_jax.data.find.frames import VideoIndex
@@ -50,16 +51,15 @@ class Scores:
                 f"the scores of video {self._index.names[video[~finite][0]]} are not finite: training has diverged or "
                 "the weights are damaged. Go back to an earlier checkpoint, or lower config.optimizer.learning_rate."
             )
-        shifted = scores - scores.max(axis=1, keepdims=True)
-        log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        log_shares = log_softmax(scores, axis=1)
         # add.at adds row by row, in order.
         np.add.at(self._logits, video, scores)
-        np.add.at(self._softmax, video, np.exp(log_softmax))
+        np.add.at(self._softmax, video, np.exp(log_shares))
         if self._shares is not None:
-            self._shares[view] = np.exp(log_softmax)
+            self._shares[view] = np.exp(log_shares)
         labels = self._index.labels[video]
         self._correct += int(np.count_nonzero(metric_functions.true_ranks(scores, labels) == 0))
-        self._loss -= float(log_softmax[np.arange(len(labels)), labels].sum())
+        self._loss -= float(log_shares[np.arange(len(labels)), labels].sum())
 
     def result(self, cfg: Config, broken: Sequence[tuple[str, str]] = ()) -> EvalResult:
         """The result of the whole evaluation; `broken` has the (file, reason) of everything unreadable."""

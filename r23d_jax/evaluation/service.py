@@ -30,39 +30,28 @@ _DRAWN_ON = {
 
 @dataclasses.dataclass(frozen=True)
 class Maps:
-    """Where the network looks.
+    """Where the network looks."""
 
-    Attributes:
-      note: what the maps show, or why there are none.
-      picture, video: files beside the upload: some frames with their maps, and all; None without maps.
-    """
-
-    note: str
+    note: str  # what the maps show, or why there are none
+    # picture, video: files beside the upload: some frames with their maps, and all; None without maps
     picture: Path | None = None
     video: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """What a page shows of an answer.
+    """What a page shows of an answer."""
 
-    Attributes:
-      ranking: probability by class name, the highest first.
-      segments: start, end, class and score of each part of the video.
-      picture, video: files beside the upload: the timeline, and the video with its classes drawn in.
-      num_frames, num_clips: frames in the video, and clips scored.
-      seen: share of the video that the clips span, in (0, 1].
-      maps: where the network looks, if that was asked for.
-    """
-
-    ranking: dict[str, float]
-    segments: list[tuple[float, float, str, float]]
+    ranking: dict[str, float]  # probability by class name, the highest first
+    segments: list[tuple[float, float, str, float]]  # start, end, class and score of each part of the video
+    # picture, video: files beside the upload: the timeline, and the video with its classes drawn in
     picture: Path
     video: Path
+    # num_frames, num_clips: frames in the video, and clips scored
     num_frames: int
     num_clips: int
-    seen: float
-    maps: Maps | None = None
+    seen: float  # share of the video that the clips span, in (0, 1]
+    maps: Maps | None = None  # where the network looks, if that was asked for
 
 
 class Service:
@@ -70,7 +59,6 @@ class Service:
 
     Args:
       weights: what `load_model` takes.
-      top: classes in an answer.
       video_seconds: the longest video by its header; one without a duration is bounded by `answer_seconds` alone.
       answer_seconds: after which a video is given up; the maps share them with the classes.
 
@@ -88,7 +76,6 @@ class Service:
         """The answer for a video file.
 
         Args:
-          video: the file.
           maps: whether to show where the network looks. Without success the answer has the reason instead.
 
         Raises:

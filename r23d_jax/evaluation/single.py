@@ -10,19 +10,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy.special import softmax
 
 from r23d_jax.config import EvalConfig, Preprocessing, look_up
 from r23d_jax.data.make.video import VideoError
 from r23d_jax.data.read.views import clip_steps, make_views
 from r23d_jax.evaluation.step import make_eval_step
-from r23d_jax.evaluation.timeline import LONG_SECONDS, SlidingClips, Timeline, TimelineOptions, softmax
+from r23d_jax.evaluation.timeline import LONG_SECONDS, SlidingClips, Timeline, TimelineOptions
 from r23d_jax.evaluation.video_source import FrameFolder, Source, open_source, stride_of
 from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import parallel
 from r23d_jax.runtime.threads import Ended, in_threads
-
-LEAST_CLIPS = 10  # a training may evaluate one clip per video to save time, which says little about a long video
-
 
 Video = Path | str | np.ndarray  # a file or a folder of frames, an address, or frames (T, H, W, C) uint8
 MOST_THREADS = 16  # that decode videos
@@ -31,31 +29,18 @@ BATCHES_IN_FLIGHT = 2  # dispatched before the oldest one's scores are read
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The scores of a video.
+    """The scores of a video."""
 
-    Attributes:
-      probabilities: (C,) float64, averaged over clips, as in `val/top1_video_softmax`.
-      logits: (C,) float64, averaged over clips.
-      num_frames: frames in the video; of optical flow, one fewer.
-      num_clips: clips scored.
-      seen: share of the video that the clips span, in (0, 1].
-      stride: frames from one of a clip to the next.
-      note: numbered pictures in a folder that are not frames of the video, in words; "" if there are none.
-      pace: how the stride follows from the rate of the video, in words; "" if it is that of the training.
-      seconds: duration of the video, without a timeline as its header states it; 0 if that is not known.
-      timeline: what happens when; None if only the whole video was asked for.
-    """
-
-    probabilities: np.ndarray
-    logits: np.ndarray
-    num_frames: int
-    num_clips: int
-    seen: float
-    stride: float
-    note: str = ""
-    pace: str = ""
-    seconds: float = 0.0
-    timeline: Timeline | None = None
+    probabilities: np.ndarray  # (C,) float64, averaged over clips, as in `val/top1_video_softmax`
+    logits: np.ndarray  # (C,) float64, averaged over clips
+    num_frames: int  # frames in the video; of optical flow, one fewer
+    num_clips: int  # clips scored
+    seen: float  # share of the video that the clips span, in (0, 1]
+    stride: float  # frames from one of a clip to the next
+    note: str = ""  # numbered pictures in a folder that are not frames of the video, in words; "" if there are none
+    pace: str = ""  # how the stride follows from the rate of the video, in words; "" if it is that of the training
+    seconds: float = 0.0  # duration of the video, without a timeline as its header states it; 0 if that is not known
+    timeline: Timeline | None = None  # what happens when; None if only the whole video was asked for
 
 
 class _Reading:
@@ -96,7 +81,7 @@ class _Reading:
             spanned[: max(start + span - self._frames, 0)] = 1
         timeline = None if self._sliding is None else self._sliding.timeline(logits)
         return Prediction(
-            probabilities=softmax(logits).mean(axis=0),
+            probabilities=softmax(logits, -1).mean(axis=0),
             logits=logits.mean(axis=0),
             num_frames=self._frames,
             num_clips=self.num_clips,
@@ -114,7 +99,6 @@ class Predictor:
 
     Args:
       model: a network in evaluation mode, e.g. from `load_checkpoint`.
-      pre: the preprocessing it was trained with.
       views: which clips; its crops are not used, because a video is always cropped in the center.
       batch_size: clips per call of the network; with the clip length it bounds the memory in use.
     """
@@ -226,7 +210,7 @@ class Predictor:
 
     def probabilities(self, clip: np.ndarray) -> np.ndarray:
         """The (C,) float64 probabilities of one clip (t, h, w, c) uint8."""
-        return softmax(np.asarray(self._score([(0, clip)])[1])[0].astype(np.float64))
+        return softmax(np.asarray(self._score([(0, clip)])[1])[0].astype(np.float64), -1)
 
     def _score(self, clips: list[tuple[int, np.ndarray]]) -> tuple[list[int], jax.Array]:
         """Rows of videos with their clips (t, h, w, c) uint8, at most the batch size -> the rows, (batch, C) logits."""
@@ -248,7 +232,7 @@ def fuse(first: Prediction, second: Prediction, weight: float, scores: str) -> P
     """
     logits = weight * first.logits + (1 - weight) * second.logits
     shares = weight * first.probabilities + (1 - weight) * second.probabilities
-    chosen = look_up({"softmax": shares, "logits": softmax(logits)}, scores, "scores")
+    chosen = look_up({"softmax": shares, "logits": softmax(logits, -1)}, scores, "scores")
     timeline = first.timeline
     if timeline is not None and second.timeline is not None:
         timeline = timeline.mixed_with(second.timeline, weight, scores)
@@ -269,11 +253,6 @@ def _pace(pre: Preprocessing, rate: float) -> str:
         f"{rate:.4g} frames a second, {pre.frame_rate:.4g} in training: a stride of {stride:.4g} frames instead of "
         f"{usual:.4g}"
     )
-
-
-def clips_of(views: EvalConfig) -> EvalConfig:
-    """The clips to predict from: those of an evaluation, but at least `LEAST_CLIPS`."""
-    return dataclasses.replace(views, num_clips=max(views.num_clips, LEAST_CLIPS))
 
 
 def only_long(options: TimelineOptions) -> Callable[[float], TimelineOptions | None]:

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Iterator
 
 import numpy as np
+from scipy.special import softmax
 
 from r23d_jax.config import Preprocessing, UserError
 from r23d_jax.data.make.video import VideoError
@@ -17,16 +18,11 @@ ASSUMED_RATE = 25.0  # frames per second, where neither the video nor the traini
 
 @dataclasses.dataclass(frozen=True)
 class TimelineOptions:
-    """How a timeline is made.
+    """How a timeline is made."""
 
-    Attributes:
-      every: seconds from one clip to the next; 0: half a clip.
-      smooth: seconds over which scores are averaged; 0: two clips.
-      min_score: least smoothed score of a segment's class, in [0, 1]; where all are below, there is no segment.
-    """
-
-    every: float = 0.0
-    smooth: float = 0.0
+    every: float = 0.0  # seconds from one clip to the next; 0: half a clip
+    smooth: float = 0.0  # seconds over which scores are averaged; 0: two clips
+    # least smoothed score of a segment's class, in [0, 1]; where all are below, there is no segment
     min_score: float = 0.5
 
     def __post_init__(self) -> None:
@@ -39,35 +35,23 @@ class TimelineOptions:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segment:
-    """A part of a video with one class.
+    """A part of a video with one class."""
 
-    Attributes:
-      start, end: seconds from the first frame.
-      label: row of the class.
-      scores: (C,) float64, smoothed, averaged over the segment.
-    """
-
+    # start, end: seconds from the first frame
     start: float
     end: float
-    label: int
-    scores: np.ndarray
+    label: int  # row of the class
+    scores: np.ndarray  # (C,) float64, smoothed, averaged over the segment
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Timeline:
-    """The scores of the clips of a video, in order.
+    """The scores of the clips of a video, in order."""
 
-    Attributes:
-      centers: (K,) the middle of each clip, in seconds from the first frame.
-      seconds: duration of the video.
-      logits: (K, C) float32.
-      options: with `every` and `smooth` as they were used.
-    """
-
-    centers: np.ndarray
-    seconds: float
-    logits: np.ndarray
-    options: TimelineOptions
+    centers: np.ndarray  # (K,) the middle of each clip, in seconds from the first frame
+    seconds: float  # duration of the video
+    logits: np.ndarray  # (K, C) float32
+    options: TimelineOptions  # with `every` and `smooth` as they were used
 
     @functools.cached_property
     def edges(self) -> np.ndarray:
@@ -78,7 +62,7 @@ class Timeline:
     def scores(self) -> np.ndarray:
         """(K, C) float32 probabilities, each averaged over the clips whose middle is at most `smooth` / 2 away."""
         sums = np.zeros((len(self.logits) + 1, self.logits.shape[1]))
-        np.cumsum(softmax(self.logits), axis=0, out=sums[1:])
+        np.cumsum(softmax(self.logits, -1), axis=0, out=sums[1:])
         reach = self.options.smooth / 2 + 1e-9
         first = np.searchsorted(self.centers, self.centers - reach)
         last = np.searchsorted(self.centers, self.centers + reach, side="right")
@@ -104,7 +88,7 @@ class Timeline:
         """Adds the scores of a second stream, each from its clip that is nearest in time; see `single.fuse`."""
         theirs = other.logits[np.searchsorted(other.edges[1:-1], self.centers)]
         if kind == "softmax":
-            shares = weight * softmax(self.logits) + (1 - weight) * softmax(theirs)
+            shares = weight * softmax(self.logits, -1) + (1 - weight) * softmax(theirs, -1)
             mixed = np.log(np.maximum(shares, 1e-30))
         else:
             mixed = weight * self.logits + (1 - weight) * theirs
@@ -164,9 +148,3 @@ class SlidingClips:
         first = max(int((number - self.span) / self._hop) - 1, 0)
         rows = range(first, int(number / self._hop) + 2)
         return number < self.span or any(number - self._start(row) in offsets for row in rows)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities over the last axis, of the same shape."""
-    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return shares / shares.sum(axis=-1, keepdims=True)

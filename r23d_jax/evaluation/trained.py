@@ -13,6 +13,7 @@ from r23d_jax.checkpoint.checkpoint import LoadedModel, load_checkpoint
 from r23d_jax.checkpoint.read import read_network, refuse_image_network
 from r23d_jax.config import Config, UserError, with_preprocessing
 from r23d_jax.data.find.video_names import named_video
+from r23d_jax.data.read.views import predicted_from
 from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.runtime.mirror import weights_at
 from r23d_jax.weights import saved
@@ -63,7 +64,7 @@ class TrainedModel(LoadedModel):
         """
         from r23d_jax.evaluation.card import model_card
 
-        described = describe(self.model, self.config.model, self.class_names, self.preprocessing)
+        described = describe(self.model, self.config.model, self.class_names, self.preprocessing, self.config.eval)
         saved.write(Path(folder), self.model, described, model_card(self))
 
     def push_to_hub(self, repo: str, private: bool = False) -> str:
@@ -85,7 +86,7 @@ class TrainedModel(LoadedModel):
         """Scores videos; compiled once."""
         from r23d_jax.evaluation import single  # reads videos, which needs more packages than the network
 
-        return single.Predictor(self.model, self.preprocessing, single.clips_of(self.config.eval))
+        return single.Predictor(self.model, self.preprocessing, predicted_from(self.config.eval))
 
 
 def load_model(path: Path | str, which: str = "best") -> TrainedModel:
@@ -103,7 +104,7 @@ def load_model(path: Path | str, which: str = "best") -> TrainedModel:
     if path.is_dir() and not saved.is_saved(path):
         return TrainedModel(**vars(load_checkpoint(path, which)))
     found = read_network(path, refuse_image_network(path), log=to_stderr)
-    cfg = Config(model=found.config)
+    cfg = Config(model=found.config, eval=found.views)
     cfg.data = with_preprocessing(cfg.data, found.preprocessing)
     class_names = found.class_names or tuple(f"class_{k}" for k in range(found.num_classes))
     return TrainedModel(found.model, class_names, found.preprocessing, cfg, step=0, metrics={}, path=path)

@@ -38,15 +38,12 @@ class Source(Protocol):
 
     def seconds(self) -> float:
         """The duration that a header or a record states; 0 if there is none. Nothing is decoded."""
-        ...
 
     def crops(self, needed: Needed) -> Iterator[np.ndarray | None]:
         """All frames in order, (crop_size, crop_size, C) uint8, or None where not `needed`; memory stays bounded."""
-        ...
 
     def count(self) -> int:
         """The number of its frames, or of the pictures of its optical flow."""
-        ...
 
     def clips(self, starts: np.ndarray) -> Iterator[np.ndarray]:
         """Clips that begin at `starts`, (V,) rising, each (read_frames, crop_size, crop_size, C) uint8.
@@ -54,7 +51,6 @@ class Source(Protocol):
         Raises:
           VideoError: if a frame cannot be read.
         """
-        ...
 
 
 def stride_of(pre: Preprocessing, rate: float) -> float:
@@ -72,7 +68,6 @@ def open_source(video: Path | str | np.ndarray, pre: Preprocessing, rate: float 
 
     Args:
       video: an array, a path, or an address that is a str.
-      pre: the network's preprocessing.
       rate: of an array, in frames per second; 0 if not known.
       even: whether frames of a video file come at even times, the nearest at each, rather than as they are stored.
 
@@ -188,11 +183,7 @@ class VideoFile:
         return claimed_seconds(self._path)
 
     def count(self) -> int:
-        """Frames that can be decoded.
-
-        Raises:
-          VideoError: if the video cannot be decoded.
-        """
+        """Frames that can be decoded; raises VideoError if the video cannot be."""
         if not self._count:
             most = HELD_BYTES // (self._pre.crop_size**2 * len(self._pre.mean)) if self._keeps_crops else 0
             count, crops = 0, []

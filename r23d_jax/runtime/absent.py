@@ -19,22 +19,14 @@ _GPU_SHARE = 0.75
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """One kind of device.
+    """One kind of device."""
 
-    Attributes:
-      platform: "gpu" or "tpu".
-      memory: bytes of one device.
-      peak: FLOP/s in bfloat16 without sparsity, from the data sheet.
-      clock: cycles per second, to turn a compiler's cycles into a time; 0 where it is not published.
-      example: what may follow the name, for messages.
-      differs: fields of the description of an H100 that are others here.
-    """
-
-    platform: str
-    memory: int
-    peak: float
-    clock: float = 0.0
-    example: str = "4x4"
+    platform: str  # "gpu" or "tpu"
+    memory: int  # bytes of one device
+    peak: float  # FLOP/s in bfloat16 without sparsity, from the data sheet
+    clock: float = 0.0  # cycles per second, to turn a compiler's cycles into a time; 0 where it is not published
+    example: str = "4x4"  # what may follow the name, for messages
+    # fields of the description of an H100 that are others here
     differs: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property

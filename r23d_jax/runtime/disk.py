@@ -49,11 +49,7 @@ def cache_folder(name: str) -> Path:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns a full disk, a missing permission and the like in the block into one message about `path`.
-
-    Raises:
-      WriteError: naming `path`, the reason and the remedy; other errors pass through.
-    """
+    """Turns a full disk, a missing permission and the like into a WriteError with `path`, the reason and the remedy."""
     try:
         yield
     except OSError as error:
@@ -91,14 +87,14 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
                 old = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_REPLACED}")
                 os.rename(path, old)
                 os.rename(partial, path)
-                _remove(old)
+                remove(old)
             else:
                 os.replace(partial, path)
             if durable:
                 sync(path.parent, inside=False)
     finally:
         with contextlib.suppress(OSError):
-            _remove(partial)
+            remove(partial)
 
 
 def write_atomically(path: Path, content: bytes | str, durable: bool = True) -> None:
@@ -118,7 +114,6 @@ def hold(
 
     Args:
       folder: must exist.
-      name: name of the file.
       log: gets a line where the file system has no locks, as some network file systems; then nobody is kept out.
       wait: until another process that holds it has ended, instead of an error.
 
@@ -176,14 +171,15 @@ def _tidy(folder: Path) -> None:
         for old in folder.glob(f".*{_REPLACED}"):
             path = old.with_name(old.name.removesuffix(_REPLACED)[1:].rpartition(".")[0])
             if path.exists():
-                _remove(old)
+                remove(old)
             else:
                 old.rename(path)
         for partial in folder.glob(f".*{_PARTIAL}*"):
-            _remove(partial)
+            remove(partial)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -47,7 +47,6 @@ def join(
 
     Args:
       coordinator: HOST:PORT of process 0; "": the cluster's environment gives this and the next two.
-      num_processes: number of processes of the job.
       process_id: number of this process, 0 to num_processes - 1.
       heartbeat_seconds: a process that is silent for this long counts as lost, and all others end.
       join_seconds: how long to wait for the others.

@@ -26,30 +26,21 @@ LONGEST_REASON = 2000  # characters
 
 @dataclasses.dataclass(frozen=True)
 class Beat:
-    """One sign of life.
+    """One sign of life."""
 
-    Attributes:
-      phase: a key of `PATIENCE`, or one of `ENDS`.
-      time: seconds since 1970.
-      step: steps done.
-      host, process: who gave it; with several processes, the first.
-      reason: of the end.
-      network, devices: what runs, on what.
-      videos: numbers of training and of test videos.
-      classes: number of classes.
-      num_steps, steps_per_epoch: of the whole run; 0 while unknown.
-    """
-
-    phase: str
-    time: float
-    step: int
+    phase: str  # a key of `PATIENCE`, or one of `ENDS`
+    time: float  # seconds since 1970
+    step: int  # steps done
+    # host, process: who gave it; with several processes, the first
     host: str
     process: int
-    reason: str = ""
+    reason: str = ""  # of the end
+    # network, devices: what runs, on what
     network: str = ""
     devices: str = ""
-    videos: tuple[int, int] = (0, 0)
-    classes: int = 0
+    videos: tuple[int, int] = (0, 0)  # numbers of training and of test videos
+    classes: int = 0  # number of classes
+    # num_steps, steps_per_epoch: of the whole run; 0 while unknown
     num_steps: int = 0
     steps_per_epoch: float = 0.0
 
@@ -64,7 +55,6 @@ class Heartbeat:
     Args:
       workdir: the run's folder; must exist when the first beat comes.
       active: False on all but the first process, which write nothing.
-      log: takes one line at a time.
     """
 
     def __init__(self, workdir: Path, *, active: bool = True, log: Callable[[str], None] = print):
@@ -117,12 +107,7 @@ class Heartbeat:
 
 
 def read_heartbeat(workdir: Path) -> Beat | None:
-    """The last beat; None without a file.
-
-    Raises:
-      ConfigError: if the file is damaged.
-      OSError: if it cannot be read.
-    """
+    """The last beat; None without a file. Raises ConfigError if the file is damaged, OSError if it cannot be read."""
     try:
         text = (workdir / FILE).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -137,12 +122,9 @@ def read_heartbeat(workdir: Path) -> Beat | None:
 
 
 def is_dead(beat: Beat, now: float, step_seconds: float = 0.0) -> bool:
-    """Whether a run that has not written its end gives no sign of life.
+    """Whether a run that has not written its end gives no sign of life `now`, in seconds since 1970.
 
-    Args:
-      beat: the last one.
-      now: the time, in seconds since 1970.
-      step_seconds: length of a training step: with ten minutes a step, silence is no sign of death.
+    With a training step of ten minutes (`step_seconds`), silence is no sign of death.
     """
     if beat.phase in ENDS:
         return False

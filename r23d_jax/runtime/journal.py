@@ -31,12 +31,10 @@ class Journal:
     so that every step is in the file once. A torn last line from a killed process is removed too.
 
     Args:
-      workdir: the run's folder.
       resume_step: the step of the checkpoint that the run starts from, 0 for a fresh run.
       evaluated: whether that checkpoint holds an evaluation. If not, the step is evaluated again and its row removed.
       active: False on all but the first process of a multi-host run, which write nothing.
       cfg: the run's config: its fields go to TensorBoard's table of runs, and `logging` names the trackers.
-      log: takes one line at a time.
 
     Raises:
       WriteError: here and from `write` and `sync`, e.g. because the disk is full.
@@ -54,9 +52,10 @@ class Journal:
     ):
         self.path = workdir / "metrics.jsonl"
         self._active = active
+        before = read_metrics(workdir)
         self.rows = [
             row
-            for row in read_metrics(workdir)
+            for row in before
             if row["step"] < resume_step
             or (row["step"] == resume_step and (evaluated or not any(name.startswith("val/") for name in row)))
         ]
@@ -79,7 +78,7 @@ class Journal:
             fields = {name: str(v) if isinstance(v, list) else v for name, v in flat(dataclasses.asdict(cfg)).items()}
             for summary in hparams(fields, dict.fromkeys(COMPARED, 0.0))[:2]:  # the third would say that it has ended
                 self._add_event(Event(summary=summary))
-            self._trackers = Trackers(workdir, cfg.logging, fields, log)
+            self._trackers = Trackers(workdir, cfg.logging, fields, log, before if resume_step else None)
 
     def write(
         self, step: int, epoch: float, metrics: Mapping[str, float], notes: Mapping[str, Any] | None = None

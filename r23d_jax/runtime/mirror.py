@@ -168,7 +168,7 @@ def glance(url: str) -> Path:
 
     Each checkpoint with a marker is a folder that holds the marker.
     """
-    return remote.fetched(url, remote.cached("glances", url), _is_small)
+    return remote.fetched(url, remote.cached("glances", url), lambda name: _SMALL.fullmatch(name) is not None)
 
 
 def weights_at(path: str) -> Path:
@@ -180,10 +180,6 @@ def weights_at(path: str) -> Path:
         for url in remote.endings(path):
             remote.copied(url)
     return copy
-
-
-def _is_small(name: str) -> bool:
-    return _SMALL.fullmatch(name) is not None
 
 
 def _restore(url: str, here: Path) -> list[int]:

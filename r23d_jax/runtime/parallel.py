@@ -129,7 +129,6 @@ def compute_dtype(cfg: ParallelConfig, on: str = "") -> str:
     """The dtype to compute in; "auto" is bfloat16, but float32 on a CPU, where bfloat16 is slower.
 
     Args:
-      cfg: the config.
       on: the platform to choose for, e.g. "tpu"; "": that of this process.
     """
     if cfg.compute_dtype != "auto":
@@ -138,12 +137,7 @@ def compute_dtype(cfg: ParallelConfig, on: str = "") -> str:
 
 
 def augments_on_device(cfg: DataConfig, on: str = "") -> bool:
-    """Whether clips are resized and augmented in the compiled step: `cfg.augment_on`, a key of `AUGMENT_PLACES`.
-
-    Args:
-      cfg: the config.
-      on: as in `compute_dtype`.
-    """
+    """Whether clips are resized and augmented in the compiled step: `cfg.augment_on`, a key of `AUGMENT_PLACES`."""
     return look_up(AUGMENT_PLACES, cfg.augment_on, "config.data.augment_on")(on or jax.default_backend())
 
 

@@ -20,8 +20,6 @@ def in_threads(
     """Runs `work` on items in threads, and gives what it yields.
 
     Args:
-      work: gives the results of an item.
-      items: taken in order.
       threads: number of threads; they end when the iterator does, or is closed.
       depth: results that may wait; more make the threads wait.
 

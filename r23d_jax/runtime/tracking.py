@@ -9,14 +9,15 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from r23d_jax.config import LoggingConfig, UserError, look_up
 from r23d_jax.runtime.disk import write_atomically
 
-IDS = "tracking.json"  # in the workdir: the run's id at each service, so that a resumed run is the same run there
+# In the workdir: the run's id at each service, so that a resumed run is the same run there, and what it was sent
+IDS, SENT = "tracking.json", "sent"
 PARAMS_PER_CALL = 100  # MLflow's limit
 
 
@@ -118,16 +119,29 @@ class Trackers:
       cfg: names the services.
       fields: the flat fields of the config, which become the run's parameters.
       log: takes one line at a time.
+      rows: of a run that resumes: all rows that were written before, also those of steps that run again. These are not
+        sent again, because the services keep both values. None: the run starts at its first step, and is a new run at
+        the services.
 
     Raises:
       UserError: if a package is missing.
     """
 
-    def __init__(self, workdir: Path, cfg: LoggingConfig, fields: Mapping[str, Any], log: Callable[[str], None]):
+    def __init__(
+        self,
+        workdir: Path,
+        cfg: LoggingConfig,
+        fields: Mapping[str, Any],
+        log: Callable[[str], None],
+        rows: Iterable[Mapping[str, Any]] | None = None,
+    ):
         self._log = log
         self._open: dict[str, Tracker] = {}
         path = workdir / IDS
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known = json.loads(path.read_text(encoding="utf-8")) if rows is not None and path.exists() else {}
+        last = {name: row["step"] for row in sorted(rows or (), key=lambda row: row["step"]) for name in row}
+        before = known.pop(SENT, {})  # rows that an earlier resume removed from the file
+        self._sent = {name: _later(before.get(name, {}), last) for name in known}
         for name, module in import_packages(cfg).items():
             try:
                 self._open[name] = TRACKERS[name](module, workdir, cfg, fields, known.get(name, ""))
@@ -135,14 +149,18 @@ class Trackers:
                 self._report(name, error)
         if self._open:
             known |= {name: tracker.id for name, tracker in self._open.items()}
-            write_atomically(path, json.dumps(known) + "\n")
+            write_atomically(path, json.dumps(known | {SENT: self._sent}) + "\n")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Sends the finite metrics of a step."""
+        """Sends the finite metrics of a step to the services that do not have them yet."""
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         for name, tracker in list(self._open.items()):
+            sent = self._sent.get(name, {})
+            new = {metric: value for metric, value in finite.items() if step > sent.get(metric, -1)}
+            if not new:
+                continue
             try:
-                tracker.write(step, finite)
+                tracker.write(step, new)
             except Exception as error:
                 self._report(name, error)
 
@@ -157,3 +175,8 @@ class Trackers:
     def _report(self, name: str, error: Exception) -> None:
         self._open.pop(name, None)
         self._log(f"config.logging.to: {name} failed, and gets no more metrics of this run ({error})")
+
+
+def _later(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """The later step of each metric."""
+    return {name: max(one.get(name, -1), other.get(name, -1)) for name in {**one, **other}}

@@ -15,17 +15,11 @@ CORE_RATE = 7e9  # one CPU core in float32, small networks, with loading and eva
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The cost of one training, or of the sum of two, which are trained already.
+    """The cost of one training, or of the sum of two, which are trained already."""
 
-    Attributes:
-      parameters: number of parameters of the network.
-      gmacs: billions of multiply-adds for one clip.
-      clips: number of training clips; None while neither the dataset nor its lists exist.
-    """
-
-    parameters: int
-    gmacs: float
-    clips: int | None
+    parameters: int  # number of parameters of the network
+    gmacs: float  # billions of multiply-adds for one clip
+    clips: int | None  # number of training clips; None while neither the dataset nor its lists exist
 
     @property
     def pmacs(self) -> float | None:

@@ -19,14 +19,11 @@ from r23d_jax.study.grid import Cell
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The videos that all repetitions of a row have scored.
+    """The videos that all repetitions of a row have scored."""
 
-    Attributes:
-      scores: (split and fold, recording, class/video) -> percent of the seeds that were right.
-      named_groups: whether every video has a group, by its name or by the lists; one without is a recording of its own.
-    """
-
+    # (split and fold, recording, class/video) -> percent of the seeds that were right
     scores: Mapping[tuple[str, str, str], float]
+    # whether every video has a group, by its name or by the lists; one without is a recording of its own
     named_groups: bool = True
 
     @property
@@ -45,11 +42,7 @@ class Pair:
 
 
 def read_row(cells: Sequence[Cell], workdir: Path) -> Row:
-    """The scores of the finished cells of one row.
-
-    Raises:
-      UserError: if an evaluation is damaged; the message names the file.
-    """
+    """The scores of the finished cells of one row; raises UserError, naming the file, if an evaluation is damaged."""
     found: dict[tuple[str, str, str], list[bool]] = {}
     named, parts = True, _common_parts(cells)
     for cell in cells:

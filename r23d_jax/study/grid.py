@@ -18,15 +18,10 @@ Overrides = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file or folder that rows of a study need, and that nobody can make for the user.
+    """A file or folder that rows of a study need, and that nobody can make for the user."""
 
-    Attributes:
-      about: what it is and where it comes from.
-      path: where it is; "" until the user says so.
-    """
-
-    about: str
-    path: str = ""
+    about: str  # what it is and where it comes from
+    path: str = ""  # where it is; "" until the user says so
 
     @property
     def exists(self) -> bool:
@@ -36,28 +31,21 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A grid of trainings.
+    """A grid of trainings."""
 
-    Attributes:
-      title: heading of the results.
-      base: the config that every cell starts from.
-      axes: name of an axis -> label of a value -> its overrides. All combinations are cells. The axes `seed`, `split`
-        and `fold` are repetitions: results are means over them, with standard deviations. A value that overrides
-        `fusion.first` and `fusion.second` with the labels of two earlier values adds the scores of their trainings.
-      skip: combinations to leave out, each as {axis: label}.
-      files: name, e.g. `weights.sports1m` -> file. An override with this name as its value gets the path; while the
-        file is missing, its cells are left out.
-      facts: name of a column -> label -> text, for further columns of the results, such as published accuracies.
-      notes: Markdown below the table of results.
-    """
-
-    title: str
-    base: Config
+    title: str  # heading of the results
+    base: Config  # the config that every cell starts from
+    # name of an axis -> label of a value -> its overrides. All combinations are cells. The axes `seed`, `split` and
+    # `fold` are repetitions: results are means over them, with standard deviations. A value that overrides
+    # `fusion.first` and `fusion.second` with the labels of two earlier values adds the scores of their trainings.
     axes: Mapping[str, Mapping[str, Overrides]]
-    skip: tuple[Mapping[str, str], ...] = ()
+    skip: tuple[Mapping[str, str], ...] = ()  # combinations to leave out, each as {axis: label}
+    # name, e.g. `weights.sports1m` -> file. An override with this name as its value gets the path; while the file is
+    # missing, its cells are left out.
     files: Mapping[str, File] = dataclasses.field(default_factory=dict)
+    # name of a column -> label -> text, for further columns of the results, such as published accuracies
     facts: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
-    notes: str = ""
+    notes: str = ""  # Markdown below the table of results
 
 
 FILES = ("weights.", "frames.")  # beginnings of the names of files
@@ -66,20 +54,13 @@ REPETITIONS = ("seed", "split", "fold")
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One training of a study, or one sum of two.
+    """One training of a study, or one sum of two."""
 
-    Attributes:
-      name: name of its folder, made of its labels.
-      labels: axis -> label.
-      config: validated.
-      streams: the two cells whose scores it adds; () for a training.
-      needs: name of a missing file without which it cannot run -> what it is, and the remedy.
-    """
-
-    name: str
-    labels: dict[str, str]
-    config: Config
-    streams: tuple["Cell", ...] = ()
+    name: str  # name of its folder, made of its labels
+    labels: dict[str, str]  # axis -> label
+    config: Config  # validated
+    streams: tuple["Cell", ...] = ()  # the two cells whose scores it adds; () for a training
+    # name of a missing file without which it cannot run -> what it is, and the remedy
     needs: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property

@@ -11,21 +11,13 @@ from r23d_jax.study.run import Outcome, read_outcome
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The repetitions of one combination of the compared axes.
+    """The repetitions of one combination of the compared axes."""
 
-    Attributes:
-      labels: labels of the compared axes.
-      cells: all of them.
-      outcomes: the finished cells and their outcomes.
-      failed: number of failed cells.
-      waiting: number of cells that have not run.
-    """
-
-    labels: tuple[str, ...]
-    cells: tuple[Cell, ...]
-    outcomes: tuple[tuple[Cell, Outcome], ...]
-    failed: int
-    waiting: int
+    labels: tuple[str, ...]  # labels of the compared axes
+    cells: tuple[Cell, ...]  # all of them
+    outcomes: tuple[tuple[Cell, Outcome], ...]  # the finished cells and their outcomes
+    failed: int  # number of failed cells
+    waiting: int  # number of cells that have not run
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@ import io
 import math
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from r23d_jax.evaluation.figures import svg_of
@@ -137,7 +137,7 @@ def _page(
         "|" + "---|" * text + "---:|" * (len(columns) - text),
     ]
     for group, row in zip(groups, rows, strict=True):
-        facts = [_fact(column, group) for column in study.facts.values()]
+        facts = [next((c[label] for label in group.labels if label in c), "") for c in study.facts.values()]
         labels = list(group.labels)
         if " or " in measure and group.outcomes and labels:
             labels[-1] += f" ({_kind(group.outcomes[0][1])})"
@@ -164,10 +164,6 @@ def _page(
             "Failed: " + ", ".join(f"{_markdown(' / '.join(group.labels))} ({group.failed})" for group in failures),
         ]
     return "\n".join(lines) + "\n"
-
-
-def _fact(column: Mapping[str, str], group: Group) -> str:
-    return next((column[label] for label in group.labels if label in column), "")
 
 
 def _gpu_hours(group: Group) -> str:

@@ -23,27 +23,18 @@ LAST_LINES = 5  # of a failed cell's log, to show
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The outcome of a cell, which is kept in its folder.
+    """The outcome of a cell, which is kept in its folder."""
 
-    Attributes:
-      status: "done" or "failed".
-      seconds: running time of all its processes.
-      metrics: metrics of its last evaluation.
-      per_class: accuracy by class name; None for a class without videos.
-      parameters, gmacs: the cost of the network and of one clip.
-      device: the device it ran on.
-      protocol: how its videos and views were chosen; see `evaluation.result.Protocol`.
-      reason: the end of a failed cell's log.
-    """
-
-    status: str
-    seconds: float
-    metrics: dict[str, float]
-    per_class: dict[str, float | None]
+    status: str  # "done" or "failed"
+    seconds: float  # running time of all its processes
+    metrics: dict[str, float]  # metrics of its last evaluation
+    per_class: dict[str, float | None]  # accuracy by class name; None for a class without videos
+    # parameters, gmacs: the cost of the network and of one clip
     parameters: int
     gmacs: float
-    device: str = ""
-    reason: str = ""
+    device: str = ""  # the device it ran on
+    reason: str = ""  # the end of a failed cell's log
+    # how its videos and views were chosen; see `evaluation.result.Protocol`
     protocol: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -70,8 +61,6 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
 
     Args:
       cells: each gets the folder `workdir/<name>`.
-      workdir: the folder of the study.
-      log: takes one line at a time.
 
     Returns:
       The numbers of finished and of failed cells.

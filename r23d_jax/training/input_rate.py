@@ -26,29 +26,19 @@ _QUALITY = 82  # of a JPEG; about 5 KB for 171 x 128
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """The input of a training.
+    """The input of a training."""
 
-    Attributes:
-      seconds_per_clip: processor time that reads one clip, on this machine.
-      rows: of each array of a batch, its shape for one clip read, (clips, ...) with clips = 1, and its dtype.
-      num_videos, num_classes: of the training list; those of UCF101 where there is none.
-      source: the videos that were read, in words.
-    """
-
-    seconds_per_clip: float
+    seconds_per_clip: float  # processor time that reads one clip, on this machine
+    # of each array of a batch, its shape for one clip read, (clips, ...) with clips = 1, and its dtype
     rows: dict[str, tuple[tuple[int, ...], np.dtype]]
+    # num_videos, num_classes: of the training list; those of UCF101 where there is none
     num_videos: int
     num_classes: int
-    source: str
+    source: str  # the videos that were read, in words
 
 
 def measure_input(cfg: Config, on_device: bool) -> Input:
-    """Reads clips as a training does, of its own videos or, where they are not here, of drawn ones of the same size.
-
-    Args:
-      cfg: the training.
-      on_device: whether the devices resize and augment clips.
-    """
+    """Reads clips as a training does, of its own videos or, where they are not here, of drawn ones of the same size."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             index, source = open_index(cfg.data, "train"), f"the videos of {cfg.data.root}"

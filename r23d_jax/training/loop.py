@@ -83,7 +83,6 @@ def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> Eva
     Args:
       cfg: a config; validated here.
       workdir: the folder of everything the run writes (see ARCHITECTURE.md).
-      log: takes one line at a time.
 
     Returns:
       The final evaluation; None if SIGTERM or SIGINT stopped the run early, after its state was saved.

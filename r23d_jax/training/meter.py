@@ -32,11 +32,8 @@ class Meter:
 
     Args:
       journal: gets a row every `log_every` steps.
-      workdir: the run's folder, for messages.
       cfg: `global_batch_size` and `log_every` are read.
       steps_per_epoch: may be fractional.
-      broken: the broken videos that this process has met.
-      say: takes one line at a time.
     """
 
     def __init__(

@@ -87,7 +87,6 @@ def make_optimizer(
     to the gradient before the momentum, as PyTorch does; AdamW decouples it.
 
     Args:
-      cfg: the optimizer's config.
       params: nested dict with `stem`, `stages` and `head`; shapes are enough.
       steps_per_epoch: converts fields that are given in epochs.
       num_steps: length of the whole run.

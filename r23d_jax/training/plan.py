@@ -27,21 +27,13 @@ _CLOSE = 0.05  # a batch this much larger does not fit: near enough
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The compiled step, as one device sees it.
+    """The compiled step, as one device sees it."""
 
-    Attributes:
-      state: shapes and shardings of the state.
-      arguments: bytes of the state and of a batch.
-      temporaries: bytes that only a running step needs.
-      waiting: bytes of the batches that wait for their step.
-      text: the optimized program; "" if the compiler found no room for it.
-    """
-
-    state: TrainState
-    arguments: int
-    temporaries: int
-    waiting: int
-    text: str
+    state: TrainState  # shapes and shardings of the state
+    arguments: int  # bytes of the state and of a batch
+    temporaries: int  # bytes that only a running step needs
+    waiting: int  # bytes of the batches that wait for their step
+    text: str  # the optimized program; "" if the compiler found no room for it
 
     @property
     def total(self) -> int:
@@ -64,11 +56,7 @@ def chosen_for(cfg: Config, absent: Absent) -> Config:
 
 
 def compile_step(cfg: Config, absent: Absent, read: Input) -> Program:
-    """Compiles the training step of a config from `chosen_for`.
-
-    Raises:
-      ConfigError: if the devices do not divide the batch.
-    """
+    """Compiles the step of a config from `chosen_for`; raises ConfigError if the devices do not divide the batch."""
     mesh = parallel.make_mesh(cfg.parallel.fsdp, absent.devices)
 
     def make() -> Any:
@@ -140,11 +128,7 @@ def largest_batch(
 ) -> Largest:
     """Searches the largest global batch that fits: a straight line through the last two needs, then bisection.
 
-    Args:
-      cfg: from `chosen_for`; its batch is the first to be tried.
-      absent: the devices.
-      settings: of `variants`.
-      compiled: compiles the step of a config.
+    The config is from `chosen_for`, and its batch is the first to be tried; the settings are of `variants`.
     """
     cfg = with_settings(cfg, settings)
     unit = len(absent.devices) * cfg.data.repeats * cfg.train.accumulate

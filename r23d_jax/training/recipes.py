@@ -34,19 +34,12 @@ class Facts:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One recipe.
+    """One recipe."""
 
-    Attributes:
-      why: when it is chosen, and for what reason.
-      fits: whether it is for such clips.
-      fields: field of the config -> value; without those of the network of given weights.
-      short_side: of the frames to prepare, in pixels.
-    """
-
-    why: str
-    fits: Callable[[Facts], bool]
-    fields: dict[str, Any]
-    short_side: int
+    why: str  # when it is chosen, and for what reason
+    fits: Callable[[Facts], bool]  # whether it is for such clips
+    fields: dict[str, Any]  # field of the config -> value; without those of the network of given weights
+    short_side: int  # of the frames to prepare, in pixels
 
 
 _COMMON = {"eval.views": "uniform", "eval.num_clips": 10, "parallel.compute_dtype": "auto"}
@@ -165,7 +158,6 @@ def pace_fields(fields: dict[str, Any], rates: Sequence[float], trained_rate: fl
     """The fields that take frames at one pace in time, if the rates of the videos, or of the weights, differ; else {}.
 
     Args:
-      fields: of the recipe and the network.
       rates: of the videos in frames per second; 0 is not known.
       trained_rate: of the videos that the weights were trained on; 0: not known, or no weights.
     """

@@ -35,11 +35,7 @@ class WarmStartError(UserError):
 
 
 def check_source(cfg: Config, workdir: Path) -> None:
-    """Refuses a run whose initial weights are missing, before anything else takes time.
-
-    Raises:
-      WarmStartError: if `cfg.init_from` does not exist, and `workdir` has nothing to resume from.
-    """
+    """Raises WarmStartError early if `cfg.init_from` does not exist, and `workdir` has nothing to resume from."""
     if (workdir / "checkpoints").is_dir():
         return
     path = weights_at(cfg.init_from)
@@ -69,9 +65,6 @@ def warm_start(
 
     Args:
       cfg: `init_from` is a file of foreign weights, a run's folder or a checkpoint; image networks are inflated.
-      state: fresh.
-      shardings: of the state.
-      num_classes: of the run.
       log: takes one line for each part that was or was not taken.
       class_names: of the run, in the order of the logits; () trusts the order in the weights.
 

@@ -6,11 +6,7 @@ MOST_LINES = 12
 
 
 def differences(found: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
-    """One line for each name that is missing, unexpected, or has another description.
-
-    Args:
-      found, wanted: name -> description of the value, e.g. its shape as a list.
-    """
+    """One line for each name that is missing, unexpected, or has another description, such as the value's shape."""
     problems = [f"{name}: missing" for name in wanted if name not in found]
     problems += [f"{name}: not in this network" for name in found if name not in wanted]
     other = (name for name in wanted if name in found and found[name] != wanted[name])

@@ -27,18 +27,13 @@ class DownloadError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file that somebody has published.
+    """A file that somebody has published."""
 
-    Attributes:
-      url: where it is.
-      checksum: `algorithm:digits`, the algorithm a key of `CHECKSUMS`; fewer digits than the whole are its beginning.
-        "" if the publisher states none: then it must stay as it was first downloaded.
-      mebibytes: its size as the publisher states it; 0 if not stated.
-    """
-
-    url: str
+    url: str  # where it is
+    # `algorithm:digits`, the algorithm a key of `CHECKSUMS`; fewer digits than the whole are its beginning. "" if the
+    # publisher states none: then it must stay as it was first downloaded.
     checksum: str = ""
-    mebibytes: float = 0.0
+    mebibytes: float = 0.0  # its size as the publisher states it; 0 if not stated
 
     @property
     def name(self) -> str:
@@ -58,8 +53,6 @@ def fetch(name: str, files: Sequence[File], log: Callable[[str], None] = to_stde
 
     Args:
       name: of the weights, and of their folder in the cache.
-      files: that belong together.
-      log: takes one line at a time.
 
     Raises:
       DownloadError: if one cannot be had; says where to get it and where to put it.
@@ -172,7 +165,6 @@ def _wrong(file: File, path: Path, final: Path) -> str:
     """What shows that a file is not the published one; "" if nothing does.
 
     Args:
-      file: as it was published.
       path: of its content.
       final: its path in the cache, beside which the checksum of the first download is kept if none was published.
     """

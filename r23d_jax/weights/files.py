@@ -42,17 +42,11 @@ _MOST_UNKNOWN = 32  # classes in one pickle that are replaced by records
 
 
 class Content(NamedTuple):
-    """What a weight file holds.
+    """What a weight file holds."""
 
-    Attributes:
-      arrays: numpy arrays or torch tensors by name.
-      meta: other values in the file, {} if none.
-      notes: what was chosen or left out, for the user.
-    """
-
-    arrays: dict[str, Any]
-    meta: dict[str, Any]
-    notes: tuple[str, ...] = ()
+    arrays: dict[str, Any]  # numpy arrays or torch tensors by name
+    meta: dict[str, Any]  # other values in the file, {} if none
+    notes: tuple[str, ...] = ()  # what was chosen or left out, for the user
 
 
 def kind_of(path: Path | str | os.PathLike) -> str:
@@ -100,11 +94,7 @@ def check_reader(name: str) -> None:
 
 
 def read(path: Path | str | os.PathLike) -> Content:
-    """Reads a weight file.
-
-    Raises:
-      ConversionError: if the file is damaged, holds no weights, or can only be read by running code that is in it.
-    """
+    """Reads a weight file; raises ConversionError if it is damaged, has no weights, or needs code in it to be run."""
     path = Path(path)
     return _READERS[kind_of(path)](path)
 
@@ -312,11 +302,7 @@ def _first_line(error: Exception) -> str:
 
 
 def import_torch(path: Path) -> Any:
-    """torch.
-
-    Raises:
-      ConversionError: if it is not installed, or too old to be safe, naming the file that needs it.
-    """
+    """torch; raises ConversionError, naming the file that needs it, if it is not installed, or too old to be safe."""
     try:
         import torch
     except ImportError:

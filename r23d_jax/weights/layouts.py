@@ -16,34 +16,24 @@ Path = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One code base's names.
+    """One code base's names."""
 
-    Attributes:
-      rules: (pattern of our module path, template of their module name).
-      classifier: their name of an average-pool head's linear layer.
-      conv_classifier: whether that is a 1x1x1 convolution.
-      leaves: our last name -> theirs.
-      norm_leaves: the same, for BN where it differs.
-      kernel: "torch" has (out, in, t, h, w), "tensorflow" (t, h, w, in, out), which is also ours.
-      separator: between a module's name and a value's.
-      gammas: whether BN has a gamma there. If our network has none, ones are written and accepted.
-      counter: torch's count of training batches, written as zero and not read.
-    """
-
-    rules: tuple[tuple[str, str], ...]
-    classifier: str = "fc"
-    conv_classifier: bool = False
-    leaves: tuple[tuple[str, str], ...] = (("kernel", "weight"), ("bias", "bias"))
+    rules: tuple[tuple[str, str], ...]  # (pattern of our module path, template of their module name)
+    classifier: str = "fc"  # their name of an average-pool head's linear layer
+    conv_classifier: bool = False  # whether that is a 1x1x1 convolution
+    leaves: tuple[tuple[str, str], ...] = (("kernel", "weight"), ("bias", "bias"))  # our last name -> theirs
+    # the same, for BN where it differs
     norm_leaves: tuple[tuple[str, str], ...] = (
         ("scale", "weight"),
         ("bias", "bias"),
         ("mean", "running_mean"),
         ("var", "running_var"),
     )
+    # "torch" has (out, in, t, h, w), "tensorflow" (t, h, w, in, out), which is also ours
     kernel: Literal["torch", "tensorflow"] = "torch"
-    separator: str = "."
-    gammas: bool = True
-    counter: str = "num_batches_tracked"
+    separator: str = "."  # between a module's name and a value's
+    gammas: bool = True  # whether BN has a gamma there. If our network has none, ones are written and accepted.
+    counter: str = "num_batches_tracked"  # torch's count of training batches, written as zero and not read
 
 
 # -- residual networks -------------------------------------------------------------------------------------------------
@@ -270,12 +260,9 @@ GOOGLENET = Layout(
 
 
 def their_name(path: Path, layout: Layout, only_classifier: bool) -> str:
-    """Their name for the value at `path` of our trees.
+    """Their name for the value at `path` of our trees, e.g. ("stem", "norm", "norm", "scale").
 
-    Args:
-      path: e.g. ("stem", "norm", "norm", "scale").
-      layout: the code base.
-      only_classifier: whether the head is an average pool; other heads keep our names.
+    With `only_classifier` the head is an average pool; other heads keep our names.
     """
     *module, leaf = path
     if module[0] == "head":

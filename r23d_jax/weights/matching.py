@@ -29,34 +29,22 @@ _IGNORED = (
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A network that a set of weights was compared with.
+    """A network that a set of weights was compared with."""
 
-    Attributes:
-      source: a key of `SOURCES`.
-      model: the network, perhaps abstract.
-      table: its values in the source's layout.
-      arrays: the weights under the names of the table.
-      notes: for the user.
-      problems: differences between the two, one line each.
-      candidate: of the source, if the network was found.
-      num_classes: of its logits, if the network was found; 0 without a classifier.
-    """
-
-    source: str
-    model: VideoNetwork
-    table: Table
-    arrays: dict[str, np.ndarray]
-    notes: tuple[str, ...]
-    problems: list[str]
-    candidate: Candidate = Candidate("", layouts.TORCHVISION)
-    num_classes: int = 0
+    source: str  # a key of `SOURCES`
+    model: VideoNetwork  # the network, perhaps abstract
+    table: Table  # its values in the source's layout
+    arrays: dict[str, np.ndarray]  # the weights under the names of the table
+    notes: tuple[str, ...]  # for the user
+    problems: list[str]  # differences between the two, one line each
+    candidate: Candidate = Candidate("", layouts.TORCHVISION)  # of the source, if the network was found
+    num_classes: int = 0  # of its logits, if the network was found; 0 without a classifier
 
 
 def find(arrays: Mapping[str, np.ndarray], name: str | None = None, source: str | None = None) -> Found:
     """Finds the code base and the network of a set of weights.
 
     Args:
-      arrays: the weights.
       name: the expected network's name in the registry; None accepts any.
       source: the code base, a key of `SOURCES`; None finds it.
 
@@ -88,11 +76,7 @@ def find(arrays: Mapping[str, np.ndarray], name: str | None = None, source: str 
 
 
 def fit(arrays: Mapping[str, np.ndarray], model: VideoNetwork, source: str | None = None) -> Found:
-    """Compares weights with a network.
-
-    Raises:
-      ConversionError: if they do not fit; lists names that are missing, left over or of another shape.
-    """
+    """Compares weights with a network; raises ConversionError that lists missing, additional and misshapen names."""
     attempts = []
     for key, stripped, notes in _matching(arrays, source):
         try:
@@ -119,11 +103,7 @@ def _nearest(attempts: list[Found], arrays: Mapping[str, np.ndarray], source: st
 
 
 def table_of(model: VideoNetwork, source: str) -> Table:
-    """A network's values under the names of a source.
-
-    Raises:
-      ConversionError: for an unknown source, or one that has no names for this network.
-    """
+    """A network's values under the names of a source; raises ConversionError if it has none, or is unknown."""
     candidates = _known(source).candidates
     fitting = [c.layout for c in candidates if model_spec(c.name).bottleneck == model.spec.bottleneck]
     reason = ""
@@ -182,11 +162,7 @@ def without_prefix(name: str, prefix: str) -> str:
 
 
 def unwrapped(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> dict[str, np.ndarray]:
-    """The arrays without the modules that wrap a network which has one of `names`.
-
-    Raises:
-      ConversionError: if two arrays get the same name.
-    """
+    """The arrays without modules that wrap a network which has one of `names`; ConversionError if two collide."""
     pattern = rf"({_WRAPPERS})({'|'.join(map(re.escape, names))})"
     prefix = next((match[1] for name in arrays if (match := re.fullmatch(pattern, name))), "")
     short = {without_prefix(name, prefix): value for name, value in arrays.items()}
@@ -196,11 +172,7 @@ def unwrapped(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> dict[st
 
 
 def _strip(arrays: Mapping[str, np.ndarray], source: Source, prefix: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The network's weights under the source's names, and notes on every array that is left out.
-
-    Raises:
-      ConversionError: if two arrays get the same name.
-    """
+    """The network's weights under the source's names, and notes on those left out; ConversionError if two collide."""
     kept, origins = {}, {}
     dropped: dict[str, list[str]] = {}
     ignored = (*_IGNORED, *((pattern, "not part of the backbone") for pattern in source.ignored))

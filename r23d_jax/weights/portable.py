@@ -51,8 +51,6 @@ def write_stablehlo(path: Path, model: VideoNetwork, pre: Preprocessing, meta: M
 
     Args:
       path: of the file; `<path>.json` gets `meta`.
-      model: the network.
-      pre: its preprocessing.
       meta: JSON values: class names, preprocessing.
 
     Returns:
@@ -101,12 +99,6 @@ def write_onnx(path: Path, model: VideoNetwork, head: HeadConfig, pre: Preproces
     """Writes ONNX by way of the torch definition and runs it with onnxruntime; otherwise as `write_stablehlo`.
 
     Its input is called `video`, its output `logits`.
-
-    Args:
-      path: of the file; `<path>.json` gets `meta`.
-      model: the network.
-      head: that built its head.
-      pre, meta: as in `write_stablehlo`.
 
     Raises:
       ExportError: if a package is missing, or the network has no torch definition.
@@ -187,9 +179,6 @@ def write_torch(
 
     Args:
       path: of the state dict, .pth or .pt; `<path>.json` gets `meta` and, as `torch`, what the definition builds from.
-      model: the network.
-      head: that built its head.
-      pre, meta: as in `write_stablehlo`.
 
     Returns:
       The largest difference of the module's logits, relative to the largest logit.
@@ -255,11 +244,7 @@ def describe(model: VideoNetwork, head: HeadConfig, num_classes: int) -> dict[st
 
 
 def import_tensorflow(path: Path) -> tuple[Any, Any]:
-    """TensorFlow, and its module that runs StableHLO.
-
-    Raises:
-      ExportError: if it is missing.
-    """
+    """TensorFlow, and its module that runs StableHLO; raises ExportError if it is missing."""
     try:
         import tensorflow as tf
         from tensorflow.compiler.tf2xla.python import xla
@@ -272,11 +257,7 @@ def import_tensorflow(path: Path) -> tuple[Any, Any]:
 
 
 def import_onnx(path: Path) -> tuple[Any, Any]:
-    """torch, and onnxruntime.
-
-    Raises:
-      ExportError: if one of them, or onnxscript, is missing.
-    """
+    """torch, and onnxruntime; raises ExportError if one of them, or onnxscript, is missing."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  # torch.onnx uses it

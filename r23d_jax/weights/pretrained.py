@@ -17,28 +17,18 @@ PREFIX = "name:"  # marks a name where a path is expected
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """Published weights.
+    """Published weights."""
 
-    Attributes:
-      network: name in the registry.
-      source: a key of `sources.SOURCES`.
-      files: what to download; the first one is read.
-      data: what the network was trained on.
-      num_classes: of its logits.
-      license: of the code base; the weights may also fall under the terms of the data.
-      accuracy: top-1 and top-5 in percent as the publisher states them, not measured here; () if not stated.
-      protocol: of the accuracy; "" without one.
-      preprocessing: fields in which it differs from the source's usual one.
-    """
-
-    network: str
-    source: str
-    files: tuple[File, ...]
-    data: str
-    num_classes: int
-    license: str
+    network: str  # name in the registry
+    source: str  # a key of `sources.SOURCES`
+    files: tuple[File, ...]  # what to download; the first one is read
+    data: str  # what the network was trained on
+    num_classes: int  # of its logits
+    license: str  # of the code base; the weights may also fall under the terms of the data
+    # top-1 and top-5 in percent as the publisher states them, not measured here; () if not stated
     accuracy: tuple[float, ...] = ()
-    protocol: str = ""
+    protocol: str = ""  # of the accuracy; "" without one
+    # fields in which it differs from the source's usual one
     preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -203,7 +193,6 @@ def read_pretrained(name: str, log: Callable[[str], None] = download.to_stderr) 
 
     Args:
       name: a key of `PRETRAINED`.
-      log: takes one line at a time.
 
     Raises:
       ConfigError: for an unknown name.

@@ -48,7 +48,6 @@ def write(folder: Path, model: VideoNetwork, description: dict[str, Any], card: 
       folder: is made if it is missing; what an earlier call wrote there is replaced.
       model: its values get the names of its code base.
       description: `state_dicts.describe` of the network.
-      card: text of README.md.
 
     Raises:
       ConversionError: if the folder holds other files, or the weights read differently.

@@ -13,48 +13,28 @@ from r23d_jax.weights.layouts import Layout
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A network that a source may hold.
+    """A network that a source may hold."""
 
-    Attributes:
-      name: in the registry.
-      layout: of the source.
-      fields: other arguments of `create_model`.
-    """
-
-    name: str
-    layout: Layout
-    fields: tuple[tuple[str, Any], ...] = ()
+    name: str  # in the registry
+    layout: Layout  # of the source
+    fields: tuple[tuple[str, Any], ...] = ()  # other arguments of `create_model`
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A code base whose weights can be read and written.
+    """A code base whose weights can be read and written."""
 
-    Attributes:
-      title: for messages.
-      has: distinctive names, after any prefix; first that of the convolution which reads the clip.
-      candidates: networks it may hold, in the order in which they are tried.
-      preprocessing: its networks' usual preprocessing; never part of the weights.
-      own: families that `to_torch` writes under its names by default.
-      prefixes: of its own that may precede every name.
-      ignored: patterns of names that are not part of the network.
-      lacks: names that it does not have.
-      aliases: (pattern, replacement) of names that come in several forms.
-      automatic: whether it is tried if no source is given.
-      kinetics400: whether its networks for Kinetics-400 have the classes in alphabetical order.
-    """
-
-    title: str
-    has: tuple[str, ...]
-    candidates: tuple[Candidate, ...]
-    preprocessing: Preprocessing
-    own: tuple[str, ...] = ()
-    prefixes: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
-    lacks: tuple[str, ...] = ()
-    aliases: tuple[tuple[str, str], ...] = ()
-    automatic: bool = True
-    kinetics400: bool = False
+    title: str  # for messages
+    has: tuple[str, ...]  # distinctive names, after any prefix; first that of the convolution which reads the clip
+    candidates: tuple[Candidate, ...]  # networks it may hold, in the order in which they are tried
+    preprocessing: Preprocessing  # its networks' usual preprocessing; never part of the weights
+    own: tuple[str, ...] = ()  # families that `to_torch` writes under its names by default
+    prefixes: tuple[str, ...] = ()  # of its own that may precede every name
+    ignored: tuple[str, ...] = ()  # patterns of names that are not part of the network
+    lacks: tuple[str, ...] = ()  # names that it does not have
+    aliases: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) of names that come in several forms
+    automatic: bool = True  # whether it is tried if no source is given
+    kinetics400: bool = False  # whether its networks for Kinetics-400 have the classes in alphabetical order
 
 
 def _preprocessing(

@@ -10,7 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from r23d_jax.config import NO_FLOW, ConfigError, Flow, ModelConfig, Preprocessing, from_dict
+from r23d_jax.config import (
+    NO_FLOW,
+    ConfigError,
+    EvalConfig,
+    Flow,
+    ModelConfig,
+    Preprocessing,
+    from_dict,
+    validate,
+)
 from r23d_jax.models.functional import HasNetwork, bare, flatten, split_model, values
 from r23d_jax.models.network import VideoNetwork
 from r23d_jax.models.registry import build_model, model_config, model_name
@@ -24,6 +33,7 @@ from r23d_jax.weights.tables import ConversionError, Table
 Weights = Mapping[str, Any] | str | os.PathLike | Content
 # The fields of our own descriptions; a file of another program may have a `config` of its own
 _OWN = ("config", "class_names", "preprocessing")
+_VIEWS = ("views", "num_clips", "crops")  # fields of `EvalConfig` in them; the others belong to a machine or a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +50,7 @@ class Converted:
       notes: for the user.
       origin: where it was read from, in words.
       assumed: whether the preprocessing is only the usual one of such networks.
+      views: that its run was evaluated on; all clips of a video if the source does not say.
     """
 
     model: VideoNetwork
@@ -51,6 +62,7 @@ class Converted:
     notes: tuple[str, ...] = ()
     origin: str = ""
     assumed: bool = True
+    views: EvalConfig = dataclasses.field(default_factory=EvalConfig)
 
     @property
     def name(self) -> str:
@@ -131,7 +143,7 @@ def convert(weights: Weights, name: str | None = None, source: str | None = None
     """`from_torch` with all that is known about the network; see there for arguments and errors."""
     arrays, meta, notes = read_arrays(weights)
     if meta.get("format") == FORMAT or ("family" in _mapping(meta.get("config")) and meta.keys() >= set(_OWN)):
-        cfg, preprocessing, class_names = _read_meta(meta)
+        cfg, preprocessing, class_names, views = _read_meta(meta)
         if name not in (None, model_name(cfg)):
             raise ConversionError(f"these weights are {model_name(cfg)}, not {name}")
         frames, size, count = preprocessing.num_frames, preprocessing.crop_size, len(class_names)
@@ -141,7 +153,7 @@ def convert(weights: Weights, name: str | None = None, source: str | None = None
         found, origin = fit(arrays, model), "an export of r23d_jax, names of "
     else:
         found, origin = find(arrays, name, source), ""
-        cfg, preprocessing = _config(found), _preprocessing(found)
+        cfg, preprocessing, views = _config(found), _preprocessing(found), EvalConfig()
         class_names = _class_names(meta.get("class_names"), found.num_classes)
         if not class_names and found.num_classes == 400 and SOURCES[found.source].kinetics400:
             class_names = kinetics400()
@@ -156,11 +168,16 @@ def convert(weights: Weights, name: str | None = None, source: str | None = None
         notes=(*notes, *found.notes),
         origin=origin + SOURCES[found.source].title,
         assumed=not origin,
+        views=views,
     )
 
 
 def describe(
-    model: VideoNetwork, cfg: ModelConfig, class_names: Sequence[str], preprocessing: Preprocessing
+    model: VideoNetwork,
+    cfg: ModelConfig,
+    class_names: Sequence[str],
+    preprocessing: Preprocessing,
+    views: EvalConfig,
 ) -> dict[str, Any]:
     """The description of a network in JSON values, for a file of its weights; `convert` reads it."""
     return {
@@ -171,21 +188,28 @@ def describe(
         "class_names": list(class_names),
         "preprocessing": dataclasses.asdict(preprocessing),
         "config": dataclasses.asdict(cfg),
+        "eval": describe_views(views),
     }
+
+
+def describe_views(views: EvalConfig) -> dict[str, Any]:
+    """The clips and crops of an evaluation in JSON values."""
+    return {name: getattr(views, name) for name in _VIEWS}
 
 
 def _mapping(value: Any) -> Mapping:
     return value if isinstance(value, Mapping) else {}
 
 
-def _read_meta(meta: Mapping[str, Any]) -> tuple[ModelConfig, Preprocessing, tuple[str, ...]]:
+def _read_meta(meta: Mapping[str, Any]) -> tuple[ModelConfig, Preprocessing, tuple[str, ...], EvalConfig]:
     """The description of its network in one of our own files."""
     try:
         cfg, preprocessing = from_dict(meta["config"], ModelConfig), from_dict(meta["preprocessing"], Preprocessing)
         class_names = tuple(meta["class_names"])
+        views = validate(from_dict(meta.get("eval", {}), EvalConfig))  # earlier versions wrote none
     except (KeyError, TypeError, ConfigError) as error:
         raise ConversionError(f"the file's description of its network cannot be used ({error})") from None
-    return cfg, preprocessing, tuple(map(str, class_names))
+    return cfg, preprocessing, tuple(map(str, class_names)), views
 
 
 def _class_names(names: Any, num_classes: int) -> tuple[str, ...]:

@@ -41,11 +41,7 @@ class Table:
 
 
 def make_table(model: VideoNetwork, layout: Layout) -> Table:
-    """Names every value of a network, which may be abstract.
-
-    Raises:
-      ConversionError: if the layout has no name for a part of it.
-    """
+    """Names every value of a network, perhaps abstract; raises ConversionError if the layout has no name for one."""
     tree, batch_stats = values(model)
     only_classifier = set(tree.get("head", {})) == {"classifier"}
     params = flatten(tree)

@@ -68,6 +68,24 @@ def test_what_arguments_stand_for(clips: Path, tmp_path: Path) -> None:
     assert expand([str(tmp_path / "odd[1].mp4")]) == [str(tmp_path / "odd[1].mp4")], "a name comes before a pattern"
 
 
+def test_a_pattern_that_stands_for_nothing_is_no_missing_file(
+    workdir: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path)
+    reasons = {
+        "in/**/a*.mp4": f"matches no video: nothing in {tmp_path / 'in'} is called **/a*.mp4; check its spelling",
+        "[ab].mp4": f"matches no video: nothing in {tmp_path} is called [ab].mp4",
+        "gone/deep/*.mp4": f"matches no video, because there is no folder {tmp_path / 'gone' / 'deep'}",
+        "gone.mp4": "cannot be read (No such file",
+    }
+    assert call(predict, "--workdir", workdir, *reasons, "--json") == 3
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for row, (name, reason) in zip(rows, reasons.items(), strict=True):
+        assert row["video"] == name and row["error"].startswith(f"{name}: ") and reason in row["error"]
+        assert ("No such file" in row["error"]) is (name == "gone.mp4")
+
+
 def test_many_videos_score_as_one_by_one(predictor: Predictor, clips: Path) -> None:
     """Clips of several videos share a batch, and a video that cannot be read changes nothing for the others."""
     names = [*map(Path, expand([str(clips)])), clips / "gone.mp4", clips / "notes.txt"]
@@ -109,7 +127,8 @@ def test_a_table_of_many_videos(workdir: Path, clips: Path, tmp_path: Path, caps
     assert {rows[0]["class"], rows[0]["class_2"]} == set(CLASSES)
     assert float(rows[0]["score"]) + float(rows[0]["score_2"]) == pytest.approx(1, abs=2e-4)
     assert (rows[0]["start"], rows[0]["end"], rows[0]["error"]) == ("0.000", "0.520", "")
-    assert "not a readable video" in rows[4]["error"] and "No such file" in rows[5]["error"] and not rows[4]["class"]
+    assert "not a readable video" in rows[4]["error"] and not rows[4]["class"]
+    assert f"matches no video: nothing in {tmp_path} is called none-*.avi; check" in rows[5]["error"]
     assert call(predict, "--workdir", workdir, clips, "--json") == 0
     for line, row in zip(capsys.readouterr().out.splitlines(), rows, strict=False):
         best = json.loads(line)["predictions"][0]

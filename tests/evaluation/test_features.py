@@ -1,6 +1,7 @@
 """Features: those of the layers, alike from files and from prepared frames; the probe and the pictures."""
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -287,3 +288,26 @@ def test_a_map_puts_classes_apart(method: str, tmp_path: Path) -> None:
         tmp_path / "m.svg", values, labels - 1, ("a", "b"), sides, method
     )  # with unknown classes
     assert (tmp_path / "m.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(("classes", "spread"), [(8, 0.0), (60, 0.0), (60, 5.0)])
+def test_names_on_a_map_cover_no_other_and_stay_on_it(
+    classes: int, spread: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, draw = [], feature_pictures.new_figure
+    monkeypatch.setattr(feature_pictures, "new_figure", lambda *size: drawn.append(draw(*size)) or drawn[-1])
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(classes), 4)
+    values = rng.normal(0, 1, (len(labels), 2)) + spread * rng.normal(0, 1, (classes, 2))[labels]
+    names = [f"Class number {k}" * (1 + k % 2) for k in range(classes)]
+    for name in ("one", "two"):
+        feature_pictures.write_map(
+            tmp_path / f"{name}.png", values.astype(np.float32), labels, names, ["train"] * len(labels), "pca"
+        )
+        (axis,) = drawn[-1].axes
+        drawn[-1].draw_without_rendering()  # the file had another resolution
+        boxes = [text.get_bbox_patch().get_window_extent() for text in axis.texts]
+        assert [text.get_text() for text in axis.texts] == names
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        frame = axis.get_window_extent().padded(1)
+        assert all(frame.contains(*box.min) and frame.contains(*box.max) for box in boxes)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()

@@ -58,11 +58,11 @@ def test_a_folder_is_never_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
             raise Killed  # and nothing is cleared away
         function(*args)
 
-    rename, remove = os.rename, disk._remove
+    rename, remove = os.rename, disk.remove
     (tmp_path / "my.shards").mkdir()
     (tmp_path / "my.shards/old").touch()
     monkeypatch.setattr(disk.os, "rename", lambda *args: unless_killed(rename, *args))
-    monkeypatch.setattr(disk, "_remove", lambda *args: unless_killed(remove, *args))
+    monkeypatch.setattr(disk, "remove", lambda *args: unless_killed(remove, *args))
     with pytest.raises(Killed), disk.replacing(tmp_path / "my.shards") as partial:
         partial.mkdir()
         (partial / "new").touch()

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
-import re
 import sqlite3
+import struct
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,31 +20,60 @@ from r23d_jax.runtime.journal import Journal
 from r23d_jax.runtime.tracking import IDS, Trackers
 
 
-def run_twice(workdir: Path, name: str) -> list[str]:
-    """Two steps, then another process that resumes after the first; returns what was logged."""
+def run_thrice(workdir: Path, name: str) -> list[str]:
+    """Four steps, then two processes that resume after the second, and evaluate; returns what was logged.
+
+    The second one is stopped before it gets as far as the first.
+    """
     cfg, lines = Config(), []
     cfg.logging.to = (name,)
-    for first in (1, 2):
-        journal = Journal(workdir, resume_step=first - 1, cfg=cfg, log=lines.append)
-        for step in range(first, 4):
-            journal.write(step, 0.1 * step, {"train/loss": 10.0 * first + step, "train/grad_norm": float("nan")})
+    for number, steps in ((1, range(1, 5)), (2, range(3, 4)), (3, range(3, 7))):
+        journal = Journal(workdir, resume_step=steps[0] - 1, cfg=cfg, log=lines.append)
+        for step in steps:
+            journal.write(step, 0.1 * step, {"train/loss": 10.0 * number + step, "train/grad_norm": float("nan")})
+            if number > 1:
+                journal.write(step, 0.1 * step, {"val/loss": 10.0 * number + step})
         journal.close()
+        time.sleep(1.1)  # W&B names the folder of a process by the second
     return lines
+
+
+def wandb_records(content: bytes) -> Iterator[Any]:
+    """The protobuf records in a file of W&B, which is a log of LevelDB; wandb has no reader of its own for it."""
+    from wandb.proto import wandb_internal_pb2
+
+    place, record, block = 7, b"", 32 * 1024  # after the file's header
+    while place + 7 <= len(content):
+        if block - place % block < 7:  # no room for the header of a part
+            place += block - place % block
+            continue
+        _, size, kind = struct.unpack_from("<IHB", content, place)
+        record += content[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # a whole record, or the last part of one
+            yield wandb_internal_pb2.Record.FromString(record)
+            record = b""
+
+
+# By metric: each step once, with the value that was first sent
+ROWS = {
+    "train/loss": {(1, 11.0), (2, 12.0), (3, 13.0), (4, 14.0), (5, 35.0), (6, 36.0)},
+    "val/loss": {(3, 23.0), (4, 34.0), (5, 35.0), (6, 36.0)},
+}
 
 
 @pytest.mark.filterwarnings("ignore")  # of the package
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="pip install -r requirements-logging.txt")
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    assert run_twice(tmp_path, "wandb") == []
-    (known,) = json.loads((tmp_path / IDS).read_text()).values()
+    assert run_thrice(tmp_path, "wandb") == []
+    known = json.loads((tmp_path / IDS).read_text())["wandb"]
     files = tmp_path.glob(f"wandb/offline-run-*/run-{known}.wandb")
-    content = b"".join(sorted(file.read_bytes() for file in files))
-    # Names and JSON values of protobuf records; wandb has no reader of its own for them
-    losses, steps = (re.findall(name + rb"\x82\x01.([0-9.]+)", content) for name in (rb"train/loss", rb"\x04step"))
-    rows = {(int(step), float(loss)) for step, loss in zip(steps, losses, strict=True)}
-    assert rows == {(1, 11.0), (2, 12.0), (2, 22.0), (3, 13.0), (3, 23.0)}
-    assert b"optimizer.learning_rate" in content
+    records = [record for file in sorted(files) for record in wandb_records(file.read_bytes())]
+    rows = [{item.key or item.nested_key[0]: item.value_json for item in row.history.item} for row in records]
+    found = [(name, int(row["step"]), float(row[name])) for row in rows for name in ROWS if name in row]
+    assert sorted(found) == sorted((name, *row) for name in ROWS for row in ROWS[name])
+    assert any("optimizer.learning_rate" in str(record.run.config) for record in records)
 
 
 @pytest.mark.filterwarnings("ignore")  # of the package
@@ -50,12 +81,12 @@ def test_mlflow_in_the_workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     pytest.importorskip("mlflow", reason="pip install -r requirements-logging.txt")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    assert run_twice(tmp_path, "mlflow") == []
+    assert run_thrice(tmp_path, "mlflow") == []
     with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as base:
         assert base.execute("select name, status from runs").fetchall() == [(tmp_path.name, "FINISHED")]
-        rows = base.execute("select step, value from metrics where key = 'train/loss' order by step, value").fetchall()
+        rows = base.execute("select key, step, value from metrics order by key, step, value").fetchall()
         params = dict(base.execute("select key, value from params").fetchall())
-    assert rows == [(1, 11.0), (2, 12.0), (2, 22.0), (3, 13.0), (3, 23.0)]
+    assert rows == sorted((name, *row) for name in ROWS for row in ROWS[name])
     assert params["optimizer.learning_rate"] == str(Config().optimizer.learning_rate)
 
 
@@ -92,6 +123,41 @@ def test_a_service_that_fails_is_reported_once_and_left_out(tmp_path: Path, monk
     trackers.close()
     assert written == [1]
     assert lines == ["config.logging.to: wandb failed, and gets no more metrics of this run (no route)"]
+
+
+def test_each_service_gets_a_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that is named later, and that has none of the steps yet; a run from the first step is a new one."""
+    got: dict[str, list[tuple[str, int]]] = {}
+
+    class Recorder:
+        package = "json"
+
+        def __init__(self, module: Any, workdir: Path, cfg: Any, fields: Any, known: str):
+            self.id = known or f"{module.__name__}{len(got)}"
+            self.rows = got.setdefault(self.id, [])
+
+        def write(self, step: int, metrics: dict[str, float]) -> None:
+            self.rows += [(name, step) for name in metrics]
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(tracking, "TRACKERS", {"wandb": Recorder, "mlflow": Recorder})
+
+    def run(resume_step: int, last: int, *services: str) -> None:
+        cfg = Config()
+        cfg.logging.to = services
+        journal = Journal(tmp_path, resume_step=resume_step, cfg=cfg, log=pytest.fail)
+        for step in range(resume_step + 1, last + 1):
+            journal.write(step, 0.1, {"loss": 1.0})
+        journal.close()
+
+    run(0, 5, "wandb")
+    run(2, 3, "wandb", "mlflow")
+    run(2, 6, "wandb", "mlflow")
+    assert got == {"json0": [("loss", k) for k in range(1, 7)], "json1": [("loss", k) for k in range(3, 7)]}
+    run(0, 2, "wandb")
+    assert got["json2"] == [("loss", 1), ("loss", 2)] and len(got["json0"]) == 6
 
 
 def test_the_names_are_those_of_the_config() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from r23d_jax.data.find.errors import DataError, remedy
-from r23d_jax.data.find.frame_folder import IMAGE_SUFFIXES
+from r23d_jax.data.find.frame_folder import IMAGE_SUFFIXES, walk
 from r23d_jax.data.find.splits import choose_groups, read_list
 from r23d_jax.data.find.video_names import CONTROL, group_of, without_suffix
 from r23d_jax.runtime.disk import replacing
@@ -62,7 +62,6 @@ def write_lists(folder: Path, clips: Sequence[Clip]) -> tuple[str, ...]:
 
     Args:
       folder: where to write. Existing lists stay as they are.
-      clips: the videos.
 
     Returns:
       Lines for the log: how the videos were divided, and what to mind.
@@ -95,21 +94,15 @@ def write_lists(folder: Path, clips: Sequence[Clip]) -> tuple[str, ...]:
 
 
 def find_clips(root: Path) -> list[Clip]:
-    """Finds the folders of frames below class folders: `<Class>/<video>/` or deeper.
-
-    Raises:
-      DataError: there are none, or no such folder.
-    """
+    """The folders of frames below class folders, `<Class>/<video>/` or deeper; raises DataError if there are none."""
     if not os.path.isdir(root):
         raise DataError(f"config.data.root={root}: no such folder. {remedy()}")
-    clips, seen = [], set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        parts, real = Path(folder).relative_to(root).parts, os.path.realpath(folder)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if real not in seen and len(parts) > 1 and any(name.lower().endswith(IMAGE_SUFFIXES) for name in files):
+    clips = []
+    for folder, folders, files in walk(root):
+        parts = Path(folder).relative_to(root).parts
+        if len(parts) > 1 and any(name.lower().endswith(IMAGE_SUFFIXES) for name in files):
             folders.clear()
             clips.append(Clip("/".join(parts), class_of(parts), parts))
-        seen.add(real)
     if not clips:
         raise DataError(
             f"config.data.root={root}: without lists (config.data.lists='') it must hold a folder for each class, and "
@@ -125,11 +118,7 @@ def _is_listable(path: str) -> bool:
 
 
 def divide(clips: Sequence[Clip]) -> Division:
-    """Divides videos into lists for training and testing, as the top of this file says.
-
-    Raises:
-      DataError: nothing can be kept for testing.
-    """
+    """Divides videos into lists as the top of this file says; raises DataError if nothing can be kept for testing."""
     named = sorted((clip for clip in clips if _is_listable(clip.path)), key=lambda clip: clip.path)
     sides, notes = _by_sides(named) or _by_groups(named)
     if len(named) < len(clips):

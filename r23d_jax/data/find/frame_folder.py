@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -29,6 +29,19 @@ class Numbering:
     def name(self, frame: int) -> str:
         """The file name of a frame; in a hole of the numbering there is no such file."""
         return f"{self.prefix}{self.first + self.step * frame:0{self.digits}d}{self.suffix}"
+
+
+def walk(
+    root: Path | str, without: str = "", onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` behind links too: every folder once, except `without`, and no hidden entries; in the order of names."""
+    seen = {os.path.realpath(without)} if without else set[str]()
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=onerror):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            yield folder, folders, sorted(name for name in files if not name.startswith("."))
+        seen.add(real)
 
 
 def read_folder(path: Path) -> Numbering | str:

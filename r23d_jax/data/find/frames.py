@@ -24,24 +24,16 @@ class Frames(Protocol):
     """The encoded frames of N videos."""
 
     def read(self, video: int, frame: int) -> bytes:
-        """Reads one encoded picture.
-
-        Raises:
-          OSError: the file cannot be read.
-        """
-        ...
+        """Reads one encoded picture; raises OSError if the file cannot be read."""
 
     def locate(self, video: int, frame: int) -> str:
         """Names the place of one frame, for messages."""
-        ...
 
     def problem(self, video: int, frame: int) -> str | None:
         """Checks one frame without reading it: None, or why the file cannot hold it."""
-        ...
 
     def take(self, rows: np.ndarray) -> "Frames":
         """The frames of some videos, in this order; a video may come several times."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +163,12 @@ class VideoIndex:
     def __len__(self) -> int:
         return len(self.names)
 
+    def take(self, rows: np.ndarray) -> "VideoIndex":
+        """Some of the videos, in this order; one may come several times."""
+        columns = {name: getattr(self, name)[rows] for name in ("names", "labels", "num_frames")}
+        rates = None if self.rates is None else self.rates[rows]
+        return dataclasses.replace(self, **columns, rates=rates, frames=self.frames.take(rows))
+
 
 def index_frames(root: Path, videos: VideoList, cache: bool = True, num_workers: int = 0) -> VideoIndex:
     """Finds the frame files of listed videos.
@@ -182,8 +180,6 @@ def index_frames(root: Path, videos: VideoList, cache: bool = True, num_workers:
     are ordered by number, not by text.
 
     Args:
-      root: the folder that holds all frames.
-      videos: the videos to look for.
       cache: whether to save the result, and to use a saved one while neither the list nor any folder has changed.
       num_workers: threads that read folders; 0 chooses a number.
 

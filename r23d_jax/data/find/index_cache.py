@@ -30,8 +30,6 @@ def load(root: Path, name: str, layout: Mapping[str, str]) -> dict[str, np.ndarr
     """The arrays saved under `name`; None if there are none, or if they cannot be read or do not match the layout.
 
     Args:
-      root: the data folder.
-      name: name of the cache.
       layout: for each array a dtype and one letter per axis, as in "int32 N"; "str" is text of any length. Axes with
         the same letter must be equally long.
     """

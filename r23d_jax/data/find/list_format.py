@@ -81,11 +81,7 @@ def first_line(path: Path) -> str:
 
 
 def choose_file(lists: Path, pattern: str, what: str) -> Path | None:
-    """The only file of a folder whose whole name matches a pattern; None if there is none.
-
-    Raises:
-      DataError: there are several, such as the lists of two datasets.
-    """
+    """The file of a folder whose whole name matches a pattern, or None; raises DataError if there are several."""
     found = sorted(path for path in lists.iterdir() if re.fullmatch(pattern, path.name) and path.is_file())
     if len(found) > 1:
         raise DataError(f"{lists}: {found[0].name} and {found[1].name} both list {what}; keep one in this folder")

@@ -64,7 +64,6 @@ def hold_out(videos: VideoList, fraction: float) -> tuple[VideoList, VideoList]:
     several classes have, such as a person, is on one side in all of them.
 
     Args:
-      videos: a training list.
       fraction: share of the groups of each class to hold out, above 0 and below 1.
 
     Raises:
@@ -90,7 +89,6 @@ def fold(videos: VideoList, number: int) -> tuple[VideoList, VideoList]:
     differs from class to class, so that the folds are equally large. A group of several classes stays in one fold.
 
     Args:
-      videos: a training list.
       number: of the fold to test on, 1 to `FOLDS`.
 
     Raises:
@@ -206,11 +204,7 @@ def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, .
 
 
 def available_splits(lists: Path) -> tuple[int, ...]:
-    """Numbers of the splits whose lists are in the folder; () if there are none.
-
-    Raises:
-      DataError: the folder has no lists of a known format.
-    """
+    """Numbers of the splits whose lists are in the folder, or (); raises DataError if it has no known format."""
     form = _find_format(Path(lists))
     return form.splits(Path(lists)) if form.splits else (1,)
 

@@ -39,7 +39,6 @@ def run_jobs_with_beam(
     What an earlier call has left in `shared` is not decoded again.
 
     Args:
-      jobs: the videos.
       runner: e.g. "DirectRunner", "DaskRunner", "DataflowRunner", "FlinkRunner", "SparkRunner".
       options: options of Beam or the runner, e.g. "direct_num_workers=4".
       shared: a folder for the notes, or a URL for the notes and the frames, which then need not see the same disk.

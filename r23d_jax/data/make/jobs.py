@@ -9,7 +9,6 @@ import dataclasses
 import multiprocessing
 import os
 import secrets
-import shutil
 import tempfile
 import threading
 import time
@@ -178,7 +177,8 @@ def _run_job(job: Job) -> Result:
             raise PrepareError(f"cannot write {folder}: {error.strerror}; {disk.REMEDIES[error.errno]}") from error
         return Result(error=f"{job.video}: {error}")
     finally:
-        _remove(partial)
+        with contextlib.suppress(OSError):
+            disk.remove(partial)
 
 
 @contextlib.contextmanager
@@ -216,7 +216,8 @@ def remove_partial(root: Path) -> int:
         partial += [Path(folder) / name for name in [*folders, *files] if name.startswith(PARTIAL)]
         folders[:] = [name for name in folders if not name.startswith(PARTIAL)]
     for path in partial:
-        _remove(path)
+        with contextlib.suppress(OSError):
+            disk.remove(path)
     return len(partial)
 
 
@@ -234,10 +235,3 @@ def encoded_frames(job: Job) -> Iterator[bytes]:
         yield jpeg.tobytes()
     if image is None:
         raise VideoError(f"{job.video}: one frame only, which has no optical flow")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

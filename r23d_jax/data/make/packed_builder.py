@@ -78,11 +78,9 @@ def write_packed(
     """Writes a packed dataset, all or nothing; replaces `out` at the end.
 
     Args:
-      out: folder to make.
       sources: the videos; (class, name) must be unique.
       class_names: names of all classes, in label order.
       num_shards: number of files; 0: as many as keep each below about 1 GiB.
-      progress: advanced by one for each video.
 
     Returns:
       The dataset's own folder, below `out`, which is unchanged after a WriteError.

@@ -48,10 +48,8 @@ def open_record(out: Path, wanted: Record, *, packs: bool, overwrite: bool) -> R
     """Opens the record of earlier runs, or begins one.
 
     Args:
-      out: the folder of the results.
       wanted: a record without results, with the settings of this run.
       packs: whether this run writes shards.
-      overwrite: whether to remove the results of earlier runs.
 
     Raises:
       UserError: the record is damaged or has other settings, or there are results without a record.

@@ -1,7 +1,6 @@
 """Finds the video files below a folder, and the names of their videos in the dataset."""
 
 import dataclasses
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -10,6 +9,7 @@ from etils import epath
 
 from r23d_jax.config import UserError
 from r23d_jax.data.find.class_folders import Clip, class_of
+from r23d_jax.data.find.frame_folder import walk
 from r23d_jax.data.find.splits import Entry, available_splits, read_list
 from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, group_of, without_suffix
 from r23d_jax.runtime import remote
@@ -35,11 +35,7 @@ class Search:
 
 
 def folder_of_videos(videos: str) -> Path:
-    """The path, or the like for a URL.
-
-    Raises:
-      UserError: for a store whose URLs etils does not know.
-    """
+    """The path, or the like for a URL; raises UserError for a store whose URLs etils does not know."""
     try:
         return epath.Path(videos) if remote.is_remote(videos) else Path(videos)  # pyright: ignore[reportReturnType]
     except KeyError:
@@ -114,32 +110,23 @@ def clips_of(videos: Iterable[VideoFile], root: Path) -> list[Clip]:
 
 
 def _walk(root: Path, out: Path, broken: dict[str, str], others: dict[str, list[Path]]) -> Iterator[Path]:
-    for path in _walk_store(root) if remote.is_remote(root) else _walk_disk(root, out, broken):
+    found = _walk_disk(root, out, broken)
+    if remote.is_remote(root):
+        names = remote.files(str(root))
+        found = (root / name for name in names if not any(part.startswith(".") for part in name.split("/")))
+    for path in found:
         if path.name.lower().endswith(VIDEO_SUFFIXES):
             yield path
         else:
             others[path.suffix.lower()].append(path)
 
 
-def _walk_store(root: Path) -> Iterator[Path]:
-    for name in remote.files(str(root)):
-        if not any(part.startswith(".") for part in name.split("/")):
-            yield root / name
-
-
 def _walk_disk(root: Path, out: Path, broken: dict[str, str]) -> Iterator[Path]:
     def unreadable(error: OSError) -> None:
         broken[str(error.filename)] = f"cannot be read ({error.strerror})"
 
-    seen = {os.path.realpath(out)}
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
-        real = os.path.realpath(folder)
-        if real in seen:  # a loop of links, or the output
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder) / name for name in sorted(files) if not name.startswith("."))
+    for folder, _, files in walk(root, str(out), unreadable):
+        yield from (Path(folder) / name for name in files)
 
 
 def _problem(video: VideoFile) -> str | None:

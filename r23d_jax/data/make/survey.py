@@ -45,11 +45,7 @@ class Seen:
 
 
 def look(videos: Sequence[VideoFile]) -> tuple[dict[str, Seen], dict[str, str]]:
-    """Looks at videos in parallel.
-
-    Returns:
-      What was seen, by target, and the reason why others cannot be used, by path.
-    """
+    """Looks at videos in parallel: what was seen, by target, and the reason why others cannot be used, by path."""
 
     def one(video: VideoFile) -> Seen | VideoError:
         try:
@@ -106,12 +102,7 @@ def find_copies(videos: Sequence[VideoFile]) -> dict[str, str]:
 
 
 def find_groups(clips: Sequence[Clip], seen: dict[str, Seen]) -> tuple[list[Clip], list[str]]:
-    """Gives every clip the group of clips that it must stay with, and says how they were found.
-
-    Args:
-      clips: without groups.
-      seen: what was seen of each, by path.
-    """
+    """Gives every clip the group that it must stay with, and says how they were found; `seen` is by path."""
     ways = (
         (_by_number, "by the numbers in their names, such as _g01_"),
         (_by_folder, "by the folders in their class folders"),
@@ -199,13 +190,7 @@ def _join_alike(clips: Sequence[Clip], groups: dict[Clip, str], seen: dict[str, 
 
 
 def describe(videos: Sequence[VideoFile], seen: dict[str, Seen], num_frames: dict[str, int]) -> list[str]:
-    """Lines about the videos that can be used: sizes, rates, and a row for each class.
-
-    Args:
-      videos: all of them.
-      seen: what was seen of each, by target.
-      num_frames: their frames, by target.
-    """
+    """Lines about the videos that can be used: sizes, rates, and a row for each class; both dicts are by target."""
     lines = []
     kinds: tuple[tuple[str, Callable[[Seen], str]], ...] = (
         ("sizes", lambda one: f"{one.width}x{one.height}"),

@@ -78,7 +78,6 @@ def write_synthetic(
 
     Args:
       root: folder to make. A folder of an earlier call with other arguments is replaced.
-      seed: seed of all randomness.
       num_groups: number of appearances.
       clips_per_group: number of videos of a class that share an appearance.
       height: height of a frame in pixels, a multiple of 16; the wallpaper moves in steps of a sixteenth of it.
@@ -122,7 +121,6 @@ def visiting_order(class_name: str, slow_direction: int, phase: int, num_frames:
       class_name: one of `CLASSES`.
       slow_direction: +1 or -1, the direction of the factor that changes after every fourth frame.
       phase: 0..15, the video's starting point in the period.
-      num_frames: number of frames in the video.
     """
     time_step = (np.arange(num_frames) + phase) % PERIOD
     fast, lap = time_step % 4, time_step // 4

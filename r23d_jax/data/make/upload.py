@@ -26,11 +26,6 @@ def built_for(out: str, form: str, log: Callable[[str], None] = print) -> Iterat
     For a URL it is in the cache. It begins with what is at the URL but the shards, is copied there at the end, and then
     removed; after an error it stays, so that the same command continues.
 
-    Args:
-      out: the path or URL.
-      form: the results, "packed".
-      log: takes one line at a time.
-
     Raises:
       UserError: another form is to be written to a URL, or the store refuses.
     """

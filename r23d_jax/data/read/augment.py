@@ -29,7 +29,6 @@ def training_window(cfg: DataConfig, draws: tf.Tensor, height: tf.Tensor, width:
     """The window of a training clip: (4,) int32, by `cfg.crop`, a key of `WINDOWS`.
 
     Args:
-      cfg: scale, size and kind of crop.
       draws: (WINDOW_DRAWS,) float32 in [0, 1).
       height, width: () int32, pixels.
     """
@@ -40,7 +39,6 @@ def eval_window(cfg: DataConfig, crops: int, crop: tf.Tensor, height: tf.Tensor,
     """The window of an evaluation view: (4,) int32, a square of `crop_size` if the short side is `short_side`.
 
     Args:
-      cfg: scale and size.
       crops: a key of `EVAL_CROPS`.
       crop: () int32, 0 .. crops - 1.
       height, width: () int32, pixels.
@@ -67,11 +65,8 @@ def canvas_size(cfg: DataConfig) -> tuple[int, int]:
 def draw_numbers(cfg: DataConfig, key: tf.Tensor) -> dict[str, tf.Tensor]:
     """The numbers of all augmentations whose field in `cfg` is neither 0 nor False, in the order of `AUGMENTATIONS`.
 
-    Each draws from a key that depends on its name alone, so its numbers stay the same when others are switched on.
-
-    Args:
-      cfg: which augmentations.
-      key: (2,) int64, of the clip.
+    Each draws from `key`, the clip's (2,) int64, and from its own name alone, so its numbers stay the same when others
+    are switched on.
     """
     return {
         name: augmentation.draw(cfg, fold_in(key, zlib.crc32(name.encode())))
@@ -81,15 +76,12 @@ def draw_numbers(cfg: DataConfig, key: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 def augment_clip(numbers: dict[str, tf.Tensor], clip: tf.Tensor) -> tf.Tensor:
-    """Applies the augmentations whose numbers are given, in their order.
+    """Applies the augmentations whose numbers are given, in their order; returns (t, s, s, c) uint8.
 
     Args:
       numbers: of `draw_numbers`.
       clip: (t, s, s, c) uint8, or float32 in 0..255. Colors are rounded once, after all changes of them: an earlier
         rounding would be magnified by contrast, and a device that rounds a tie to the other side would differ visibly.
-
-    Returns:
-      (t, s, s, c) uint8.
     """
     for name, drawn in numbers.items():
         augmentation = AUGMENTATIONS[name]

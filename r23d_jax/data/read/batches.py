@@ -32,7 +32,6 @@ class BatchIterator:
 
     Args:
       make_dataset: (first batch, substitute) -> the dataset from that batch on.
-      num_batches: number of batches in total.
       observe: receives `tried` and `delivered` of every batch; see `BrokenLog.observe`.
       reader: its `failed` is raised, once it is set: no other video replaces one that could not be fetched.
     """
@@ -117,12 +116,10 @@ def dataset_maker(
 
     Args:
       plan: number -> the plan of a sample; with `choose`, (number, what that gives for it) -> the plan.
-      reader: fetches the frames of a plan.
       sample: (plan, substitute) -> the sample.
       rows: samples in a batch.
       first: number of the first batch.
       end: number after that of the last batch.
-      cfg: gives the number of threads.
       group: if not 0, each sample gives this many rows, stacked; `rows` still counts samples.
       choose: Python, called for several numbers at once: (n,) int64 -> (n,) int64.
     """

@@ -40,10 +40,6 @@ class BrokenLog:
     Each one is diagnosed and logged once. With `on_broken="error"` the first one stops the run. With "skip" the run
     stops when more than `max_broken_fraction` of all distinct videos are broken, or when their share of the videos
     tried so far is too high to be chance.
-
-    Args:
-      cfg: the policy.
-      log: receives one line at a time.
     """
 
     def __init__(self, cfg: DataConfig, log: Callable[[str], None] = print):
@@ -62,7 +58,6 @@ class BrokenLog:
         """Records which videos of a batch could be read.
 
         Args:
-          index: the videos.
           tried: (b, k) int32, the videos tried for each row of the batch, in order.
           delivered: (b,) int32, which of the k could be read; k where none could, -1 for padding.
           replaced: whether another video replaces one that cannot be read (training), or its row is left out

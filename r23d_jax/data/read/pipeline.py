@@ -53,14 +53,7 @@ def train_batches(
 
     Args:
       index: N videos.
-      cfg: how a clip is cut out.
-      seed: the run's seed.
       global_batch_size: clips in a step, over all hosts.
-      start_step: the first step to give.
-      num_steps: how many.
-      host: number of this host.
-      num_hosts: hosts in all.
-      broken: counts and names videos that cannot be read.
       on_device: leave resizing and augmentations to `models.augment.finish_clips`. A batch then has "video"
         (b / k, t, h, w, c) uint8 with k = repeats, where every window stands in the top left corner of a canvas
         (h, w) = `augment.canvas_size`; all others as (b / k, k, ...); and also "window" int32 and the numbers of
@@ -167,7 +160,6 @@ def eval_batches(
 
     Args:
       index, cfg, host, num_hosts, broken: as in `train_batches`.
-      views: which clips and crops of the videos.
       batch_size: views in a batch, over all hosts.
       crops: crops of a clip, a key of `augment.EVAL_CROPS`; 0: as many as `views` has.
       canvas: leave the crops to `models.augment.finish_clips`; b must be a multiple of k. A batch then has "video"

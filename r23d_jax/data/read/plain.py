@@ -54,7 +54,6 @@ def decode_windows(contents: list[bytes], window_of: Callable[[int, int], Window
 
     Args:
       contents: t encoded pictures of one size; PictureError if one is damaged or has another size.
-      window_of: gives the window for a height and a width.
       flow: whether each picture holds x above y of optical flow; the window is cropped from both.
     """
     windows, first = [], None

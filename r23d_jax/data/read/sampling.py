@@ -19,14 +19,7 @@ _ALGORITHM = "auto_select"  # Philox on a processor. Asked for by name, the same
 
 
 def epoch_order(seed: int, epoch: tf.Tensor, position: tf.Tensor, num_videos: int) -> tf.Tensor:
-    """The row of the video at a position of an epoch, () int64: a permutation that depends on (seed, epoch) alone.
-
-    Args:
-      seed: the run's seed.
-      epoch: () int64.
-      position: () int64, 0 .. num_videos - 1.
-      num_videos: videos in an epoch.
-    """
+    """The row of the video at a position of an epoch, all () int64: a permutation by (seed, epoch) alone."""
     key = tf.stack([tf.constant(seed, tf.int64), epoch])
     last = tf.constant(num_videos - 1, tf.int64)  # max_index is included
     return tf.ensure_shape(_random.index_shuffle(position, seed=key, max_index=last), ())
@@ -39,7 +32,6 @@ def windowed_order(seed: int, epoch: int, shard: np.ndarray, window: int) -> np.
     makes of them.
 
     Args:
-      seed: the run's seed.
       epoch: from 0.
       shard: (N,) of integers, the shard of each video.
       window: shards.

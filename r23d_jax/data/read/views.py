@@ -12,6 +12,7 @@ from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.find.picture_header import claimed_size
 
 _THREADS = 16
+LEAST_CLIPS = 10  # a training may evaluate one clip per video to save time, which says little about a long video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,6 @@ def make_views(num_frames: np.ndarray, pre: Preprocessing, cfg: EvalConfig, stri
     Args:
       num_frames: (N,) frames per video.
       pre: length and stride of a clip.
-      cfg: which views.
       strides: (N,) float64, frames from one of a clip to the next; `pre.frame_stride` by default.
 
     Returns:
@@ -77,6 +77,11 @@ def make_views(num_frames: np.ndarray, pre: Preprocessing, cfg: EvalConfig, stri
         start=np.repeat(start, cfg.crops).astype(np.int32),
         crop=np.tile(np.arange(cfg.crops, dtype=np.int32), len(video)),
     )
+
+
+def predicted_from(views: EvalConfig) -> EvalConfig:
+    """The clips to predict from: those of an evaluation, but at least `LEAST_CLIPS`."""
+    return dataclasses.replace(views, num_clips=max(views.num_clips, LEAST_CLIPS))
 
 
 def largest_frame(index: VideoIndex) -> tuple[int, int]:
