@@ -193,13 +193,10 @@ def cached(on_cpu: bool) -> dict[str, str]:
     there = [name for name, row in PRETRAINED.items() if download.is_cached(name, row.files)]
     there.sort(key=lambda name: (folder / name / PRETRAINED[name].files[0].name).stat().st_mtime, reverse=True)
     if on_cpu:
-        macs = {name: _multiply_adds(PRETRAINED[name]) for name in there}
-        return {name: f"{macs[name] / 1e9:.1f} billion multiply-adds a clip" for name in sorted(there, key=macs.get)}
-    top1 = {name: (*PRETRAINED[name].accuracy, 0.0)[0] for name in there}
-    return {
-        name: f"{top1[name]:g} % top-1 as published" if top1[name] else "no published accuracy"
-        for name in sorted(there, key=lambda name: -top1[name])
-    }
+        macs = sorted(((_multiply_adds(PRETRAINED[name]), name) for name in there), key=lambda row: row[0])
+        return {name: f"{count / 1e9:.1f} billion multiply-adds a clip" for count, name in macs}
+    top1 = sorted((((*PRETRAINED[name].accuracy, 0.0)[0], name) for name in there), key=lambda row: -row[0])
+    return {name: f"{share:g} % top-1 as published" if share else "no published accuracy" for share, name in top1}
 
 
 def _multiply_adds(row: Pretrained) -> int:
