@@ -160,12 +160,6 @@ class Store:
     ) -> dict[str, Any]:
         """Reads the trees that `abstract` names, and verifies the checksum of every leaf.
 
-        Args:
-          step: of the checkpoint.
-          abstract: shapes and dtypes.
-          shardings: of each leaf.
-          meta: of the same checkpoint.
-
         Raises:
           CheckpointError: if names, shapes or dtypes are not the checkpoint's. Any other exception means damage.
         """
@@ -272,7 +266,7 @@ class _Silence:
             self._depth += 1
             if self._depth > 1:
                 return
-            for name, keeps in (("absl", _not_from_orbax), ("asyncio", _not_dropped)):
+            for name, keeps in (("absl", lambda record: "orbax" not in record.pathname), ("asyncio", _not_dropped)):
                 logging.getLogger(name).addFilter(keeps)
                 self._undo.callback(logging.getLogger(name).removeFilter, keeps)
             self._undo.enter_context(warnings.catch_warnings())
@@ -326,10 +320,6 @@ def _first_line(error: BaseException) -> str:
 
 def _seal(meta: dict[str, Any]) -> dict[str, Any]:
     return meta | {"sha256": hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()}
-
-
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname
 
 
 def _not_dropped(record: logging.LogRecord) -> bool:

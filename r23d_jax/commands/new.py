@@ -146,17 +146,19 @@ def _read_weights(path: str) -> "Converted":
 
 
 def _from_cache(args: argparse.Namespace, note: Log) -> "Converted | None":
-    """The network whose published weights were downloaded last, if this project can use it; sets `args.weights`."""
+    """The best network of the cache to start from that this project can use; sets `args.weights`."""
     from r23d_jax.weights import pretrained
 
-    for name in pretrained.cached():
+    on_cpu = _on_cpu()
+    rule = "the fewest there, for a CPU" if on_cpu else "the highest there, for an accelerator"
+    for name, figure in pretrained.cached(on_cpu).items():
         try:
             network = _read_weights(f"{pretrained.PREFIX}{name}")
         except UserError as error:
             note(f"{name} is in the cache of weights, and is not used: {error}")
             continue
         args.weights = f"{pretrained.PREFIX}{name}"
-        note(f"weights: {name}, from the cache; --weights NAME takes others, --scratch takes none")
+        note(f"weights: {name}, from the cache ({figure}, {rule}); --weights NAME takes others, --scratch takes none")
         return network
     return None
 

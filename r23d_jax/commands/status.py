@@ -64,11 +64,7 @@ def _read_all(workdir: str) -> "list[Status]":
 
 
 def find_runs(workdir: Path) -> list[Path]:
-    """`workdir` if it is the folder of a run; else its subfolders that are.
-
-    Raises:
-      UserError: if there is none.
-    """
+    """`workdir` if it is the folder of a run; else its subfolders that are. Raises UserError if there is none."""
     if not workdir.is_dir():
         raise UserError(f"{workdir}: no such folder; give the --workdir of a training, or of a study")
     folders = [workdir] if _is_run(workdir) else sorted(folder for folder in workdir.iterdir() if _is_run(folder))
@@ -152,12 +148,7 @@ VERDICTS: dict[str, Callable[[Status], str]] = {
 
 
 def read_status(folder: Path, now: float | None = None) -> Status:
-    """Reads the files of a run, whatever state they are in.
-
-    Args:
-      folder: of the run.
-      now: the time, in seconds since 1970; None: the clock's.
-    """
+    """Reads the files of a run, whatever state they are in, at a time in seconds since 1970; without one, now."""
     now = time.time() if now is None else now
     notes: list[str] = []
     cfg = beat = None
@@ -210,7 +201,7 @@ def read_status(folder: Path, now: float | None = None) -> Status:
         age=max(now - beat.time, 0.0) if beat else None,  # the clocks of two hosts may differ
         host=beat.host if beat else "",
         process=beat.process if beat else None,
-        checkpoints=_checkpoints(folder),
+        checkpoints=sorted(mirror.steps_of(folder), reverse=True),
         notes=notes,
     )
 
@@ -239,11 +230,6 @@ def _data(cfg: config.Config | None, beat: heartbeat.Beat | None) -> str:
         return place
     train, test = beat.videos
     return f"{place}: {train:,} training videos, {test:,} test videos, {beat.classes:,} classes".removeprefix(": ")
-
-
-def _checkpoints(folder: Path) -> list[int]:
-    found = (folder / "checkpoints").glob("*")
-    return sorted((int(path.name) for path in found if path.name.isdecimal() and any(path.iterdir())), reverse=True)
 
 
 # -- text --------------------------------------------------------------------------------------------------------------

@@ -76,13 +76,9 @@ def lists_of(cfg: DataConfig) -> Path:
     """The folder of the split lists: `cfg.lists`, or beside the data; of lists in an object store, a copy."""
     lists = cfg.lists or (remote.join(remote.parent(cfg.root), LISTS) if remote.is_remote(cfg.root) else "")
     if remote.is_remote(lists):
-        return remote.copied(lists, _is_list)
+        # Videos and shards beside them stay there
+        return remote.copied(lists, lambda name: name.lower().endswith((".txt", ".csv", ".json")))
     return Path(cfg.lists).expanduser() if cfg.lists else Path(cfg.root).expanduser().absolute().parent / LISTS
-
-
-def _is_list(name: str) -> bool:
-    """Whether a file may be a split list; videos and shards beside it are not copied."""
-    return name.lower().endswith((".txt", ".csv", ".json"))
 
 
 def groups_of(cfg: DataConfig, subset: Subset, index: VideoIndex) -> list[str]:

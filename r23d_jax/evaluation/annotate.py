@@ -20,7 +20,6 @@ from r23d_jax.evaluation.answer import Answer
 from r23d_jax.runtime.disk import replacing
 from r23d_jax.runtime.progress import Progress, printable
 
-SUFFIXES = (".mp4", ".mkv", ".mov")
 BEST = 5  # classes with a bar
 # With their options; the first one that FFmpeg has
 _ENCODERS = {"libx264": {"crf": "20", "preset": "veryfast"}, "mpeg4": {}}
@@ -38,7 +37,7 @@ def annotate(video: Path | str, answer: Answer, path: Path) -> str:
     Args:
       video: a file, an address, or a folder of frames.
       answer: with a timeline.
-      path: ends in one of `SUFFIXES`.
+      path: ends in .mp4, .mkv or .mov.
 
     Returns:
       Why there is no sound, in words; "" if there is, or if the video has none.

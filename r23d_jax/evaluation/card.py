@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from r23d_jax.evaluation.result import (
     protocol_line,
     remarks,
 )
-from r23d_jax.runtime.progress import printable
+from r23d_jax.runtime.progress import markdown
 from r23d_jax.weights.pretrained import PRETRAINED, pretrained_name
 from r23d_jax.weights.saved import import_hub
 from r23d_jax.weights.state_dicts import count_parameters
@@ -48,9 +47,6 @@ def model_card(model: LoadedModel) -> str:
 
     Only evaluations of this checkpoint are in it: that of its training, and those of the command `evaluate`. Paths are
     shortened to their last part.
-
-    Args:
-      model: from a run, or with published weights.
 
     Raises:
       HubError: if huggingface_hub is missing.
@@ -117,7 +113,7 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 def _network(model: LoadedModel) -> list[str]:
     pre, kind = model.preprocessing, model.config.model.head.kind
     pace = f"one every {pre.frame_seconds:g} s" if pre.frame_seconds else f"stride {pre.frame_stride}"
-    names = ", ".join(map(_plain, model.class_names[:10])) + (", ..." if len(model.class_names) > 10 else "")
+    names = ", ".join(map(markdown, model.class_names[:10])) + (", ..." if len(model.class_names) > 10 else "")
     views = predicted_from(model.config.eval)
     clips = f"{views.num_clips} evenly spaced" if views.views == "uniform" else "all non-overlapping"
     return [
@@ -210,7 +206,7 @@ def _figures(result: EvalResult) -> list[str]:
         f"{about} It does not cover the randomness of training. If this checkpoint was chosen as the best on these "
         "videos, as `load_model` does by default, the figures favor it.",
         "",
-        *(f"- {_plain(remark)}" for remark in remarks(result)),
+        *(f"- {markdown(remark)}" for remark in remarks(result)),
         *_confusions(result),
     ]
     versions = ", ".join(f"{name} {value}" for name, value in result.environment.items())
@@ -249,13 +245,8 @@ def _confusions(result: EvalResult) -> Sequence[str]:
         return ["", "No video was classified wrongly."]
     names = result.class_names
     rows = [
-        f"| {_plain(names[row])} | {_plain(names[column])} | {count} | {100 * share:.0f} % |"
+        f"| {markdown(names[row])} | {markdown(names[column])} | {count} | {100 * share:.0f} % |"
         for row, column, count, share in pairs
     ]
     head = ["| class | taken for | videos | of the class |", "|---|---|---:|---:|"]
     return ["", f"The most frequent confusions, {len(pairs)} of them:", "", *head, *rows]
-
-
-def _plain(text: str) -> str:
-    """Text in which nothing is markup of Markdown."""
-    return re.sub(r"([\\`*<>\[\]|&])", r"\\\1", printable(text))

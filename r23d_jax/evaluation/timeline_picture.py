@@ -24,7 +24,6 @@ def draw_timeline(video: Path | str, answer: Answer, path: Path) -> None:
     Args:
       video: a file, an address, or a folder of frames; it is read once more.
       answer: with a timeline.
-      path: the PNG.
 
     Raises:
       VideoError: the video cannot be read.
@@ -101,8 +100,7 @@ def _draw_curves(axis, answer: Answer) -> None:
     axis.set_ylabel("score, %")
     axis.grid(color=GRID, linewidth=0.8)
     axis.set_axisbelow(True)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+    axis.spines[["top", "right"]].set_visible(False)
     axis.xaxis.set_major_formatter(lambda value, _: format_seconds(value) if timeline.seconds >= 60 else f"{value:g}")
     axis.set_xlabel("time" if timeline.seconds >= 60 else "seconds")
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False)

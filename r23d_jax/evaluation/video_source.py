@@ -38,12 +38,15 @@ class Source(Protocol):
 
     def seconds(self) -> float:
         """The duration that a header or a record states; 0 if there is none. Nothing is decoded."""
+        ...
 
     def crops(self, needed: Needed) -> Iterator[np.ndarray | None]:
         """All frames in order, (crop_size, crop_size, C) uint8, or None where not `needed`; memory stays bounded."""
+        ...
 
     def count(self) -> int:
         """The number of its frames, or of the pictures of its optical flow."""
+        ...
 
     def clips(self, starts: np.ndarray) -> Iterator[np.ndarray]:
         """Clips that begin at `starts`, (V,) rising, each (read_frames, crop_size, crop_size, C) uint8.
@@ -51,6 +54,7 @@ class Source(Protocol):
         Raises:
           VideoError: if a frame cannot be read.
         """
+        ...
 
 
 def stride_of(pre: Preprocessing, rate: float) -> float:

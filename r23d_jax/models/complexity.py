@@ -16,22 +16,15 @@ from r23d_jax.models.network import VideoNetwork
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One part of a network.
+    """One part of a network."""
 
-    Attributes:
-      name: "stem", "stage1" .. "stage4", "head".
-      shape: of its output without the batch: (T, H, W, C), or (num_classes,) for the head.
-      parameters: trained values in it.
-      macs: multiply-adds of its convolutions and matrix products for one clip; BN, ReLU and pooling do not count
-        (torchvision's convention).
-      activations: values written by those convolutions and products for one clip.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    parameters: int
+    name: str  # "stem", "stage1" .. "stage4", "head"
+    shape: tuple[int, ...]  # of its output without the batch: (T, H, W, C), or (num_classes,) for the head
+    parameters: int  # trained values in it
+    # multiply-adds of its convolutions and matrix products for one clip; BN, ReLU and pooling do not count
+    # (torchvision's convention)
     macs: int
-    activations: int
+    activations: int  # values written by those convolutions and products for one clip
 
 
 def count_parts(make_model: Callable[[], VideoNetwork], video_shape: tuple[int, int, int, int]) -> list[Part]:

@@ -52,15 +52,12 @@ def widened(x: jax.Array, axis: int, size: int) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """One way to compute both operations; arguments as in `conv3d` and `max_pool`, with (before, after) pads.
+    """One way to compute both operations; arguments as in `conv3d` and `max_pool`, with (before, after) pads."""
 
-    Attributes:
-      conv3d, max_pool: the operations.
-      inner: the width to compute in for the channels between two convolutions.
-    """
-
+    # conv3d, max_pool: the operations
     conv3d: Callable[[jax.Array, jax.Array, Triple, Pads, int], jax.Array]
     max_pool: Callable[..., jax.Array]  # nnx.max_pool is annotated as if pads were names only
+    # the width to compute in for the channels between two convolutions
     inner: Callable[[int], int] = lambda channels: channels
 
 
@@ -80,11 +77,7 @@ _platform = contextvars.ContextVar("platform", default="")
 
 @contextlib.contextmanager
 def use_formulation(name: str) -> Iterator[None]:
-    """Makes every operation traced inside use one of `FORMULATIONS`, for comparisons.
-
-    Raises:
-      ValueError: for an unknown name.
-    """
+    """Makes every operation traced inside use one of `FORMULATIONS`, for comparisons; ValueError for another name."""
     if name not in FORMULATIONS:
         raise ValueError(f"formulation={name!r}: known: {', '.join(FORMULATIONS)}")
     token = _formulation.set(name)

@@ -27,30 +27,17 @@ token_init = nnx.initializers.truncated_normal(0.02)
 
 @dataclasses.dataclass(frozen=True)
 class HeadPlace:
-    """What a head is built for.
+    """What a head is built for."""
 
-    Attributes:
-      channels: width of the backbone's last feature map.
-      num_classes: number of logits.
-      grid: (time, height, width) of that feature map at the training clip size.
-      window: the average pool's, see `AvgPoolHead`.
-      dtype: of the computation.
-      rngs: `params` initializes.
-    """
-
-    channels: int
-    num_classes: int
-    grid: Triple
-    window: Triple
-    dtype: DTypeLike
-    rngs: nnx.Rngs
+    channels: int  # width of the backbone's last feature map
+    num_classes: int  # number of logits
+    grid: Triple  # (time, height, width) of that feature map at the training clip size
+    window: Triple  # the average pool's, see `AvgPoolHead`
+    dtype: DTypeLike  # of the computation
+    rngs: nnx.Rngs  # `params` initializes
 
     def width(self, cfg: HeadConfig) -> int:
-        """The tokens' width.
-
-        Raises:
-          ConfigError: if the attention heads do not divide it.
-        """
+        """The tokens' width; raises ConfigError if the attention heads do not divide it."""
         width = cfg.hidden_dim or self.channels
         if width % cfg.num_heads:
             raise ConfigError(f"model.head.num_heads={cfg.num_heads}: must divide the head's width of {width}")

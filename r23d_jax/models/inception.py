@@ -40,19 +40,13 @@ _POOLS: tuple[tuple[Triple, Triple], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class InceptionSpec(Spec):
-    """An Inception.
+    """An Inception."""
 
-    Attributes:
-      separable: S3D's pairs of convolutions instead of full ones.
-      gated: S3D-G's gates, where its authors' code has them: after Conv2 and after each branch of a Mixed block.
-      same_padding: as TensorFlow pads; False pads half the window on both sides, as torchvision's S3D does.
-      bn_scale: whether BN has a gamma. DeepMind's I3D has none, its torch ports have one.
-    """
-
-    separable: bool = False
+    separable: bool = False  # S3D's pairs of convolutions instead of full ones
+    # S3D-G's gates, where its authors' code has them: after Conv2 and after each branch of a Mixed block
     gated: bool = False
-    same_padding: bool = True
-    bn_scale: bool = False
+    same_padding: bool = True  # as TensorFlow pads; False pads half the window on both sides, as torchvision's S3D does
+    bn_scale: bool = False  # whether BN has a gamma. DeepMind's I3D has none, its torch ports have one
     bn_epsilon: float = 1e-3
     bn_momentum: float = 0.999
 

@@ -83,11 +83,7 @@ def list_models() -> list[str]:
 
 
 def model_spec(name: str) -> Spec:
-    """The backbone behind a name.
-
-    Raises:
-      ConfigError: for an unknown name, with the nearest known ones.
-    """
+    """The backbone behind a name; raises ConfigError, with the nearest known ones, for an unknown name."""
     if name not in list_models():
         raise ConfigError(f"model {name!r} is unknown; {nearest(name, list_models())}")
     if name in FAMILIES:

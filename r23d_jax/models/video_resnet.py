@@ -34,43 +34,29 @@ DEPTHS = {
 
 @dataclasses.dataclass(frozen=True)
 class VideoResNetSpec(Spec):
-    """A residual network.
+    """A residual network."""
 
-    Attributes:
-      convolutions: one key of `CONVOLUTIONS` per stage.
-      layers: residual blocks in each stage.
-      bottleneck: blocks are 1x1x1, 3x3x3, 1x1x1 with four times the width out, instead of two 3x3x3.
-      stem: a key of `STEMS`.
-      stem_mid_channels: 45 in the paper, torchvision and VMZ; 83 in mmaction2; 110, with a time kernel of 7, in
-        3D-ResNets.
-      stem_time_kernel: frames seen by the factorized stem.
-      stem_pool: max-pool after the stem, a key of `POOLS`.
-      widths: of the four stages, before the bottleneck's factor of four.
-      mid_planes: a key of `MID_PLANES`.
-      shortcut: of blocks that change width or size, a key of `SHORTCUTS`.
-      final_relu: False omits the ReLU after the last block's sum (the published 2D-3D layout).
-      mid_bn_epsilon: of the BN inside factorized convolutions; 0 means `bn_epsilon` (mmaction2 has another).
-      block_dropout: inside every residual block, after the first ReLU (the published code has 0.3).
-      temporal_strides: of stages 2, 3 and 4, 1 or 2 each; () halves time in each that convolves it. Others leave more
-        time steps to the head, as in TCLR (Dave et al. 2021, arXiv:2101.07974), and keep the weights.
-      stochastic_depth: probability of leaving only the shortcut of the last residual block, for each clip of a training
-        batch. Block l of L has l / L of it (Huang et al. 2016, arXiv:1603.09382, section 3).
-    """
-
-    convolutions: tuple[str, str, str, str]
-    layers: tuple[int, int, int, int] = DEPTHS[18]
-    bottleneck: bool = False
-    stem: str = "3x7x7"
+    convolutions: tuple[str, str, str, str]  # one key of `CONVOLUTIONS` per stage
+    layers: tuple[int, int, int, int] = DEPTHS[18]  # residual blocks in each stage
+    bottleneck: bool = False  # blocks are 1x1x1, 3x3x3, 1x1x1 with four times the width out, instead of two 3x3x3
+    stem: str = "3x7x7"  # a key of `STEMS`
+    # 45 in the paper, torchvision and VMZ; 83 in mmaction2; 110, with a time kernel of 7, in 3D-ResNets
     stem_mid_channels: int = 45
-    stem_time_kernel: int = 3
-    stem_pool: str = "none"
+    stem_time_kernel: int = 3  # frames seen by the factorized stem
+    stem_pool: str = "none"  # max-pool after the stem, a key of `POOLS`
+    # of the four stages, before the bottleneck's factor of four
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
-    mid_planes: str = "per_conv"
-    shortcut: str = "projection"
-    final_relu: bool = True
+    mid_planes: str = "per_conv"  # a key of `MID_PLANES`
+    shortcut: str = "projection"  # of blocks that change width or size, a key of `SHORTCUTS`
+    final_relu: bool = True  # False omits the ReLU after the last block's sum (the published 2D-3D layout)
+    # of the BN inside factorized convolutions; 0 means `bn_epsilon` (mmaction2 has another)
     mid_bn_epsilon: float = 0.0
-    block_dropout: float = 0.0
+    block_dropout: float = 0.0  # inside every residual block, after the first ReLU (the published code has 0.3)
+    # probability of leaving only the shortcut of the last residual block, for each clip of a training batch. Block l of
+    # L has l / L of it (Huang et al. 2016, arXiv:1603.09382, section 3).
     stochastic_depth: float = 0.0
+    # of stages 2, 3 and 4, 1 or 2 each; () halves time in each that convolves it. Others leave more time steps to the
+    # head, as in TCLR (Dave et al. 2021, arXiv:2101.07974), and keep the weights.
     temporal_strides: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

@@ -65,7 +65,6 @@ class Mirror:
 
     Args:
       here: the folder, which is as the URL is.
-      url: where to.
       steps: the checkpoints that both have.
     """
 
@@ -80,11 +79,7 @@ class Mirror:
             thread.start()
 
     def close(self) -> None:
-        """Copies the last changes.
-
-        Raises:
-          RemoteError: the store does not take them.
-        """
+        """Copies the last changes; raises RemoteError if the store does not take them."""
         self._ended.set()
         for thread in self._threads:
             thread.join()
@@ -109,7 +104,7 @@ class Mirror:
 
     def _copy(self) -> None:
         # First, so that the metrics of a checkpoint are there before it is
-        steps = {step: _step_stamp(self._here, step) for step in _steps(self._here)}
+        steps = {step: _step_stamp(self._here, step) for step in steps_of(self._here)}
         self._copy_files()
         for step, stamp in sorted(steps.items(), reverse=True):
             if self._steps.get(step) != stamp:
@@ -117,7 +112,7 @@ class Mirror:
                     self._send_step(step)
                     self._steps[step] = stamp
         # The newest stays, until one that is newer is there as a whole
-        for step in self._steps.keys() - set(_steps(self._here)) - {max(self._steps, default=0)}:
+        for step in self._steps.keys() - set(steps_of(self._here)) - {max(self._steps, default=0)}:
             self._remove_step(step)
 
     def _copy_files(self) -> None:
@@ -209,7 +204,7 @@ def _restore(url: str, here: Path) -> list[int]:
     return sorted(whole)
 
 
-def _steps(here: Path) -> list[int]:
+def steps_of(here: Path) -> list[int]:
     """Complete checkpoints: Orbax renames a folder to its step when it is complete."""
     folder = here / "checkpoints"
     found = folder.iterdir() if folder.is_dir() else ()

@@ -1,6 +1,7 @@
 """Progress of long work, and the escaping of printed text: names of videos and classes may hold terminal commands."""
 
 import contextlib
+import re
 import sys
 import threading
 import time
@@ -21,11 +22,8 @@ class Progress:
     The first update often waits for a compilation, so it does not count towards the rate once others have followed.
 
     Args:
-      total: number of units.
       unit: plural name of a unit, e.g. "clips".
-      description: name of the work, e.g. "train".
       initial: units already done, e.g. when a run resumes; they do not count towards the rate.
-      stream: where to write; standard error by default.
       shown: False counts without writing.
       after: seconds before anything is written; shorter work is silent.
     """
@@ -141,6 +139,11 @@ def printable(text: object, lines: bool = False) -> str:
     if text.isprintable():
         return text
     return "".join(c if is_harmless(c) else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def markdown(text: object) -> str:
+    """Printable text in which nothing is markup of Markdown."""
+    return re.sub(r"([\\`*<>\[\]|&])", r"\\\1", printable(text))
 
 
 class PrintableStream:

@@ -1,9 +1,10 @@
 """The pictures of a study."""
 
-import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from r23d_jax.evaluation.bootstrap import Interval
 from r23d_jax.evaluation.figures import BLUE, GRAY, GREEN, ORANGE, new_figure
@@ -73,8 +74,8 @@ def heat_map(groups: list[Group]) -> Any:
     names = list(groups[0].outcomes[0][1].per_class)
     rows = []
     for group in groups:
-        tables = [outcome.per_class for _, outcome in group.outcomes]
-        rows.append([_mean([table.get(name) for table in tables]) for name in names])
+        found = np.array([[outcome.per_class.get(name) for name in names] for _, outcome in group.outcomes], float)
+        rows.append(100 * np.ma.masked_invalid(found).mean(0).filled(np.nan))
     labels = [printable(", ".join(group.labels)) for group in groups]
     figure = new_figure(2.5 + 0.28 * max(len(names), 8), 1.6 + 0.34 * len(groups))
     axes = figure.subplots()
@@ -87,8 +88,3 @@ def heat_map(groups: list[Group]) -> Any:
                 axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=7, color="w" if value < 60 else "k")
     figure.colorbar(image, ax=axes, label="accuracy of the class, %")
     return figure
-
-
-def _mean(values: list[float | None]) -> float:
-    found = [100 * value for value in values if value is not None]
-    return statistics.fmean(found) if found else math.nan

@@ -3,14 +3,13 @@
 import csv
 import io
 import math
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from r23d_jax.evaluation.figures import svg_of
 from r23d_jax.runtime.disk import write_atomically
-from r23d_jax.runtime.progress import format_seconds, printable
+from r23d_jax.runtime.progress import format_seconds, markdown, printable
 from r23d_jax.study import differences, pictures
 from r23d_jax.study.costs import gpu_hours
 from r23d_jax.study.differences import Pair, Row
@@ -30,9 +29,7 @@ def write_results(
     """Writes `results.csv`, `differences.csv`, `results.md` and its pictures; returns the path of the page.
 
     Args:
-      study: the study.
       cells: all its cells, done or not.
-      workdir: of the study.
       log: takes a line for every two rows that share videos.
 
     Raises:
@@ -98,11 +95,6 @@ def _cell(text: str) -> str:
     return text
 
 
-def _markdown(text: str) -> str:
-    """Text escaped for a line or a table of Markdown."""
-    return re.sub(r"([\\`*<>\[\]|&])", r"\\\1", printable(text))
-
-
 def _page(
     study: Study,
     cells: list[Cell],
@@ -124,16 +116,16 @@ def _page(
     columns += ["time", *(["GPU hours"] if study.facts else [])]
     text = len(axes) + len(study.facts)
     lines = [
-        f"# {_markdown(study.title)}",
+        f"# {markdown(study.title)}",
         "",
         f"{state}.",
         f"Accuracies in percent: mean over {' and '.join(repeated) or 'one run'}, ± standard deviation over seeds.",
         *(["**Held-out groups are groups of the training list, not test videos.**"] * ("held-out" in measure)),
         f"The intervals are percentiles of 10,000 resamples of {_unit(rows)}, seeds averaged first: other recordings, "
         "the same trained networks.",
-        *([f"Hardware: {_markdown('; '.join(devices))}."] if devices else []),
+        *([f"Hardware: {markdown('; '.join(devices))}."] if devices else []),
         "",
-        f"| {' | '.join(map(_markdown, columns))} |",
+        f"| {' | '.join(map(markdown, columns))} |",
         "|" + "---|" * text + "---:|" * (len(columns) - text),
     ]
     for group, row in zip(groups, rows, strict=True):
@@ -141,7 +133,7 @@ def _page(
         labels = list(group.labels)
         if " or " in measure and group.outcomes and labels:
             labels[-1] += f" ({_kind(group.outcomes[0][1])})"
-        shown = [*map(_markdown, [*labels, *facts]), *_cells_of_row(group, row)]
+        shown = [*map(markdown, [*labels, *facts]), *_cells_of_row(group, row)]
         lines.append("| " + " | ".join([*shown, *([_gpu_hours(group)] if study.facts else [])]) + " |")
     if study.facts:
         lines += [
@@ -151,7 +143,7 @@ def _page(
         ]
     lines += ["", study.notes] if study.notes else []
     needs = dict.fromkeys(text for cell in cells for text in cell.needs.values())
-    lines += ["", *(f"- needs {_markdown(text)}" for text in needs)] if needs else []
+    lines += ["", *(f"- needs {markdown(text)}" for text in needs)] if needs else []
     lines += _differences(groups, pairs, measure)
     splits = _by_split(study, groups, axes)
     lines += ["", f"{measure[:1].upper()}{measure[1:]}:", "", *splits] if splits else []
@@ -161,7 +153,7 @@ def _page(
     if failures:
         lines += [
             "",
-            "Failed: " + ", ".join(f"{_markdown(' / '.join(group.labels))} ({group.failed})" for group in failures),
+            "Failed: " + ", ".join(f"{markdown(' / '.join(group.labels))} ({group.failed})" for group in failures),
         ]
     return "\n".join(lines) + "\n"
 
@@ -188,7 +180,7 @@ def _differences(groups: list[Group], pairs: list[Pair], measure: str) -> list[s
     if len(pairs) <= MOST_LISTED:
         lines += ["", "| row | minus | difference | 95 % interval | |", "|---|---|---:|---:|---|"]
         for pair in pairs:
-            names, d = (_markdown(groups[k].name) for k in (pair.first, pair.second)), pair.difference
+            names, d = (markdown(groups[k].name) for k in (pair.first, pair.second)), pair.difference
             lines.append(f"| {' | '.join(names)} | {d.mean:+.2f} | {differences.ends(d)} | {differences.verdict(d)} |")
         return [*lines, ""]
     shown = sorted({k for pair in pairs for k in (pair.first, pair.second)})
@@ -208,7 +200,7 @@ def _differences(groups: list[Group], pairs: list[Pair], measure: str) -> list[s
             texts[key] = f"({mean:+.1f})" if pair.difference.holds_zero else f"{mean:+.1f}"
     for k in shown:
         lines.append(
-            f"| {k + 1} | {_markdown(groups[k].name)} | {' | '.join(texts.get((k, other), '') for other in shown)} |"
+            f"| {k + 1} | {markdown(groups[k].name)} | {' | '.join(texts.get((k, other), '') for other in shown)} |"
         )
     return [*lines, ""]
 
@@ -238,7 +230,7 @@ def _by_split(study: Study, groups: list[Group], axes: list[str]) -> list[str]:
     if len(splits) < 2:
         return []
     lines = [
-        "| " + " | ".join([*map(_markdown, [*axes, *(f"{axis} {split}" for split in splits)]), "mean"]) + " |",
+        "| " + " | ".join([*map(markdown, [*axes, *(f"{axis} {split}" for split in splits)]), "mean"]) + " |",
         "|" + "---|" * len(axes) + "---:|" * (len(splits) + 1),
     ]
     for group in groups:
@@ -247,7 +239,7 @@ def _by_split(study: Study, groups: list[Group], axes: list[str]) -> list[str]:
             found = [100 * o.metrics["val/top1_video"] for c, o in group.outcomes if c.labels[axis] == split]
             means.append(statistics.fmean(found) if found else math.nan)
         shown = ["" if math.isnan(mean) else f"{mean:.2f}" for mean in [*means, statistics.fmean(means)]]
-        lines.append("| " + " | ".join([*map(_markdown, group.labels), *shown]) + " |")
+        lines.append("| " + " | ".join([*map(markdown, group.labels), *shown]) + " |")
     return lines
 
 

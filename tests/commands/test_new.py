@@ -118,7 +118,7 @@ def test_a_project_is_not_made_twice(root: Path, project: Path) -> None:
 def test_cached_weights_are_used(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The last download that is undamaged and reads frames; nothing is downloaded."""
+    """Those that are undamaged and read frames; of equal ones, the last download. Nothing is downloaded."""
     model = load_model(root / "weights")
     frames = Converted(model.model, model.config.model, 3, "r23d_jax", tuple("abc"), model.preprocessing)
     flow = dataclasses.replace(frames, preprocessing=dataclasses.replace(model.preprocessing, input="flow"))
@@ -135,12 +135,15 @@ def test_cached_weights_are_used(
     monkeypatch.setenv("R23D_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(pretrained, "PRETRAINED", rows)
     monkeypatch.setattr(read, "read_pretrained", lambda name, log: known[name])
-    assert pretrained.cached() == ["flow", "good", "old"]
+    assert list(pretrained.cached(on_cpu=True)) == list(pretrained.cached(on_cpu=False)) == ["flow", "good", "old"]
     assert call(root / "videos", "--out", tmp_path / "p", "--json", "--workers", 1) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["weights"] == "name:good" and told["recipe"] == "last_stage"
     assert told["notes"][0].startswith("flow is in the cache of weights, and is not used: ")
-    assert told["notes"][1] == "weights: good, from the cache; --weights NAME takes others, --scratch takes none"
+    assert told["notes"][1] == (
+        "weights: good, from the cache (40.7 billion multiply-adds a clip, the fewest there, for a CPU); "
+        "--weights NAME takes others, --scratch takes none"
+    )
     assert "--weights name:good" in told["next"][0]
     cfg = validate(call_file(str(tmp_path / "p" / "config.py"), "get_config", Config))
     assert cfg.init_from == "name:good" and cfg.model.widths == WIDTHS
@@ -149,6 +152,40 @@ def test_cached_weights_are_used(
     assert told["weights"] == "" and told["recipe"] == "small"
     with pytest.raises(UserError, match="--scratch: uses no weights, and --weights names some; drop one"):
         call(root / "videos", "--out", tmp_path / "r", "--weights", "old", "--scratch")
+
+
+def test_a_cpu_takes_the_quickest_cached_weights_and_an_accelerator_the_most_accurate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("R23D_CACHE", str(tmp_path))
+    names = ["s3d.kinetics400", "r2plus1d_18.kinetics400", "r2plus1d_34_8.ig65m", "mc3_18.kinetics400"]
+    for age, name in enumerate(names):  # the last download is neither
+        path = tmp_path / "weights" / name / pretrained.PRETRAINED[name].files[0].name
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (age, age))
+    monkeypatch.setattr(pretrained.download, "is_cached", lambda name, files: name in names)
+    assert list(pretrained.cached(on_cpu=True).items()) == [
+        ("r2plus1d_34_8.ig65m", "38.1 billion multiply-adds a clip"),
+        ("r2plus1d_18.kinetics400", "40.5 billion multiply-adds a clip"),
+        ("mc3_18.kinetics400", "43.3 billion multiply-adds a clip"),
+        ("s3d.kinetics400", "143.8 billion multiply-adds a clip"),
+    ]
+    assert list(pretrained.cached(on_cpu=False).items()) == [
+        ("s3d.kinetics400", "68.368 % top-1 as published"),
+        ("r2plus1d_18.kinetics400", "67.463 % top-1 as published"),
+        ("mc3_18.kinetics400", "63.96 % top-1 as published"),
+        ("r2plus1d_34_8.ig65m", "no published accuracy"),
+    ]
+    monkeypatch.setattr(new, "_read_weights", lambda path: path)
+    for on_cpu, line in (
+        (True, "r2plus1d_34_8.ig65m, from the cache (38.1 billion multiply-adds a clip, the fewest there, for a CPU)"),
+        (False, "s3d.kinetics400, from the cache (68.368 % top-1 as published, the highest there, for an accelerator)"),
+    ):
+        monkeypatch.setattr(new, "_on_cpu", lambda on_cpu=on_cpu: on_cpu)
+        lines: list[str] = []
+        new._from_cache(args := argparse.Namespace(weights=""), lines.append)
+        assert line in lines[0] and args.weights == f"name:{line.partition(',')[0]}"
 
 
 @LOADS

@@ -17,7 +17,8 @@ def mirrored_pairs(class_names: Sequence[str]) -> list[tuple[str, str]]:
     folded = {re.sub(r"[\W_]+", "", name).casefold(): name for name in class_names}
     pairs = set()
     for text, name in folded.items():
-        for opposite in {_mirrored(text, turn) for turn in ("counterclockwise", "anticlockwise")}:
+        for turn in ("counterclockwise", "anticlockwise"):  # each may be the opposite of clockwise
+            opposite = _WORD.sub(lambda word, turn=turn: _OPPOSITES.get(word[0], turn), text)
             if opposite != text and opposite in folded:
                 pairs.add(tuple(sorted((name, folded[opposite]))))
     return sorted(pairs)
@@ -26,8 +27,3 @@ def mirrored_pairs(class_names: Sequence[str]) -> list[tuple[str, str]]:
 def mirrors(flip: object, class_names: Sequence[str]) -> bool:
     """Whether training clips are mirrored at random: as `config.data.flip` says, or if no classes are a pair."""
     return not mirrored_pairs(class_names) if flip == "auto" else bool(flip)
-
-
-def _mirrored(text: str, turn: str) -> str:
-    """A folded name as its mirror image; `turn` is the opposite of clockwise."""
-    return _WORD.sub(lambda word: _OPPOSITES.get(word[0], turn), text)

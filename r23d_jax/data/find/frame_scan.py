@@ -16,6 +16,7 @@ from r23d_jax.runtime.program import command
 from r23d_jax.runtime.progress import Progress
 
 _PART = 64
+_SHARD_NUMBER = re.compile(r"(?<=\.tfrecord)-[0-9]+-of-[0-9]+$")
 _THREADS = 16
 _MIN_DEPTH = 4  # of folders below root that are read, if no listed path is deeper
 
@@ -205,7 +206,7 @@ def _read_folder(root: Path, parts: tuple[str, ...]) -> _Content | None:
                 elif entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry)):
                     content.folders.append(entry.name)
                 else:
-                    content.others[os.path.splitext(_shard_suffix(entry.name))[1].lower()] += 1
+                    content.others[os.path.splitext(_SHARD_NUMBER.sub("", entry.name))[1].lower()] += 1
     except OSError:
         return None
     content.folders.sort()
@@ -296,8 +297,3 @@ def _nothing_found(root: Path, videos: VideoList, listing: _Listing) -> str:
 def last_part(name: str) -> str:
     """The video's own name, if its name is a path."""
     return name.rsplit("/", 1)[-1]
-
-
-def _shard_suffix(name: str) -> str:
-    """`x.tfrecord-00001-of-00003` counts as `.tfrecord`."""
-    return re.sub(r"(\.tfrecord)-[0-9]+-of-[0-9]+$", r"\1", name)

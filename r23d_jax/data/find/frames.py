@@ -25,15 +25,19 @@ class Frames(Protocol):
 
     def read(self, video: int, frame: int) -> bytes:
         """Reads one encoded picture; raises OSError if the file cannot be read."""
+        ...
 
     def locate(self, video: int, frame: int) -> str:
         """Names the place of one frame, for messages."""
+        ...
 
     def problem(self, video: int, frame: int) -> str | None:
         """Checks one frame without reading it: None, or why the file cannot hold it."""
+        ...
 
     def take(self, rows: np.ndarray) -> "Frames":
         """The frames of some videos, in this order; a video may come several times."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

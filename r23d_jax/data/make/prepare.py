@@ -89,7 +89,12 @@ def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
         known = _known_as_broken(record, videos) if settings.beam_runner else {}
         broken |= {str(video.path): known[video.target] for video in videos if video.target in known}
         to_do = [video for video in videos if video.target not in known]
-        good = _decode_all(settings, to_do, packed, broken, num_frames, record.rates, log)
+        needed = [video for video in to_do if settings.format != "packed" or video.target not in packed]
+        broken |= _decode(settings, needed, num_frames, record.rates, log)
+        if len(needed) < len(to_do) and num_frames:  # the shards are rewritten, with the old videos and the new ones
+            old = [video for video in to_do if video.target in packed]
+            broken |= _decode(settings, old, num_frames, record.rates, log)
+        good = [video for video in to_do if video.target in num_frames]  # none if the shards need no change
         if settings.beam_runner:
             record.left_out = [
                 (video.target, _stamp(video.path), broken[str(video.path)])
@@ -196,29 +201,6 @@ def _job(settings: Settings, video: VideoFile) -> Job:
     frames = {name: getattr(settings, name) for name in _FRAME_SETTINGS}
     one_file = settings.format == "packed"
     return Job(video=str(video.path), folder=str(_folder(settings, video)), one_file=one_file, **frames)
-
-
-def _decode_all(
-    settings: Settings,
-    videos: list[VideoFile],
-    packed: frozenset[str],
-    broken: dict[str, str],
-    num_frames: dict[str, int],
-    rates: dict[str, float],
-    log: Callable[[str], None],
-) -> list[VideoFile]:
-    """Decodes the videos that the run needs.
-
-    Adds to `broken`, and by target the numbers of new frames to `num_frames` and frames per second to `rates`.
-
-    Returns:
-      The videos whose frames are on disk; none if the existing shards need no change.
-    """
-    needed = [video for video in videos if settings.format != "packed" or video.target not in packed]
-    broken |= _decode(settings, needed, num_frames, rates, log)
-    if len(needed) < len(videos) and num_frames:  # the shards are rewritten, with the old videos and the new ones
-        broken |= _decode(settings, [video for video in videos if video.target in packed], num_frames, rates, log)
-    return [video for video in videos if video.target in num_frames]
 
 
 def _decode(

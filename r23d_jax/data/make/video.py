@@ -50,7 +50,6 @@ def iter_frames(
     path: Path | str,
     short_side: int = 0,
     channels: Literal["rgb", "bgr"] = "rgb",
-    num_threads: int = 1,
     rate: float = 0.0,
 ) -> Iterator[np.ndarray]:
     """Decodes a video frame by frame.
@@ -60,7 +59,6 @@ def iter_frames(
       short_side: length in pixels to which the shorter side is reduced, by area averaging, with the other side in
         proportion; 0, or a number above the video's own, keeps the size.
       channels: order of the color channels; OpenCV writes "bgr".
-      num_threads: threads of the decoder; more than one is faster for large frames only; 0: one per core.
       rate: frames per second to give, each the nearest in time; 0: every frame of the video.
 
     Yields:
@@ -70,7 +68,7 @@ def iter_frames(
       VideoError: the file is missing or damaged, has no video stream or no frame, or changes its size midway. The error
         may come after the first frames.
     """
-    frames = timed_frames(path, short_side, channels, num_threads)
+    frames = timed_frames(path, short_side, channels)
     return at_rate(frames, rate) if rate else (frame for _, frame in frames)
 
 
@@ -125,11 +123,7 @@ def video_rate(path: Path | str) -> float:
 
 
 def claimed_seconds(path: Path | str) -> float:
-    """The duration of a video according to its header; 0 if it does not state one.
-
-    Raises:
-      VideoError: the file is missing, or no video.
-    """
+    """The duration of a video by its header, 0 if it states none; raises VideoError for a missing file or no video."""
     with open_video(path) as container:
         return _claimed_seconds(container, video_stream(path, container))
 
@@ -140,9 +134,7 @@ def rate_at_most(path: Path, most: float) -> float:
     return min(own, most) if most else own
 
 
-def timed_frames(
-    path: Path | str, short_side: int = 0, channels: str = "rgb", num_threads: int = 1
-) -> Iterator[tuple[float, np.ndarray]]:
+def timed_frames(path: Path | str, short_side: int = 0, channels: str = "rgb") -> Iterator[tuple[float, np.ndarray]]:
     """The frames that `iter_frames` describes, each with its time in seconds, which never falls."""
     size, orient, count, num_packets, end, time_shown = None, None, 0, 0, 0.0, -math.inf
     converter = VideoReformatter()
@@ -150,7 +142,7 @@ def timed_frames(
         stream = video_stream(path, container)
         claimed = _claimed_seconds(container, stream)
         stream.thread_type = "AUTO"
-        stream.codec_context.thread_count = num_threads
+        stream.codec_context.thread_count = 1
         stream.codec_context.options = _LIMITS
         try:
             for packet in container.demux(stream):
