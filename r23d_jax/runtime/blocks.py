@@ -21,6 +21,7 @@ from r23d_jax.runtime import remote
 
 BLOCK = 1 << 18  # bytes; the last block of a file is shorter
 _TOGETHER = remote.PIECE // BLOCK  # blocks that one request asks for at most
+_PER_FILE = 4  # blocks that a file of the cache holds, or has holes for
 _ROOM = 1 / 8  # of the cache that is free after it was cut back
 _RECOUNT = 1 / 16  # of the cache: after so many new bytes, its files are counted again, also those of other processes
 
@@ -58,7 +59,7 @@ class Blocks:
         self._folder = remote.cached("blocks")
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-        self._paths = [f"{self._folder}/{hashlib.sha256(url.encode()).hexdigest()[:32]}.part" for url in urls]
+        self._names = [hashlib.sha256(url.encode()).hexdigest()[:32] for url in urls]
         self._lock = threading.Lock()
         self._coming: dict[_Block, Future[bytes]] = {}
         self._stored = float("inf")  # bytes since the cache was counted
@@ -150,18 +151,18 @@ class Blocks:
 
     # -- the cache -----------------------------------------------------------------------------------------------------
 
-    def _extent(self, block: _Block) -> tuple[int, int]:
-        """First byte and length."""
-        start = block[1] * BLOCK
-        return start, min(BLOCK, self.size(block[0]) - start)
+    def _place(self, block: _Block) -> tuple[str, int]:
+        """The file of the cache that has a block, or will have it, and the block's first byte there."""
+        which, number = divmod(block[1], _PER_FILE)
+        return f"{self._folder}/{self._names[block[0]]}-{which}", number * BLOCK
 
     def _load(self, block: _Block) -> bytes | None:
-        start, count = self._extent(block)
+        path, start = self._place(block)
         try:
-            with _opened(self._paths[block[0]], os.O_RDONLY) as file:
+            with _opened(path, os.O_RDONLY) as file:
                 if not any(os.pread(file, 64, start)):  # a hole, most likely; or the file ends before
                     return None
-                content = os.pread(file, count, start)
+                content = os.pread(file, min(BLOCK, self.size(block[0]) - block[1] * BLOCK), start)
         except OSError:
             return None
         return content if google_crc32c.value(content) == self._check(block) else None
@@ -172,9 +173,10 @@ class Blocks:
             if self._stored > _RECOUNT * self._most:
                 self._stored = 0.0
                 _cut_back(self._folder, (1 - _ROOM) * self._most - len(content))
+        path, start = self._place(block)
         try:
-            with _opened(self._paths[block[0]], os.O_WRONLY | os.O_CREAT) as file:
-                os.pwrite(file, content, block[1] * BLOCK)
+            with _opened(path, os.O_WRONLY | os.O_CREAT) as file:
+                os.pwrite(file, content, start)
         except OSError as error:  # the disk is full: training continues, more slowly
             _complain(f"{self._folder}: cannot be written ({error.strerror}), so blocks are fetched again each time")
 
