@@ -7,11 +7,9 @@ was cut, a damaged file of the cache and an object that has changed can therefor
 import contextlib
 import hashlib
 import os
-import secrets
 import sys
 import threading
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -23,10 +21,9 @@ from r23d_jax.runtime import remote
 
 BLOCK = 1 << 18  # bytes; the last block of a file is shorter
 _TOGETHER = remote.PIECE // BLOCK  # blocks that one request asks for at most
+_PER_FILE = 4  # blocks that a file of the cache holds, or has holes for
 _ROOM = 1 / 8  # of the cache that is free after it was cut back
 _RECOUNT = 1 / 16  # of the cache: after so many new bytes, its files are counted again, also those of other processes
-
-_ABANDONED = 3600.0  # seconds after which a file that is being written belongs to a process that was killed
 
 Spans = Sequence[tuple[int, int]]  # first byte, length
 _Block = tuple[int, int]  # number of the file, number of the block in it
@@ -60,6 +57,8 @@ class Blocks:
         self._first = np.concatenate([[0], np.cumsum(num_blocks(sizes))])
         self._most = most_bytes
         self._folder = remote.cached("blocks")
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
         self._names = [hashlib.sha256(url.encode()).hexdigest()[:32] for url in urls]
         self._lock = threading.Lock()
         self._coming: dict[_Block, Future[bytes]] = {}
@@ -91,7 +90,7 @@ class Blocks:
         except UserError as error:
             self.failed = error
             raise
-        return [b"".join([_cut(held, file, *span) for span in spans]) for file, spans in requests]
+        return [b"".join([part for span in spans for part in _parts(held, file, *span)]) for file, spans in requests]
 
     def _obtain(self, wanted: Iterable[_Block]) -> dict[_Block, bytes]:
         held: dict[_Block, bytes] = {}
@@ -152,13 +151,18 @@ class Blocks:
 
     # -- the cache -----------------------------------------------------------------------------------------------------
 
-    def _path(self, block: _Block) -> Path:
-        return self._folder / self._names[block[0]] / f"{block[1]}-{self._check(block):08x}"
+    def _place(self, block: _Block) -> tuple[str, int]:
+        """The file of the cache that has a block, or will have it, and the block's first byte there."""
+        which, number = divmod(block[1], _PER_FILE)
+        return f"{self._folder}/{self._names[block[0]]}-{which}", number * BLOCK
 
     def _load(self, block: _Block) -> bytes | None:
+        path, start = self._place(block)
         try:
-            with open(self._path(block), "rb") as file:
-                content = file.read()
+            with _opened(path, os.O_RDONLY) as file:
+                if not any(os.pread(file, 64, start)):  # a hole, most likely; or the file ends before
+                    return None
+                content = os.pread(file, min(BLOCK, self.size(block[0]) - block[1] * BLOCK), start)
         except OSError:
             return None
         return content if google_crc32c.value(content) == self._check(block) else None
@@ -169,37 +173,37 @@ class Blocks:
             if self._stored > _RECOUNT * self._most:
                 self._stored = 0.0
                 _cut_back(self._folder, (1 - _ROOM) * self._most - len(content))
-        path = self._path(block)
-        partial = path.with_name(f".{secrets.token_hex(8)}")
+        path, start = self._place(block)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content)
-            os.replace(partial, path)
+            with _opened(path, os.O_WRONLY | os.O_CREAT) as file:
+                os.pwrite(file, content, start)
         except OSError as error:  # the disk is full: training continues, more slowly
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
             _complain(f"{self._folder}: cannot be written ({error.strerror}), so blocks are fetched again each time")
 
 
-def _cut(held: dict[_Block, bytes], file: int, start: int, count: int) -> bytes:
-    if not count:
-        return b""
-    first, last = start // BLOCK, (start + count - 1) // BLOCK
-    content = b"".join([held[file, number] for number in range(first, last + 1)])
-    return content[start - first * BLOCK : start - first * BLOCK + count]
+@contextlib.contextmanager
+def _opened(path: str, flags: int) -> Iterator[int]:
+    file = os.open(path, flags | os.O_CLOEXEC, 0o644)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _parts(held: dict[_Block, bytes], file: int, start: int, count: int) -> list[bytes]:
+    end = start + count
+    numbers = range(start // BLOCK, -(-end // BLOCK))
+    return [held[file, number][max(0, start - number * BLOCK) : end - number * BLOCK] for number in numbers]
 
 
 def _cut_back(folder: Path, most: float) -> None:
     """Removes the oldest files of the cache until it holds at most so many bytes."""
     found: list[tuple[float, int, str]] = []
     with contextlib.suppress(OSError):
-        for inner in os.scandir(folder):
+        for entry in os.scandir(folder):
             with contextlib.suppress(OSError):  # another process removes files too
-                for entry in os.scandir(inner.path):
-                    status = entry.stat()
-                    if entry.name.startswith(".") and status.st_mtime > time.time() - _ABANDONED:
-                        continue  # a thread or another process is writing it
-                    found.append((status.st_mtime, status.st_size, entry.path))
+                status = entry.stat()
+                found.append((status.st_mtime, 512 * status.st_blocks, entry.path))  # without the holes
     total = sum(size for _, size, _ in found)
     for _, size, path in sorted(found):
         if total <= most:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from r23d_jax.config import UserError
-from r23d_jax.runtime import disk
+from r23d_jax.runtime import disk, signed
 
 T = TypeVar("T")
 
@@ -31,8 +31,10 @@ _LARGE = 1 << 26  # bytes; larger files are sent in parts
 # Errors of the stores' packages, by the names of their classes, that mean wrong or missing credentials
 _REFUSED = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError")
 # What fsspec's packages are told. Retries are ours, so that they are counted. A name is given, because botocore would
-# put one together for each request, which takes a tenth of its time.
-_S3 = {"retries": {"max_attempts": 0}, "max_pool_connections": _AT_ONCE, "user_agent": "r23d_jax"}
+# put one together for each request, which takes a tenth of its time. Newer buckets accept no older signature, which
+# botocore would give to addresses.
+_S3 = {"retries": {"max_attempts": 0}, "max_pool_connections": _AT_ONCE}
+_S3 |= {"user_agent": "r23d_jax", "signature_version": "s3v4"}
 _OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": _S3}}
 
 
@@ -143,15 +145,12 @@ def read_ranges(
     """
     if not ranges:
         return []
-    system = _open(ranges[0][0])[0]
-    paths = [_open(url)[1] for url, _, _ in ranges]
     found: dict[int, bytes] = {}
 
     def attempt() -> None:
         left = [number for number in range(len(ranges)) if number not in found]
         starts, ends = [ranges[number][1] for number in left], [ranges[number][2] for number in left]
-        options = {"batch_size": _AT_ONCE} if system.async_impl else {}
-        answers = system.cat_ranges([paths[number] for number in left], starts, ends, on_error="return", **options)
+        answers = _answers([ranges[number][0] for number in left], starts, ends)
         failed: Exception | None = None
         for number, start, end, answer in zip(left, starts, ends, answers, strict=True):
             url = ranges[number][0]
@@ -170,6 +169,23 @@ def read_ranges(
 
     _trying(ranges[0][0], attempt)
     return [found[number] for number in range(len(ranges))]
+
+
+def _answers(urls: list[str], starts: list[int], ends: list[int]) -> list[bytes | Exception]:
+    system, paths = _open(urls[0])[0], [_open(url)[1] for url in urls]
+    answers: list[Any] = [None] * len(urls)
+    if urls[0].startswith(signed.STORES):
+        answers = signed.cat_ranges(system, paths, starts, ends, _AT_ONCE)
+    left = [number for number, answer in enumerate(answers) if not isinstance(answer, bytes)]
+    for number in left:
+        if isinstance(answers[number], signed.Failed):
+            RETRIES.add(urls[number], answers[number])
+    if left:
+        columns = [[column[number] for number in left] for column in (paths, starts, ends)]
+        options = {"batch_size": _AT_ONCE} if system.async_impl else {}
+        for number, answer in zip(left, system.cat_ranges(*columns, on_error="return", **options), strict=True):
+            answers[number] = answer
+    return answers
 
 
 def read(url: str) -> bytes | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from r23d_jax.runtime import remote
+from r23d_jax.runtime import remote, signed
 from tests.remote.server import Faults, Server, clean_environment, s3_server
 
 
@@ -36,6 +36,7 @@ def server(running: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name, value in (running.env | {"R23D_CACHE": str(tmp_path / "cache")}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(remote, "RETRIES", remote.Retries())
+    monkeypatch.setattr(signed, "_addresses", {})
     running.faults = Faults()
     running.asked.clear()
     yield running

@@ -1,6 +1,7 @@
 """Parts of files in an object store: right or an error, whatever the store and the cache do."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -87,7 +88,7 @@ def test_damage_in_the_cache_is_fetched_again(stored: list[str], server: Server)
     reader = opened(stored)
     reader.read_all(REQUESTS)
     files = cached_files()
-    assert len(files) == 6
+    assert len(files) == 3
     files[0].write_bytes(b"")
     content = bytearray(files[1].read_bytes())
     content[1000] ^= 1
@@ -107,19 +108,58 @@ def test_the_cache_is_bounded(stored: list[str]) -> None:
                 assert reader.read_all([(file, [(number * BLOCK, length)])]) == [
                     CONTENT[file][number * BLOCK : number * BLOCK + length].tobytes()
                 ]
-                assert sum(path.stat().st_size for path in cached_files()) <= most
+                assert sum(512 * path.stat().st_blocks for path in cached_files()) <= most
     assert cached_files()
 
 
-def test_a_block_that_is_being_written_stays_in_the_cache(stored: list[str]) -> None:
-    opened(stored).read_all(REQUESTS)
-    partial = cached_files()[0].with_name(".0123456789abcdef")
-    partial.write_bytes(bytes(BLOCK))
-    blocks._cut_back(remote.cached("blocks"), 0)
-    assert cached_files() == [partial]
-    os.utime(partial, (0, 0))  # of a process that was killed
-    blocks._cut_back(remote.cached("blocks"), 0)
-    assert cached_files() == []
+def test_the_oldest_files_of_the_cache_go_first(stored: list[str], server: Server) -> None:
+    reader = opened(stored)
+    reader.read_all(REQUESTS)
+    files = cached_files()
+    for file in files[1:]:
+        os.utime(file, (0, 0))
+    blocks._cut_back(remote.cached("blocks"), 512 * files[0].stat().st_blocks)
+    assert cached_files() == files[:1]
+    server.asked.clear()
+    assert reader.read_all(REQUESTS) == WANTED
+    assert server.asked
+    server.asked.clear()
+    assert opened(stored).read_all(REQUESTS) == WANTED and not server.asked
+
+
+def test_a_signed_address_serves_a_file_until_it_fails(
+    stored: list[str], server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the store's own package reads the file for a while; its requests are signed in a header."""
+
+    def asked() -> list[str]:
+        """The paths asked for since the last call, once each."""
+        paths = {path for _, path, _ in server.asked}
+        server.asked.clear()
+        return sorted(paths)
+
+    def read() -> None:
+        shutil.rmtree(remote.cached("blocks"), ignore_errors=True)
+        assert opened(stored).read_all(REQUESTS) == WANTED
+
+    read()
+    read()
+    signed_paths = asked()
+    assert len(signed_paths) == 2 and all("?X-Amz-Algorithm=AWS4-HMAC-SHA256&" in path for path in signed_paths)
+    server.faults = Faults("X-Amz-Signature", errors=1000)
+    read()
+    assert any("?" not in path for path in asked())
+    assert remote.RETRIES.count == 3  # runs of blocks
+    read()
+    assert all("?" not in path for path in asked())
+    said = capsys.readouterr().err
+    assert ".bin: status 500; tried again (1 retries so far)" in said and "X-Amz" not in said
+    server.faults = Faults()
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 61)
+    read()
+    assert all("X-Amz-Signature" in path for path in asked())
+    assert remote.RETRIES.count == 3
 
 
 def test_a_cache_that_cannot_be_written_is_reported_once(

@@ -21,7 +21,7 @@ _untranslated = tf.autograph.experimental.do_not_convert
 
 _PREFETCH = 2  # batches
 _TOGETHER = 8  # samples fetched at once
-_IN_FLIGHT = 8  # fetches at once that wait for an object store; they take no processor
+_IN_FLIGHT = 4  # fetches at once that wait for an object store, or as many as decode; eight took a tenth more processor
 
 
 class BatchIterator:
@@ -124,7 +124,7 @@ def dataset_maker(
       choose: Python, called for several numbers at once: (n,) int64 -> (n,) int64.
     """
     workers = cfg.num_workers or os.cpu_count() or 1
-    waiting = _IN_FLIGHT if reader.waits else 0
+    waiting = max(_IN_FLIGHT, workers) if reader.waits else 0
 
     def make(batch: int, substitute: bool) -> tf.data.Dataset:
         def parallel(dataset: tf.data.Dataset, function: Callable[..., Any], calls: int = workers) -> tf.data.Dataset:
