@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jax
 from flax import nnx
@@ -12,9 +12,6 @@ from jax.typing import DTypeLike
 from r23d_jax.models.convolution import chosen_form
 from r23d_jax.models.layers import BatchNorm, Conv
 from r23d_jax.models.network import Triple
-
-if TYPE_CHECKING:
-    from r23d_jax.models.video_resnet import VideoResNetSpec
 
 
 def factorized_width(in_channels: int, out_channels: int, second_kernel: Triple) -> int:
@@ -42,7 +39,7 @@ class Place:
     in_channels: int
     out_channels: int
     strides: Triple
-    spec: "VideoResNetSpec"
+    spec: Any  # the VideoResNetSpec, whose file imports this one
     dtype: DTypeLike
     rngs: nnx.Rngs
 
