@@ -158,7 +158,8 @@ def _from_cache(args: argparse.Namespace, note: Log) -> "Converted | None":
             note(f"{name} is in the cache of weights, and is not used: {error}")
             continue
         args.weights = f"{pretrained.PREFIX}{name}"
-        note(f"weights: {name}, from the cache ({figure}, {rule}); --weights NAME takes others, --scratch takes none")
+        why = f"{figure}, {rule}" if figure[0].isdigit() else figure
+        note(f"weights: {name}, from the cache ({why}); --weights NAME takes others, --scratch takes none")
         return network
     return None
 

@@ -162,6 +162,11 @@ def read_status(folder: Path, now: float | None = None) -> Status:
         beat = heartbeat.read_heartbeat(folder)
     except (UserError, OSError) as error:
         notes.append(str(error))
+    checkpoints: list[int] = []
+    try:
+        checkpoints = sorted(mirror.steps_of(folder), reverse=True)
+    except OSError as error:
+        notes.append(f"checkpoints cannot be listed: {error}")
     rows = read_metrics(folder)
     trained = next((row for row in reversed(rows) if "train/loss" in row), {})
     scores = [(row["step"], score) for row in rows if (score := _number(row, SCORE)) is not None]
@@ -201,7 +206,7 @@ def read_status(folder: Path, now: float | None = None) -> Status:
         age=max(now - beat.time, 0.0) if beat else None,  # the clocks of two hosts may differ
         host=beat.host if beat else "",
         process=beat.process if beat else None,
-        checkpoints=sorted(mirror.steps_of(folder), reverse=True),
+        checkpoints=checkpoints,
         notes=notes,
     )
 

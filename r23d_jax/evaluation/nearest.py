@@ -45,9 +45,11 @@ def find_neighbors(
       rows: (n,) rows of `test`.
       cfg: data and eval groups.
     """
+    if not len(rows):  # no errors
+        return Neighbors(train, {})
     extractor = Extractor(model, config.preprocessing(cfg.data), "stage4", False, cfg.eval.batch_size)
     known, asked = (of_index(extractor, index, cfg.data, 1, log) for index in (train, test.take(rows)))
-    if not len(known.video):
+    if not len(known.video) or not len(asked.video):
         return Neighbors(train, {})
     lengths = (np.linalg.norm(part.values, axis=1, keepdims=True) for part in (asked, known))
     units = [part.values / np.maximum(length, 1e-12) for part, length in zip((asked, known), lengths, strict=True)]

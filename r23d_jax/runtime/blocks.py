@@ -7,6 +7,7 @@ was cut, a damaged file of the cache and an object that has changed can therefor
 import contextlib
 import hashlib
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -183,7 +184,7 @@ class Blocks:
 
 @contextlib.contextmanager
 def _opened(path: str, flags: int) -> Iterator[int]:
-    file = os.open(path, flags | os.O_CLOEXEC, 0o644)
+    file = os.open(path, flags | os.O_CLOEXEC, 0o666)
     try:
         yield file
     finally:
@@ -202,6 +203,9 @@ def _cut_back(folder: Path, most: float) -> None:
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             with contextlib.suppress(OSError):  # another process removes files too
+                if entry.is_dir():  # of an earlier version, which had a file for each block
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                    continue
                 status = entry.stat()
                 found.append((status.st_mtime, 512 * status.st_blocks, entry.path))  # without the holes
     total = sum(size for _, size, _ in found)

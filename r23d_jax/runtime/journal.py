@@ -62,6 +62,10 @@ class Journal:
         if not active:
             return
         workdir.mkdir(parents=True, exist_ok=True)
+        self._trackers, fields = None, {}
+        if cfg is not None:  # before any row is removed, because the rows say what the services have
+            fields = {name: str(v) if isinstance(v, list) else v for name, v in flat(dataclasses.asdict(cfg)).items()}
+            self._trackers = Trackers(workdir, cfg.logging, fields, log, before if resume_step else None)
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         # tensorboardX's own writer has a thread: if that dies on a full disk, the run hangs once a queue is full.
         self._folder = workdir / "tensorboard"
@@ -73,12 +77,9 @@ class Journal:
         # Makes TensorBoard forget these steps of an earlier process.
         self._add_event(Event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START)))
         self._flushed = time.monotonic()
-        self._trackers = None
         if cfg is not None:
-            fields = {name: str(v) if isinstance(v, list) else v for name, v in flat(dataclasses.asdict(cfg)).items()}
             for summary in hparams(fields, dict.fromkeys(COMPARED, 0.0))[:2]:  # the third would say that it has ended
                 self._add_event(Event(summary=summary))
-            self._trackers = Trackers(workdir, cfg.logging, fields, log, before if resume_step else None)
 
     def write(
         self, step: int, epoch: float, metrics: Mapping[str, float], notes: Mapping[str, Any] | None = None

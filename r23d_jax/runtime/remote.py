@@ -364,7 +364,7 @@ def _trying(url: str, action: Callable[[], T]) -> T:
     while True:
         try:
             return action()
-        except (FileNotFoundError, RemoteError):
+        except (FileNotFoundError, UserError):  # a missing package is one
             raise
         except Exception as error:
             code = getattr(error, "code", None)

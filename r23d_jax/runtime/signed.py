@@ -52,8 +52,8 @@ def cat_ranges(
     """Reads ranges of files, a number of them at once.
 
     Returns:
-      The bytes, perhaps too few; an error; or None for a file that has failed lately. The last two are for `system`,
-      fsspec's file system, to read.
+      The bytes; an error; or None for a file that has failed lately. The last two are for `system`, fsspec's file
+      system, to read.
     """
     addresses = [_address(system, path) for path in paths]
     tried = [number for number, address in enumerate(addresses) if address]
@@ -65,6 +65,9 @@ def cat_ranges(
         if isinstance(answer, Exception):
             status = getattr(answer, "status", 404 if isinstance(answer, FileNotFoundError) else None)
             answer = Failed(f"status {status}" if status else type(answer).__name__)
+        elif len(answer) != ends[number] - starts[number]:  # such as the text of a redirection that names no address
+            answer = Failed(f"{len(answer)} bytes came instead of {ends[number] - starts[number]}")
+        if isinstance(answer, Failed):
             _addresses[paths[number]] = "", time.monotonic() + _PAUSE
         found[number] = answer
     return found

@@ -17,7 +17,7 @@ from r23d_jax.config import LoggingConfig, UserError, look_up
 from r23d_jax.runtime.disk import write_atomically
 
 # In the workdir: the run's id at each service, so that a resumed run is the same run there, and what it was sent
-IDS, SENT = "tracking.json", "sent"
+IDS, SENT, OPEN = "tracking.json", "sent", "open"
 PARAMS_PER_CALL = 100  # MLflow's limit
 
 
@@ -139,17 +139,19 @@ class Trackers:
         self._open: dict[str, Tracker] = {}
         path = workdir / IDS
         known = json.loads(path.read_text(encoding="utf-8")) if rows is not None and path.exists() else {}
-        last = {name: row["step"] for row in sorted(rows or (), key=lambda row: row["step"]) for name in row}
+        ordered = sorted(rows or (), key=lambda row: row["step"])
+        last = {name: row["step"] for row in ordered for name, value in row.items() if value is not None}
         before = known.pop(SENT, {})  # rows that an earlier resume removed from the file
-        self._sent = {name: _later(before.get(name, {}), last) for name in known}
+        took = known.pop(OPEN, list(known))  # the services that got the rows of the process before
+        self._sent = {name: _later(before.get(name, {}), last if name in took else {}) for name in known}
         for name, module in import_packages(cfg).items():
             try:
                 self._open[name] = TRACKERS[name](module, workdir, cfg, fields, known.get(name, ""))
             except Exception as error:
                 self._report(name, error)
-        if self._open:
-            known |= {name: tracker.id for name, tracker in self._open.items()}
-            write_atomically(path, json.dumps(known | {SENT: self._sent}) + "\n")
+        known |= {name: tracker.id for name, tracker in self._open.items()}
+        if known:  # also if none is open now: the rows that the journal removes are known here alone
+            write_atomically(path, json.dumps(known | {SENT: self._sent, OPEN: list(self._open)}) + "\n")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Sends the finite metrics of a step to the services that do not have them yet."""

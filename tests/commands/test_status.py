@@ -172,6 +172,16 @@ def test_files_cut_short_are_named(name: str, content: str, note: str, tmp_path:
     assert status.lines([found])
 
 
+def test_checkpoints_that_cannot_be_listed_are_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(folder: Path) -> list[int]:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(status.mirror, "steps_of", forbidden)
+    found = status.read_status(write_run(tmp_path / "run"), NOW)
+    assert found.checkpoints == [] and "checkpoints cannot be listed: " in found.notes[0]
+    assert found.verdict == "running" and status.screen(found)
+
+
 def test_several_runs_get_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     now = time.time()
     write_run(tmp_path / "a", dataclasses.replace(ALIVE, time=now))

@@ -239,6 +239,7 @@ def test_the_nearest_training_video_is_the_one_with_the_same_picture(evaluated: 
     frames = dataclasses.replace(train.frames, folder=folders, **numbering)  # type: ignore[type-var]
     train = dataclasses.replace(train, frames=frames, **both)
     found = nearest.find_neighbors(model, train, index, np.array([4, 1]), cfg, print)
+    assert not nearest.find_neighbors(model, train, index, np.array([], int), cfg, print).of, "no errors"
     row, similarity = found.of["v4"]
     assert row == 5 and similarity == pytest.approx(1, abs=1e-5)
     assert found.of["v1"][1] < 1 - 1e-6, "another video is not as near"

@@ -118,7 +118,11 @@ def test_the_oldest_files_of_the_cache_go_first(stored: list[str], server: Serve
     files = cached_files()
     for file in files[1:]:
         os.utime(file, (0, 0))
+    earlier = remote.cached("blocks") / "0123456789abcdef" / "7-00000000"  # of a version with a file for each block
+    earlier.parent.mkdir()
+    earlier.write_bytes(bytes(100))
     blocks._cut_back(remote.cached("blocks"), 512 * files[0].stat().st_blocks)
+    assert not earlier.parent.exists()
     assert cached_files() == files[:1]
     server.asked.clear()
     assert reader.read_all(REQUESTS) == WANTED

@@ -160,6 +160,42 @@ def test_each_service_gets_a_step_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert got["json2"] == [("loss", 1), ("loss", 2)] and len(got["json0"]) == 6
 
 
+def test_a_service_that_was_left_out_for_a_while_gets_no_step_twice_and_misses_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[int] = []
+
+    class Recorder:
+        package, id = "json", "one"
+
+        def __init__(self, *_: Any):
+            pass
+
+        def write(self, step: int, metrics: dict[str, float]) -> None:
+            got.append(step)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(tracking, "TRACKERS", {"wandb": Recorder})
+
+    def run(resume_step: int, last: int, *services: str) -> None:
+        cfg = Config()
+        cfg.logging.to = services
+        journal = Journal(tmp_path, resume_step=resume_step, cfg=cfg, log=pytest.fail)
+        for step in range(resume_step + 1, last + 1):
+            journal.write(step, 0.1, {"loss": 1.0})
+        journal.close()
+
+    run(0, 5, "wandb")
+    run(2, 3)
+    run(2, 6, "wandb")
+    assert got == [1, 2, 3, 4, 5, 6]
+    run(6, 10)
+    run(7, 10, "wandb")
+    assert got == [1, 2, 3, 4, 5, 6, 8, 9, 10]
+
+
 def test_the_names_are_those_of_the_config() -> None:
     assert set(tracking.TRACKERS) == set(config.TRACKERS)
 
