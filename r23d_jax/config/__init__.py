@@ -96,7 +96,7 @@ class ModelConfig(Group, place="config.model"):
     family: str = "r2plus3d"  # a row of FAMILIES in models/registry.py
     depth: Count = 18  # ignored for families of one size, such as i3d
     widths: Widths = ()  # channels of the four stages; (): those of the registry
-    # first convolution: frames x 7 x 7, where L is the whole clip; motion: 3x7x7 that starts as differences of frames;
+    # first convolution: frames x 7 x 7, where L is the whole clip; motion: 3x7x7 that sees only what moves;
     # factorized: 1x7x7 and then over time; "": that of the registry
     stem: Annotated[str, one_of(*STEM_KINDS)] = ""
     # max-pool after the stem: none, 2d (over space), 3d (over space and time); "": that of the registry
@@ -251,7 +251,7 @@ def use_flow(cfg: Config) -> Config:
     cfg.model.in_channels = 2
     cfg.data.input = "flow"
     cfg.data.mean, cfg.data.std = (FLOW_ZERO / 255,) * 2, (FLOW_SCALE / 255,) * 2  # so that values lie in [-1, 1]
-    cfg.data.color_jitter = cfg.data.hue_jitter = cfg.data.random_gray = 0.0
+    cfg.data.color_jitter = cfg.data.hue_jitter = cfg.data.random_gray = cfg.train.still_mix = 0.0
     cfg.data.root = "data/ucf101_flow/frames"
     return cfg
 

@@ -81,12 +81,16 @@ class Conv(nnx.Module):
         self.strides, self.groups, self.dtype = strides, groups, dtype
         self.padding = padding or (kernel_size[0] // 2, kernel_size[1] // 2, kernel_size[2] // 2)
 
+    def values(self) -> jax.Array:
+        """The kernel to convolve with."""
+        return self.kernel[...]
+
     def __call__(self, x: jax.Array, out_channels: int = 0) -> jax.Array:
         """(B, T, H, W, C_in) -> (B, T', H', W', C_out), or more than C_out channels, of which the last are zeros.
 
         x may have more channels than the kernel too; they count for nothing.
         """
-        kernel = self.kernel[...].astype(self.dtype)
+        kernel = self.values().astype(self.dtype)
         pads = self.padding
         if isinstance(pads, str):
             pads = same_padding(x.shape[1:4], kernel.shape[:3], self.strides)

@@ -230,22 +230,17 @@ class ResidualBlock(nnx.Module):
 
 
 class MotionConv(Conv):
-    """3x7x7 whose kernels start with a sum of zero over time, so that the network is blind at first to what is still.
+    """3x7x7 less its mean over time, so that the network sees nothing of what stands still.
 
     Before the first frame and after the last one it sees these again, because zeros there would look like motion.
     """
 
     def __init__(self, place: Place):
-        super().__init__(
-            place.in_channels,
-            place.out_channels,
-            (3, 7, 7),
-            place.strides,
-            (0, 3, 3),
-            dtype=place.dtype,
-            rngs=place.rngs,
-        )
-        self.kernel[...] -= self.kernel[...].mean(0, keepdims=True)
+        how = {"dtype": place.dtype, "rngs": place.rngs}
+        super().__init__(place.in_channels, place.out_channels, (3, 7, 7), place.strides, (0, 3, 3), **how)
+
+    def values(self) -> jax.Array:
+        return self.kernel[...] - self.kernel[...].mean(0, keepdims=True)
 
     def __call__(self, x: jax.Array, out_channels: int = 0) -> jax.Array:
         return super().__call__(jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)), "edge"), out_channels)

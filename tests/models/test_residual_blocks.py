@@ -197,16 +197,16 @@ def test_stems(stem: str, kernels: list[Triple], pool: str) -> None:
     assert y.shape[1] == {"Lx7x7": 1}.get(stem, 2 if pool == "3d" else 4)
 
 
-def test_a_motion_stem_starts_blind_to_what_is_still() -> None:
+def test_a_motion_stem_is_blind_to_what_is_still() -> None:
     stem: Any = Stem(3, 4, dataclasses.replace(PLAIN, stem="motion"), dtype=jnp.float32, rngs=nnx.Rngs(0))
+    stem.conv.kernel[...] += 1.0  # whatever is learned
     still = jnp.repeat(clip(3)[:, :1], 4, 1)
     moving = still.at[:, 2, 1:4, 1:4].add(1.0)
     np.testing.assert_allclose(stem.conv(still), 0.0, atol=1e-5)  # in the first and the last frame too
     assert [bool(jnp.abs(frame).max() > 0.1) for frame in stem.conv(moving)[0]] == [False, True, True, True]
     plain: Any = Stem(3, 4, dataclasses.replace(PLAIN, stem="3x7x7"), dtype=jnp.float32, rngs=nnx.Rngs(0))
-    np.testing.assert_allclose(
-        stem.conv.kernel[...], plain.conv.kernel[...] - plain.conv.kernel[...].mean(0, keepdims=True), atol=1e-6
-    )
+    plain.conv.kernel[...] -= plain.conv.kernel[...].mean(0, keepdims=True)
+    np.testing.assert_allclose(stem.conv(moving)[:, 1:3], plain.conv(moving)[:, 1:3], atol=1e-4)
 
 
 def test_the_first_block_of_every_later_stage_halves() -> None:
