@@ -146,7 +146,7 @@ def _set_up(
     evaluated = False
     if restored is not None:
         state, meta = restored
-        _refuse_other_videos(meta["config"], cfg, workdir)
+        _refuse_another_run(meta["config"], cfg, workdir)
         evaluated = BEST_METRIC in meta["metrics"]
         log(f"resumed from step {int(state.step)} of {num_steps} ({workdir})")
         _log_changes(meta["config"], cfg, log)
@@ -184,9 +184,14 @@ def _set_up(
     return run, state
 
 
-def _refuse_other_videos(old: dict[str, Any], cfg: Config, workdir: Path) -> None:
-    """Refuses to resume on other training videos: those that the network was trained on may be held out now."""
+def _refuse_another_run(old: dict[str, Any], cfg: Config, workdir: Path) -> None:
+    """Refuses to resume on other training videos, some of which may be held out now, or with another stem."""
     before, now = _all_fields(old), config.flat(dataclasses.asdict(cfg))
+    if before["model.stem"] != now["model.stem"]:  # 3x7x7 and motion have kernels of one shape
+        raise config.UserError(
+            f"config.model.stem={now['model.stem']!r}: {workdir} was trained with {before['model.stem']!r}: give "
+            f"another --workdir, or --config.model.stem={before['model.stem']}"
+        )
     for name in ("data.split", "data.fold", "data.hold_out"):
         if before[name] != now[name]:
             raise config.UserError(

@@ -36,7 +36,8 @@ def add_stills(
 
     The clip keeps its label, so rooms and clothes tell the class less and motion tells it more: background erasing
     (Wang et al. 2021, arXiv:2009.05769) with a frame of another video, as in StillMix (Li et al. 2023,
-    arXiv:2211.12883). Each clip draws the weight of the still frame uniformly from 0 to `largest`, and a frame.
+    arXiv:2211.12883). Each clip draws the weight of the still frame uniformly from 0 to `largest`, and a frame. In a
+    batch of odd size the clip in the middle gets a frame of its own.
 
     Args:
       video: normalized clips.

@@ -211,6 +211,8 @@ def source_of(model: VideoNetwork) -> str:
     """The source whose names a network gets by default: its own code base's, or this project's."""
     if any(model_spec(candidate.name) == model.spec for candidate in SOURCES["torchvision"].candidates):
         return "torchvision"
+    if getattr(model.spec, "stem", "") == "motion":  # no other code has it
+        return "r23d_jax"
     return next((key for key, source in SOURCES.items() if model.spec.family in source.own), "r23d_jax")
 
 

@@ -223,6 +223,17 @@ def test_other_held_out_videos_are_refused_on_resume(
     assert (finished[0] / "config.json").read_bytes() == before
 
 
+def test_another_stem_is_refused_on_resume(tmp_path: Path) -> None:
+    cfg = Config()
+    cfg.model.stem = "motion"
+    message = (
+        r"^config\.model\.stem='motion': .* was trained with '': give another --workdir, or --config\.model\.stem=$"
+    )
+    with pytest.raises(UserError, match=message):
+        loop._refuse_another_run(dataclasses.asdict(Config()), cfg, tmp_path)
+    loop._refuse_another_run(dataclasses.asdict(cfg), cfg, tmp_path)
+
+
 @pytest.mark.usefixtures("unreported")
 def test_a_long_run_on_a_cpu_is_warned_of(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
