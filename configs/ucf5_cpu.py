@@ -1,11 +1,11 @@
-"""A small R(2+3)D on real clips, within 25 minutes of CPU: five classes of UCF101, by the recipe of small_cpu.py.
+"""A small R(2+3)D on real clips, on a CPU: five classes of UCF101, by the recipe of small_cpu.py.
 
     python -m r23d_jax prepare --videos UCF-101 --out data/ucf5 --short-side 80 [--flow farneback --flow-bound 5]
     python launch.py --config=configs/ucf5_cpu.py --config.data.lists=ucfTrainTestlist
 
 The classes are HandstandPushups, JumpingJack, PullUps, PushUps and WallPushups. Variants: `ucf5_cpu.py:avgpool`,
 `ucf5_cpu.py:vit,rgb_diff`, `ucf5_cpu.py:vit,flow` (head, input; `prepare --flow` writes flow to data/ucf5_flow).
-Hardware: 2 CPU cores, 7 to 20 min, depending on the cores.
+Hardware: 2 CPU cores, 22 min (vit,rgb_diff, 75 epochs; RGB trains for 100).
 Results, video top-1 (docs/results.md): on held-out groups of split 1's training list, avgpool 57.33 % and
 avgpool,rgb_diff 84.23 %; on the test videos of split 1, vit,rgb_diff 79.09 % and vit,flow 82.73 %.
 """
