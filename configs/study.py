@@ -7,7 +7,8 @@ alone, so the table shows what only temporal convolution can tell apart.
 `study.py:heads` compares the heads on R(2+3)D there. On five classes of UCF101 (ucf5_cpu.py), with three seeds and
 three splits, `study.py:heads_ucf5` does the same on RGB and `heads_diff_ucf5` on frame differences, each also with
 heads that start as the average pool, and `study.py:inputs_ucf5` compares RGB, frame differences and flow, each by its
-own recipe in ucf5_cpu.py; `--set data.lists=FOLDER` says where the lists are, and `--set frames.flow=FOLDER` where the flow is.
+own recipe in ucf5_cpu.py; `--set data.lists=FOLDER` says where the lists are, and `--set frames.flow=FOLDER` where the
+flow is.
 `study.py:heads_full_ucf5` compares heads at full size, R(2+3)D-18 at 112 pixels, on RGB and on frame differences; it is
 written for a GPU, and `python -m benchmarks.resident` runs it there within minutes.
 `study.py:ucf101` is the full-size study: 18 layers, three splits, three seeds, for 80 GB GPUs; `--list` shows its cost
