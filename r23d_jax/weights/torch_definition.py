@@ -101,9 +101,11 @@ def conv(entering: int, leaving: int, kernel: Triple, strides: Triple = ONE, gro
 class MotionConv(nn.Conv3d):
     """Less its mean over time; sees the first and the last frame again before and after the clip, instead of zeros."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         kernel = self.weight - self.weight.mean(2, keepdim=True)
-        return functional.conv3d(torch.cat([x[:, :, :1], x, x[:, :, -1:]], 2), kernel, None, self.stride, self.padding)
+        return functional.conv3d(
+            torch.cat([input[:, :, :1], input, input[:, :, -1:]], 2), kernel, None, self.stride, self.padding
+        )
 
 
 def batch_norm(channels: int, spec: Any, epsilon: float = 0.0) -> nn.BatchNorm3d:
