@@ -102,10 +102,8 @@ class MotionConv(nn.Conv3d):
     """Less its mean over time; sees the first and the last frame again before and after the clip, instead of zeros."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        kernel = self.weight - self.weight.mean(2, keepdim=True)
-        return functional.conv3d(
-            torch.cat([input[:, :, :1], input, input[:, :, -1:]], 2), kernel, None, self.stride, self.padding
-        )
+        x, kernel = torch.cat([input[:, :, :1], input, input[:, :, -1:]], 2), self.weight - self.weight.mean(2, True)
+        return functional.conv3d(x, kernel, None, self.stride, self.padding)
 
 
 def batch_norm(channels: int, spec: Any, epsilon: float = 0.0) -> nn.BatchNorm3d:
