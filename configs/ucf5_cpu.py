@@ -6,7 +6,7 @@
 The classes are HandstandPushups, JumpingJack, PullUps, PushUps and WallPushups. Variants: `ucf5_cpu.py:avgpool`,
 `ucf5_cpu.py:vit,rgb_diff`, `ucf5_cpu.py:vit,flow` (head, input; `prepare --flow` writes flow to data/ucf5_flow).
 Hardware: 2 CPU cores, 22 min (vit,rgb_diff, 75 epochs; RGB trains for 100).
-Results, video top-1 (docs/results.md): on held-out groups of split 1's training list, avgpool 88.37 % (2 of 3 folds)
+Results, video top-1 (docs/results.md): on held-out groups of split 1's training list, avgpool 87.32 %
 and avgpool,rgb_diff 84.23 %; on the test videos of split 1, vit,rgb_diff 79.09 % and vit,flow 82.73 %.
 """
 
