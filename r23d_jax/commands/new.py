@@ -158,7 +158,7 @@ def _from_cache(args: argparse.Namespace, note: Log) -> "Converted | None":
             note(f"{name} is in the cache of weights, and is not used: {error}")
             continue
         args.weights = f"{pretrained.PREFIX}{name}"
-        why = f"{figure}, {rule}" if figure[0].isdigit() else figure
+        why = figure if figure == pretrained.NOT_PUBLISHED else f"{figure}, {rule}"
         note(f"weights: {name}, from the cache ({why}); --weights NAME takes others, --scratch takes none")
         return network
     return None

@@ -19,6 +19,7 @@ from r23d_jax.weights.state_dicts import Converted, convert
 from r23d_jax.weights.tables import ConversionError
 
 PREFIX = "name:"  # marks a name where a path is expected
+NOT_PUBLISHED = "no published accuracy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +187,7 @@ def cached(on_cpu: bool) -> dict[str, str]:
         macs = sorted(((_multiply_adds(PRETRAINED[name]), name) for name in there), key=lambda row: row[0])
         return {name: f"{count / 1e9:.1f} billion multiply-adds a clip" for count, name in macs}
     top1 = sorted((((*PRETRAINED[name].accuracy, 0.0)[0], name) for name in there), key=lambda row: -row[0])
-    return {name: f"{share:g} % top-1 as published" if share else "no published accuracy" for share, name in top1}
+    return {name: f"{share:g} % top-1 as published" if share else NOT_PUBLISHED for share, name in top1}
 
 
 def _multiply_adds(row: Pretrained) -> int:

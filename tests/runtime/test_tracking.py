@@ -125,8 +125,9 @@ def test_a_service_that_fails_is_reported_once_and_left_out(tmp_path: Path, monk
     assert lines == ["config.logging.to: wandb failed, and gets no more metrics of this run (no route)"]
 
 
-def test_each_service_gets_a_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also one that is named later, and that has none of the steps yet; a run from the first step is a new one."""
+@pytest.fixture
+def sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, list], Any]:
+    """What each run got at a service, by its id, and a function that runs from a step to another with services."""
     got: dict[str, list[tuple[str, int]]] = {}
 
     class Recorder:
@@ -152,6 +153,12 @@ def test_each_service_gets_a_step_once(tmp_path: Path, monkeypatch: pytest.Monke
             journal.write(step, 0.1, {"loss": 1.0})
         journal.close()
 
+    return got, run
+
+
+def test_each_service_gets_a_step_once(sent: tuple[dict[str, list], Any]) -> None:
+    """Also one that is named later, and that has none of the steps yet; a run from the first step is a new one."""
+    got, run = sent
     run(0, 5, "wandb")
     run(2, 3, "wandb", "mlflow")
     run(2, 6, "wandb", "mlflow")
@@ -161,39 +168,16 @@ def test_each_service_gets_a_step_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_service_that_was_left_out_for_a_while_gets_no_step_twice_and_misses_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sent: tuple[dict[str, list], Any],
 ) -> None:
-    got: list[int] = []
-
-    class Recorder:
-        package, id = "json", "one"
-
-        def __init__(self, *_: Any):
-            pass
-
-        def write(self, step: int, metrics: dict[str, float]) -> None:
-            got.append(step)
-
-        def close(self) -> None:
-            pass
-
-    monkeypatch.setattr(tracking, "TRACKERS", {"wandb": Recorder})
-
-    def run(resume_step: int, last: int, *services: str) -> None:
-        cfg = Config()
-        cfg.logging.to = services
-        journal = Journal(tmp_path, resume_step=resume_step, cfg=cfg, log=pytest.fail)
-        for step in range(resume_step + 1, last + 1):
-            journal.write(step, 0.1, {"loss": 1.0})
-        journal.close()
-
+    got, run = sent
     run(0, 5, "wandb")
     run(2, 3)
     run(2, 6, "wandb")
-    assert got == [1, 2, 3, 4, 5, 6]
+    assert got == {"json0": [("loss", k) for k in (1, 2, 3, 4, 5, 6)]}
     run(6, 10)
     run(7, 10, "wandb")
-    assert got == [1, 2, 3, 4, 5, 6, 8, 9, 10]
+    assert got == {"json0": [("loss", k) for k in (1, 2, 3, 4, 5, 6, 8, 9, 10)]}
 
 
 def test_the_names_are_those_of_the_config() -> None:
