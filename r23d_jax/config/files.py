@@ -1,10 +1,11 @@
 """Config files: Python files with a function that returns a config or a study."""
 
+import importlib.machinery
 import importlib.util
 import inspect
 import traceback
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from r23d_jax.config.fields import ConfigError, UserError, nearest
 
@@ -15,6 +16,13 @@ _OTHERS = {
     "get_study": "it describes a study: use the command study",
     "get_config": "it describes one training: use launch.py or the command train",
 }
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    """Leaves no __pycache__ beside the file, which is often in a folder of the user's."""
+
+    def set_data(self, *args: Any, **options: Any) -> None:
+        pass
 
 
 def call_file(path: str, function: str, kind: type[T], *args: str) -> T:
@@ -30,12 +38,14 @@ def call_file(path: str, function: str, kind: type[T], *args: str) -> T:
     if not Path(path).is_file():
         known = [str(found) for found in sorted(Path("configs").glob("*.py"))]
         raise ConfigError(f"--config={path}: no such file; {nearest(path, known)}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if spec is None or spec.loader is None:
+    if Path(path).suffix != ".py":
         raise ConfigError(f"--config={path}: is no Python file; its name must end in .py")
+    loader = _Loader(Path(path).stem, str(Path(path).absolute()))
+    spec = importlib.util.spec_from_file_location(loader.name, loader.path, loader=loader)
+    assert spec is not None, "a loader is given"
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
         call = getattr(module, function, None)
         if call is None:
             purpose = next((text for name, text in _OTHERS.items() if hasattr(module, name)), "it is no config file")
