@@ -38,6 +38,7 @@ class Faults:
       cuts: so many of the next answers with content end in their middle.
       flips: so many of the next answers with content have a wrong byte in their middle.
       down_until: the time of `time.monotonic` until which every connection breaks, whatever its path.
+      outage: seconds in which every connection breaks, from the next one on.
     """
 
     only: str = ""
@@ -46,6 +47,13 @@ class Faults:
     cuts: int = 0
     flips: int = 0
     down_until: float = 0.0
+    outage: float = 0.0
+
+    def is_down(self) -> bool:
+        """Of a connection that is there now."""
+        if self.outage:
+            self.down_until, self.outage = time.monotonic() + self.outage, 0.0
+        return time.monotonic() < self.down_until
 
 
 class Server:
@@ -136,11 +144,11 @@ def _proxy(server: Server) -> Iterator[None]:
         disable_nagle_algorithm = True
 
         def handle_expect_100(self) -> bool:
-            return True if time.monotonic() < server.faults.down_until else super().handle_expect_100()
+            return True if server.faults.is_down() else super().handle_expect_100()
 
         def forward(self) -> None:
             faults, path = server.faults, self.path
-            if time.monotonic() < faults.down_until:
+            if faults.is_down():
                 self.close_connection = True
                 return
             server.asked.append((self.command, path, self.headers.get("Range", "")))

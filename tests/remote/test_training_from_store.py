@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -61,7 +60,7 @@ def test_killed_and_resumed_elsewhere_bit_for_bit(
     log = tmp_path / "second.log"
     process = start(url, data, log)
     assert harness.wait_for(process, lambda: "resumed from step" in log.read_text()), log.read_text()
-    server.faults = Faults(down_until=time.monotonic() + 20)
+    server.faults = Faults(outage=20)
     assert process.wait(harness.PATIENCE) == 0, log.read_text()
     assert "tried again" in log.read_text()
     assert main(["status", url]) == 0
