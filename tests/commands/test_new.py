@@ -189,6 +189,7 @@ def test_a_cpu_takes_the_quickest_cached_weights_and_an_accelerator_the_most_acc
 
 
 @LOADS
+@pytest.mark.slow
 def test_with_weights_only_their_last_stage_is_trained(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -335,6 +335,7 @@ def test_a_cell_runs_as_a_process_of_its_own(tmp_path: Path) -> None:
     assert "error: " in log and "Traceback" not in log
 
 
+@pytest.mark.slow
 def test_a_cell_takes_its_best_checkpoint_if_its_config_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

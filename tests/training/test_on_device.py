@@ -28,6 +28,7 @@ def _run(root: Path, workdir: Path, **data: object) -> tuple[EvalResult | None, 
     return result, [row["train/loss"] for row in read_metrics(workdir) if "train/loss" in row]
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_on_host_and_device_and_resumes_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

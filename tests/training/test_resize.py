@@ -21,8 +21,6 @@ from r23d_jax.runtime.journal import read_metrics
 from r23d_jax.training import loop
 from tests.training.test_loop import config_for, run
 
-SLOW = pytest.mark.slow
-
 
 def run_on(
     devices: int, cfg: Config, workdir: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int = 0
@@ -66,9 +64,8 @@ def pack(cfg: Config, folder: Path) -> None:
     cfg.data.source, cfg.data.root, cfg.data.shuffle_shards = "packed", str(folder), 1
 
 
-@pytest.mark.parametrize(
-    ("fsdp", "packed"), [(1, True), pytest.param(1, False, marks=SLOW), pytest.param(2, False, marks=SLOW)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("fsdp", "packed"), [(1, True), (1, False), (2, False)])
 def test_a_run_that_changes_its_size_trains_as_one_that_does_not(
     fsdp: int, packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -323,6 +323,7 @@ def test_the_next_command_takes_a_split_that_there_is(videos: Path, lists: Path,
 
 
 @LOADS_CONFIG
+@pytest.mark.slow
 def test_the_next_command_trains(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("Move left/p1/a", "Move left/p2/b", "Move right/p1/a", "Move right/p2/a"):
@@ -596,6 +597,7 @@ def test_stopped_at_any_moment(made: Path, tmp_path: Path, number: signal.Signal
     assert frame_counts(out) == {f"A/{i}": 9 for i in range(60)}
 
 
+@pytest.mark.slow
 def test_a_stop_that_strikes_in_the_garbage_collector_is_not_lost(tmp_path: Path, monkeypatch, capsys) -> None:
     """Python drops what is raised there."""
 

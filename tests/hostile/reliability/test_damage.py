@@ -32,6 +32,7 @@ def damage(folder: Path, rng: random.Random) -> str:
     return f"{path.relative_to(folder)} {kind}"
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_never_gone_on_from(whole: Path, tmp_path: Path) -> None:
     """What Orbax does not read may be damaged without harm: then the newest is used, and every value is right.
 
