@@ -2,10 +2,13 @@
 
     python launch.py --config=configs/r23d.py --config.data.root=FRAMES --config.data.lists=LISTS
 
-Variants: `r23d.py:34` (depth), `r23d.py:18,vit_time`, `r23d.py:18,avgpool`, `r23d.py:18,attention_pool` (head);
-`r23d.py:flow` on optical flow (prepare --flow); and `r23d.py:finetune`, from DPC's self-supervised weights of the same
-backbone (--config.init_from=FILE): the backbone at a tenth of the rate, weight decay 1e-3, dropout 0.5, at 128 pixels
-(TengdaHan/DPC; its Adam has no decoupled decay, and a ConvGRU in place of the ViT head). Published: 68.2 % with
+Variants: `r23d.py:34` (depth), `r23d.py:18,vit_time`, `r23d.py:18,avgpool`, `r23d.py:18,attention_pool` (head). RGB is
+trained by what won on five classes of UCF101 at small size: a stem that sees only what moves, still frames of other
+clips blended in, gray clips and a changing pace; the head starts as the average pool (docs/results.md).
+`r23d.py:published`, also `r23d.py:18,avgpool,published`, is R(2+3)D as it was published, without these.
+`r23d.py:flow` trains on optical flow (prepare --flow); `r23d.py:finetune` starts from DPC's self-supervised weights of
+the same backbone (--config.init_from=FILE): the backbone at a tenth of the rate, weight decay 1e-3, dropout 0.5, at 128
+pixels (TengdaHan/DPC; its Adam has no decoupled decay, and a ConvGRU in place of the ViT head). Published: 68.2 % with
 Kinetics-400 videos (Han et al. 2019, R18).
 Hardware: written for one 80 GB GPU in bfloat16. Result: not yet measured at full size; see docs/results.md.
 """
@@ -20,12 +23,17 @@ HEADS = {
 }
 
 
+PLAIN = ("published", "flow", "finetune")
+
+
 def get_config(arg: str = "") -> Config:
-    """`arg` is `[depth][,head]`, `flow` or `finetune`."""
-    finetune = arg == "finetune"
-    depth, _, head = ("" if arg in ("finetune", "flow") else arg).partition(",")
-    if (depth or "18") not in ("18", "34"):
-        raise ConfigError(f"configs/r23d.py:{arg}: depth {depth!r} is unknown; known: 18, 34, flow, finetune")
+    """`arg` is `[depth][,head][,published]`, `published`, `flow` or `finetune`."""
+    words = arg.split(",")
+    plain = words.pop() if words[-1] in PLAIN and (len(words) == 1 or words[-1] == "published") else ""
+    depth, head = (words + ["", ""])[:2]
+    if (depth or "18") not in ("18", "34") or len(words) > 2:
+        known = f"known: 18, 34, {', '.join(PLAIN)}"
+        raise ConfigError(f"configs/r23d.py:{arg}: depth {depth!r} is unknown; {known}")
     if (head or "vit") not in HEADS:
         raise ConfigError(f"configs/r23d.py:{arg}: head {head!r} is unknown; {nearest(head, HEADS)}")
     cfg = Config()
@@ -38,9 +46,15 @@ def get_config(arg: str = "") -> Config:
     cfg.optimizer.warmup_epochs = 5.0
     cfg.train.label_smoothing = 0.1
     cfg.parallel.compute_dtype = "auto"
-    if arg == "flow":
+    if not plain:
+        cfg.model.stem, cfg.train.still_mix = "motion", 0.7
+        cfg.data.random_gray, cfg.data.stride_jitter = 0.3, 0.5
+        if cfg.model.head.kind != "avgpool":
+            cfg.model.head.residual = True
+            cfg.model.head.embedding_dropout = cfg.model.head.attention_dropout = 0.1
+    if plain == "flow":
         return use_flow(cfg)
-    if finetune:
+    if plain == "finetune":
         cfg.init_from = "weights/k400_128_r18_dpc-rnn.pth.tar"
         cfg.data.num_frames, cfg.data.frame_stride = 40, 3  # there: 8 blocks of 5 frames
         cfg.data.short_side, cfg.data.crop_size = 136, 128

@@ -9,7 +9,7 @@ Variants: `r2plus1d.py:34`; `18,tv` with torchvision's mid-planes, `18,flow` on 
 `finetune,tv` torchvision's r2plus1d_18, by the recipe of RSPNet's issue 3. No published figure with these weights.
 `bert` R(2+1)D-34 and a ViT head on time tokens (Kalfaoglu et al. 2020). Published: 98.69 %, mean of 3 splits, of IG-65M
   weights, 64 frames and 10 crops, which is not the head's merit alone.
-From scratch, training follows configs/r23d.py, so that the two differ in the network and its head only.
+From scratch, training follows r23d.py:published, so that the two differ in the network and its head only.
 Hardware: written for one 80 GB GPU in bfloat16. Result: not yet measured at full size; see docs/results.md.
 Published for orientation: R(2+1)D-50 from scratch, split 1, 56.6 % (fourierer's 3D-ResNets runs, video level).
 """
