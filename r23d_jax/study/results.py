@@ -111,6 +111,8 @@ def _page(
     state = f"{done} of {len(cells)} trainings are done"
     state += f", {failed} failed" if failed else ""
     state += f", {waiting} have not run" if waiting else ""
+    over = " and ".join(repeated) or "one run"
+    over = f"what is done of {over}" if repeated and done < len(cells) else over
     measure = _measure(groups)
     columns = [*axes, *study.facts, measure, "95 % interval", "mean class", "clip top-1", "runs", "parameters", "GMACs"]
     columns += ["time", *(["GPU hours"] if study.facts else [])]
@@ -119,7 +121,7 @@ def _page(
         f"# {markdown(study.title)}",
         "",
         f"{state}.",
-        f"Accuracies in percent: mean over {' and '.join(repeated) or 'one run'}, ± standard deviation over seeds.",
+        f"Accuracies in percent: mean over {over}, ± standard deviation over seeds.",
         *(["**Held-out groups are groups of the training list, not test videos.**"] * ("held-out" in measure)),
         f"The intervals are percentiles of 10,000 resamples of {_unit(rows)}, seeds averaged first: other recordings, "
         "the same trained networks.",

@@ -274,7 +274,7 @@ def test_results_are_means_over_repetitions_with_the_spread_of_seeds(fake: type[
     assert ours.values("val/top1_video") == pytest.approx([60, 70, 70])  # per seed, over both splits
     assert flat.failed == 3 and len(flat.outcomes) == 3
     page = write_results(study(), grid, tmp_path).read_text()
-    assert "9 of 12 trainings are done, 3 failed." in page and "mean over 3 seeds and 2 splits" in page
+    assert "9 of 12 trainings are done, 3 failed." in page and "mean over what is done of 3 seeds and 2 splits" in page
     assert "| R(2+1)D | 66.67 ± 5.77 |" in page
     assert "| network | split 1 | split 2 | mean |" in page and "| R(2+1)D | 60.00 | 73.33 | 66.67 |" in page
     assert "| f-R2D | 20.00 |  |  |" in page and "Failed: f-R2D (3)" in page
