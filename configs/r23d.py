@@ -4,7 +4,8 @@
 
 Variants: `r23d.py:34` (depth), `r23d.py:18,vit_time`, `r23d.py:18,avgpool`, `r23d.py:18,attention_pool` (head). RGB is
 trained by what won on five classes of UCF101 at small size: a stem that sees only what moves, still frames of other
-clips blended in, gray clips and a changing pace; the head starts as the average pool (docs/results.md).
+clips blended in, gray clips and a changing pace around every second frame; the head starts as the average pool
+(docs/results.md).
 `r23d.py:published`, also `r23d.py:18,avgpool,published`, is R(2+3)D as it was published, without these.
 `r23d.py:flow` trains on optical flow (prepare --flow); `r23d.py:finetune` starts from DPC's self-supervised weights of
 the same backbone (--config.init_from=FILE): the backbone at a tenth of the rate, weight decay 1e-3, dropout 0.5, at 128
@@ -49,6 +50,7 @@ def get_config(arg: str = "") -> Config:
     if not plain:
         cfg.model.stem, cfg.train.still_mix = "motion", 0.7
         cfg.data.random_gray, cfg.data.stride_jitter = 0.3, 0.5
+        cfg.data.frame_stride = 2  # or a clip that is slowed would show frames twice, which look still
         if cfg.model.head.kind != "avgpool":
             cfg.model.head.residual = True
             cfg.model.head.embedding_dropout = cfg.model.head.attention_dropout = 0.1

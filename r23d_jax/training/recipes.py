@@ -122,6 +122,7 @@ RECIPES = {
             "model.head.embedding_dropout": 0.1,
             "model.head.attention_dropout": 0.1,
             "data.num_frames": 16,
+            "data.frame_stride": 2,
             "data.short_side": 128,
             "data.color_jitter": 0.2,
             "data.random_gray": 0.3,
