@@ -14,7 +14,7 @@ Kinetics-400 videos (Han et al. 2019, R18).
 Hardware: written for one 80 GB GPU in bfloat16. Result: not yet measured at full size; see docs/results.md.
 """
 
-from r23d_jax.config import Config, ConfigError, nearest, use_flow
+from r23d_jax.config import Config, ConfigError, nearest, use_flow, use_motion
 
 HEADS = {
     "vit": ("vit", "space_time"),
@@ -22,15 +22,13 @@ HEADS = {
     "avgpool": ("avgpool", "space_time"),
     "attention_pool": ("attention_pool", "space_time"),
 }
-
-
 PLAIN = ("published", "flow", "finetune")
 
 
 def get_config(arg: str = "") -> Config:
-    """`arg` is `[depth][,head][,published]`, `published`, `flow` or `finetune`."""
+    """`arg` is `[depth][,head]`, one of `PLAIN`, or both with a comma between them."""
     words = arg.split(",")
-    plain = words.pop() if words[-1] in PLAIN and (len(words) == 1 or words[-1] == "published") else ""
+    plain = words.pop() if words[-1] in PLAIN else ""
     depth, head = (words + ["", ""])[:2]
     if (depth or "18") not in ("18", "34") or len(words) > 2:
         known = f"known: 18, 34, {', '.join(PLAIN)}"
@@ -48,9 +46,7 @@ def get_config(arg: str = "") -> Config:
     cfg.train.label_smoothing = 0.1
     cfg.parallel.compute_dtype = "auto"
     if not plain:
-        cfg.model.stem, cfg.train.still_mix = "motion", 0.7
-        cfg.data.random_gray, cfg.data.stride_jitter = 0.3, 0.5
-        cfg.data.frame_stride = 2  # or a clip that is slowed would show frames twice, which look still
+        use_motion(cfg)
         if cfg.model.head.kind != "avgpool":
             cfg.model.head.residual = True
             cfg.model.head.embedding_dropout = cfg.model.head.attention_dropout = 0.1

@@ -163,10 +163,7 @@ def _table() -> Study:
 
 
 def _table_ucf5() -> Study:
-    base, pooled, won = _base("ucf5_cpu", "vit"), _base("ucf5_cpu", "avgpool"), _base("ucf5_cpu", "avgpool")
-    for cfg in (base, pooled):  # as published, like the other networks
-        cfg.model.stem, cfg.train.still_mix, cfg.train.epochs = "", 0.0, 75.0
-        cfg.data.random_gray = cfg.data.stride_jitter = 0.0
+    base, pooled, won = (_base("ucf5_cpu", arg) for arg in ("vit,plain", "avgpool,plain", "avgpool"))
     base.fusion.choice = pooled.fusion.choice = "sum"
     flow = _changes(pooled, _base("ucf5_cpu", "avgpool,flow")) | {"data.root": FLOW}
     pool = _changes(base, pooled)

@@ -4,7 +4,8 @@
     python launch.py --config=configs/ucf5_cpu.py --config.data.lists=ucfTrainTestlist
 
 The classes are HandstandPushups, JumpingJack, PullUps, PushUps and WallPushups. Variants: `ucf5_cpu.py:avgpool`,
-`ucf5_cpu.py:vit,rgb_diff`, `ucf5_cpu.py:vit,flow` (head, input; `prepare --flow` writes flow to data/ucf5_flow).
+`ucf5_cpu.py:vit,rgb_diff`, `ucf5_cpu.py:vit,flow` (head, input; `prepare --flow` writes flow to data/ucf5_flow),
+`ucf5_cpu.py:vit,plain` on RGB without what looks at motion.
 Hardware: 2 CPU cores, 22 min (vit,rgb_diff, 75 epochs; RGB trains for 100).
 Results, video top-1 (docs/results.md): on the test videos, mean of the three splits, avgpool 87.03 %, avgpool,flow
 86.22 %, and both fused 90.75 %; on held-out groups of split 1's training list, avgpool,rgb_diff 84.23 %.

@@ -256,6 +256,14 @@ def use_flow(cfg: Config) -> Config:
     return cfg
 
 
+def use_motion(cfg: Config) -> Config:
+    """Makes a network on RGB learn motion instead of rooms and clothes (docs/results.md); returns the same config."""
+    cfg.model.stem, cfg.train.still_mix = "motion", 0.7
+    cfg.data.random_gray, cfg.data.stride_jitter = 0.3, 0.5
+    cfg.data.frame_stride = 2  # or a clip that is slowed would show frames twice, which look still
+    return cfg
+
+
 def preprocessing(cfg: DataConfig) -> Preprocessing:
     """The part of a data config that using a trained network requires."""
     return Preprocessing(**_shared(cfg))
