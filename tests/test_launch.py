@@ -20,9 +20,10 @@ VARIANTS = [
     "quickstart", "quickstart:f_r2d,avgpool", "r23d", "r23d:34", "r23d:18,vit_time", "r23d:18,avgpool",
     "r23d:18,attention_pool", "r2plus1d", "r2plus1d:34", "r2plus1d:18,tv", "original", "original:r2plus3d",
     "r23d:finetune", "r2plus1d:finetune", "r2plus1d:finetune,tv", "r2plus1d:bert", "r3d", "r3d:finetune", "r3d:inflate",
-    "defaults", "two_stream", "two_stream:i3d", "r23d:flow", "i3d:flow", "r2plus1d:34,flow",
-    "i3d", "i3d:finetune", "i3d:finetune,gamma", "i3d:inflate",
-    "small_cpu", "small_cpu:avgpool,flow", "ucf5_cpu", "ucf5_cpu:avgpool",
+    "defaults", "two_stream", "two_stream:i3d", "r23d:flow", "r23d:34,flow", "r23d:published",
+    "r23d:18,avgpool,published", "i3d:flow", "r2plus1d:34,flow", "i3d", "i3d:finetune",
+    "i3d:finetune,gamma", "i3d:inflate",
+    "small_cpu", "small_cpu:avgpool,flow", "ucf5_cpu", "ucf5_cpu:avgpool", "ucf5_cpu:vit,plain",
     "small_cpu:avgpool,rgb_and_diff", "ucf5_cpu:vit,rgb_diff", "ucf5_cpu:vit,flow",
     "pretrain", "pretrain:synthetic", "pretrain:frames,rgb_diff", "pretrain:synthetic,rgb_diff",
 ]  # fmt: skip
