@@ -74,8 +74,8 @@ def test_the_gpu_script_runs_on_a_cpu_and_where_little_is_installed(tmp_path: Pa
     found = json.loads((tmp_path / "out" / "gpu.json").read_text())
     peer, ours, other = found["rows"]
     assert peer["candidate"] == "torch compiled" and "import of torch halted" in peer["error"]
-    assert ours["candidate"] == "r23d_jax" and ours["clips_per_second"] > 0 and len(ours["kernels"]) == 10
-    assert 0 < ours["forward_seconds"] < ours["seconds"] and other["forward_seconds"] is None
+    assert ours["candidate"] == "r23d_jax" and ours["clips_per_second"] > 0 and len(ours["kernels"]) > 10
+    assert 0 < ours["forward_seconds"] < ours["seconds"] and 0 < other["forward_seconds"] < other["seconds"]
     assert other["candidate"] == "r23d_jax direct" and other["clips_per_second"] > 0
     text = (tmp_path / "out" / "gpu.md").read_text()
     assert "| r2plus3d_18+vit | r23d_jax | 2 |" in text and "Most expensive kernels of r2plus3d_18+vit" in text

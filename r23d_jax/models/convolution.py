@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -33,10 +34,16 @@ def _padded_conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads,
 
 
 def _blocked_conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads, groups: int) -> jax.Array:
-    """The padded form, in which a stem reads blocks of pixels: twelve of sixteen channels instead of three of eight."""
+    """The padded form, in which a stem reads blocks of pixels of all frames that it sees as channels of one frame.
+
+    Those are 12 of 16 channels of a frame, or 36 of 40 of three, instead of three of eight.
+    """
     if groups == 1 and kernel.shape[3] < ALIGNMENT and max(strides) > 1:
         x, kernel = in_blocks(x, kernel, strides, pads)
         strides, pads = (1, 1, 1), ((0, 0), (0, 0), (0, 0))
+        taps, count = kernel.shape[0], x.shape[1] - kernel.shape[0] + 1
+        x = jnp.concatenate([x[:, tap : tap + count] for tap in range(taps)], axis=-1)
+        kernel = jnp.concatenate(list(kernel), axis=-2)[None]
     return _padded_conv3d(x, kernel, strides, pads, groups)
 
 
@@ -61,11 +68,12 @@ class Form:
     inner: Callable[[int], int] = lambda channels: channels
 
 
+_GPU_POOL = functools.partial(pooling.max_pool, by_phase=True)
 FORMS = {
     "direct": Form(_conv3d, nnx.max_pool),
     "folded": Form(cpu.conv3d, pooling.max_pool),
-    "padded": Form(_padded_conv3d, pooling.max_pool, aligned),
-    "blocked": Form(_blocked_conv3d, pooling.max_pool, aligned),
+    "padded": Form(_padded_conv3d, _GPU_POOL, aligned),
+    "blocked": Form(_blocked_conv3d, _GPU_POOL, aligned),
 }
 FORMULATIONS = ("auto", *FORMS)
 

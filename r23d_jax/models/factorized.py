@@ -1,6 +1,7 @@
 """The 3x3x3 convolutions of residual networks: full, factorized as (2+1)D and (2+3)D, and channel-separated."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -67,9 +68,9 @@ class FactorizedConv(nnx.Module):
         self.norm = place.norm(mid_channels, place.spec.mid_bn_epsilon)
         self.temporal = second.conv(second_kernel)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        wide = chosen_form().inner(self.norm.channels)
-        return self.temporal(nnx.relu(self.norm(self.spatial(x, wide))))
+    def __call__(self, x: jax.Array, *, scale: jax.Array | None = None) -> jax.Array:
+        wide = functools.partial(self.spatial, out_channels=chosen_form().inner(self.norm.channels))
+        return self.temporal(nnx.relu(self.norm.after(wide, x)), scale=scale)
 
 
 class ChannelSeparatedConv(nnx.Module):
@@ -81,10 +82,10 @@ class ChannelSeparatedConv(nnx.Module):
         self.norm = place.norm(channels) if interactions else None
         self.depthwise = Conv(channels, channels, (3, 3, 3), place.strides, groups=channels, **how)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, scale: jax.Array | None = None) -> jax.Array:
         if self.pointwise is not None and self.norm is not None:
-            x = self.norm(self.pointwise(x))
-        return self.depthwise(x)
+            x = self.norm.after(self.pointwise, x)
+        return self.depthwise(x, scale=scale)
 
 
 StageConv = Conv | FactorizedConv | ChannelSeparatedConv

@@ -92,7 +92,7 @@ class Unit(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nnx.relu(self.norm(self.conv(x)))
+        return nnx.relu(self.norm.after(self.conv, x))
 
 
 class SeparableUnit(nnx.Module):

@@ -159,7 +159,7 @@ class Shortcut(nnx.Module):
         self.norm = place.norm(leaving)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.norm(self.conv(x))
+        return self.norm.after(self.conv, x)
 
 
 class PaddedShortcut(nnx.Module):
@@ -221,10 +221,10 @@ class ResidualBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(B, T, H, W, C_in) -> (B, T', H', W', width * expansion)."""
-        y = self.dropout(nnx.relu(self.norm1(self.conv1(x))), rngs=rngs)
-        y = self.norm2(self.conv2(y))
+        y = self.dropout(nnx.relu(self.norm1.after(self.conv1, x)), rngs=rngs)
+        y = self.norm2.after(self.conv2, y)
         if self.conv3 is not None and self.norm3 is not None:
-            y = self.norm3(self.conv3(nnx.relu(y)))
+            y = self.norm3.after(self.conv3, nnx.relu(y))
         y = self.stochastic_depth(y, rngs=rngs) + (x if self.shortcut is None else self.shortcut(x))
         return nnx.relu(y) if self.relu else y
 
@@ -242,8 +242,8 @@ class MotionConv(Conv):
     def values(self) -> jax.Array:
         return self.kernel[...] - self.kernel[...].mean(0, keepdims=True)
 
-    def __call__(self, x: jax.Array, out_channels: int = 0) -> jax.Array:
-        return super().__call__(jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)), "edge"), out_channels)
+    def __call__(self, x: jax.Array, out_channels: int = 0, scale: jax.Array | None = None) -> jax.Array:
+        return super().__call__(jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)), "edge"), out_channels, scale)
 
 
 # The second argument is the clip's number of frames.
@@ -275,7 +275,7 @@ class Stem(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, H, W, C) -> (B, T', H', W', widths[0])."""
-        x = nnx.relu(self.norm(self.conv(x)))
+        x = nnx.relu(self.norm.after(self.conv, x))
         window, strides = self.pool
         return x if window == (1, 1, 1) else max_pool(x, window, strides)
 

@@ -56,7 +56,9 @@ def count_gpu(text: str) -> dict[str, Any]:
         read = [array for name in set(re.findall(r"%([\w.-]+)", operands)) for array in _arrays(shapes[name])]
         written = _arrays(shape)
         if labels := re.search(r'dim_labels=(\w+).*custom_call_target="__cudnn', rest):
-            layout, used = labels[1].partition("_")[0], [sizes for kind, sizes in [*read, *written] if kind != "u8"]
+            layout = labels[1].partition("_")[0]
+            # without cuDNN's workspace and a bias
+            used = [sizes for _, sizes in [*read, *written] if len(sizes) == len(layout)]
             convolutions[f"{layout} {sorted({sizes[layout.index('f')] for sizes in used})}"] += 1
         body = f" {op}({rest}" + bodies.get((re.findall(r"calls=%([\w.-]+)", rest) or [""])[0], "")
         kind = next(kind for mark, kind in _KINDS.items() if mark in body)

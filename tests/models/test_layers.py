@@ -1,5 +1,7 @@
 """Convolution and BN against torch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -151,3 +153,40 @@ def test_channels_of_zeros_stay_zeros_and_count_for_nothing(training: bool) -> N
         return y, gradients, nnx.state(layers, nnx.BatchStat)
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), run(5), run(8))
+
+
+@pytest.mark.parametrize("wide", [0, 8])
+@pytest.mark.parametrize("use_scale", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_after_a_convolution_is_batch_norm_of_it(training: bool, use_scale: bool, wide: int) -> None:
+    conv = Conv(3, 5, (3, 3, 3), dtype=jnp.float32, rngs=nnx.Rngs(0))
+    norm = BatchNorm(5, epsilon=1e-3, momentum=0.9, use_scale=use_scale, rngs=nnx.Rngs(0))
+    assert norm.norm.bias is not None
+    if norm.norm.scale is not None:
+        norm.norm.scale[...] = draw(5, seed=1)
+    norm.norm.bias[...], norm.norm.mean[...], norm.norm.var[...] = (
+        draw(5, seed=2),
+        draw(5, seed=3),
+        draw(5, seed=4) ** 2,
+    )
+    (norm.train if training else norm.eval)()
+    x = jnp.asarray(draw(2, 4, 6, 6, 3))
+    other = nnx.clone(norm)
+    want, got = norm(conv(x, wide)), other.after(functools.partial(conv, out_channels=wide), x)
+    assert got.shape == (2, 4, 6, 6, wide or 5) and not got[..., 5:].any()
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(other), nnx.state(norm))
+
+
+def test_in_bfloat16_a_scale_in_the_kernel_is_as_exact_as_one_after_it() -> None:
+    """Against float32, over many values; the mean is far from zero, so that the bias has to cancel most of it."""
+    norm = BatchNorm(64, epsilon=1e-5, momentum=0.9, rngs=nnx.Rngs(0))
+    convs = [Conv(32, 64, (3, 3, 3), dtype=dtype, rngs=nnx.Rngs(0)) for dtype in (jnp.float32, jnp.bfloat16)]
+    x = jnp.asarray(draw(2, 4, 8, 8, 32)) + 3
+    y = convs[0](x)
+    norm.norm.mean[...], norm.norm.var[...] = y.mean((0, 1, 2, 3)), y.var((0, 1, 2, 3))
+    norm.norm.scale[...] = jnp.asarray(draw(64, seed=1))
+    norm.eval()
+    exact = norm(y)
+    errors = [np.abs(value.astype(np.float32) - exact).mean() for value in (norm(convs[1](x)), norm.after(convs[1], x))]
+    assert errors[1] < 1.25 * errors[0]

@@ -156,7 +156,8 @@ def test_channel_separated_convolutions(interactions: bool) -> None:
         assert conv.pointwise.kernel.shape == (1, 1, 1, 6, 6) and conv.pointwise.strides == (1, 1, 1)
         x = clip(6).astype(jnp.bfloat16)
         want = conv.depthwise(conv.norm(conv.pointwise(x)))
-        np.testing.assert_array_equal(conv(x).astype(np.float32), want.astype(np.float32))
+        # BN's scale is in the kernel here, which bfloat16 rounds
+        np.testing.assert_allclose(conv(x).astype(np.float32), want.astype(np.float32), rtol=0.02, atol=0.01)
 
 
 def test_a_factorized_shortcut_has_the_formulas_width() -> None:
