@@ -20,7 +20,7 @@ def finish_clips(batch: dict[str, jax.Array], pre: Preprocessing) -> dict[str, j
     Args:
       batch: "video" (N, T, H, W, C) uint8, a window in the top left corner of each clip, and (N, K, ...) arrays of K
         rows a clip: "window" (N, K, 4) int32, top, left, height and width; numbers under names of `AUGMENTATIONS`; and
-        others. A batch without "window" is returned as it is.
+        others. More frames may be in "video_1", "video_2" and so on. A batch without "window" is returned as it is.
       pre: size of the crop, and whether it is filtered.
 
     Returns:
@@ -28,7 +28,11 @@ def finish_clips(batch: dict[str, jax.Array], pre: Preprocessing) -> dict[str, j
     """
     if "window" not in batch:
         return batch
-    canvas, window = batch["video"].astype(jnp.float32), batch["window"]
+    batch = dict(batch)
+    frames = [batch.pop("video")]
+    while (more := f"video_{len(frames)}") in batch:
+        frames.append(batch.pop(more))
+    canvas, window = jnp.concatenate(frames, axis=1).astype(jnp.float32), batch["window"]
     height, width = canvas.shape[2:4]
     rows = _resizing(window[..., 0], window[..., 2], height, pre)
     columns = _resizing(window[..., 1], window[..., 3], width, pre)
@@ -36,9 +40,7 @@ def finish_clips(batch: dict[str, jax.Array], pre: Preprocessing) -> dict[str, j
     video = jnp.einsum("nkih,nthwc->nktiwc", rows, canvas, precision=_EXACT)
     video = jnp.einsum("nkjw,nktiwc->nktijc", columns, video, precision=_EXACT)
     video = video.reshape(-1, *video.shape[2:])
-    flat = {
-        name: value.reshape(-1, *value.shape[2:]) for name, value in batch.items() if name not in ("video", "window")
-    }
+    flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in batch.items() if name != "window"}
     for name, change in AUGMENTATIONS.items():
         if name in flat:
             video = change(flat.pop(name), video)

@@ -11,6 +11,7 @@ each unreadable video once. Without unreadable videos both modes give the same b
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,9 @@ from r23d_jax.data.read.decode import Plan, decode_windows, frame_reader, read_c
 from r23d_jax.data.read.views import Views, video_strides
 
 ALTERNATIVES = 4  # substitutes tried for a video that cannot be read
+# Bytes of an array for the device. glibc returns what is larger than 64 MiB to the system, which zeroes it for the next
+# batch: then 128 clips of 16 x 128 x 128 were put together at less than half the speed.
+MOST_BYTES = 56 << 20
 _FRAMES, _WINDOW, _REPEAT, _MOTION = 0, 1, 2, 3  # folded into a clip's key; augmentations fold in their names
 
 
@@ -57,7 +61,8 @@ def train_batches(
       on_device: leave resizing and augmentations to `models.augment.finish_clips`. A batch then has "video"
         (b / k, t, h, w, c) uint8 with k = repeats, where every window stands in the top left corner of a canvas
         (h, w) = `augment.canvas_size`; all others as (b / k, k, ...); and also "window" int32 and the numbers of
-        `augment.draw_numbers`. A window that is larger than the canvas is resized here. With `cfg.motion`, it has the
+        `augment.draw_numbers`. A window that is larger than the canvas is resized here. If "video" would have more than
+        `MOST_BYTES`, the last of its frames are in "video_1", "video_2" and so on. With `cfg.motion`, it has the
         pictures and numbers of `motion.moving_clips` instead.
 
     Returns:
@@ -81,6 +86,7 @@ def train_batches(
     strides = tf.constant(video_strides(index, cfg), tf.float64)
     attempts = 1 + (ALTERNATIVES if cfg.on_broken == "skip" else 0)
     reading = motion.picture_config(cfg) if cfg.motion.speeds else cfg
+    parts = -(-rows * clip_bytes(cfg) // MOST_BYTES) if on_device else 0
 
     def frames_of(video: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         return sampling.training_frames(reading, sampling.fold_in(key, _FRAMES), num_frames[video], strides[video])
@@ -115,12 +121,12 @@ def train_batches(
             # A key for each, so that a substitute shows another clip here than in its own turn.
             key = sampling.fold_in(plan["key"], which)
             if not substitute:
-                return _training_clip(cfg, reader.open(plan), key, on_device)
+                return _training_clip(cfg, reader.open(plan), key, parts)
             video = tried[which]
             contents = tf.cond(
                 which == 0, lambda: reader.open(plan), lambda: read_clip(reader, video, frames_of(video, key))
             )
-            return _training_clip(cfg, contents, key, on_device)
+            return _training_clip(cfg, contents, key, parts)
 
         if substitute:
             clip, delivered = first_readable(attempt, attempts)
@@ -232,14 +238,21 @@ def eval_batches(
     return BatchIterator(make, num_batches, lambda *seen: broken.observe(index, *seen, replaced=False), reader)
 
 
-def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor, on_device: bool) -> Sample:
+def clip_bytes(cfg: DataConfig) -> int:
+    """Bytes of a clip for the device."""
+    channels = 2 if cfg.input == "flow" else 3
+    return preprocessing(cfg).read_frames * math.prod(augment.canvas_size(cfg)) * channels
+
+
+def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor, parts: int) -> Sample:
     """The k = repeats rows of a clip, cropped and augmented by the key: "video" (k, t, s, s, c) uint8.
 
-    For the device: "video" (t, h, w, c) on a canvas, "window" (k, 4), and numbers of augmentations.
+    For the device, with `parts` of its frames: "video", "video_1" ... (t / parts, h, w, c) on a canvas, "window"
+    (k, 4), and numbers of augmentations.
     """
     if cfg.motion.speeds:
-        picture = _training_clip(motion.picture_config(cfg), contents, key, False)["video"][0]
-        return motion.moving_clips(cfg, picture, sampling.fold_in(key, _MOTION), motion.labels_of(cfg), on_device)
+        picture = _training_clip(motion.picture_config(cfg), contents, key, 0)["video"][0]
+        return motion.moving_clips(cfg, picture, sampling.fold_in(key, _MOTION), motion.labels_of(cfg), parts > 0)
     draws = sampling.uniform(sampling.fold_in(key, _WINDOW), augment.WINDOW_DRAWS)
     windows = decode_windows(
         contents,
@@ -254,11 +267,14 @@ def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor, o
     fits = tf.reduce_all(tf.shape(windows)[1:3] <= canvas)
     # On the host too, so that a clip is the same wherever it is augmented
     windows = tf.cond(fits, lambda: windows, lambda: resize(windows, cfg.crop_size, cfg.antialias))
-    if not on_device:
+    if not parts:
         clip = resize(windows, cfg.crop_size, cfg.antialias, rounded=not augment.changes_colors(cfg))
         return {"video": tf.stack([augment.augment_clip(drawn, clip) for drawn in numbers])}
     whole = tf.concat([[0, 0], tf.shape(windows)[1:3]], 0)
-    sample = {"video": to_canvas(windows, *canvas), "window": tf.repeat(whole[None], cfg.repeats, 0)}
+    ends = [len(contents) * part // parts for part in range(parts + 1)]
+    frames = [to_canvas(windows[a:b], *canvas) for a, b in itertools.pairwise(ends)]
+    sample = {f"video_{part}" if part else "video": some for part, some in enumerate(frames)}
+    sample["window"] = tf.repeat(whole[None], cfg.repeats, 0)
     return sample | {name: tf.stack([drawn[name] for drawn in numbers]) for name in numbers[0]}
 
 
