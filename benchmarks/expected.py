@@ -20,9 +20,9 @@ from r23d_jax.config import HeadConfig
 from r23d_jax.models.complexity import count_parts
 from r23d_jax.models.functional import split_model
 
-# Part of the peak that a step reached on one H200 with xla_gpu_force_conv_nhwc (docs/performance.md); that of
-# r2plus1d_34 was not measured and is taken from the network of 18 layers
-MEASURED = {"r2plus1d_18": 0.198, "r3d_18": 0.334, "r2plus3d_18+vit": 0.155, "r2plus1d_34": 0.198}
+# Part of the peak that a step reached on one H200 (docs/performance.md); that of r2plus1d_34 was not measured and is
+# taken from the network of 18 layers
+MEASURED = {"r2plus1d_18": 0.248, "r3d_18": 0.385, "r2plus3d_18+vit": 0.224, "r2plus1d_34": 0.248}
 # Of a parameter: XLA sums in bfloat16, before it converts to the parameters' float32, as `plan` counts
 _GRADIENT_BYTES = 2
 
