@@ -6,7 +6,8 @@
 For small sets of videos, on a GPU that is there for minutes: nothing is loaded in between, and rows of the study that
 differ in seed, split or fold share one compiled step. Needs neither TensorFlow nor ml-collections. The workdir is that
 of `r23d-jax study`, with the same tables: a training that is done, or that another process is working on, is not run.
-Unlike there, all trainings take the same number of steps, that of the largest split, and the clips are drawn by numpy.
+Unlike there, trainings of as many epochs take the same number of steps, that of the largest split, and the clips are
+drawn by numpy.
 """
 
 import argparse
@@ -87,15 +88,24 @@ def run(study_file: str, workdir: Path, only: str, settings: list[str], minutes:
         return 0
     known = [cell for cell in grid if not _problem(cell)]
     sides = {cell.name: _sides(cell.config.data) for cell in known}
-    store = FrameStore([index for cell in waiting for index in sides[cell.name]])
-    print(f"{store.count:,} frames, {store.nbytes / 2**30:.2f} GiB on {jax.devices()[0].device_kind}", flush=True)
-    # Those that are done count, too: which ones are left must not change the result
-    num_steps = max(_num_steps(len(sides[cell.name][0]), cell.config) for cell in known)
-    took = 0.0
+    num_steps: dict[tuple[float, int], int] = {}
+    for cell in known:  # those that are done, too: which ones are left must not change the result
+        steps = _num_steps(len(sides[cell.name][0]), cell.config)
+        num_steps[_length(cell)] = max(steps, num_steps.get(_length(cell), 0))
+    took, store, kept = 0.0, None, ""
+    waiting.sort(key=lambda cell: cell.config.data.root)  # the device keeps the frames of one folder
     for number, cell in enumerate(waiting, start=1):
         if time.monotonic() + took > deadline:
             print(f"the time is over before training {number} of {len(waiting)}; call again to continue")
             break
+        data = cell.config.data
+        if store is None or kept != data.root:
+            store, kept = None, data.root  # frees the last one first
+            of_root = [index for cell in waiting if cell.config.data.root == kept for index in sides[cell.name]]
+            store = FrameStore(of_root, data.input == "flow")
+            print(
+                f"{store.count:,} frames, {store.nbytes / 2**30:.2f} GiB on {jax.devices()[0].device_kind}", flush=True
+            )
         print(f"[{number}/{len(waiting)}] {cell.name}", flush=True)
         folder = workdir / cell.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +114,7 @@ def run(study_file: str, workdir: Path, only: str, settings: list[str], minutes:
                 if is_done(folder):
                     print("    another process has done it", flush=True)
                 else:
-                    took = _run_cell(cell, folder, store, *sides[cell.name], num_steps)
+                    took = _run_cell(cell, folder, store, *sides[cell.name], num_steps[_length(cell)])
         except disk.InUse as error:
             print(f"    skipped: {error}", flush=True)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -150,9 +160,9 @@ def _problem(cell: Cell) -> str:
     for name, value in ONLY.items():
         if values[name] != value:
             return f"{cell.name}: config.{name}={values[name]!r}: only {value!r} is known here; use study"
-    if cell.streams or cell.config.data.motion.speeds or cell.config.data.input == "flow":
-        return f"{cell.name}: two streams, pseudo-motion and flow are not known here; use study"
-    return ""
+    if cell.streams or cell.config.data.motion.speeds:
+        return f"{cell.name}: two streams and pseudo-motion are not known here; use study"
+    return "".join(f"{cell.name} needs {what}" for what in cell.needs.values())
 
 
 def _sides(data: DataConfig) -> tuple[VideoIndex, VideoIndex]:
@@ -160,14 +170,19 @@ def _sides(data: DataConfig) -> tuple[VideoIndex, VideoIndex]:
     return tuple(open_index(data, side) for side in sides)  # type: ignore[return-value]
 
 
+def _length(cell: Cell) -> tuple[float, int]:
+    """What trainings of the same number of steps share."""
+    return cell.config.train.epochs, cell.config.train.global_batch_size
+
+
 def _num_steps(videos: int, cfg: Config) -> int:
     return math.ceil(cfg.train.epochs * videos / cfg.train.global_batch_size)
 
 
 class FrameStore:
-    """All frames of some videos on the device, one after another."""
+    """All frames of some videos on the device, one after another: (N, h, w, 3) uint8, or (N, h, w, 2) of flow."""
 
-    def __init__(self, sides: list[VideoIndex]):
+    def __init__(self, sides: list[VideoIndex], flow: bool = False):
         wanted = {str(name): (index, row) for index in sides for row, name in enumerate(index.names.tolist())}
         with ThreadPoolExecutor() as pool, Progress(len(wanted), "videos", "decode") as progress:
 
@@ -175,7 +190,7 @@ class FrameStore:
                 index, row = wanted[name]
                 contents = [index.frames.read(row, frame) for frame in range(int(index.num_frames[row]))]
                 try:
-                    return plain.decode_windows(contents, lambda height, width: (0, 0, height, width))
+                    return plain.decode_windows(contents, lambda height, width: (0, 0, height, width), flow)
                 except plain.PictureError as error:
                     raise UserError(f"{index.frames.locate(row, 0)}: {error}; prepare this video again") from None
 

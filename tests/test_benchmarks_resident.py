@@ -52,16 +52,25 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number, picture in enumerate(blocks, start=1):
                 large = cv2.resize(picture, (32, 24), interpolation=cv2.INTER_LINEAR)
                 assert cv2.imwrite(str(folder / f"{number:05d}.png"), large)
+    for path in (root / "frames").rglob("*.png"):  # gray, they may serve as flow, x above y
+        gray = root / "flow" / path.relative_to(root)
+        gray.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(gray), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+    (root / "flow" / "prepare.json").write_text(json.dumps({"flow": "dis", "flow_bound": 20.0, "short_side": 12}))
     (lists / "trainlist01.txt").write_text("".join(train))
     (lists / "testlist01.txt").write_text("".join(test))
     return root
 
 
 def small(videos: Path, source: str = "rgb") -> Config:
-    cfg = tiny_config("r2plus3d")
-    cfg.data.source, cfg.data.root, cfg.data.lists = "frames", str(videos / "frames"), str(videos / "lists")
+    cfg, root = tiny_config("r2plus3d"), videos
+    if source == "flow":
+        cfg, videos = config.use_flow(cfg), videos / "flow"
+    cfg.data.source, cfg.data.root, cfg.data.lists = "frames", str(videos / "frames"), str(root / "lists")
     cfg.data.input, cfg.data.num_frames, cfg.data.frame_stride = source, 8, 2
     cfg.data.short_side, cfg.data.crop_size, cfg.data.color_jitter = 24, 16, 0.3
+    if source == "flow":
+        cfg.data.short_side, cfg.data.crop_size, cfg.data.color_jitter = 12, 10, 0.0
     cfg.data.crop, cfg.train.ema_decay = "multi_scale", 0.0
     cfg.train.epochs, cfg.train.global_batch_size = 2.0, 8
     cfg.eval.views, cfg.eval.num_clips, cfg.eval.batch_size = "uniform", 3, 10
@@ -110,6 +119,31 @@ def test_the_number_of_steps_does_not_depend_on_what_is_left(
             resident.run(str(path), tmp_path / "w", only, [], 60)
 
 
+def test_rows_of_several_folders_are_trained_one_folder_after_another(
+    tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(write_study(tmp_path, small(videos)))
+    before, after = (config.flat(dataclasses.asdict(small(videos, source))) for source in ("rgb", "flow"))
+    changed = {name: value for name, value in after.items() if value != before[name]}
+    flow = {name: tuple(value) if isinstance(value, list) else value for name, value in changed.items()}
+    rows = {"RGB": {}, "flow": flow | {"train.epochs": 4.0}}
+    inputs = f"""{{"input": {rows!r}, "seed": {{"0": {{"seed": 0}}, "1": {{"seed": 1}}}}}}"""
+    path.write_text(
+        path.read_text().partition("    heads = ")[0] + f'    return Study("S", copy.deepcopy(BASE), {inputs})\n'
+    )
+    trained = []
+
+    def train(cfg: Config, store: resident.FrameStore, train: object, test: object, num_steps: int) -> None:
+        trained.append((cfg.data.input, cfg.seed, store.frames.shape[1:], num_steps))
+        raise disk.InUse("enough")
+
+    monkeypatch.setattr(resident, "_train", train)
+    monkeypatch.setattr(resident, "write_results", lambda *arguments: tmp_path / "results.md")
+    assert resident.run(str(path), tmp_path / "w", "", [], 60) == 0
+    rows = ("flow", (12, 32, 2), 6), ("rgb", (24, 32, 3), 3)  # twelve videos, eight at a time
+    assert trained == [(name, seed, shape, steps) for name, shape, steps in rows for seed in (0, 1)]
+
+
 def test_nothing_starts_after_the_time(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert resident.run(write_study(tmp_path, small(videos)), tmp_path / "w", "", [], 0.0) == 0
     out = capsys.readouterr().out
@@ -145,11 +179,12 @@ def test_a_training_that_a_study_is_working_on_is_left_alone(
     assert "[2/4] ViT_seed0\n    another process has done it" in out
 
 
-@pytest.mark.parametrize("source", ["rgb", "rgb_diff"])
+@pytest.mark.parametrize("source", ["rgb", "rgb_diff", "flow"])
 def test_the_scores_are_those_of_the_evaluation_from_disk(videos: Path, source: str) -> None:
     cfg = small(videos, source)
     test = open_index(cfg.data, "test")
-    store = resident.FrameStore([test])
+    store = resident.FrameStore([test], source == "flow")
+    assert store.frames.shape[1:] == ((12, 32, 2) if source == "flow" else (24, 32, 3))
     made = resident._compiled(config.to_json(cfg), len(test.class_names), 4.0, 8)
     state = made.initialize(np.uint32(3))
     found = resident._evaluate(cfg, store, test, made, state)
