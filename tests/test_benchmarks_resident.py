@@ -55,7 +55,8 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in (root / "frames").rglob("*.png"):  # gray, they may serve as flow, x above y
         gray = root / "flow" / path.relative_to(root)
         gray.parent.mkdir(parents=True, exist_ok=True)
-        assert cv2.imwrite(str(gray), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+        picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        assert picture is not None and cv2.imwrite(str(gray), picture)
     (root / "flow" / "prepare.json").write_text(json.dumps({"flow": "dis", "flow_bound": 20.0, "short_side": 12}))
     (lists / "trainlist01.txt").write_text("".join(train))
     (lists / "testlist01.txt").write_text("".join(test))

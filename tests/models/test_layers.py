@@ -185,7 +185,8 @@ def test_in_bfloat16_a_scale_in_the_kernel_is_as_exact_as_one_after_it() -> None
     x = jnp.asarray(draw(2, 4, 8, 8, 32)) + 3
     y = convs[0](x)
     norm.norm.mean[...], norm.norm.var[...] = y.mean((0, 1, 2, 3)), y.var((0, 1, 2, 3))
-    norm.norm.scale[...] = jnp.asarray(draw(64, seed=1))
+    assert norm.norm.scale is not None
+    norm.norm.scale[...] = draw(64, seed=1)
     norm.eval()
     exact = norm(y)
     errors = [np.abs(value.astype(np.float32) - exact).mean() for value in (norm(convs[1](x)), norm.after(convs[1], x))]
