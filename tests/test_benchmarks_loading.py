@@ -18,6 +18,7 @@ def test_quality() -> None:
     assert scaled["psnr"] > 45 and scaled["alias"] < 1.5
 
 
+@pytest.mark.slow
 def test_tiny() -> None:
     found = json.loads(json.dumps(loading.run(rounds=2, workers=2, tiny=True, peer=False)))
     assert found.keys() == {"rows", "quality", "memory", "work"}

@@ -47,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_network_is_used_as_with_tensorflow(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     predict = ["predict", "--workdir", str(folder / "run"), "--json", str(folder / "video.avi"), str(folder / "frames")]
     done = run(

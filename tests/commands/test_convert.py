@@ -76,6 +76,7 @@ def test_and_back_under_any_code_bases_names(
     assert "has no names for this network" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_number_of_classes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert convert("--from", folder, "--to", tmp_path / "five", "--num-classes", 5) == 0
     assert "the weights have 12 classes; the classifier of 5 is random" in lines_of(capsys)
@@ -98,6 +99,7 @@ def test_a_source_that_only_the_user_knows(
     assert "the published video_resnet.py" in lines_of(capsys)
 
 
+@pytest.mark.slow
 def test_an_image_network_is_inflated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     video: Any = trained("f_r2d_18", num_classes=6)
     flat = as_image_network(to_arrays(video))

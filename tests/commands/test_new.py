@@ -99,6 +99,7 @@ def test_the_page_shows_every_class_in_motion_and_needs_no_network(project: Path
 
 
 @LOADS
+@pytest.mark.slow
 def test_the_printed_training_runs(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = re.findall(
         r"^(?:python \S*launch.py|r23d-jax train) (--config .*)$", (project / "README.md").read_text(), re.M
@@ -212,6 +213,7 @@ def test_with_weights_only_their_last_stage_is_trained(
     assert "init: the classifier starts random: the weights have 3 classes, this run 2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_weights_that_read_frames_and_differences(root: Path, tmp_path: Path) -> None:
     cfg = small_config()
     cfg.data.input, cfg.model.in_channels = "rgb_and_diff", 6

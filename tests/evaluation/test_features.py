@@ -290,7 +290,10 @@ def test_a_map_puts_classes_apart(method: str, tmp_path: Path) -> None:
     assert (tmp_path / "m.svg").read_text().startswith("<?xml")
 
 
-@pytest.mark.parametrize(("classes", "spread"), [(8, 0.0), (60, 0.0), (60, 5.0)])
+@pytest.mark.parametrize(
+    ("classes", "spread"),
+    [(8, 0.0), pytest.param(60, 0.0, marks=pytest.mark.slow), pytest.param(60, 5.0, marks=pytest.mark.slow)],
+)
 def test_names_on_a_map_cover_no_other_and_stay_on_it(
     classes: int, spread: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,8 @@ from r23d_jax.training import loop
 from tests.moving import write_moving
 from tests.training.tiny import tiny_config
 
+pytestmark = pytest.mark.slow
+
 
 def make_config(root: Path, kind: str) -> Config:
     cfg = tiny_config("f_r2d")

@@ -145,7 +145,9 @@ def test_a_window_larger_than_the_canvas_is_resized_by_the_host(index: VideoInde
     assert np.all(batch["window"][larger, 0, 2:] <= 48) and (40, 40) in sizes and len(sizes) > 3
 
 
-@pytest.mark.parametrize(("crops", "source"), [(3, "rgb"), *((10, name) for name in INPUTS)])
+@pytest.mark.parametrize(
+    ("crops", "source"), [(3, "rgb"), *(pytest.param(10, name, marks=pytest.mark.slow) for name in INPUTS)]
+)
 def test_host_and_device_cut_the_same_crops(index: VideoIndex, crops: int, source: str) -> None:
     cfg = dataclasses.replace(CFG, **INPUTS[source])
     height, width = largest_frame(index)

@@ -46,7 +46,10 @@ RESIDUAL = [
 
 @pytest.mark.parametrize(
     ("cfg", "window"),
-    [*((cfg, (1, 1, 1)) for cfg in RESIDUAL), *((cfg, (2, 2, 1)) for cfg in RESIDUAL if not cfg.hidden_dim)],
+    [
+        *((cfg, (1, 1, 1)) for cfg in RESIDUAL),
+        *(pytest.param(cfg, (2, 2, 1), marks=pytest.mark.slow) for cfg in RESIDUAL if not cfg.hidden_dim),
+    ],
     ids=lambda value: f"{value.kind}, {value.tokens}, {value.hidden_dim}" if isinstance(value, HeadConfig) else None,
 )
 def test_a_residual_head_starts_as_the_average_pool(cfg: HeadConfig, window: Triple) -> None:

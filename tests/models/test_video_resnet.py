@@ -55,6 +55,7 @@ def test_bfloat16_keeps_float32_parameters_and_logits(head: str) -> None:
     assert {leaf.dtype for leaf in jax.tree.leaves(stats)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_loss_gradient_nor_statistics() -> None:
     def run(remat: bool) -> tuple:
         network, params, batch_stats = split_model(
@@ -70,7 +71,7 @@ def test_remat_changes_neither_loss_gradient_nor_statistics() -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), run(False), run(True))
 
 
-@pytest.mark.parametrize("field", ["block_dropout", "stochastic_depth"])
+@pytest.mark.parametrize("field", ["block_dropout", pytest.param("stochastic_depth", marks=pytest.mark.slow)])
 def test_dropout_follows_the_key_and_is_off_in_evaluation(field: str) -> None:
     rates: dict[str, Any] = {field: 0.5}
     network, params, batch_stats = split_model(small(**rates))

@@ -53,6 +53,7 @@ def test_the_users_own_settings_of_malloc_stay() -> None:
     assert rounds_from_the_system(MALLOC_TOP_PAD_="131072") > 9
 
 
+@pytest.mark.slow
 def test_importing_tensorflow_writes_nothing_at_home(tmp_path: Path) -> None:
     pytest.importorskip("tensorflow")
     words = "from r23d_jax.runtime import backend; backend.prepare_process(); import tensorflow, keras"

@@ -325,6 +325,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], fake: t
     assert main(["study"]) == 2
 
 
+@pytest.mark.slow
 def test_a_cell_runs_as_a_process_of_its_own(tmp_path: Path) -> None:
     """And says in its log what is wrong with it."""
     base = Config()

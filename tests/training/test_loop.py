@@ -118,6 +118,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 
 
 @pytest.mark.usefixtures("unreported")
+@pytest.mark.slow
 def test_a_profile_and_the_wait_for_input(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,6 +135,7 @@ def test_a_profile_and_the_wait_for_input(
     assert [step for step, _ in waits] == ["2", "4", "6"] and all(0 <= float(share) <= 100 for _, share in waits)
 
 
+@pytest.mark.slow
 def test_compiled_programs_are_kept(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
@@ -235,6 +237,7 @@ def test_another_stem_is_refused_on_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("unreported")
+@pytest.mark.slow
 def test_a_long_run_on_a_cpu_is_warned_of(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,6 +277,7 @@ def test_the_best_checkpoint_is_named(dataset: Path, finished: tuple[Path, EvalR
     assert page.parent.name.endswith("-best") and "the checkpoint is the best on the test videos" in page.read_text()
 
 
+@pytest.mark.slow
 def test_a_run_on_a_fold_is_evaluated_on_its_groups(tmp_path: Path) -> None:
     """It reads no test video: their frames are gone."""
     write_synthetic(tmp_path / "set", num_groups=4, clips_per_group=1, height=32, width=32, test_groups=1)
@@ -346,6 +350,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(dataset: Pat
     assert (found.verdict, found.step) == ("failed", 2) and found.reason.startswith("the loss is ")
 
 
+@pytest.mark.slow
 def test_broken_frames_are_named_once_and_the_run_goes_on(tmp_path: Path) -> None:
     root = tmp_path / "set"
     write_synthetic(root, num_groups=3, clips_per_group=2, height=32, width=32, test_groups=1)

@@ -65,7 +65,9 @@ def on_one_device() -> tuple[TrainState, list[float]]:
 
 
 # One axis, both, and the other one: each compiles a program of its own, the last in CI alone
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4), pytest.param(1, 8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("data", "fsdp"), [pytest.param(8, 1, marks=pytest.mark.slow), (2, 4), pytest.param(1, 8, marks=pytest.mark.slow)]
+)
 def test_any_mesh_computes_what_one_device_does(
     on_one_device: tuple[TrainState, list[float]], data: int, fsdp: int
 ) -> None:
@@ -184,6 +186,7 @@ def test_moving_average_and_randomness_of_the_step_alone() -> None:
         assert again["train/loss"] == first["train/loss"]  # the same step draws the same dropout and mixup
 
 
+@pytest.mark.slow
 def test_a_batch_can_be_learnt_by_heart_without_the_host() -> None:
     cfg = tiny_config("r2plus3d", "vit")
     state, _, step, mesh = start(cfg)
@@ -211,7 +214,10 @@ def test_batches_that_do_not_divide_are_refused() -> None:
         start(cfg, 8)
 
 
-@pytest.mark.parametrize(("accumulate", "cutmix"), [(1, 0.0), (2, 0.0), (2, 1.0)])
+@pytest.mark.parametrize(
+    ("accumulate", "cutmix"),
+    [pytest.param(1, 0.0, marks=pytest.mark.slow), pytest.param(2, 0.0, marks=pytest.mark.slow), (2, 1.0)],
+)
 def test_a_step_is_its_definition(accumulate: int, cutmix: float) -> None:
     """Loss, accuracy, gradients, statistics and update, with smoothing, mixup, dropout and masked rows.
 
@@ -264,7 +270,7 @@ def test_a_step_is_its_definition(accumulate: int, cutmix: float) -> None:
     assert after.step == 7 and after.ema == {}
 
 
-@pytest.mark.parametrize("num_devices", [1, 2])
+@pytest.mark.parametrize("num_devices", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_micro_batches_of_pseudo_motion_are_whole_pictures(num_devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clip of each class, wherever the clips are made. Rows in turns would give each micro-batch three classes."""
     monkeypatch.setattr(tiny, "NUM_CLASSES", len(MOTIONS))

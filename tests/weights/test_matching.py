@@ -60,7 +60,7 @@ def refusal(call: Any, *args: Any) -> str:
         ("r2plus1d_hara_50", "hara", {}),
         ("i3d_gamma", "i3d_hassony2", {"num_classes": 3}),
         ("i3d", "i3d_deepmind", {"in_channels": 2}),
-        ("s3d_g", "torchvision_s3d", {}),
+        pytest.param("s3d_g", "torchvision_s3d", {}, marks=pytest.mark.slow),
         ("mc4_10", "r23d_jax", {}),
     ],
 )

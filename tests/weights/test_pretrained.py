@@ -294,6 +294,7 @@ def test_a_network_by_name(
     assert len(server.asked) == 1
 
 
+@pytest.mark.slow
 def test_deepminds_checkpoint_by_name(server: Publisher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tf = pytest.importorskip("tensorflow")
     name, network = "i3d_flow.kinetics400", trained("i3d", num_classes=400, in_channels=2)

@@ -113,6 +113,7 @@ def test_a_saved_network_is_the_same(model: TrainedModel, tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.slow
 def test_a_folder_needs_no_other_framework(model: TrainedModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "net")
     code = (

@@ -31,8 +31,8 @@ def values(model: models.VideoNetwork) -> tuple[dict, dict]:
     [
         ("r2plus1d_10", "avgpool"),
         ("r2plus3d_10", "vit"),
-        ("conv2plus3d_50", "attention_pool"),
-        ("r2d_50", "avgpool"),
+        pytest.param("conv2plus3d_50", "attention_pool", marks=pytest.mark.slow),
+        pytest.param("r2d_50", "avgpool", marks=pytest.mark.slow),
     ],
 )
 def test_there_and_back_is_bit_exact(name: str, head: str) -> None:
@@ -44,7 +44,13 @@ def test_there_and_back_is_bit_exact(name: str, head: str) -> None:
     jax.tree.map(np.testing.assert_array_equal, values(r23d_jax.from_torch(state, like)), values(model))
 
 
-@pytest.mark.parametrize("name", ["r2plus1d_10", "r2plus1d_tv_10", "mc3_10", "r2plus3d_10"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "r2plus1d_10",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("r2plus1d_tv_10", "mc3_10", "r2plus3d_10")),
+    ],
+)
 def test_the_network_is_found_from_the_shapes(name: str) -> None:
     model = shapes_of(name)
     found = r23d_jax.from_torch(to_arrays(model))
@@ -97,6 +103,7 @@ def shapes_of(name: str) -> models.VideoNetwork:
     return network.build(*jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), (params, batch_stats)))
 
 
+@pytest.mark.slow
 def test_a_gamma_of_ones_is_no_gamma() -> None:
     """DeepMind's I3D has BN without gamma; its torch ports write ones, and trained ports have others."""
     state = to_arrays(shapes_of("i3d"))

@@ -143,6 +143,7 @@ def test_a_picture_gives_a_clip_of_each_class(index: VideoIndex) -> None:
     assert sorted(visited[:5]) == sorted(visited[5:]) == list(range(5))
 
 
+@pytest.mark.slow
 def test_a_batch_depends_on_seed_and_step_alone(index: VideoIndex) -> None:
     cfg = changed(dataclasses.replace(CFG, input="rgb_diff", crop_size=8, color_jitter=0.3), frozen=0.5, colors="clip")
     whole = train(index, cfg)

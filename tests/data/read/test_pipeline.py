@@ -317,6 +317,7 @@ def test_packed_frames_give_the_same_batches(index: VideoIndex, tmp_path: Path) 
     assert _same(_eval(index, views), _eval(packed, views))
 
 
+@pytest.mark.slow
 def test_windows_of_shards_on_any_hosts_from_any_step(index: VideoIndex, tmp_path: Path) -> None:
     packed = pack(index, tmp_path / "packed")
     assert isinstance(packed.frames, PackedFrames)
@@ -350,7 +351,7 @@ def test_png_frames(tmp_path: Path) -> None:
     np.testing.assert_array_equal(videos[:, 0], batch["video_id"])
 
 
-@pytest.mark.parametrize("crops", [1, 3])
+@pytest.mark.parametrize("crops", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_dct_scaling_shows_the_same_windows(tmp_path: Path, crops: int) -> None:
     """Decoded at half their size, which the window is reduced to anyway: the same but for the filter."""
     large = write_videos(tmp_path / "frames", [9, 12, 10], height=96, width=128)
@@ -486,7 +487,9 @@ def _threads() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux shows them")
-@pytest.mark.parametrize("how", ["closed", "dropped", "used up"])
+@pytest.mark.parametrize(
+    "how", ["closed", pytest.param("dropped", marks=pytest.mark.slow), pytest.param("used up", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_iterator_takes_its_threads_with_it(index: VideoIndex, tmp_path: Path, how: str, packed: bool) -> None:
     data = pack(index, tmp_path / "packed") if packed else index

@@ -112,6 +112,7 @@ def test_any_bytes_have_a_size_or_none(start: bytes, content: bytes) -> None:
     assert size is None or min(size) >= 0
 
 
+@pytest.mark.slow
 def test_bombs_do_not_take_memory(tmp_path: Path) -> None:
     """A process of its own decodes them beside an intact picture, and grows by less than one bomb would fill."""
     bombs = [bad.write(tmp_path, name) for name, bad in PICTURES.items() if "bomb" in name]
