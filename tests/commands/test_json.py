@@ -17,7 +17,10 @@ from r23d_jax.training import input_rate, plan
 from tests.hostile.reliability.harness import write_videos
 from tests.training.tiny import start, tiny_config
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")  # ml_collections' way to run a file
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning"),  # ml_collections' way to run a file
+]
 
 PAGE = Path(__file__).parents[2] / "docs" / "json.md"
 LINE = re.compile(r"^\| (`[a-z].*?) \| (.*?) \| (.*?) \| (.*?) ?\|$", re.M)

@@ -226,6 +226,7 @@ def test_the_newest_clip_of_a_camera(model, tmp_path: Path) -> None:
             live.latest()
 
 
+@pytest.mark.slow
 def test_a_camera_is_watched_until_ctrl_c(workdir: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     path = write_video(tmp_path / "a.avi", 30, 0)
     monkeypatch.setattr(predict_camera, "open_camera", lambda name: FakeCamera(path, endless=True))
@@ -274,6 +275,7 @@ class Multipart(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_a_network_camera(workdir: Path, capsys) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Multipart) as server:
         server.daemon_threads = True

@@ -17,6 +17,8 @@ from r23d_jax.training import loop
 from r23d_jax.weights import files
 from tests.test_launch import get_config
 
+pytestmark = pytest.mark.slow
+
 CLIPS = 12  # neither the ten that `predict` takes at least, nor as many as lie side by side in a video
 
 

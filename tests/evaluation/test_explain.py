@@ -42,7 +42,9 @@ def test_behind_an_average_the_map_is_the_classifiers_column(window: tuple[int, 
         np.testing.assert_allclose(grad_cam(head, x, jnp.int32(target)), want, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["avgpool", "vit", pytest.param("attention_pool", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["avgpool", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("vit", "attention_pool"))]
+)
 def test_a_map_is_of_its_clip_and_its_class(kind: str) -> None:
     head, x = head_of(kind), features(2, 3, 2, 4, 8)
     both = grad_cam(head, x, jnp.int32(1))

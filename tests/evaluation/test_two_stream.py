@@ -17,6 +17,8 @@ from r23d_jax.evaluation.two_stream import evaluate_two_streams
 from r23d_jax.training import loop
 from tests.training.tiny import tiny_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:

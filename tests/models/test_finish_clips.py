@@ -115,7 +115,9 @@ def test_frames_of_a_large_batch_come_in_parts(index: VideoIndex, parts: int, mo
         jax.tree.map(np.testing.assert_array_equal, _finish(batch, cfg), _finish(one, cfg))
 
 
-@pytest.mark.parametrize(("crop", "source"), PAIRS)
+@pytest.mark.parametrize(
+    ("crop", "source"), [*PAIRS[-3:], *(pytest.param(*pair, marks=pytest.mark.slow) for pair in PAIRS[:-3])]
+)
 def test_host_and_device_make_the_same_training_clips(index: VideoIndex, crop: str, source: str) -> None:
     cfg = dataclasses.replace(CFG, crop=crop, **INPUTS[source], short_side=24 if source == "flow" else 48)
     if source == "flow":

@@ -34,7 +34,8 @@ SEED_ROWS = [
 KINETICS = [67.5, 72.1, 65.3, 75.7, 72.0, 67.5, 73.9, 74.3, 68.5, 75.4]
 
 
-@pytest.mark.parametrize("variant", ["table", pytest.param("table_ucf5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("variant", ["table", "table_ucf5"])
+@pytest.mark.slow
 def test_the_rows_of_the_original_readme(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     study = load_study(FILE, variant)

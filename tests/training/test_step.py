@@ -105,6 +105,7 @@ def test_fsdp_divides_the_memory_of_large_leaves() -> None:
 
 
 @pytest.mark.parametrize("fsdp", [2, *(pytest.param(fsdp, marks=pytest.mark.slow) for fsdp in (1, 8))])
+@pytest.mark.slow
 def test_a_compiled_step_gathers_parameters_and_sums_gradients_once(fsdp: int) -> None:
     """Each split parameter is gathered once, gradients are added up, statistics of BN and a few scalars besides.
 
@@ -271,6 +272,7 @@ def test_a_step_is_its_definition(accumulate: int, cutmix: float) -> None:
 
 
 @pytest.mark.parametrize("num_devices", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
 def test_micro_batches_of_pseudo_motion_are_whole_pictures(num_devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clip of each class, wherever the clips are made. Rows in turns would give each micro-batch three classes."""
     monkeypatch.setattr(tiny, "NUM_CLASSES", len(MOTIONS))

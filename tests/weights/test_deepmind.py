@@ -75,6 +75,7 @@ def save(path: Path, variables: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize(("scope", "channels"), [pytest.param("RGB", 3, marks=pytest.mark.slow), ("Flow", 2)])
+@pytest.mark.slow
 def test_logits_equal_tensorflows(scope: str, channels: int, tmp_path: Path) -> None:
     """Odd and even sizes meet SAME at every stride; 20 frames leave three steps, so the mean of windows shows."""
     x = np.random.default_rng(1).standard_normal((1, 20, 222, 222, channels)).astype(np.float32)
