@@ -92,17 +92,18 @@ def run(study_file: str, workdir: Path, only: str, settings: list[str], minutes:
     for cell in known:  # those that are done, too: which ones are left must not change the result
         steps = _num_steps(len(sides[cell.name][0]), cell.config)
         num_steps[_length(cell)] = max(steps, num_steps.get(_length(cell), 0))
-    took, store, kept = 0.0, None, ""
+    took, decoding, store, kept = 0.0, 0.0, None, ""  # seconds of the last training, and of the last folder
     waiting.sort(key=lambda cell: cell.config.data.root)  # the device keeps the frames of one folder
     for number, cell in enumerate(waiting, start=1):
-        if time.monotonic() + took > deadline:
+        data = cell.config.data
+        if time.monotonic() + took + (decoding if kept != data.root else 0.0) > deadline:
             print(f"the time is over before training {number} of {len(waiting)}; call again to continue")
             break
-        data = cell.config.data
         if store is None or kept != data.root:
-            store, kept = None, data.root  # frees the last one first
+            started, store, kept = time.monotonic(), None, data.root  # frees the last one first
             of_root = [index for cell in waiting if cell.config.data.root == kept for index in sides[cell.name]]
             store = FrameStore(of_root, data.input == "flow")
+            decoding = time.monotonic() - started
             print(
                 f"{store.count:,} frames, {store.nbytes / 2**30:.2f} GiB on {jax.devices()[0].device_kind}", flush=True
             )
@@ -162,7 +163,7 @@ def _problem(cell: Cell) -> str:
             return f"{cell.name}: config.{name}={values[name]!r}: only {value!r} is known here; use study"
     if cell.streams or cell.config.data.motion.speeds:
         return f"{cell.name}: two streams and pseudo-motion are not known here; use study"
-    return "".join(f"{cell.name} needs {what}" for what in cell.needs.values())
+    return f"{cell.name} needs {'; '.join(cell.needs.values())}" if cell.needs else ""
 
 
 def _sides(data: DataConfig) -> tuple[VideoIndex, VideoIndex]:

@@ -112,7 +112,7 @@ class ScaledConv(Protocol):
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalization with statistics and arithmetic in at least float32, whatever the dtype of its input.
+    """Batch normalization with statistics and, but for `after`, arithmetic in at least float32, whatever its input is.
 
     `momentum` is Flax's and Caffe2's (0.9 keeps 90 % of the old value); PyTorch calls the same 0.1. The running
     variance is the biased one, where PyTorch stores the unbiased: they differ by n / (n - 1), n = B*T*H*W.
@@ -125,8 +125,8 @@ class BatchNorm(nnx.Module):
     def after(self, conv: "ScaledConv", x: jax.Array) -> jax.Array:
         """BN of conv(x): (B, T, H, W, C_in) -> (B, T', H', W', C), or more channels, of which the last are zeros.
 
-        With running statistics, BN is a scale and a bias. The scale goes into the kernel, and what is left after the
-        convolution is the bias, which cuDNN adds before it writes. A pass over memory is saved.
+        With running statistics, BN is a scale and a bias. The scale goes into the kernel. What is left after the
+        convolution is the bias, of the dtype of conv(x). cuDNN adds it before it writes: one pass over memory less.
         """
         if not self.norm.use_running_average:
             return self(conv(x))

@@ -77,7 +77,7 @@ def _to_positions(
 def _to_positions_by_phase(
     position: jax.Array, dy: jax.Array, size: Triple, window: Triple, strides: Triple, pads: Pads
 ) -> jax.Array:
-    """`_to_positions`, of whose places those that a stride apart are computed together, and interleaved at the end.
+    """`_to_positions`, where places that are a stride apart are computed together, and interleaved at the end.
 
     With a window of 3 x 3 and strides of 2, a place is then compared with the one, two or four windows that cover it,
     not with nine, which a GPU would spend most of the time on. A CPU spends more on the interleaving.

@@ -56,7 +56,10 @@ def chosen_for(cfg: Config, absent: Absent) -> Config:
 
 
 def compile_step(cfg: Config, absent: Absent, read: Input) -> Program:
-    """Compiles the step of a config from `chosen_for`; raises ConfigError if the devices do not divide the batch."""
+    """Compiles the step of a config from `chosen_for`; raises ConfigError if the devices do not divide the batch.
+
+    The clips are one array, also where `train_batches` gives them in parts.
+    """
     mesh = parallel.make_mesh(cfg.parallel.fsdp, absent.devices)
 
     def make() -> Any:

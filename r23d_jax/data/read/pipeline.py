@@ -11,7 +11,6 @@ each unreadable video once. Without unreadable videos both modes give the same b
 import contextlib
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -62,8 +61,8 @@ def train_batches(
         (b / k, t, h, w, c) uint8 with k = repeats, where every window stands in the top left corner of a canvas
         (h, w) = `augment.canvas_size`; all others as (b / k, k, ...); and also "window" int32 and the numbers of
         `augment.draw_numbers`. A window that is larger than the canvas is resized here. If "video" would have more than
-        `MOST_BYTES`, the last of its frames are in "video_1", "video_2" and so on. With `cfg.motion`, it has the
-        pictures and numbers of `motion.moving_clips` instead.
+        `MOST_BYTES`, the later frames are in "video_1", "video_2" and so on. With `cfg.motion`, it has the pictures and
+        numbers of `motion.moving_clips` instead.
 
     Returns:
       An iterator over batches
@@ -86,7 +85,7 @@ def train_batches(
     strides = tf.constant(video_strides(index, cfg), tf.float64)
     attempts = 1 + (ALTERNATIVES if cfg.on_broken == "skip" else 0)
     reading = motion.picture_config(cfg) if cfg.motion.speeds else cfg
-    parts = -(-rows * clip_bytes(cfg) // MOST_BYTES) if on_device else 0
+    together = max(1, MOST_BYTES // (rows * frame_bytes(cfg))) if on_device else 0
 
     def frames_of(video: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         return sampling.training_frames(reading, sampling.fold_in(key, _FRAMES), num_frames[video], strides[video])
@@ -121,12 +120,12 @@ def train_batches(
             # A key for each, so that a substitute shows another clip here than in its own turn.
             key = sampling.fold_in(plan["key"], which)
             if not substitute:
-                return _training_clip(cfg, reader.open(plan), key, parts)
+                return _training_clip(cfg, reader.open(plan), key, together)
             video = tried[which]
             contents = tf.cond(
                 which == 0, lambda: reader.open(plan), lambda: read_clip(reader, video, frames_of(video, key))
             )
-            return _training_clip(cfg, contents, key, parts)
+            return _training_clip(cfg, contents, key, together)
 
         if substitute:
             clip, delivered = first_readable(attempt, attempts)
@@ -238,21 +237,20 @@ def eval_batches(
     return BatchIterator(make, num_batches, lambda *seen: broken.observe(index, *seen, replaced=False), reader)
 
 
-def clip_bytes(cfg: DataConfig) -> int:
-    """Bytes of a clip for the device."""
-    channels = 2 if cfg.input == "flow" else 3
-    return preprocessing(cfg).read_frames * math.prod(augment.canvas_size(cfg)) * channels
+def frame_bytes(cfg: DataConfig) -> int:
+    """Bytes of a frame for the device."""
+    return math.prod(augment.canvas_size(cfg)) * (2 if cfg.input == "flow" else 3)
 
 
-def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor, parts: int) -> Sample:
+def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor, together: int) -> Sample:
     """The k = repeats rows of a clip, cropped and augmented by the key: "video" (k, t, s, s, c) uint8.
 
-    For the device, with `parts` of its frames: "video", "video_1" ... (t / parts, h, w, c) on a canvas, "window"
-    (k, 4), and numbers of augmentations.
+    If `together` is not 0, it is for the device: "video", "video_1" and so on, each with that many of the t frames or
+    the rest, (frames, h, w, c) on a canvas, "window" (k, 4), and numbers of augmentations.
     """
     if cfg.motion.speeds:
         picture = _training_clip(motion.picture_config(cfg), contents, key, 0)["video"][0]
-        return motion.moving_clips(cfg, picture, sampling.fold_in(key, _MOTION), motion.labels_of(cfg), parts > 0)
+        return motion.moving_clips(cfg, picture, sampling.fold_in(key, _MOTION), motion.labels_of(cfg), together > 0)
     draws = sampling.uniform(sampling.fold_in(key, _WINDOW), augment.WINDOW_DRAWS)
     windows = decode_windows(
         contents,
@@ -267,12 +265,11 @@ def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor, p
     fits = tf.reduce_all(tf.shape(windows)[1:3] <= canvas)
     # On the host too, so that a clip is the same wherever it is augmented
     windows = tf.cond(fits, lambda: windows, lambda: resize(windows, cfg.crop_size, cfg.antialias))
-    if not parts:
+    if not together:
         clip = resize(windows, cfg.crop_size, cfg.antialias, rounded=not augment.changes_colors(cfg))
         return {"video": tf.stack([augment.augment_clip(drawn, clip) for drawn in numbers])}
     whole = tf.concat([[0, 0], tf.shape(windows)[1:3]], 0)
-    ends = [len(contents) * part // parts for part in range(parts + 1)]
-    frames = [to_canvas(windows[a:b], *canvas) for a, b in itertools.pairwise(ends)]
+    frames = [to_canvas(windows[at : at + together], *canvas) for at in range(0, len(contents), together)]
     sample = {f"video_{part}" if part else "video": some for part, some in enumerate(frames)}
     sample["window"] = tf.repeat(whole[None], cfg.repeats, 0)
     return sample | {name: tf.stack([drawn[name] for drawn in numbers]) for name in numbers[0]}
