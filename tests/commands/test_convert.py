@@ -148,6 +148,7 @@ def test_mistakes(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["two"]
 
 
+@pytest.mark.slow
 def test_a_network_that_no_other_command_takes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Clips have three channels, or two; other networks are for Python alone."""
     for channels in (1, 4):

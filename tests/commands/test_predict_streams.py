@@ -254,6 +254,7 @@ def test_stored_flow_is_read_alike_without_tensorflow(flow_data: Path, flow_pre:
 
 
 @pytest.mark.parametrize("scores", ["softmax", "logits"])
+@pytest.mark.slow
 def test_two_streams(models, flow_data: Path, flow_pre, videos: Path, tmp_path: Path, capsys, scores: str) -> None:
     rgb = save_run(tmp_path / "rgb", models["rgb"], make_config(), trained())
     flow = save_run(tmp_path / "flow", models["flow"], flow_config(flow_data), flow_pre)

@@ -112,6 +112,7 @@ def call_explain(video: Path, workdir: Path, target: str, folder: Path) -> int:
     ],
     ids=["few clips", "cold", "one place", "differences"],
 )
+@pytest.mark.slow
 def test_what_is_said_of_maps(
     cfg: Config, scale: float, note: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

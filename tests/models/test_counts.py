@@ -121,6 +121,7 @@ def test_2d3d_50_backbone() -> None:
         ("ip_csn_152", 33_016_592, 32, 224, 83.295),
     ],
 )
+@pytest.mark.slow
 def test_counts_of_other_code_bases(name: str, parameters: int, frames: int, size: int, gmacs: float) -> None:
     parts = parts_of(name, 400, frames, size)
     assert total(parts, "parameters") == parameters

@@ -128,6 +128,7 @@ def test_host_and_device_make_the_same_training_clips(index: VideoIndex, crop: s
 
 
 @pytest.mark.parametrize("name", on_host.AUGMENTATIONS)
+@pytest.mark.slow
 def test_every_augmentation_is_the_same_alone(index: VideoIndex, name: str) -> None:
     switches = {"flip": (False, True)}  # others are strengths
     values: dict[str, Any] = {other: switches.get(other, (0.0, 0.5))[other == name] for other in on_host.AUGMENTATIONS}
@@ -136,6 +137,7 @@ def test_every_augmentation_is_the_same_alone(index: VideoIndex, name: str) -> N
 
 
 @pytest.mark.parametrize("changes", [{"antialias": True}, {"dct_scaling": 1.0}, {"repeats": 4}])
+@pytest.mark.slow
 def test_options_are_the_same_too(index: VideoIndex, changes: dict[str, Any]) -> None:
     cfg = dataclasses.replace(CFG, **changes)
     _compare(_train(index, cfg, False), _train(index, cfg, True), cfg)
@@ -178,6 +180,7 @@ def test_batches_for_the_device_depend_on_seed_and_step_alone(index: VideoIndex)
         jax.tree.map(lambda a, *b: np.testing.assert_array_equal(a, np.concatenate(b)), whole, *parts)
 
 
+@pytest.mark.slow
 def test_repeats_show_one_window_with_other_augmentations(index: VideoIndex) -> None:
     """And the first row of each clip is what it is without repeats."""
     plain = dataclasses.replace(CFG, flip=False, color_jitter=0.0, hue_jitter=0.0, random_gray=0.0)

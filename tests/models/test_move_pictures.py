@@ -45,6 +45,7 @@ def moved(batch: dict[str, Any], cfg: DataConfig) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.slow
 def test_host_and_device_make_the_same_clips(index: VideoIndex, variant: str) -> None:
     cfg = dataclasses.replace(CFG, **VARIANTS[variant])
     host, device = batch_of(index, cfg, False), batch_of(index, cfg, True)

@@ -61,6 +61,7 @@ def test_a_basic_block(strides: Triple, relu: bool) -> None:
 
 
 @pytest.mark.parametrize("bottleneck", [False, True])
+@pytest.mark.slow
 def test_a_skipped_block_is_its_shortcut_for_some_clips_and_scaled_for_the_others(bottleneck: bool) -> None:
     """Each clip is skipped or kept whole; in evaluation the block is what it is without."""
     spec = dataclasses.replace(PLAIN, bottleneck=bottleneck)

@@ -72,6 +72,7 @@ def test_remat_changes_neither_loss_gradient_nor_statistics() -> None:
 
 
 @pytest.mark.parametrize("field", ["block_dropout", pytest.param("stochastic_depth", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_dropout_follows_the_key_and_is_off_in_evaluation(field: str) -> None:
     rates: dict[str, Any] = {field: 0.5}
     network, params, batch_stats = split_model(small(**rates))

@@ -87,6 +87,7 @@ def test_any_mesh_computes_what_one_device_does(
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_fsdp_divides_the_memory_of_large_leaves() -> None:
     """On every device alike, by as much as `plan` says without a device."""
     found = {}

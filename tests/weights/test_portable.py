@@ -111,6 +111,7 @@ def test_a_missing_package_is_named_before_any_work(
 
 @pytest.mark.parametrize("suffix", ["stablehlo", "savedmodel", "tflite"])
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
+@pytest.mark.slow
 def test_the_example_of_the_documentation(suffix: str, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The block of docs/converting.md that reads such a file, run as it stands."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/converting.md").read_text(), re.DOTALL)

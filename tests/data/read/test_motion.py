@@ -92,6 +92,7 @@ def test_some_clips_are_frozen_and_others_move_as_a_whole() -> None:
 
 
 @pytest.mark.parametrize(("colors", "tints"), [("clip", 1), ("frame", 5)])
+@pytest.mark.slow
 def test_colors_change_with_the_clip_or_with_each_frame(colors: str, tints: int) -> None:
     cfg = changed(dataclasses.replace(CFG, color_jitter=0.5), colors=colors)
     clip = made(cfg, "still", 1)

@@ -519,6 +519,7 @@ def test_an_iterator_takes_its_threads_with_it(index: VideoIndex, tmp_path: Path
 
 
 @pytest.mark.parametrize(("names", "mirrored"), [(("Left", "Right", "Up"), False), (("LeftHook", "Jab", "Up"), True)])
+@pytest.mark.slow
 def test_clips_of_mirrored_classes_are_not_mirrored(tmp_path: Path, names: tuple[str, ...], mirrored: bool) -> None:
     index = dataclasses.replace(write_videos(tmp_path, [8] * 6), class_names=names)
     plain = _blue_edges(index, dataclasses.replace(CFG, flip=False))
