@@ -1,4 +1,4 @@
-"""A strided convolution as an unstrided one of blocks of pixels, whose channels are those of all their pixels."""
+"""Convolutions of fewer, wider places: blocks of pixels, or all frames that a kernel sees, as the channels of one."""
 
 import jax
 import jax.numpy as jnp
@@ -33,3 +33,20 @@ def in_blocks(
     kernel = kernel.reshape(*(n for pair in zip(rows, strides, strict=True) for n in pair), *kernel.shape[-2:])
     kernel = kernel.transpose(*(2 * i for i in axes), *(1 + 2 * i for i in axes), kernel.ndim - 2, kernel.ndim - 1)
     return x.reshape(x.shape[0], *seen, -1), kernel.reshape(*rows, -1, kernel.shape[-1])
+
+
+def frames_in_one(x: jax.Array, kernel: jax.Array, stride: int = 1) -> tuple[jax.Array, jax.Array]:
+    """What to convolve over (height, width), for the convolution of `x` with `kernel` that has no padding in time.
+
+    Args:
+      x: (B, T, H, W, C_in).
+      kernel: (kt, kh, kw, C_in, C_out).
+      stride: in time.
+
+    Returns:
+      x as (B, T', H, W, kt * C_in), and the kernel as (kh, kw, kt * C_in, C_out).
+    """
+    taps = kernel.shape[0]
+    count = (x.shape[1] - taps) // stride + 1
+    seen = [lax.slice_in_dim(x, tap, tap + (count - 1) * stride + 1, stride, axis=1) for tap in range(taps)]
+    return jnp.concatenate(seen, axis=-1), jnp.concatenate(list(kernel), axis=-2)

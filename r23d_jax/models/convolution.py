@@ -12,7 +12,7 @@ from flax import nnx
 from jax import lax
 
 from r23d_jax.models import cpu, pooling
-from r23d_jax.models.blocks import in_blocks
+from r23d_jax.models.blocks import frames_in_one, in_blocks
 from r23d_jax.models.network import Pads, Triple
 
 ALIGNMENT = 8  # channels of two bytes that a GPU's tensor cores read at once; cuDNN pads other numbers at every use
@@ -41,9 +41,8 @@ def _blocked_conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads
     if groups == 1 and kernel.shape[3] < ALIGNMENT and max(strides) > 1:
         x, kernel = in_blocks(x, kernel, strides, pads)
         strides, pads = (1, 1, 1), ((0, 0), (0, 0), (0, 0))
-        taps, count = kernel.shape[0], x.shape[1] - kernel.shape[0] + 1
-        x = jnp.concatenate([x[:, tap : tap + count] for tap in range(taps)], axis=-1)
-        kernel = jnp.concatenate(list(kernel), axis=-2)[None]
+        x, flat = frames_in_one(x, kernel)
+        kernel = flat[None]
     return _padded_conv3d(x, kernel, strides, pads, groups)
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from r23d_jax.models.blocks import in_blocks
+from r23d_jax.models.blocks import frames_in_one, in_blocks
 from r23d_jax.models.network import Pads, Triple
 
 Convolution = Callable[[jax.Array, jax.Array], jax.Array]  # of x and kernel
@@ -106,8 +106,11 @@ def _full(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads, groups: 
     def frames(x: jax.Array, tap: int, count: int) -> jax.Array:
         return lax.slice_in_dim(x, tap, tap + (count - 1) * stride + 1, stride, axis=1)
 
+    def padded(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, ((0, 0), pads[0], (0, 0), (0, 0), (0, 0)))
+
     def seen(x: jax.Array) -> list[jax.Array]:
-        x = jnp.pad(x, ((0, 0), pads[0], (0, 0), (0, 0), (0, 0)))
+        x = padded(x)
         count = (x.shape[1] - taps) // stride + 1
         return [frames(x, tap, count) for tap in range(taps)]
 
@@ -118,14 +121,13 @@ def _full(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads, groups: 
 
     def inputs_stacked(x: jax.Array, kernel: jax.Array) -> jax.Array:
         """One convolution of as many times the input channels."""
-        stacked = jnp.concatenate(seen(x), axis=-1)
-        wide = jnp.concatenate(list(kernel), axis=-2)
+        stacked, wide = frames_in_one(padded(x), kernel, stride)
         return _spatial(stacked, wide, strides[1:], pads[1:], 1)
 
     def outputs_stacked(x: jax.Array, kernel: jax.Array) -> jax.Array:
         """One convolution to as many times the output channels, which are summed where they belong."""
         y = _spatial(x, jnp.concatenate(list(kernel), axis=-1), strides[1:], pads[1:], 1)
-        y = jnp.pad(y, ((0, 0), pads[0], (0, 0), (0, 0), (0, 0)))
+        y = padded(y)
         count, width = (y.shape[1] - taps) // stride + 1, kernel.shape[-1]
         return functools.reduce(
             jnp.add, (frames(y[..., tap * width : (tap + 1) * width], tap, count) for tap in range(taps))

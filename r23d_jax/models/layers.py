@@ -122,7 +122,7 @@ class BatchNorm(nnx.Module):
         self.channels = channels
         self.norm = nnx.BatchNorm(channels, epsilon=epsilon, momentum=momentum, use_scale=use_scale, rngs=rngs)
 
-    def after(self, conv: "ScaledConv", x: jax.Array) -> jax.Array:
+    def after(self, conv: ScaledConv, x: jax.Array) -> jax.Array:
         """BN of conv(x): (B, T, H, W, C_in) -> (B, T', H', W', C), or more channels, of which the last are zeros.
 
         With running statistics, BN is a scale and a bias. The scale goes into the kernel. What is left after the
@@ -145,12 +145,12 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., C) -> (..., C) of the same dtype; channels of zeros after its own stay zeros."""
         norm, size = self.norm, x.shape[-1]
+        if norm.use_running_average:
+            factor, bias = (widened(value, 0, size) for value in self._scale_and_bias())
+            return _shift_and_scale(x, jnp.zeros(size), factor, bias)
         scale = jnp.ones(self.channels) if norm.scale is None else norm.scale[...]
         assert norm.bias is not None
         scale, bias = widened(scale, 0, size), widened(norm.bias[...], 0, size)
-        if norm.use_running_average:
-            mean, variance = widened(norm.mean[...], 0, size), widened(norm.var[...], 0, size)
-            return _shift_and_scale(x, mean, scale * lax.rsqrt(variance + norm.epsilon), bias)
         normalized: Any = _normalize(norm.epsilon, x, scale, bias)
         y, mean, variance = normalized
         for running, new in ((norm.mean, mean), (norm.var, variance)):
