@@ -109,17 +109,22 @@ def resize(windows: tf.Tensor, size: int, antialias: bool, rounded: bool = True)
 def to_canvas(windows: tf.Tensor, height: int, width: int) -> tf.Tensor:
     """(t, h, w, c) uint8 -> (t, height, width, c) uint8, with zeros below and to the right."""
     frames, rows, columns, channels = tf.unstack(tf.shape(windows))
-    # tf.pad moves single bytes; tf.concat copies whole rows.
-    flat = tf.reshape(windows, tf.stack([frames, rows, columns * channels]))
-    flat = tf.concat([flat, tf.zeros(tf.stack([frames, rows, (width - columns) * channels]), tf.uint8)], 2)
-    flat = tf.concat([flat, tf.zeros(tf.stack([frames, height - rows, width * channels]), tf.uint8)], 1)
-    return tf.reshape(flat, (windows.shape[0], height, width, windows.shape[3]))
+
+    def padded() -> tf.Tensor:
+        # tf.pad moves single bytes; tf.concat copies whole rows.
+        flat = tf.reshape(windows, tf.stack([frames, rows, columns * channels]))
+        flat = tf.concat([flat, tf.zeros(tf.stack([frames, rows, (width - columns) * channels]), tf.uint8)], 2)
+        flat = tf.concat([flat, tf.zeros(tf.stack([frames, height - rows, width * channels]), tf.uint8)], 1)
+        return tf.reshape(flat, tf.stack([frames, height, width, channels]))
+
+    full = (rows == height) & (columns == width)
+    return tf.ensure_shape(tf.cond(full, lambda: windows, padded), (windows.shape[0], height, width, windows.shape[3]))
 
 
 def decode_windows(
     contents: list[tf.Tensor], window_of: WindowOf, flow: bool = False, fewest_pixels: float = math.inf
 ) -> tf.Tensor:
-    """Decodes one window of every frame.
+    """Decodes one window of every frame: (t, height, width, 3) uint8; (t, height, width, 2) for flow.
 
     Only the window of a large JPEG is decoded, so damage below it is not noticed. Other formats (PNG, GIF, WebP, BMP,
     under any file name) are decoded whole and then cropped. Gray and CMYK become RGB. The inverse DCT is the exact one,
@@ -132,20 +137,40 @@ def decode_windows(
       fewest_pixels: JPEG pictures are decoded at 1/2, 1/4 or 1/8 of their size as long as the shorter side of the
         window keeps this many pixels. An inverse DCT of fewer coefficients is fast and also filters well. Flow is
         always decoded at full size.
+    """
+    return decode_parts(contents, window_of, flow, fewest_pixels)[0]
+
+
+def decode_parts(
+    contents: list[tf.Tensor],
+    window_of: WindowOf,
+    flow: bool = False,
+    fewest_pixels: float = math.inf,
+    canvas: tuple[int, int] | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """`decode_windows`, but a JPEG that is decoded whole may give a part that is as large as `canvas`.
+
+    One copy then makes what is given to a device, instead of one for the window and others for what is around it.
 
     Returns:
-      (t, height, width, 3) uint8; (t, height, width, 2) for flow.
+      The parts, as the windows of `decode_windows`; and the window in them, (4,) int32.
     """
     magic = tf.strings.substr(tf.stack(contents), 0, len(_JPEG_MAGIC))
-    windows = tf.cond(
+    parts, window = tf.cond(
         tf.reduce_all(magic == _JPEG_MAGIC),
-        lambda: _decode_jpeg_windows(contents, window_of, flow, fewest_pixels),
-        lambda: _decode_whole(contents, window_of, flow),
+        lambda: _decode_jpeg_parts(contents, window_of, flow, fewest_pixels, canvas),
+        lambda: _and_window(_decode_whole(contents, window_of, flow)),
     )
-    return tf.ensure_shape(windows, (len(contents), None, None, 2 if flow else 3))
+    return tf.ensure_shape(parts, (len(contents), None, None, 2 if flow else 3)), tf.ensure_shape(window, (4,))
 
 
-def _decode_jpeg_windows(contents: list[tf.Tensor], window_of: WindowOf, flow: bool, fewest_pixels: float) -> tf.Tensor:
+def _and_window(windows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return windows, tf.concat([[0, 0], tf.shape(windows)[1:3]], 0)
+
+
+def _decode_jpeg_parts(
+    contents: list[tf.Tensor], window_of: WindowOf, flow: bool, fewest_pixels: float, canvas: tuple[int, int] | None
+) -> tuple[tf.Tensor, tf.Tensor]:
     shapes = tf.stack([tf.io.extract_jpeg_shape(content) for content in contents])[:, :2]
     with tf.control_dependencies([_check_shapes(shapes, flow)]):
         height = shapes[0, 0] // (2 if flow else 1)
@@ -155,22 +180,30 @@ def _decode_jpeg_windows(contents: list[tf.Tensor], window_of: WindowOf, flow: b
         # DecodeAndCropJpeg takes the window in pixels of the reduced picture.
         return tf.raw_ops.DecodeAndCropJpeg(
             contents=content,
-            crop_window=window // ratio,
+            crop_window=window // ratio if ratio > 1 else window,
             channels=1 if flow else 3,
             ratio=ratio,
             dct_method="INTEGER_ACCURATE",
         )
 
-    def decode_all(ratio: int) -> tf.Tensor:
+    def decode_all(ratio: int) -> tuple[tf.Tensor, tf.Tensor]:
         if ratio > 1:
-            return tf.stack([decode(content, window, ratio) for content in contents])
-        area = tf.where(height * shapes[0, 1] <= _SMALL, [0, 0, height, shapes[0, 1]], window)
-        (top, left), (high, wide) = tf.unstack((window - area)[:2]), tf.unstack(window[2:])
-        return tf.stack([decode(content, area) for content in contents])[:, top : top + high, left : left + wide]
+            return _and_window(tf.stack([decode(content, window, ratio) for content in contents]))
+        small, size = height * shapes[0, 1] <= _SMALL, tf.stack([height, shapes[0, 1]])
+        area = tf.where(small, tf.concat([[0, 0], size], 0), window)
+        part = window
+        if canvas is not None:
+            corner = tf.minimum(window[:2], size - canvas)
+            has_room = small & tf.reduce_all(corner >= 0) & tf.reduce_all(window[2:] <= canvas)
+            part = tf.where(has_room, tf.concat([corner, canvas], 0), window)
+        (top, left), (high, wide) = tf.unstack((part - area)[:2]), tf.unstack(part[2:])
+        parts = tf.stack([decode(content, area) for content in contents])[:, top : top + high, left : left + wide]
+        return parts, tf.concat([(window - part)[:2], window[2:]], 0)
 
     if flow:
         below = window + tf.stack([height, 0, 0, 0])
-        return tf.stack([tf.concat([decode(content, window), decode(content, below)], -1) for content in contents])
+        both = [tf.concat([decode(content, window), decode(content, below)], -1) for content in contents]
+        return _and_window(tf.stack(both))
     if math.isinf(fewest_pixels):
         return decode_all(1)
     side = tf.minimum(window[2], window[3])

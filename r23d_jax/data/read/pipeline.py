@@ -24,7 +24,7 @@ from r23d_jax.data.find.frames import PackedFrames, VideoIndex
 from r23d_jax.data.read import augment, motion, sampling
 from r23d_jax.data.read.batches import BatchIterator, Sample, dataset_maker, first_readable
 from r23d_jax.data.read.broken import BrokenLog
-from r23d_jax.data.read.decode import Plan, decode_windows, frame_reader, read_clip, resize, to_canvas
+from r23d_jax.data.read.decode import Plan, decode_parts, decode_windows, frame_reader, read_clip, resize, to_canvas
 from r23d_jax.data.read.views import Views, video_strides
 
 ALTERNATIVES = 4  # substitutes tried for a video that cannot be read
@@ -58,8 +58,8 @@ def train_batches(
       index: N videos.
       global_batch_size: clips in a step, over all hosts.
       on_device: leave resizing and augmentations to `models.augment.finish_clips`. A batch then has "video"
-        (b / k, t, h, w, c) uint8 with k = repeats, where every window stands in the top left corner of a canvas
-        (h, w) = `augment.canvas_size`; all others as (b / k, k, ...); and also "window" int32 and the numbers of
+        (b / k, t, h, w, c) uint8 with k = repeats, of `augment.canvas_size` (h, w), which has every window somewhere
+        in it; all others as (b / k, k, ...); and also "window" int32 and the numbers of
         `augment.draw_numbers`. A window that is larger than the canvas is resized here. If "video" would have more than
         `MOST_BYTES`, the later frames are in "video_1", "video_2" and so on. With `cfg.motion`, it has the pictures and
         numbers of `motion.moving_clips` instead.
@@ -134,7 +134,7 @@ def train_batches(
         video_id = tried[tf.minimum(delivered, attempts - 1)]
         same = {"label": labels[video_id], "mask": tf.constant(1.0), "video_id": video_id}
         same |= {"tried": tried, "delivered": delivered}
-        repeated = {name: tf.repeat(value[None], cfg.repeats, 0) for name, value in same.items()}
+        repeated = {name: tf.stack(cfg.repeats * [value]) for name, value in same.items()}
         return clip | repeated | ({"label": tf.constant(motion.labels_of(cfg))} if cfg.motion.speeds else {})
 
     group = 0 if on_device else cfg.repeats
@@ -252,26 +252,34 @@ def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor, t
         picture = _training_clip(motion.picture_config(cfg), contents, key, 0)["video"][0]
         return motion.moving_clips(cfg, picture, sampling.fold_in(key, _MOTION), motion.labels_of(cfg), together > 0)
     draws = sampling.uniform(sampling.fold_in(key, _WINDOW), augment.WINDOW_DRAWS)
-    windows = decode_windows(
+    canvas = augment.canvas_size(cfg)
+    windows, window = decode_parts(
         contents,
         lambda height, width: augment.training_window(cfg, draws, height, width),
         cfg.input == "flow",
         cfg.dct_scaling * cfg.crop_size or math.inf,
+        canvas if together else None,
     )
     repeat = sampling.fold_in(key, _REPEAT)
     keys = [key, *(sampling.fold_in(repeat, number) for number in range(1, cfg.repeats))]
     numbers = [augment.draw_numbers(cfg, key) for key in keys]
-    canvas = augment.canvas_size(cfg)
+
+    def resized() -> tf.Tensor:
+        return resize(windows, cfg.crop_size, cfg.antialias)
+
     fits = tf.reduce_all(tf.shape(windows)[1:3] <= canvas)
-    # On the host too, so that a clip is the same wherever it is augmented
-    windows = tf.cond(fits, lambda: windows, lambda: resize(windows, cfg.crop_size, cfg.antialias))
     if not together:
-        clip = resize(windows, cfg.crop_size, cfg.antialias, rounded=not augment.changes_colors(cfg))
+        # On the host too, so that a clip is the same wherever it is augmented
+        clip = tf.cond(fits, lambda: windows, resized)
+        clip = resize(clip, cfg.crop_size, cfg.antialias, rounded=not augment.changes_colors(cfg))
         return {"video": tf.stack([augment.augment_clip(drawn, clip) for drawn in numbers])}
-    whole = tf.concat([[0, 0], tf.shape(windows)[1:3]], 0)
-    frames = [to_canvas(windows[at : at + together], *canvas) for at in range(0, len(contents), together)]
+    whole = tf.constant([0, 0, cfg.crop_size, cfg.crop_size])
+    video, window = tf.cond(
+        fits, lambda: (to_canvas(windows, *canvas), window), lambda: (to_canvas(resized(), *canvas), whole)
+    )
+    frames = [video[at : at + together] for at in range(0, len(contents), together)]
     sample = {f"video_{part}" if part else "video": some for part, some in enumerate(frames)}
-    sample["window"] = tf.repeat(whole[None], cfg.repeats, 0)
+    sample["window"] = tf.stack(cfg.repeats * [window])
     return sample | {name: tf.stack([drawn[name] for drawn in numbers]) for name in numbers[0]}
 
 
