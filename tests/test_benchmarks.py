@@ -28,7 +28,7 @@ def test_candidates_alternate_and_are_compared_within_a_round() -> None:
     assert times[0].ratios == (1.0, 1.0, 1.0) and times[1].spread[0] <= times[1].ratio <= times[1].spread[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_results_of_several_runs_stand_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", QUICK_TO_COMPILE)
     for part in ("step", "forward"):
@@ -57,8 +57,9 @@ def test_a_torch_that_cannot_compile_is_left_out_and_said(
         steps.run("forward", 1, clips, ["r2plus3d_18+vit"], ["torch eager"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("bare", [True, False])
+@pytest.mark.parametrize(
+    "bare", [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, marks=pytest.mark.long)]
+)
 def test_the_gpu_script_runs_on_a_cpu_and_where_little_is_installed(tmp_path: Path, bare: bool) -> None:
     """A bare machine has neither TensorFlow nor what reads configs; torch's half is an error where torch is missing."""
     missing = ("tensorflow", "tensorflow_datasets", "ml_collections", "orbax", "cv2", "av", "tensorboardX") * bare

@@ -114,6 +114,7 @@ def test_a_documented_config_exists(page: str, config: str) -> None:
 SMALL = [
     f"--config.{field}={value}"
     for field, value in {
+        "model.depth": 10,
         "train.global_batch_size": 2,
         "train.epochs": 0.5,
         "data.num_frames": 4,
@@ -145,7 +146,7 @@ def test_the_readme_works_from_top_to_bottom(tmp_path: Path) -> None:
     (lists / "classInd.txt").write_text("1 Diving\n2 Rowing\n")
     shutil.copy(tmp_path / "UCF-101" / videos[0], tmp_path / "my_video.mp4")
     (tmp_path / "my_clips").symlink_to(tmp_path / "UCF-101")
-    weights = to_torch(trained("r2plus1d_34", num_classes=400), "vmz")
+    weights = to_torch(trained("r2plus1d_10", num_classes=400), "vmz")
     torch.save({"state_dict": weights}, tmp_path / "r2plus1d_34.pth")
     environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     ran = 0

@@ -40,7 +40,7 @@ NEEDS = {
     "prepare --format packed": (*VIDEO, "tensorflow", "tensorflow_datasets"),
     "prepare --beam-runner": (*VIDEO, "tensorflow", "tensorflow_datasets", "apache_beam"),
     "new": _TRAINING,
-    "status": ("tensorboardX",),
+    "status": (),
     "study": _TRAINING,
     "predict": VIDEO,
     "predict --picture": (*VIDEO, "matplotlib"),

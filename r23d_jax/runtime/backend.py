@@ -20,7 +20,8 @@ def prepare_process() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # TensorFlow only reads data here, which oneDNN does not speed up, and oneDNN prints a line at every log level.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    os.environ.setdefault("KERAS_HOME", "/dev/null/keras")  # TensorFlow imports Keras, which writes ~/.keras if it can
+    # Otherwise TensorFlow imports Keras, only to see where it is. That takes a third of the time, and writes ~/.keras.
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):  # of MLflow and others
         os.environ.setdefault(name, "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")

@@ -5,23 +5,13 @@ import dataclasses
 import json
 import math
 import os
-import socket
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.record_writer import RecordWriter
-from tensorboardX.summary import hparams
-
 from r23d_jax.config import Config, flat
 from r23d_jax.runtime.disk import write_atomically, writing
 from r23d_jax.runtime.tracking import Trackers
-
-BOARD_SECONDS = 30.0  # after which TensorBoard sees new values
-COMPARED = ("val/top1_video", "train/loss")  # columns of TensorBoard's table of runs
 
 
 class Journal:
@@ -67,19 +57,10 @@ class Journal:
             fields = {name: str(v) if isinstance(v, list) else v for name, v in flat(dataclasses.asdict(cfg)).items()}
             self._trackers = Trackers(workdir, cfg.logging, fields, log, before if resume_step else None)
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        # tensorboardX's own writer has a thread: if that dies on a full disk, the run hangs once a queue is full.
-        self._folder = workdir / "tensorboard"
-        with writing(self._folder):
-            self._folder.mkdir(exist_ok=True)
-            self._board = RecordWriter(f"{self._folder}/events.out.tfevents.{time.time():.0f}.{socket.gethostname()}")
+        from r23d_jax.runtime.board import Board  # tensorboardX imports torch where it is installed: two seconds
+
+        self._board = Board(workdir / "tensorboard", resume_step, fields)
         self._file = self.path.open("a", encoding="utf-8")
-        self._add_event(Event(file_version="brain.Event:2"))
-        # Makes TensorBoard forget these steps of an earlier process.
-        self._add_event(Event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START)))
-        self._flushed = time.monotonic()
-        if cfg is not None:
-            for summary in hparams(fields, dict.fromkeys(COMPARED, 0.0))[:2]:  # the third would say that it has ended
-                self._add_event(Event(summary=summary))
 
     def write(
         self, step: int, epoch: float, metrics: Mapping[str, float], notes: Mapping[str, Any] | None = None
@@ -96,10 +77,7 @@ class Journal:
         with writing(self.path):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
-        self._add_event(Event(step=step, summary=Summary(value=values)))
-        if time.monotonic() - self._flushed > BOARD_SECONDS:
-            self._flush_board()
+        self._board.write(step, metrics)
         if self._trackers is not None:
             self._trackers.write(step, metrics)
 
@@ -112,7 +90,7 @@ class Journal:
         if self._active:
             with writing(self.path):
                 os.fsync(self._file.fileno())
-            self._flush_board()
+            self._board.flush()
 
     def close(self) -> None:
         """Closes the files and the trackers."""
@@ -122,16 +100,6 @@ class Journal:
             for file in (self._file, self._board):
                 with contextlib.suppress(OSError):  # `write` has raised it already
                     file.close()
-
-    def _add_event(self, event: Event) -> None:
-        event.wall_time = time.time()
-        with writing(self._folder):
-            self._board.write(event.SerializeToString())
-
-    def _flush_board(self) -> None:
-        with writing(self._folder):
-            self._board.flush()
-        self._flushed = time.monotonic()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

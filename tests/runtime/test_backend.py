@@ -54,10 +54,13 @@ def test_the_users_own_settings_of_malloc_stay() -> None:
 
 
 @pytest.mark.slow
-def test_importing_tensorflow_writes_nothing_at_home(tmp_path: Path) -> None:
+def test_importing_tensorflow_imports_no_keras_and_writes_nothing_at_home(tmp_path: Path) -> None:
     pytest.importorskip("tensorflow")
-    words = "from r23d_jax.runtime import backend; backend.prepare_process(); import tensorflow, keras"
-    kept = {name: value for name, value in os.environ.items() if name != "KERAS_HOME"}
+    words = (
+        "import sys; from r23d_jax.runtime import backend; backend.prepare_process(); import tensorflow; "
+        "assert 'keras' not in sys.modules"
+    )
+    kept = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
     done = subprocess.run(
         [sys.executable, "-c", words], cwd=ROOT, env=kept | {"HOME": str(tmp_path)}, capture_output=True, text=True
     )
