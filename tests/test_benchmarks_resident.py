@@ -180,6 +180,7 @@ def test_a_training_that_a_study_is_working_on_is_left_alone(
     assert "[2/4] ViT_seed0\n    another process has done it" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source", [*(pytest.param(source, marks=pytest.mark.slow) for source in ("rgb", "rgb_diff")), "flow"]
 )

@@ -59,6 +59,7 @@ def test_pth_is_read_without_pickled_code(workdir: Path, tmp_path: Path) -> None
     jax.tree.map(np.testing.assert_array_equal, split_model(again)[1:], split_model(model)[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "batch"), [("model.stablehlo", "B"), ("stablehlo", "B"), ("model.tflite", "1")])
 def test_portable(name: str, batch: str, workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--workdir", str(workdir), "--to", str(tmp_path / name)]) == 0

@@ -47,6 +47,7 @@ def call(name: str, root: Path, weights: str, *more: str) -> int:
     return main([name, str(root / "v.avi"), "--weights", weights, *more])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*COMMANDS, "convert", "serve", "new"])
 def test_a_network_at_a_url(
     name: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -100,6 +101,7 @@ def test_a_url_where_only_a_path_can_be_used(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("place", ["run", "folder", "net.safetensors", "name:" + NAME, NAME])
 def test_a_network_from_anywhere(

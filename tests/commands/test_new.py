@@ -116,6 +116,7 @@ def test_a_project_is_not_made_twice(root: Path, project: Path) -> None:
         call(root / "videos", "--out", project)
 
 
+@pytest.mark.slow
 def test_cached_weights_are_used(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +156,7 @@ def test_cached_weights_are_used(
         call(root / "videos", "--out", tmp_path / "r", "--weights", "old", "--scratch")
 
 
+@pytest.mark.slow
 def test_a_cpu_takes_the_quickest_cached_weights_and_an_accelerator_the_most_accurate(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -113,6 +113,7 @@ def evaluate(model, frames: Path, cfg: Config) -> np.ndarray:
     return result.probabilities
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [

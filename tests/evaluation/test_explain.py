@@ -89,6 +89,7 @@ def test_attention_follows_a_token_that_matches_the_query() -> None:
     assert found.sum() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vit", "attention_pool"])
 def test_time_tokens_give_a_curve(kind: str) -> None:
     assert attention(head_of(kind, tokens="time"), features(2, 3, 2, 4, 8), jnp.int32(0)).shape == (2, 3, 1, 1)

@@ -66,6 +66,7 @@ def clips_of(path: Path, cfg: Config, starts: list[int]) -> np.ndarray:
     )
 
 
+@pytest.mark.slow
 def test_features_of_files_are_the_means_of_the_layer(folder: Path, model, cfg: Config) -> None:
     paths = sorted((folder / "videos").rglob("*.mp4"))[:3]
     pre = preprocessing(cfg.data)
@@ -147,6 +148,7 @@ def test_the_command_on_class_folders(folder: Path, tmp_path: Path, capsys: pyte
     assert map_.read_bytes()[:4] == near.read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_prepared_frames_give_the_features_of_their_videos(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,6 +47,7 @@ def test_forms_agree_in_value_and_gradients(kernel: Triple, strides: Triple) -> 
     compare(draw(2, 6, 9, 8, 5), draw(*kernel, 5, 4, seed=1), strides, half_padding(kernel))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strides", STRIDES)
 @pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel[1] > 1])
 def test_forms_agree_on_a_clip(kernel: Triple, strides: Triple) -> None:

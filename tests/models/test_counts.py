@@ -61,6 +61,7 @@ def test_published_counts(name: str) -> None:
     assert round(total(parts, "macs") / 1e9, 3) == gmacs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parameters", "frames", "gmacs"),
     [
@@ -181,6 +182,7 @@ def test_temporal_lengths() -> None:
     assert {family: FAMILIES[family].feature_grid(16, 112)[0] for family in lengths} == lengths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_grid_of_the_last_feature_map(family: str) -> None:
     name, spec = names_of(family)[0], FAMILIES[family]

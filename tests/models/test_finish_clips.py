@@ -101,6 +101,7 @@ def _compare(host: list[Batch], device: list[Batch], cfg: DataConfig) -> None:
 PAIRS = [*((crop, "rgb") for crop in CROPS), *zip(CROPS, [name for name in INPUTS if name != "rgb"], strict=False)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, 4])
 def test_frames_of_a_large_batch_come_in_parts(index: VideoIndex, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = dataclasses.replace(CFG, num_frames=4)
@@ -170,6 +171,7 @@ def test_host_and_device_cut_the_same_crops(index: VideoIndex, crops: int, sourc
     assert not made[-1]["mask"].all()
 
 
+@pytest.mark.slow
 def test_batches_for_the_device_depend_on_seed_and_step_alone(index: VideoIndex) -> None:
     cfg = dataclasses.replace(CFG, crop="random_resized", repeats=2)
     every = _train(index, cfg, True, steps=5)
@@ -220,6 +222,7 @@ def test_both_halves_know_the_same_augmentations() -> None:
     assert on_device.finish_clips(batch, preprocessing(CFG)) is batch
 
 
+@pytest.mark.slow
 def test_an_unreadable_video_is_replaced_by_the_same_one(index: VideoIndex, tmp_path: Path) -> None:
     import shutil
 

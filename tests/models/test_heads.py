@@ -44,6 +44,7 @@ RESIDUAL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cfg", "window"),
     [
@@ -115,6 +116,7 @@ def feature_map(name: str) -> jax.ShapeDtypeStruct:
     return traced(on_backbone(name, "none"), jax.ShapeDtypeStruct((2, 16, 64, 64, 3), jnp.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("name", [names_of(family)[0] for family in FAMILIES])
 def test_every_head_on_every_network(name: str, kind: str) -> None:

@@ -81,6 +81,7 @@ def test_a_unit_is_a_convolution_bn_and_relu_with_the_specs_constants() -> None:
     assert point.conv.kernel.shape == (1, 1, 1, 3, 4)  # 1x1x1 is not separated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [InceptionSpec(), InceptionSpec(separable=True, gated=True, same_padding=False)])
 def test_stem_and_stages_halve_what_the_pools_halve(spec: InceptionSpec) -> None:
     """Of 18 frames of 65 pixels: SAME rounds up, and the last pool of S3D, which has no padding, rounds down."""

@@ -128,6 +128,7 @@ def test_keys_for_initialization_are_those_of_the_stream() -> None:
     np.testing.assert_array_equal(jax.random.key_data(rngs.params()), jax.random.key_data(same.params()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_channels_of_zeros_stay_zeros_and_count_for_nothing(training: bool) -> None:
     """Convolution -> BN -> convolution, computed at a larger width between the two."""

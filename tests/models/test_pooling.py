@@ -18,6 +18,7 @@ def draw(ties: bool) -> np.ndarray:
     return np.maximum(np.round(values), 0) if ties else values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ties", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("same", [False, True])
 @pytest.mark.parametrize(("window", "strides"), POOLS)

@@ -113,6 +113,7 @@ def test_temporal_strides_keep_steps_and_weights(name: str, strides: tuple[int, 
         assert shapes[0][part] == shapes[1][part]
 
 
+@pytest.mark.slow
 def test_strides_of_the_family_change_nothing() -> None:
     own, same = small(), small(temporal_strides=(1, 2, 2))
     np.testing.assert_array_equal(own(clip(), nnx.Rngs(dropout=0)), same(clip(), nnx.Rngs(dropout=0)))

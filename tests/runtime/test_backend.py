@@ -82,6 +82,7 @@ print(jax.config.jax_platforms, jax.devices()[0].platform)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "platforms", "printed", "quiet"),
     [

@@ -250,6 +250,7 @@ def test_those_who_do_not_come_are_not_waited_for_without_end() -> None:
     assert output.startswith("error: the 2 processes of the job have not come together in 1 s; check that all of them")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("patience", "ends"), [pytest.param(distributed.REPORT_SECONDS, True, marks=pytest.mark.slow), (1, False)]
 )

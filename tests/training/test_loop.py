@@ -205,6 +205,7 @@ def test_other_classes_are_refused_on_resume(dataset: Path, finished: tuple[Path
     assert (found.verdict, found.step) == ("failed", 6) and "other classes, or in another order" in found.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("field", "value", "was"), [("split", 2, "1"), ("fold", 1, "0"), ("hold_out", 0.5, "0.0")])
 def test_other_held_out_videos_are_refused_on_resume(
     dataset: Path, finished: tuple[Path, EvalResult], tmp_path: Path, field: str, value: float, was: str
@@ -325,6 +326,7 @@ def test_classes_are_compared(dataset: Path, finished: tuple[Path, EvalResult]) 
         evaluate_checkpoint(cfg, finished[0], log=lines.append)
 
 
+@pytest.mark.slow
 def test_an_evaluation_leaves_the_files_of_the_training_alone(dataset: Path, finished: tuple[Path, EvalResult]) -> None:
     workdir, lines = finished[0], []
     names = ("evaluation.json", "evaluation.npz", "report.html")
@@ -339,6 +341,7 @@ def test_an_evaluation_leaves_the_files_of_the_training_alone(dataset: Path, fin
     assert "<h2>Training</h2>" in page and "Grad-CAM of" in page and "nearest training video: v_" in page
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(dataset: Path, tmp_path: Path) -> None:
     cfg = config_for(dataset)
     cfg.optimizer.name, cfg.optimizer.learning_rate, cfg.optimizer.clip_norm = "sgd", 1e30, 0.0

@@ -65,6 +65,7 @@ def on_one_device() -> tuple[TrainState, list[float]]:
 
 
 # One axis, both, and the other one: each compiles a program of its own, the last in CI alone
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "fsdp"), [pytest.param(8, 1, marks=pytest.mark.slow), (2, 4), pytest.param(1, 8, marks=pytest.mark.slow)]
 )
@@ -128,6 +129,7 @@ def test_a_compiled_step_gathers_parameters_and_sums_gradients_once(fsdp: int) -
     assert not yielded["all-to-all"]
 
 
+@pytest.mark.slow
 def test_accumulation_equals_one_large_batch_where_no_statistic_is_of_the_batch() -> None:
     cfg = tiny_config()
     cfg.optimizer.freeze = STAGES
@@ -154,6 +156,7 @@ def test_frozen_parts_keep_parameters_and_statistics() -> None:
         assert any(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_frozen_parts_cost_no_backward_pass() -> None:
     """The first parts need a forward pass alone, which is a third of the work of a step."""
 
@@ -166,6 +169,7 @@ def test_frozen_parts_cost_no_backward_pass() -> None:
     assert operations(STAGES) < 0.5 * operations(())
 
 
+@pytest.mark.slow
 def test_moving_average_and_randomness_of_the_step_alone() -> None:
     cfg = tiny_config()
     cfg.train.ema_decay, cfg.model.head.dropout, cfg.train.mixup = 0.75, 0.5, 0.4
@@ -216,6 +220,7 @@ def test_batches_that_do_not_divide_are_refused() -> None:
         start(cfg, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("accumulate", "cutmix"),
     [pytest.param(1, 0.0, marks=pytest.mark.slow), pytest.param(2, 0.0, marks=pytest.mark.slow), (2, 1.0)],

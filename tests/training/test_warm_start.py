@@ -108,6 +108,7 @@ def test_a_residual_head_starts_with_the_logits_of_a_trained_average_pool(kind: 
     assert same(state.params["head"], fresh.params["head"])
 
 
+@pytest.mark.slow
 def test_the_classifier_stays_between_residual_heads_unless_the_classes_are_others(tmp_path: Path) -> None:
     theirs, cfg = tiny_config("r3d", "vit"), tiny_config("r3d", "attention_pool")
     theirs.model.head.residual = cfg.model.head.residual = True
@@ -121,6 +122,7 @@ def test_the_classifier_stays_between_residual_heads_unless_the_classes_are_othe
 
 
 # Each stem and each input once: where the kernel is does not say which of its channels are zero
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "kind", "channels"),
     [("r3d", "rgb", slice(0, 3)), pytest.param("r2plus1d", "rgb_diff", slice(3, 6), marks=pytest.mark.slow)],
@@ -229,6 +231,7 @@ def test_missing_weights_are_refused_before_anything_else(tmp_path: Path) -> Non
     check_source(cfg, tmp_path / "run")  # a run that resumes does not need them any more
 
 
+@pytest.mark.slow
 def test_frozen_parts_keep_the_weights_they_started_from(tmp_path: Path) -> None:
     cfg = tiny_config("r3d")
     cfg.init_from, cfg.optimizer.freeze = str(source(cfg, tmp_path, num_classes=9)), ("stem", "stage1", "stage2")
@@ -241,6 +244,7 @@ def test_frozen_parts_keep_the_weights_they_started_from(tmp_path: Path) -> None
         assert same(state.batch_stats["stages"][part], warm.batch_stats["stages"][part]) is frozen
 
 
+@pytest.mark.slow
 def test_the_classifiers_rows_follow_the_class_names(tmp_path: Path) -> None:
     cfg = tiny_config("r3d")
     model: Any = trained("r3d_10", widths=cfg.model.widths, num_classes=NUM_CLASSES)

@@ -48,6 +48,7 @@ def refusal(call: Any, *args: Any) -> str:
 # -- find --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "source", "fields"),
     [

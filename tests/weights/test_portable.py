@@ -38,6 +38,7 @@ def expected(model, batch: int) -> np.ndarray:
     return np.asarray(jax.jit(network.apply_eval)(params, batch_stats, prepare_video(jnp.asarray(video(batch)), PRE)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 def test_stablehlo(model, batch: int, tmp_path: Path) -> None:
     path = tmp_path / "model.stablehlo"

@@ -172,6 +172,7 @@ def _fetch(url: str) -> int:
     return len(fetch("net", [File(f"{url}/a.bin", f"sha256:{DIGEST[:8]}")], lambda line: None)[0].read_bytes())
 
 
+@pytest.mark.slow
 def test_processes_wait_for_one_download(server: Publisher) -> None:
     server.pause = 0.05
     with multiprocessing.get_context("spawn").Pool(2) as pool:

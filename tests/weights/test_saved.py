@@ -180,6 +180,7 @@ def test_a_run_with_an_exported_file_is_still_a_run(workdir: Path, tmp_path: Pat
     assert (tmp_path / "run" / "config.json").read_text() == "{}"
 
 
+@pytest.mark.slow
 def test_the_commands_take_and_make_folders(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     to = tmp_path / "net"
     assert main(["export", "--workdir", str(workdir), "--to", str(to)]) == 0

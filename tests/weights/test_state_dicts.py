@@ -44,6 +44,7 @@ def test_there_and_back_is_bit_exact(name: str, head: str) -> None:
     jax.tree.map(np.testing.assert_array_equal, values(r23d_jax.from_torch(state, like)), values(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -228,6 +229,7 @@ def test_to_torch_gives_tensors_for_load_state_dict(torchvision_video: Any) -> N
     assert torch.equal(peer.stem[0].weight, torch.tensor(to_arrays(model)["stem.0.weight"]))
 
 
+@pytest.mark.slow
 def test_the_source_whose_names_are_written() -> None:
     for name, source in (
         ("mc3_18", "torchvision"),

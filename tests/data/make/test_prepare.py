@@ -295,6 +295,7 @@ def next_config(printed: str) -> Config:
     return validate(train._parse(args, "").config)
 
 
+@pytest.mark.slow
 @LOADS_CONFIG
 @pytest.mark.parametrize("with_lists", [True, False], ids=["lists", "no lists"])
 @pytest.mark.parametrize("options", [(), ("--format", "packed"), ("--format", "both"), ("--flow", "dis")], ids=str)
@@ -566,6 +567,7 @@ def test_a_full_disk_stops_the_run(videos: Path, tmp_path: Path, monkeypatch, ca
     assert "No space left on device; make room. Finished work is kept; run the same command again" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_stopped_at_any_moment(made: Path, tmp_path: Path, number: signal.Signals) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"

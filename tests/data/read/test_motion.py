@@ -157,6 +157,7 @@ def test_a_batch_depends_on_seed_and_step_alone(index: VideoIndex) -> None:
     assert not np.array_equal(whole[0]["video"], train(index, cfg, seed=1)[0]["video"])
 
 
+@pytest.mark.slow
 def test_an_unreadable_video_is_replaced(index: VideoIndex, tmp_path: Path) -> None:
     broken_index = dataclasses.replace(index, frames=write_videos(tmp_path / "frames", [12, 20, 3, 15, 1]).frames)
     for path in (tmp_path / "frames" / str(index.names[1])).iterdir():

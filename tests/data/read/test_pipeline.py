@@ -110,6 +110,7 @@ def _blue_edges(index: VideoIndex, cfg: DataConfig) -> np.ndarray:
     return clips[:, 12, [0, -1], 2].astype(int)
 
 
+@pytest.mark.slow
 def test_mirroring_depends_on_neither_the_crop_nor_other_augmentations(index: VideoIndex) -> None:
     left, right = _blue_edges(index, CFG).T
     mirrored = left > right
@@ -253,6 +254,7 @@ def test_a_host_is_one_of_the_hosts(index: VideoIndex, host: int) -> None:
         _train(index, host=host, num_hosts=2)
 
 
+@pytest.mark.slow
 def test_crops_of_one_clip_are_decoded_together_or_alone_to_the_same_pixels(index: VideoIndex) -> None:
     """Six rows hold two clips of three crops, four rows none; rows of one host of two begin within a clip."""
     cfg = dataclasses.replace(CFG, crop_size=12)
@@ -351,6 +353,7 @@ def test_png_frames(tmp_path: Path) -> None:
     np.testing.assert_array_equal(videos[:, 0], batch["video_id"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crops", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_dct_scaling_shows_the_same_windows(tmp_path: Path, crops: int) -> None:
     """Decoded at half their size, which the window is reduced to anyway: the same but for the filter."""
@@ -435,6 +438,7 @@ def test_evaluation_hosts_have_as_many_batches_each_and_cover_all_views(index: V
     assert _same(_eval(index, views), _joined(parts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crops", [3, 10])
 def test_crops_of_a_view(index: VideoIndex, crops: int) -> None:
     cfg = dataclasses.replace(CFG, short_side=24, crop_size=12)
@@ -486,6 +490,7 @@ def _threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux shows them")
 @pytest.mark.parametrize(
     "how", ["closed", pytest.param("dropped", marks=pytest.mark.slow), pytest.param("used up", marks=pytest.mark.slow)]

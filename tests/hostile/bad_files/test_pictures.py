@@ -63,6 +63,7 @@ def index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return index_packed(root / "packed", listed(*PICTURES, *INTACT), "train", cache=False)
 
 
+@pytest.mark.slow
 def test_evaluation_leaves_out_what_cannot_be_read_and_says_why(index: VideoIndex) -> None:
     assert len(index) == len(PICTURES) + len(INTACT)
     views = make_views(index.num_frames, preprocessing(CFG), EvalConfig())
