@@ -34,6 +34,7 @@ hypothesis.settings.register_profile("full", max_examples=300, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 REAL_FOLDERS = ("ucf5", "ucf101_splits", "odd_videos")
+LONGEST = ("test_documented_commands.py", "test_benchmarks.py", "test_install.py")  # with a test of a minute or more
 
 
 @pytest.fixture
@@ -65,9 +66,12 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # In this order .ci/run divides files among processes: the long ones first, and of these the comparisons with torch.
-    first = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("parity")}
-    items.sort(key=lambda item: (item.path not in first, item.path.parent.name != "weights"))
+    # In this order .ci/run divides files among processes: those of the longest tests first, then the other slow ones,
+    # and of these the comparisons with torch.
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("parity")}
+    items.sort(
+        key=lambda item: (item.path.name not in LONGEST, item.path not in slow, item.path.parent.name != "weights")
+    )
     for item in items:
         if item.get_closest_marker("real_clips") and not os.environ.get("R23D_TEST_DATA"):
             reason = f"set R23D_TEST_DATA to a folder with {', '.join(REAL_FOLDERS)} (see the head of .ci/run)"

@@ -42,7 +42,7 @@ def test_results_of_several_runs_stand_together(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "results.svg").read_text().startswith("<?xml")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_torch_that_cannot_compile_is_left_out_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,9 +57,8 @@ def test_a_torch_that_cannot_compile_is_left_out_and_said(
         steps.run("forward", 1, clips, ["r2plus3d_18+vit"], ["torch eager"])
 
 
-@pytest.mark.parametrize(
-    "bare", [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("bare", [True, False])
 def test_the_gpu_script_runs_on_a_cpu_and_where_little_is_installed(tmp_path: Path, bare: bool) -> None:
     """A bare machine has neither TensorFlow nor what reads configs; torch's half is an error where torch is missing."""
     missing = ("tensorflow", "tensorflow_datasets", "ml_collections", "orbax", "cv2", "av", "tensorboardX") * bare

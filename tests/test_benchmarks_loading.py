@@ -38,7 +38,7 @@ def test_tiny() -> None:
     assert found["memory"]["growth"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shipped_configs() -> None:
     found = json.loads(json.dumps(shipped.run(rounds=1, workers=2, tiny=True, peer=False)))
     names = [f"configs/{name}.py, augment_on={place}" for name in shipped.CONFIGS for place in ("host", "device")]

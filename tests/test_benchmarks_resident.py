@@ -84,7 +84,7 @@ def write_study(folder: Path, cfg: Config) -> str:
     return str(path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rows_that_differ_in_seed_share_a_program_and_a_rerun_is_equal(tmp_path: Path, videos: Path) -> None:
     path = write_study(tmp_path, small(videos))
     before = resident._compiled.cache_info().misses

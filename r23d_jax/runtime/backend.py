@@ -20,8 +20,9 @@ def prepare_process() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # TensorFlow only reads data here, which oneDNN does not speed up, and oneDNN prints a line at every log level.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    # Otherwise TensorFlow imports Keras, only to see where it is. That takes a third of the time, and writes ~/.keras.
+    # Otherwise TensorFlow imports Keras, only to see where it is, which takes a third of the time.
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    os.environ.setdefault("KERAS_HOME", "/dev/null/keras")  # TensorFlow's own old Keras writes ~/.keras if it can
     for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):  # of MLflow and others
         os.environ.setdefault(name, "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")

@@ -83,7 +83,7 @@ class InThisProcess:
         return runner.train_cell(self.folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_streams_are_fine_tuned_from_files_and_added(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

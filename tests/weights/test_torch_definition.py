@@ -139,10 +139,10 @@ def test_every_head_at_the_size_of_training_smaller_and_larger(head: HeadConfig,
         ("r2plus3d_18", VIT, 32, "rgb_diff"),
         ("r2plus1d_18", AVERAGE, 32, "rgb"),
         ("r3d_18", AVERAGE, 32, "rgb_diff"),
-        ("mc3_18", POOL, 32, "rgb_diff"),
+        pytest.param("mc3_18", POOL, 32, "rgb_diff", marks=pytest.mark.long),
         ("r2plus3d_10", RESIDUAL, 32, "rgb_and_diff"),
-        ("i3d", AVERAGE, 64, "rgb_diff"),
-        ("s3d", AVERAGE, 64, "rgb_diff"),
+        pytest.param("i3d", AVERAGE, 64, "rgb_diff", marks=pytest.mark.long),
+        pytest.param("s3d", AVERAGE, 64, "rgb_diff", marks=pytest.mark.long),
     ],
 )
 def test_a_process_with_torch_alone(name: str, head: HeadConfig, size: int, kind: str, tmp_path: Path) -> None:
