@@ -29,17 +29,18 @@ OPTIONAL = (
 BASE = ("jax", "flax", "optax", "orbax.checkpoint", "ml_collections", "jaxtyping", "numpy", "safetensors", "scipy")
 BASE += ("flatbuffers", "tqdm", "pooch")
 VIDEO = ("av", "cv2")
-_TRAINING = (*VIDEO, "tensorflow", "tensorboardX", "matplotlib")
+_READING = (*VIDEO, "tensorflow", "matplotlib")
+_TRAINING = (*_READING, "tensorboardX")
 NEEDS = {
     "train": _TRAINING,
-    "evaluate": _TRAINING,
+    "evaluate": _READING,
     "log to W&B and MLflow": ("wandb", "mlflow"),
     "data and runs at s3://": ("s3fs",),
     "data and runs at gs://": ("gcsfs",),
     "prepare": VIDEO,
     "prepare --format packed": (*VIDEO, "tensorflow", "tensorflow_datasets"),
     "prepare --beam-runner": (*VIDEO, "tensorflow", "tensorflow_datasets", "apache_beam"),
-    "new": _TRAINING,
+    "new": _READING,
     "status": (),
     "study": _TRAINING,
     "predict": VIDEO,

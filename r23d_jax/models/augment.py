@@ -18,9 +18,10 @@ def finish_clips(batch: dict[str, jax.Array], pre: Preprocessing) -> dict[str, j
     """Makes the rows of a batch whose clips the host has only decoded.
 
     Args:
-      batch: "video" (N, T, H, W, C) uint8, a window in the top left corner of each clip, and (N, K, ...) arrays of K
-        rows a clip: "window" (N, K, 4) int32, top, left, height and width; numbers under names of `AUGMENTATIONS`; and
-        others. More frames may be in "video_1", "video_2" and so on. A batch without "window" is returned as it is.
+      batch: "video" (N, T, H, W, C) uint8, of which "window" says what is used: what is around it does not matter. And
+        (N, K, ...) arrays of K rows a clip: "window" (N, K, 4) int32, top, left, height and width; numbers under names
+        of `AUGMENTATIONS`; and others. More frames may be in "video_1", "video_2" and so on. A batch without "window"
+        is returned as it is.
       pre: size of the crop, and whether it is filtered.
 
     Returns:

@@ -51,14 +51,15 @@ class Journal:
         ]
         if not active:
             return
+        # First, in case it is missing; and here, because it imports torch where that is installed: two seconds
+        from r23d_jax.runtime.board import Board
+
         workdir.mkdir(parents=True, exist_ok=True)
         self._trackers, fields = None, {}
         if cfg is not None:  # before any row is removed, because the rows say what the services have
             fields = {name: str(v) if isinstance(v, list) else v for name, v in flat(dataclasses.asdict(cfg)).items()}
             self._trackers = Trackers(workdir, cfg.logging, fields, log, before if resume_step else None)
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        from r23d_jax.runtime.board import Board  # tensorboardX imports torch where it is installed: two seconds
-
         self._board = Board(workdir / "tensorboard", resume_step, fields)
         self._file = self.path.open("a", encoding="utf-8")
 

@@ -101,8 +101,7 @@ def _compare(host: list[Batch], device: list[Batch], cfg: DataConfig) -> None:
 PAIRS = [*((crop, "rgb") for crop in CROPS), *zip(CROPS, [name for name in INPUTS if name != "rgb"], strict=False)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_frames_of_a_large_batch_come_in_parts(index: VideoIndex, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = dataclasses.replace(CFG, num_frames=4)
     whole = _train(index, cfg, True)

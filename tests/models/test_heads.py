@@ -49,7 +49,7 @@ RESIDUAL = [
     ("cfg", "window"),
     [
         *((cfg, (1, 1, 1)) for cfg in RESIDUAL),
-        *(pytest.param(cfg, (2, 2, 1), marks=pytest.mark.slow) for cfg in RESIDUAL if not cfg.hidden_dim),
+        *((cfg, (2, 2, 1)) for cfg in RESIDUAL if not cfg.hidden_dim),
     ],
     ids=lambda value: f"{value.kind}, {value.tokens}, {value.hidden_dim}" if isinstance(value, HeadConfig) else None,
 )

@@ -19,7 +19,7 @@ def draw(ties: bool) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ties", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("same", [False, True])
 @pytest.mark.parametrize(("window", "strides"), POOLS)
 def test_forms_agree(window: Triple, strides: Triple, same: bool, ties: bool) -> None:

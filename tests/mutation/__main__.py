@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Module -> arguments of pytest that select the quick tests which concern it
+# Module -> arguments of pytest that select the tests which concern it
 TESTS = {
     "evaluation/metrics": ("tests/evaluation/test_metrics.py",),
     "evaluation/fusion": ("tests/evaluation/test_fusion.py",),
@@ -46,6 +46,8 @@ TESTS = {
     "data/read/augment": ("tests/data/read/test_augment.py",),
     "data/read/pipeline": ("tests/data/read/test_pipeline.py", "-k", "not threads"),
 }  # fmt: skip
+# Also the slow tests: some of these modules have few others
+TESTS = {module: (*chosen, "-m", "not long") for module, chosen in TESTS.items()}
 KILLED = {1, 2, 3, 24, 36, 152, -24}  # exit statuses: a test failed, an import did, pytest broke, or the time was up
 
 

@@ -205,7 +205,6 @@ def test_other_classes_are_refused_on_resume(dataset: Path, finished: tuple[Path
     assert (found.verdict, found.step) == ("failed", 6) and "other classes, or in another order" in found.reason
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("field", "value", "was"), [("split", 2, "1"), ("fold", 1, "0"), ("hold_out", 0.5, "0.0")])
 def test_other_held_out_videos_are_refused_on_resume(
     dataset: Path, finished: tuple[Path, EvalResult], tmp_path: Path, field: str, value: float, was: str

@@ -64,11 +64,9 @@ def on_one_device() -> tuple[TrainState, list[float]]:
     return run(on_meshes_config(), 1)
 
 
-# One axis, both, and the other one: each compiles a program of its own, the last in CI alone
+# One axis, both, and the other one: each compiles a program of its own
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("data", "fsdp"), [pytest.param(8, 1, marks=pytest.mark.slow), (2, 4), pytest.param(1, 8, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4), (1, 8)])
 def test_any_mesh_computes_what_one_device_does(
     on_one_device: tuple[TrainState, list[float]], data: int, fsdp: int
 ) -> None:
@@ -169,7 +167,6 @@ def test_frozen_parts_cost_no_backward_pass() -> None:
     assert operations(STAGES) < 0.5 * operations(())
 
 
-@pytest.mark.slow
 def test_moving_average_and_randomness_of_the_step_alone() -> None:
     cfg = tiny_config()
     cfg.train.ema_decay, cfg.model.head.dropout, cfg.train.mixup = 0.75, 0.5, 0.4
@@ -220,7 +217,6 @@ def test_batches_that_do_not_divide_are_refused() -> None:
         start(cfg, 8)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("accumulate", "cutmix"),
     [pytest.param(1, 0.0, marks=pytest.mark.slow), pytest.param(2, 0.0, marks=pytest.mark.slow), (2, 1.0)],

@@ -125,7 +125,7 @@ def test_the_classifier_stays_between_residual_heads_unless_the_classes_are_othe
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "kind", "channels"),
-    [("r3d", "rgb", slice(0, 3)), pytest.param("r2plus1d", "rgb_diff", slice(3, 6), marks=pytest.mark.slow)],
+    [("r3d", "rgb", slice(0, 3)), ("r2plus1d", "rgb_diff", slice(3, 6))],
 )
 def test_frames_and_differences_start_from_a_network_of_one_of_them(
     family: str, kind: str, channels: slice, tmp_path: Path

@@ -48,7 +48,6 @@ def refusal(call: Any, *args: Any) -> str:
 # -- find --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "source", "fields"),
     [

@@ -49,7 +49,9 @@ def test_there_and_back_is_bit_exact(name: str, head: str) -> None:
     "name",
     [
         "r2plus1d_10",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("r2plus1d_tv_10", "mc3_10", "r2plus3d_10")),
+        "r2plus1d_tv_10",
+        "mc3_10",
+        "r2plus3d_10",
     ],
 )
 def test_the_network_is_found_from_the_shapes(name: str) -> None:

@@ -199,8 +199,9 @@ WINDOWS: dict[str, Callable[[DataConfig, tf.Tensor, tf.Tensor, tf.Tensor], tf.Te
 
 # config.data.crop -> config -> longest side of a window of a frame whose short side is `short_side`, but for its shape
 CANVAS_SIDES: dict[str, Callable[[DataConfig], int]] = {
-    "multi_scale": lambda cfg: math.ceil(max(cfg.crop_scales) * cfg.short_side),
-    "random_resized": lambda cfg: cfg.short_side,
+    # a larger window is resized to the crop, which must fit too
+    "multi_scale": lambda cfg: max(cfg.crop_size, math.ceil(max(cfg.crop_scales) * cfg.short_side)),
+    "random_resized": lambda cfg: max(cfg.crop_size, cfg.short_side),
     "random": lambda cfg: cfg.crop_size,
     "center": lambda cfg: cfg.crop_size,
 }

@@ -150,10 +150,14 @@ def decode_parts(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """`decode_windows`, but a JPEG that is decoded whole may give a part that is as large as `canvas`.
 
-    One copy then makes what is given to a device, instead of one for the window and others for what is around it.
+    One copy then makes what is given to a device, instead of one for the window and others for what is around it. A
+    part is the window itself where pictures are large, smaller than the canvas, reduced, of flow, or no JPEG.
+
+    Args:
+      canvas: height and width, pixels; None: the windows alone.
 
     Returns:
-      The parts, as the windows of `decode_windows`; and the window in them, (4,) int32.
+      The parts, as the windows of `decode_windows`; and the window in them, (4,) int32: top, left, height, width.
     """
     magic = tf.strings.substr(tf.stack(contents), 0, len(_JPEG_MAGIC))
     parts, window = tf.cond(

@@ -59,7 +59,7 @@ def train_batches(
       global_batch_size: clips in a step, over all hosts.
       on_device: leave resizing and augmentations to `models.augment.finish_clips`. A batch then has "video"
         (b / k, t, h, w, c) uint8 with k = repeats, of `augment.canvas_size` (h, w), which has every window somewhere
-        in it; all others as (b / k, k, ...); and also "window" int32 and the numbers of
+        in it; all others as (b / k, k, ...); and also "window" (b / k, k, 4) int32 and the numbers of
         `augment.draw_numbers`. A window that is larger than the canvas is resized here. If "video" would have more than
         `MOST_BYTES`, the later frames are in "video_1", "video_2" and so on. With `cfg.motion`, it has the pictures and
         numbers of `motion.moving_clips` instead.

@@ -31,6 +31,12 @@ def test_every_window_lies_in_the_frame(crop: str, size: tuple[int, int]) -> Non
     _windows(DataConfig(crop=crop), *size, count=40)
 
 
+@pytest.mark.parametrize("crop", augment.WINDOWS)
+def test_the_canvas_holds_a_window_that_was_resized_to_the_crop(crop: str) -> None:
+    cfg = DataConfig(crop=crop, crop_scales=(0.5,), short_side=48, crop_size=40)
+    assert min(augment.canvas_size(cfg)) >= cfg.crop_size
+
+
 def test_multi_scale_is_the_published_crop() -> None:
     """Five scales of the short side, at any position: sides int(240 * scale), drawn evenly."""
     windows = _windows(DataConfig(), 240, 320, count=400)

@@ -354,7 +354,7 @@ def test_png_frames(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("crops", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("crops", [1, 3])
 def test_dct_scaling_shows_the_same_windows(tmp_path: Path, crops: int) -> None:
     """Decoded at half their size, which the window is reduced to anyway: the same but for the filter."""
     large = write_videos(tmp_path / "frames", [9, 12, 10], height=96, width=128)
@@ -438,8 +438,7 @@ def test_evaluation_hosts_have_as_many_batches_each_and_cover_all_views(index: V
     assert _same(_eval(index, views), _joined(parts))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("crops", [3, 10])
+@pytest.mark.parametrize("crops", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_crops_of_a_view(index: VideoIndex, crops: int) -> None:
     cfg = dataclasses.replace(CFG, short_side=24, crop_size=12)
     views = make_views(index.num_frames[:1], preprocessing(cfg), EvalConfig(crops=crops))
@@ -492,9 +491,7 @@ def _threads() -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux shows them")
-@pytest.mark.parametrize(
-    "how", ["closed", pytest.param("dropped", marks=pytest.mark.slow), pytest.param("used up", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("how", ["closed", "dropped", "used up"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_iterator_takes_its_threads_with_it(index: VideoIndex, tmp_path: Path, how: str, packed: bool) -> None:
     data = pack(index, tmp_path / "packed") if packed else index
