@@ -46,8 +46,7 @@ TESTS = {
     "data/read/augment": ("tests/data/read/test_augment.py",),
     "data/read/pipeline": ("tests/data/read/test_pipeline.py", "-k", "not threads"),
 }  # fmt: skip
-# Also the slow tests: some of these modules have few others
-TESTS = {module: (*chosen, "-m", "not long") for module, chosen in TESTS.items()}
+MARKED = ("-m", "not long")  # also slow tests: some of these modules have few others
 KILLED = {1, 2, 3, 24, 36, 152, -24}  # exit statuses: a test failed, an import did, pytest broke, or the time was up
 
 
@@ -87,7 +86,7 @@ def prepare(module: str, copy: Path) -> list[str]:
         if name and Path(name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(name, copy / name)
-    own = f'only_mutate = ["r23d_jax/{module}.py"]\npytest_add_cli_args_test_selection = {list(TESTS[module])}\n'
+    own = f'only_mutate = ["r23d_jax/{module}.py"]\npytest_add_cli_args_test_selection = {[*TESTS[module], *MARKED]}\n'
     settings = Path("pyproject.toml").read_text().replace("[tool.mutmut]\n", f"[tool.mutmut]\n{own}")
     (copy / "pyproject.toml").write_text(settings)
     code = (
@@ -120,7 +119,7 @@ def try_at_import(module: str, copy: Path) -> None:
     found = statuses(module, copy)
     for name in left(found):
         if found[name] == 255 or len(stats.get(name.partition("__mutmut_")[0], ())) == 1:
-            command = [sys.executable, "-m", "pytest", "-q", "-x", "--rootdir=.", *TESTS[module]]
+            command = [sys.executable, "-m", "pytest", "-q", "-x", "--rootdir=.", *TESTS[module], *MARKED]
             environment = os.environ | {"MUTANT_UNDER_TEST": name}
             done = subprocess.run(command, cwd=copy / "mutants", env=environment, capture_output=True)
             meta["exit_code_by_key"][name] = done.returncode

@@ -264,19 +264,14 @@ def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor, t
     keys = [key, *(sampling.fold_in(repeat, number) for number in range(1, cfg.repeats))]
     numbers = [augment.draw_numbers(cfg, key) for key in keys]
 
-    def resized() -> tf.Tensor:
-        return resize(windows, cfg.crop_size, cfg.antialias)
-
+    # On the host too, so that a clip is the same wherever it is augmented
+    size, whole = cfg.crop_size, tf.constant([0, 0, cfg.crop_size, cfg.crop_size])
     fits = tf.reduce_all(tf.shape(windows)[1:3] <= canvas)
+    windows, window = tf.cond(fits, lambda: (windows, window), lambda: (resize(windows, size, cfg.antialias), whole))
     if not together:
-        # On the host too, so that a clip is the same wherever it is augmented
-        clip = tf.cond(fits, lambda: windows, resized)
-        clip = resize(clip, cfg.crop_size, cfg.antialias, rounded=not augment.changes_colors(cfg))
+        clip = resize(windows, size, cfg.antialias, rounded=not augment.changes_colors(cfg))
         return {"video": tf.stack([augment.augment_clip(drawn, clip) for drawn in numbers])}
-    whole = tf.constant([0, 0, cfg.crop_size, cfg.crop_size])
-    video, window = tf.cond(
-        fits, lambda: (to_canvas(windows, *canvas), window), lambda: (to_canvas(resized(), *canvas), whole)
-    )
+    video = to_canvas(windows, *canvas)
     frames = [video[at : at + together] for at in range(0, len(contents), together)]
     sample = {f"video_{part}" if part else "video": some for part, some in enumerate(frames)}
     sample["window"] = tf.stack(cfg.repeats * [window])
