@@ -1,6 +1,7 @@
 """python -m r23d_jax plan: what a training needs on devices that are not here, by compiling its step for them."""
 
 import shlex
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     known = ", ".join(f"{name}:{kind.example}" for name, kind in absent.KINDS.items())
     flags.DEFINE_string("devices", "", f"the devices to compile for, e.g. {known}", values)
     flags.DEFINE_bool("json", False, "print one JSON object at the end; all else goes to standard error", values)
-    flags.DEFINE_bool("largest", False, "search the largest batch that fits; compiles 3 to 20 times", values)
+    flags.DEFINE_bool("largest", False, "search the largest batch that fits; compiles 10 to 30 times", values)
     about = "part of the peak that a step reaches, where the compiler estimates no time (docs/performance.md)"
     flags.DEFINE_float("utilization", 0.2, about, 0.001, 1.0, flag_values=values)
 
@@ -153,10 +154,11 @@ def _print_speed(
     peak = 3 * 2 * macs * clips / len(target.devices) / kind.peak  # backward is twice forward
     cycles = count_tpu(step.text)["cycles"] if step.text and kind.clock else 0
     seconds = cycles / kind.clock if cycles else peak / utilization
+    silent = "the compiler estimates no time" if step.text else "the compiler made no program"
     how = (
         f"the compiler's cycles at {kind.clock / 1e9:g} GHz: {peak / seconds:.0%} of the peak"
         if cycles
-        else f"assumed: {utilization:.0%} of the peak (--utilization), because the compiler estimates no time"
+        else f"assumed: {utilization:.0%} of the peak (--utilization), because {silent}"
     )
     rate = clips / seconds
     reading = rate / cfg.data.repeats
@@ -179,10 +181,19 @@ def _print_largest(
 ) -> dict[str, Any]:
     from r23d_jax.training import plan
 
-    print(f"\n{'largest batch that fits, to 5 %':34}{'clips':>10}{'MiB':>10}")
-    told = []
+    def tried(variant: config.Config) -> "Program":
+        started = time.monotonic()
+        step = compiled(variant)
+        clips, needs = variant.train.global_batch_size, f"{step.total / 2**20:,.1f} MiB"
+        answer = f"needs {needs}" if step.text else f"finds no room, needs {needs}"
+        print(f"  tried {clips:,} clips: {answer}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        return step
+
+    print(f"\n{'largest batch that fits, to 5 %':34}{'clips':>10}{'MiB':>10}", flush=True)
+    told, first = [], 0
     for settings in plan.variants(cfg, len(target.devices)):
-        found = plan.largest_batch(cfg, target, settings, compiled)
+        found = plan.largest_batch(cfg, target, settings, tried, first)
+        first = first or found.batch  # other settings need not begin with the small batch of the config
         words = " ".join(f"--config.{path}={value}" for path, value in settings.items())
         total = found.program.total if found.program else 0
         print(f"  {words or 'as configured':32}{found.batch:>10,}{total / 2**20:>10.1f}", flush=True)

@@ -22,7 +22,7 @@ class Kind:
     """One kind of device."""
 
     platform: str  # "gpu" or "tpu"
-    memory: int  # bytes of one device
+    memory: int  # bytes of one device; of a TPU those that its compiler gives to a program
     peak: float  # FLOP/s in bfloat16 without sparsity, from the data sheet
     clock: float = 0.0  # cycles per second, to turn a compiler's cycles into a time; 0 where it is not published
     example: str = "4x4"  # what may follow the name, for messages
@@ -46,9 +46,9 @@ _H200 = {
 KINDS = {
     "h100": Kind("gpu", 84_942_979_072, 989e12, example="8"),
     "h200": Kind("gpu", 151_397_597_184, 989e12, example="8", differs=_H200),
-    "v5e": Kind("tpu", 16 * 2**30, 197e12, clock=1.5e9),
-    "v5p": Kind("tpu", 95 * 2**30, 459e12, clock=1.75e9, example="2x2x1"),
-    "v6e": Kind("tpu", 32 * 2**30, 918e12),
+    "v5e": Kind("tpu", int(15.75 * 2**30), 197e12, clock=1.5e9),
+    "v5p": Kind("tpu", int(95.74 * 2**30), 459e12, clock=1.75e9, example="2x2x1"),
+    "v6e": Kind("tpu", int(31.25 * 2**30), 918e12),
 }
 
 
@@ -116,10 +116,12 @@ def _gpus(name: str, kind: Kind, count: int) -> list[Any]:
 
 def _tpus(name: str) -> list[Any]:
     _need("libtpu", name, f'"jax[tpu]=={importlib.metadata.version("jax")}"')
-    return _describe(name, name, platform="tpu")
+    # One host has 2 x 2 of them, but for the machines with a single one
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if name.endswith(":1x1") else {}
+    return _describe(name, name, platform="tpu", **alone)
 
 
-def _describe(name: str, topology_name: str, **description: str) -> list[Any]:
+def _describe(name: str, topology_name: str, **description: Any) -> list[Any]:
     import jax
     from jax.experimental import topologies
 

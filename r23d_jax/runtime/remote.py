@@ -322,6 +322,9 @@ def write_ranges(url: str, size: int, file: Any) -> None:
 def _system(scheme: str) -> Any:
     import fsspec
 
+    # gcsfs would ask for the kind of a bucket, and, where the credentials may not know it, ask again and warn at each
+    # file. Nothing here differs by it, but for zonal buckets, whose users may set this.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     system = fsspec.filesystem(scheme, use_listings_cache=False, **_OPTIONS.get(scheme, {}))
     if hasattr(system, "retries"):  # s3fs's own, beside botocore's
         system.retries = 1

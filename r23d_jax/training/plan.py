@@ -23,6 +23,8 @@ from r23d_jax.training.step import make_train_step
 
 _AHEAD = 2  # batches that wait on the devices while a step runs
 _CLOSE = 0.05  # a batch this much larger does not fit: near enough
+# How compilers for TPUs say that a program finds no room, and how much it needs
+_NO_ROOM = re.compile(r"(?:Used|required for HLO temporaries \() ?([\d.]+)([MG])\)? (?:of|exceeds)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +82,11 @@ def compile_step(cfg: Config, absent: Absent, read: Input) -> Program:
     try:
         compiled = step.lower(state, batch).compile(absent.compiler_options)
     except jax.errors.JaxRuntimeError as error:
-        needed = re.search(r"Used ([\d.]+)([MG]) of [\d.]+[MG] hbm", str(error))
-        if needed is None:
+        if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return Program(state, 0, int(float(needed[1]) * {"M": 2**20, "G": 2**30}[needed[2]]), waiting, "")
+        needed = _NO_ROOM.search(str(error))
+        size = float(needed[1]) * {"M": 2**20, "G": 2**30}[needed[2]] if needed else absent.kind.usable
+        return Program(state, 0, int(size), waiting, "")
     memory = compiled.memory_analysis()
     # The state is donated: its output takes the place of its input
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -127,36 +130,37 @@ def with_settings(cfg: Config, settings: dict[str, Any]) -> Config:
 
 
 def largest_batch(
-    cfg: Config, absent: Absent, settings: dict[str, Any], compiled: Callable[[Config], Program]
+    cfg: Config, absent: Absent, settings: dict[str, Any], compiled: Callable[[Config], Program], first: int = 0
 ) -> Largest:
-    """Searches the largest global batch that fits: a straight line through the last two needs, then bisection.
+    """Searches the largest global batch that fits.
 
-    The config is from `chosen_for`, and its batch is the first to be tried; the settings are of `variants`.
+    The next batch is where a straight line through the last need would reach the memory. Near that, a compiler for TPUs
+    makes programs that need less, so the search goes on in growing steps until one does not fit, and then by bisection.
+
+    The config is from `chosen_for`, and the settings are of `variants`. The first batch to be tried is that of the
+    config, or about `first` clips.
     """
     cfg = with_settings(cfg, settings)
     unit = len(absent.devices) * cfg.data.repeats * cfg.train.accumulate
     low, high, best = 0, 0, None  # in units; `high` does not fit, 0 while none is known
-    at = max(1, round(cfg.train.global_batch_size / unit))
-    points: list[tuple[int, int]] = []
+    at = max(1, round((first or cfg.train.global_batch_size) / unit))
+    fitted = tries = 0
     while True:
         program = compiled(with_settings(cfg, {"train.global_batch_size": at * unit}))
-        points = points or [(0, held(program.state))]
-        points.append((at, program.total))
+        fixed = held(program.state)
+        line = int(at * (absent.kind.usable - fixed) / max(1, program.total - fixed))
+        tries += 1
         if fits(program, absent):
-            low, best = at, program
+            low, best, fitted = at, program, fitted + 1
         else:
             high = at
         near = max(1, int(low * _CLOSE))
         if high and high - low <= near:
             return Largest(settings, low * unit, best)
-        at = _next(points, absent.kind.usable, low, high, near)
-
-
-def _next(points: list[tuple[int, int]], room: int, low: int, high: int, near: int) -> int:
-    """The next number of units to try, between those that fit and those that do not."""
-    (x0, y0), (x1, y1) = points[-2:]
-    slope = (y1 - y0) / (x1 - x0)
-    guess = int(x1 + (room - y1) / slope) if slope > 0 else low + near
-    if high and not low < guess < high:
-        guess = (low + high) // 2 if len(points) > 4 else min(max(guess, low + near), high - near)
-    return max(low + 1, guess if guess > low else low + near)
+        if not high:
+            at = max(line, low + near * 2 ** max(0, fitted - 2))
+        elif tries > 4:
+            at = (low + high) // 2
+        else:
+            at = min(max(line, low + near), high - near)
+        at = max(low + 1, at)

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 from r23d_jax.__main__ import main
@@ -82,6 +84,64 @@ def test_the_largest_batch_is_found_to_five_percent(fixed: int, clip: int) -> No
     best = max((n for n in range(2, 40_000, 2) if need(n) <= gpu().kind.usable), default=0)
     assert 0.94 * best <= found.batch <= best and len(tried) <= 10, (best, tried)
     assert (found.program is None) == (best == 0)
+
+
+# Clips on v5e:2x2 and MiB a device, ucf5_cpu.py:avgpool: near the end, the compiler makes programs that need less
+ON_TPUS = {0: 20, 16: 283, 256: 1231, 1024: 2547, 2048: 4972, 4096: 10297, 6760: 15931, 7600: 15124, 10_000: 16526}
+
+
+@pytest.mark.parametrize("first", [0, 7000])
+def test_the_largest_batch_of_a_compiler_that_needs_less_near_the_end(first: int) -> None:
+    tried = []
+
+    def compiled(cfg: Config) -> plan.Program:
+        tried.append(cfg.train.global_batch_size)
+        need = np.interp(tried[-1], list(ON_TPUS), list(ON_TPUS.values()))
+        return plan.Program({}, int(need * 2**20), 0, 0, "text" if tried[-1] < 14_000 else "")  # type: ignore
+
+    tpus = absent.Absent("v5e:2x2", absent.KINDS["v5e"], [None] * 4)
+    cfg = Config()
+    cfg.train.global_batch_size = 16
+    found = plan.largest_batch(cfg, tpus, {}, compiled, first)
+    assert 0.95 * 9312 <= found.batch <= 9312 and len(tried) <= 9, tried
+
+
+@pytest.mark.parametrize(
+    ("message", "gib"),
+    [
+        ("Ran out of memory in memory space hbm. Used 18.25G of 15.75G hbm. Exceeded hbm capacity by 2.50G.", 18.25),
+        (
+            "Ran out of memory on HBM, the total memory required for HLO temporaries (32.32G) exceeds available HBM "
+            "(15.75G).",
+            32.32,
+        ),
+        ("Ran out of memory, in words that are new", 15.75),
+    ],
+)
+def test_a_program_without_room_does_not_fit(monkeypatch: pytest.MonkeyPatch, message: str, gib: float) -> None:
+    class Lowered:
+        def lower(self, *args: Any) -> "Lowered":
+            return self
+
+        def compile(self, options: Any) -> None:
+            raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {message}")
+
+    monkeypatch.setattr(plan, "make_train_step", lambda *args: Lowered())
+    tpus = absent.Absent("v5e:2x2", absent.KINDS["v5e"], jax.devices()[:4])
+    cfg = plan.chosen_for(tiny_config(), tpus)
+    step = plan.compile_step(cfg, tpus, input_rate.measure_input(cfg, True))
+    assert step.temporaries == int(gib * 2**30) and not plan.fits(step, tpus)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not importlib.util.find_spec("libtpu"), reason='needs the compiler for TPUs: pip install "jax[tpu]"'
+)
+def test_one_tpu_alone() -> None:
+    script = "from r23d_jax.runtime import absent; absent.prepare_process(); "
+    script += "print([len(absent.absent_devices(name).devices) for name in ('v5e:1x1', 'v6e:1x1', 'v5e:2x4')])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "[1, 1, 8]\n", done.stderr
 
 
 PROGRAM = """HloModule jit_step

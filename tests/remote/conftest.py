@@ -1,5 +1,6 @@
-"""The S3 server of these tests. All are skipped where its packages are missing."""
+"""The servers of these tests, which are skipped where the packages of these are missing."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from r23d_jax.runtime import remote, signed
-from tests.remote.server import Faults, Server, clean_environment, s3_server
+from tests.remote.server import Faults, GoogleServer, Server, clean_environment, google_server, s3_server
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +16,14 @@ def running() -> Iterator[Server]:
     for name in ("moto", "flask", "s3fs"):
         pytest.importorskip(name, reason="pip install -r requirements-remote.txt 'moto[server]'")
     with s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def running_google() -> Iterator[GoogleServer]:
+    for name in ("gcp_storage_emulator", "gcsfs"):
+        pytest.importorskip(name, reason="pip install -r requirements-remote.txt gcp-storage-emulator")
+    with google_server() as server:
         yield server
 
 
@@ -30,7 +39,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(running: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """The server without faults, and an empty cache on this machine."""
+    """The server of S3 without faults, and an empty cache on this machine."""
+    with _alone(running, tmp_path, monkeypatch):
+        yield running
+
+
+@pytest.fixture
+def google(running_google: GoogleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """The server of Google Cloud Storage without faults, and an empty cache on this machine."""
+    with _alone(running_google, tmp_path, monkeypatch):
+        yield running_google
+
+
+@contextlib.contextmanager
+def _alone(running: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in os.environ.keys() - clean_environment().keys():
         monkeypatch.delenv(name)
     for name, value in (running.env | {"R23D_CACHE": str(tmp_path / "cache")}).items():
@@ -39,5 +61,5 @@ def server(running: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(signed, "_addresses", {})
     running.faults = Faults()
     running.asked.clear()
-    yield running
+    yield
     running.faults = Faults()

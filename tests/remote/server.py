@@ -1,8 +1,12 @@
-"""An S3 server on 127.0.0.1, moto's, behind a proxy that can be slow, fail, cut answers short and lose its network."""
+"""Servers of object stores on 127.0.0.1, behind a proxy that can be slow, fail, cut answers short and lose its network.
+
+moto's is one for S3, and gcp-storage-emulator one for Google Cloud Storage.
+"""
 
 import contextlib
 import dataclasses
 import http.client
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +17,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 BUCKET = "videos"
 
@@ -24,6 +28,15 @@ from moto.server import ThreadedMotoServer
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+_GOOGLE = """
+import socket, sys
+from gcp_storage_emulator.server import create_server
+with socket.create_server(("127.0.0.1", 0)) as free:
+    port = free.getsockname()[1]
+create_server("127.0.0.1", port, in_memory=True, default_bucket=sys.argv[1]).start()
+print(port, flush=True)
 sys.stdin.read()
 """
 
@@ -57,14 +70,17 @@ class Faults:
 
 
 class Server:
-    """The running server.
+    """The running server of S3.
 
     Attributes:
+      scheme: of its URLs.
       url: of the proxy.
       direct: of the server behind it.
       faults: may be changed or replaced at any time.
       asked: (method, path with query, the header Range) of every request to the proxy.
     """
+
+    scheme = "s3"
 
     def __init__(self, direct: str) -> None:
         self.direct, self.url, self.faults = direct, "", Faults()
@@ -94,7 +110,11 @@ class Server:
         client = self.client()
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             client.upload_file(str(path), BUCKET, f"{prefix}/{path.relative_to(folder)}")
-        return f"s3://{BUCKET}/{prefix}"
+        return self.url_of(prefix)
+
+    def url_of(self, prefix: str) -> str:
+        """The URL of what is below a prefix."""
+        return f"{self.scheme}://{BUCKET}/{prefix}"
 
     def names(self, prefix: str) -> list[str]:
         """The files below a prefix, without it."""
@@ -121,20 +141,62 @@ class Server:
             return True
 
 
+class GoogleServer(Server):
+    """The running server of Google Cloud Storage; it asks for no credentials."""
+
+    scheme = "gs"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Environment variables that make clients use the proxy."""
+        return {"STORAGE_EMULATOR_HOST": self.url}
+
+    def upload(self, folder: Path, prefix: str) -> str:
+        """Copies the files of a folder into the bucket; returns the URL of the copy."""
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = quote(f"{prefix}/{path.relative_to(folder)}", safe="")
+            url = f"{self.direct}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={name}"
+            header = {"Content-Type": "application/octet-stream"}
+            urllib.request.urlopen(urllib.request.Request(url, path.read_bytes(), header)).close()
+        return self.url_of(prefix)
+
+    def names(self, prefix: str) -> list[str]:
+        """The files below a prefix, without it."""
+        url = f"{self.direct}/storage/v1/b/{BUCKET}/o?prefix={quote(prefix, safe='')}/"
+        with urllib.request.urlopen(url) as answer:
+            return [entry["name"].removeprefix(f"{prefix}/") for entry in json.load(answer).get("items", ())]
+
+
 @contextlib.contextmanager
 def s3_server() -> Iterator[Server]:
     """A server with the empty bucket `BUCKET`."""
-    command = [sys.executable, "-W", "ignore", "-c", _MOTO]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as moto:
-        assert moto.stdout and moto.stdin
+    with _started(_MOTO) as direct:
+        server = Server(direct)
+        server.client().create_bucket(Bucket=BUCKET)
+        with _proxy(server):
+            yield server
+
+
+@contextlib.contextmanager
+def google_server() -> Iterator[GoogleServer]:
+    """A server with the empty bucket `BUCKET`."""
+    with _started(_GOOGLE) as direct:
+        server = GoogleServer(direct)
+        with _proxy(server):
+            yield server
+
+
+@contextlib.contextmanager
+def _started(script: str) -> Iterator[str]:
+    """The address of the server that a script starts and prints the port of."""
+    command = [sys.executable, "-W", "ignore", "-c", script, BUCKET]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout and process.stdin
         try:
-            server = Server(f"http://127.0.0.1:{int(moto.stdout.readline())}")
-            server.client().create_bucket(Bucket=BUCKET)
-            with _proxy(server):
-                yield server
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
         finally:
-            moto.stdin.close()
-            moto.kill()
+            process.stdin.close()
+            process.kill()
 
 
 @contextlib.contextmanager
@@ -165,7 +227,7 @@ def _proxy(server: Server) -> Iterator[None]:
                 body = response.read()
             self.answer(response.status, dict(response.getheaders()), body)
 
-        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward
+        do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = forward
 
         def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
             self.send_response_only(status)
@@ -203,5 +265,6 @@ def _proxy(server: Server) -> Iterator[None]:
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without what could lead an S3 client elsewhere."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FSSPEC_"))}
+    """This process's environment without what could lead a client elsewhere."""
+    elsewhere = ("AWS_", "FSSPEC_", "GOOGLE_", "GCSFS_", "STORAGE_EMULATOR_HOST")
+    return {name: value for name, value in os.environ.items() if not name.startswith(elsewhere)}
