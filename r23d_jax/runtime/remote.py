@@ -28,6 +28,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0  # seconds before another try
 _WRONG_ANSWERS = 5  # with other bytes than expected, after which the object itself must be wrong
 _AT_ONCE = 64  # requests
 _LARGE = 1 << 26  # bytes; larger files are sent in parts
+PIECE = 1 << 23  # bytes of a whole file that one request asks for at most
 # Errors of the stores' packages, by the names of their classes, that mean wrong or missing credentials
 _REFUSED = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError")
 # What fsspec's packages are told. Retries are ours, so that they are counted. A name is given, because botocore would
@@ -304,9 +305,6 @@ def _download(url: str, size: int, to: Path) -> None:
         write_ranges(url, size, file)
 
 
-PIECE = 1 << 23  # bytes that one request asks for at most
-
-
 def write_ranges(url: str, size: int, file: Any) -> None:
     """Writes a whole file into an open one, a few pieces at once."""
     ranges = [(url, start, min(start + PIECE, size)) for start in range(0, size, PIECE)]
@@ -322,8 +320,7 @@ def write_ranges(url: str, size: int, file: Any) -> None:
 def _system(scheme: str) -> Any:
     import fsspec
 
-    # gcsfs would ask for the kind of a bucket, and, where the credentials may not know it, ask again and warn at each
-    # file. Nothing here differs by it, but for zonal buckets, whose users may set this.
+    # gcsfs would ask for the kind of a bucket, and ask again and warn at each file where it may not know it
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     system = fsspec.filesystem(scheme, use_listings_cache=False, **_OPTIONS.get(scheme, {}))
     if hasattr(system, "retries"):  # s3fs's own, beside botocore's
