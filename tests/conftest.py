@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, strict numerics, and the marks of tests that need what this machine may lack."""
 
+import contextlib
 import gc
 import importlib.metadata
 import os
@@ -20,6 +21,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # as in backend.prepare_process
+
+with contextlib.suppress(
+    ImportError
+):  # comes with torch for CUDA, and ends the process if TensorFlow was imported first
+    import triton  # noqa: F401
 
 import hypothesis
 import jax
