@@ -22,9 +22,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # as in backend.prepare_process
 
-with contextlib.suppress(
-    ImportError
-):  # comes with torch for CUDA, and ends the process if TensorFlow was imported first
+# It comes with torch for CUDA, and ends the process if TensorFlow was imported before it
+with contextlib.suppress(ImportError):
     import triton  # noqa: F401
 
 import hypothesis

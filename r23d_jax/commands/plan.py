@@ -39,7 +39,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     known = ", ".join(f"{name}:{kind.example}" for name, kind in absent.KINDS.items())
     flags.DEFINE_string("devices", "", f"the devices to compile for, e.g. {known}", values)
     flags.DEFINE_bool("json", False, "print one JSON object at the end; all else goes to standard error", values)
-    flags.DEFINE_bool("largest", False, "search the largest batch that fits; compiles 10 to 30 times", values)
+    flags.DEFINE_bool("largest", False, "search the largest batch that fits; compiles 10 to 40 times", values)
     about = "part of the peak that a step reaches, where the compiler estimates no time (docs/performance.md)"
     flags.DEFINE_float("utilization", 0.2, about, 0.001, 1.0, flag_values=values)
 
@@ -75,7 +75,8 @@ def _plan(values: flags.FlagValues) -> dict[str, Any]:
     told |= _print_memory(cfg, step, target) | _print_program(step, target)
     told |= _print_speed(cfg, step, read, target, values.utilization)
     if values.largest:
-        told |= _print_largest(cfg, target, lambda variant: plan.compile_step(variant, target, read))
+        compiled = lambda variant: step if variant == cfg else plan.compile_step(variant, target, read)  # noqa: E731
+        told |= _print_largest(cfg, target, compiled)
     return told
 
 
@@ -97,7 +98,8 @@ def _print_memory(cfg: config.Config, step: "Program", target: absent.Absent) ->
     if step.text:
         print(f"  {'batch, and padding of arrays':32}{(step.arguments - plan.held(step.state)) / 2**20:>10.1f}")
     print(f"  {'batches that wait':32}{step.waiting / 2**20:>10.1f}")
-    print(f"  {'temporaries of the step':32}{step.temporaries / 2**20:>10.1f}")
+    what = "temporaries of the step" if step.text else "the step, with all of these"
+    print(f"  {what:32}{step.temporaries / 2**20:>10.1f}")
     print(f"  {'total':32}{step.total / 2**20:>10.1f}")
     share = "" if kind.usable == kind.memory else f", {kind.usable / kind.memory:.0%} of its memory, as jax takes"
     print(f"  {'usable':32}{kind.usable / 2**20:>10.1f}{share}")

@@ -12,7 +12,7 @@ from flax import nnx
 
 from r23d_jax.checkpoint.checkpoint import create_configured_model
 from r23d_jax.checkpoint.state import TrainState, abstract_state
-from r23d_jax.config import Config, validate
+from r23d_jax.config import Config, UserError, validate
 from r23d_jax.models.functional import split_model, values
 from r23d_jax.runtime import parallel
 from r23d_jax.runtime.absent import Absent
@@ -23,8 +23,10 @@ from r23d_jax.training.step import make_train_step
 
 _AHEAD = 2  # batches that wait on the devices while a step runs
 _CLOSE = 0.05  # a batch this much larger does not fit: near enough
-# How compilers for TPUs say that a program finds no room, and how much it needs
-_NO_ROOM = re.compile(r"(?:Used|required for HLO temporaries \() ?([\d.]+)([MG])\)? (?:of|exceeds)")
+# How the compiler for TPUs says that a program finds no room, and how much it needs
+_NO_ROOM = re.compile(
+    r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|required for HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Program:
 
     state: TrainState  # shapes and shardings of the state
     arguments: int  # bytes of the state and of a batch
-    temporaries: int  # bytes that only a running step needs
+    temporaries: int  # bytes that only a running step needs; all of them if the compiler found no room
     waiting: int  # bytes of the batches that wait for their step
     text: str  # the optimized program; "" if the compiler found no room for it
 
@@ -82,11 +84,13 @@ def compile_step(cfg: Config, absent: Absent, read: Input) -> Program:
     try:
         compiled = step.lower(state, batch).compile(absent.compiler_options)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        needed = _NO_ROOM.search(str(error))
-        size = float(needed[1]) * {"M": 2**20, "G": 2**30}[needed[2]] if needed else absent.kind.usable
-        return Program(state, 0, int(size), waiting, "")
+        found = _NO_ROOM.search(str(error))
+        if found is None:
+            why = str(error).strip().splitlines()[0][:300]
+            raise UserError(f"--devices={absent.name}: their compiler cannot compile this training: {why}") from error
+        size, unit = (part for part in found.groups() if part)
+        needed = int(float(size) * 2 ** (10 * (1 + "KMGT".index(unit))))
+        return Program(state, 0, needed, waiting, "")
     memory = compiled.memory_analysis()
     # The state is donated: its output takes the place of its input
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -134,33 +138,41 @@ def largest_batch(
 ) -> Largest:
     """Searches the largest global batch that fits.
 
-    The next batch is where a straight line through the last need would reach the memory. Near that, a compiler for TPUs
+    The next batch is where a straight line through the last needs reaches the memory. Near that, a compiler for TPUs
     makes programs that need less, so the search goes on in growing steps until one does not fit, and then by bisection.
 
     The config is from `chosen_for`, and the settings are of `variants`. The first batch to be tried is that of the
     config, or about `first` clips.
     """
-    cfg = with_settings(cfg, settings)
+    cfg, room = with_settings(cfg, settings), absent.kind.usable
     unit = len(absent.devices) * cfg.data.repeats * cfg.train.accumulate
     low, high, best = 0, 0, None  # in units; `high` does not fit, 0 while none is known
     at = max(1, round((first or cfg.train.global_batch_size) / unit))
-    fitted = tries = 0
+    needs: dict[int, int] = {}
     while True:
         program = compiled(with_settings(cfg, {"train.global_batch_size": at * unit}))
-        fixed = held(program.state)
-        line = int(at * (absent.kind.usable - fixed) / max(1, program.total - fixed))
-        tries += 1
+        needs |= {0: held(program.state), at: program.total}
         if fits(program, absent):
-            low, best, fitted = at, program, fitted + 1
+            low, best = at, program
         else:
             high = at
         near = max(1, int(low * _CLOSE))
         if high and high - low <= near:
             return Largest(settings, low * unit, best)
-        if not high:
-            at = max(line, low + near * 2 ** max(0, fitted - 2))
-        elif tries > 4:
-            at = (low + high) // 2
+        if high:
+            turn = len(needs) < 6 or (high > 2 * low and len(needs) % 2)
+            guess = _line(needs, low, high, room) if turn else round(math.sqrt(max(1, low) * high))
+            at = min(max(guess, low + near), high - near)
         else:
-            at = min(max(line, low + near), high - near)
+            before = sorted(needs)[-2]
+            guess = max(_line(needs, 0, low, room), _line(needs, before, low, room))
+            if needs[low] > room / 2:  # a program whose need hardly grows, as yet
+                guess = min(guess, 8 * low)
+            at = max(guess, low + near * 2 ** max(0, len(needs) - 3))
         at = max(low + 1, at)
+
+
+def _line(needs: dict[int, int], one: int, other: int, room: int) -> int:
+    """Where the line through two needs reaches the memory; 0 for one that does not rise."""
+    slope = (needs[other] - needs[one]) / (other - one)
+    return int(one + (room - needs[one]) / slope) if slope > 0 else 0

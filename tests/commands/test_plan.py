@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from r23d_jax.__main__ import main
-from r23d_jax.config import Config
+from r23d_jax.config import Config, UserError
 from r23d_jax.runtime import absent, backend
 from r23d_jax.runtime.compiled import collectives
 from r23d_jax.training import input_rate, plan
@@ -90,6 +90,21 @@ def test_the_largest_batch_is_found_to_five_percent(fixed: int, clip: int) -> No
 ON_TPUS = {0: 20, 16: 283, 256: 1231, 1024: 2547, 2048: 4972, 4096: 10297, 6760: 15931, 7600: 15124, 10_000: 16526}
 
 
+@pytest.mark.parametrize("constant", [0.1, 0.4, 0.8])
+@pytest.mark.parametrize("best", [2000, 9000])
+def test_a_need_that_hardly_grows_at_first(constant: float, best: int) -> None:
+    """With a constant part beside the state."""
+    tried, room = [], absent.KINDS["v5e"].usable
+
+    def compiled(cfg: Config) -> plan.Program:
+        tried.append(cfg.train.global_batch_size)
+        need = room * (constant + (1 - constant) * tried[-1] / best)
+        return plan.Program({}, int(need), 0, 0, "text")  # type: ignore
+
+    found = plan.largest_batch(Config(), absent.Absent("v5e:2x2", absent.KINDS["v5e"], [None] * 4), {}, compiled)
+    assert 0.95 * best <= found.batch <= best and len(tried) <= 10, tried
+
+
 @pytest.mark.parametrize("first", [0, 7000])
 def test_the_largest_batch_of_a_compiler_that_needs_less_near_the_end(first: int) -> None:
     tried = []
@@ -115,10 +130,21 @@ def test_the_largest_batch_of_a_compiler_that_needs_less_near_the_end(first: int
             "(15.75G).",
             32.32,
         ),
-        ("Ran out of memory, in words that are new", 15.75),
+        ("total memory required for HLO temporaries (2.00T) exceeds available HBM (15.75G).", 2048),
     ],
 )
 def test_a_program_without_room_does_not_fit(monkeypatch: pytest.MonkeyPatch, message: str, gib: float) -> None:
+    step, tpus = compile_with_error(monkeypatch, message)
+    assert step.temporaries == int(gib * 2**30) and not plan.fits(step, tpus)
+
+
+def test_another_error_of_the_compiler_is_not_about_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "Used 17.00M of 16.00M vmem. Exceeded vmem capacity by 1.00M"
+    with pytest.raises(UserError, match="--devices=v5e:2x2: their compiler cannot compile this training: RESOURCE_EXH"):
+        compile_with_error(monkeypatch, message)
+
+
+def compile_with_error(monkeypatch: pytest.MonkeyPatch, message: str) -> tuple[plan.Program, absent.Absent]:
     class Lowered:
         def lower(self, *args: Any) -> "Lowered":
             return self
@@ -129,8 +155,7 @@ def test_a_program_without_room_does_not_fit(monkeypatch: pytest.MonkeyPatch, me
     monkeypatch.setattr(plan, "make_train_step", lambda *args: Lowered())
     tpus = absent.Absent("v5e:2x2", absent.KINDS["v5e"], jax.devices()[:4])
     cfg = plan.chosen_for(tiny_config(), tpus)
-    step = plan.compile_step(cfg, tpus, input_rate.measure_input(cfg, True))
-    assert step.temporaries == int(gib * 2**30) and not plan.fits(step, tpus)
+    return plan.compile_step(cfg, tpus, input_rate.measure_input(cfg, True)), tpus
 
 
 @pytest.mark.slow
@@ -207,7 +232,7 @@ MEASURED = """
 import json, numpy as np
 from r23d_jax.runtime import absent, backend
 absent.prepare_process()
-from r23d_jax.config import Config
+from r23d_jax.config import Config, UserError
 from r23d_jax.models.convolution import use_formulation
 from r23d_jax.training import plan
 from r23d_jax.training.input_rate import Input

@@ -65,7 +65,9 @@ def pack(cfg: Config, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("fsdp", "packed"), [(1, True), pytest.param(1, False, marks=pytest.mark.long), (2, False)])
+@pytest.mark.parametrize(
+    ("fsdp", "packed"), [(2, True), *(pytest.param(1, packed, marks=pytest.mark.long) for packed in (True, False))]
+)
 def test_a_run_that_changes_its_size_trains_as_one_that_does_not(
     fsdp: int, packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
