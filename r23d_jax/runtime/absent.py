@@ -42,7 +42,7 @@ _H200 = {
     "memory_bandwidth": "4800000000000",
     "device_description_str": '"NVIDIA H200 141GB HBM3e"',
 }
-# Peaks, and the memory of GPUs, are those of the makers' pages; a clock is the peak over the operations of all matrix units
+# Peaks, and the memory of GPUs, are from the makers' pages; a clock is the peak over the operations of all matrix units
 KINDS = {
     "h100": Kind("gpu", 84_942_979_072, 989e12, example="8"),
     "h200": Kind("gpu", 151_397_597_184, 989e12, example="8", differs=_H200),
