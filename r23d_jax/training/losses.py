@@ -49,7 +49,9 @@ def add_stills(
     weight = jax.random.uniform(weight_key, (count, 1, 1, 1, 1), maxval=largest)
     place = jax.random.randint(time_key, (count, 1, 1, 1, 1), 0, length)
     pixels = jnp.arange(channels) < look_up(INPUTS, source, "config.data.input").pixel_channels
-    still = jnp.where(jax.lax.expand_dims(pixels, (0, 1, 2, 3)), jnp.take_along_axis(video[::-1], place, axis=1), 0.0)
+    # The frames are taken where their clips are, because devices then send each other these instead of the clips
+    frames = jnp.take_along_axis(video, place[::-1], axis=1)[::-1]
+    still = jnp.where(jax.lax.expand_dims(pixels, (0, 1, 2, 3)), frames, 0.0)
     return (1 - weight) * video + weight * still
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from r23d_jax.config import TrainConfig
+from r23d_jax.runtime import parallel
+from r23d_jax.runtime.compiled import collectives, plain_text
 from r23d_jax.training import losses
 
 LOGITS = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32) * 3
@@ -105,6 +107,17 @@ def test_a_still_frame_of_the_mirrored_clip_is_blended_into_all_frames(source: s
             weights.append(1 - kept)
     assert len(frames) > 2 and 0 < min(weights) and 0.6 < max(weights) <= 0.75
     assert np.std(weights) > 0.1
+
+
+def test_devices_send_each_other_still_frames_and_not_clips() -> None:
+    mesh = parallel.make_mesh(fsdp=1)
+    rows, whole = parallel.batch_sharding(mesh), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    video = jax.ShapeDtypeStruct((16, 10, 8, 8, 3), jnp.float32, sharding=rows)
+    run = jax.jit(lambda key, video: losses.add_stills(key, video, 0.7, "rgb"), out_shardings=rows)
+    program = run.lower(jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole), video).compile()
+    sent = sum(size for _, size in collectives(plain_text(program), mesh.size).values())
+    clips = video.size * 4 / mesh.size  # of one device
+    assert clips / 20 < sent < clips / 5
 
 
 def test_with_both_ways_of_mixing_each_comes_half_of_the_time() -> None:
