@@ -16,6 +16,7 @@ from r23d_jax.models.blocks import frames_in_one, in_blocks
 from r23d_jax.models.network import Pads, Triple
 
 ALIGNMENT = 8  # channels of two bytes that a GPU's tensor cores read at once; cuDNN pads other numbers at every use
+LANES = 128  # channels that a TPU keeps together
 
 
 def _conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads, groups: int) -> jax.Array:
@@ -46,6 +47,48 @@ def _blocked_conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads
     return _padded_conv3d(x, kernel, strides, pads, groups)
 
 
+def _paired_conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads, groups: int) -> jax.Array:
+    """With pairs of columns as channels, where there are at most half as many channels as a TPU has lanes.
+
+    It would fill the other lanes with zeros. A kernel for pairs holds zeros too, but a TPU has the time for these.
+    Only inside `in_pairs`, because the arrays are moved where a convolution of pairs meets what reads single columns.
+    """
+    entering, leaving = kernel.shape[3:]
+    made = 2 if strides[2] == 1 or leaving <= LANES // 2 else 1  # columns from one block
+    block = made * strides[2]
+    columns = (x.shape[3] + sum(pads[2]) - kernel.shape[2]) // strides[2] + 1
+    narrow = min(entering, leaving) <= LANES // 2 and groups == 1
+    if not narrow or block == 1 or x.shape[3] % block or columns % made or not _pairs.get():
+        return _conv3d(x, kernel, strides, pads, groups)
+    kernel, before = block_kernel(kernel, strides[2], made, pads[2][0])
+    x = x.reshape(*x.shape[:3], -1, block * entering)
+    after = columns // made - x.shape[3] - before + kernel.shape[2] - 1
+    y = _conv3d(x, kernel, (*strides[:2], 1), (*pads[:2], (before, after)), 1)
+    return y.reshape(*y.shape[:3], columns, leaving)
+
+
+def block_kernel(kernel: jax.Array, stride: int, made: int, pad: int) -> tuple[jax.Array, int]:
+    """A kernel that makes `made` columns of every block of `made * stride` columns, which are channels for it.
+
+    Args:
+      kernel: (kt, kh, kw, C_in, C_out).
+      stride: of the columns.
+      pad: columns of zeros before the first one.
+
+    Returns:
+      (kt, kh, blocks, made * stride * C_in, made * C_out), and how many blocks of zeros come before the first one.
+    """
+    height, width, entering, leaving = kernel.shape[1:]
+    block = made * stride
+    before = -(-pad // block)
+    blocks = before + (stride * (made - 1) + width - 1 - pad) // block + 1
+    shifts = [block * before - pad + stride * column for column in range(made)]
+    wide = [
+        jnp.pad(kernel, ((0, 0), (0, 0), (shift, block * blocks - width - shift), (0, 0), (0, 0))) for shift in shifts
+    ]
+    return jnp.stack(wide, axis=4).reshape(-1, height, blocks, block * entering, made * leaving), before
+
+
 def aligned(channels: int) -> int:
     """The next multiple of `ALIGNMENT`."""
     return -(-channels // ALIGNMENT) * ALIGNMENT
@@ -73,13 +116,15 @@ FORMS = {
     "folded": Form(cpu.conv3d, pooling.max_pool),
     "padded": Form(_padded_conv3d, _GPU_POOL, aligned),
     "blocked": Form(_blocked_conv3d, _GPU_POOL, aligned),
+    "paired": Form(_paired_conv3d, nnx.max_pool),
 }
 FORMULATIONS = ("auto", *FORMS)
 
-FASTEST = {"cpu": "folded", "gpu": "blocked"}  # by platform; elsewhere "direct"
+FASTEST = {"cpu": "folded", "gpu": "blocked", "tpu": "paired"}  # by platform; elsewhere "direct"
 
 _formulation = contextvars.ContextVar("formulation", default="auto")
 _platform = contextvars.ContextVar("platform", default="")
+_pairs = contextvars.ContextVar("pairs", default=False)
 
 
 @contextlib.contextmanager
@@ -106,6 +151,16 @@ def compiled_for(platform: str) -> Iterator[None]:
         yield
     finally:
         _platform.reset(token)
+
+
+@contextlib.contextmanager
+def in_pairs(wanted: bool = True) -> Iterator[None]:
+    """Lets the form for TPUs take pairs of columns as channels in what is traced inside."""
+    token = _pairs.set(wanted)
+    try:
+        yield
+    finally:
+        _pairs.reset(token)
 
 
 def chosen_form() -> Form:

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from r23d_jax.config import STEM_KINDS, STEM_POOLS, ConfigError, look_up
-from r23d_jax.models.convolution import max_pool
+from r23d_jax.models.convolution import in_pairs, max_pool
 from r23d_jax.models.factorized import CONVOLUTIONS, MID_PLANES, FactorizedConv, Place, StageConv
 from r23d_jax.models.layers import Conv
 from r23d_jax.models.network import Spec, Triple, recomputed
@@ -221,12 +221,13 @@ class ResidualBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(B, T, H, W, C_in) -> (B, T', H', W', width * expansion)."""
-        y = self.dropout(nnx.relu(self.norm1.after(self.conv1, x)), rngs=rngs)
-        y = self.norm2.after(self.conv2, y)
-        if self.conv3 is not None and self.norm3 is not None:
-            y = self.norm3.after(self.conv3, nnx.relu(y))
-        y = self.stochastic_depth(y, rngs=rngs) + (x if self.shortcut is None else self.shortcut(x))
-        return nnx.relu(y) if self.relu else y
+        with in_pairs(self.conv3 is None):  # not in bottlenecks, some of whose convolutions have groups
+            y = self.dropout(nnx.relu(self.norm1.after(self.conv1, x)), rngs=rngs)
+            y = self.norm2.after(self.conv2, y)
+            if self.conv3 is not None and self.norm3 is not None:
+                y = self.norm3.after(self.conv3, nnx.relu(y))
+            y = self.stochastic_depth(y, rngs=rngs) + (x if self.shortcut is None else self.shortcut(x))
+            return nnx.relu(y) if self.relu else y
 
 
 class MotionConv(Conv):
@@ -275,8 +276,9 @@ class Stem(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, H, W, C) -> (B, T', H', W', widths[0])."""
-        x = nnx.relu(self.norm.after(self.conv, x))
         window, strides = self.pool
+        with in_pairs(window == (1, 1, 1)):  # a max-pool reads single columns
+            x = nnx.relu(self.norm.after(self.conv, x))
         return x if window == (1, 1, 1) else max_pool(x, window, strides)
 
 

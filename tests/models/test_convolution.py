@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r23d_jax.models.convolution import FORMS, chosen_form, compiled_for, conv3d, half_padding, use_formulation
+from r23d_jax.models.convolution import (
+    FORMS,
+    chosen_form,
+    compiled_for,
+    conv3d,
+    half_padding,
+    in_pairs,
+    use_formulation,
+)
 from r23d_jax.models.layers import same_padding
 from r23d_jax.models.network import Pads, Triple
 
@@ -23,7 +31,7 @@ def compare(x: np.ndarray, kernel: np.ndarray, strides: Triple, pads: Pads, grou
 
         found = {}
         for name in FORMS:
-            with use_formulation(name):
+            with use_formulation(name), in_pairs():
                 (_, y), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(x, kernel)
             found[name] = (y, *gradients)
         return found
@@ -69,15 +77,33 @@ def test_forms_agree_in_groups(kernel: Triple, strides: Triple) -> None:
     compare(draw(2, 6, 9, 8, 6), draw(*kernel, 1, 6, seed=1), strides, half_padding(kernel), groups=6)
 
 
+@pytest.mark.parametrize(("entering", "leaving"), [(5, 4), (3, 70), (70, 3), (70, 70)])
+@pytest.mark.parametrize("strides", [(1, 1, 1), (1, 2, 2), (2, 2, 2)])
+@pytest.mark.parametrize("kernel", [(1, 7, 7), (1, 3, 3), (3, 1, 1), (3, 3, 3), (1, 1, 1), (1, 2, 2)])
+def test_pairs_of_columns_agree_in_value_and_gradients(
+    kernel: Triple, strides: Triple, entering: int, leaving: int
+) -> None:
+    compare(draw(1, 3, 4, 8, entering), draw(*kernel, entering, leaving, seed=1), strides, half_padding(kernel))
+
+
+def test_pairs_are_taken_only_where_they_are_wanted() -> None:
+    x, kernel = np.zeros((1, 4, 8, 8, 64), np.float32), np.zeros((1, 3, 3, 64, 64), np.float32)
+    run = lambda x, kernel: conv3d(x, kernel, (1, 1, 1), (0, 1, 1))  # noqa: E731
+    with use_formulation("paired"):
+        assert "128]" not in str(jax.make_jaxpr(run)(x, kernel))
+        with in_pairs():
+            assert "f32[1,4,8,4,128]" in str(jax.make_jaxpr(lambda x, kernel: run(x, kernel))(x, kernel))
+
+
 def test_unknown_formulation() -> None:
-    with pytest.raises(ValueError, match="formulation='fast': known: auto, direct, folded, padded, blocked"):
+    with pytest.raises(ValueError, match="formulation='fast': known: auto, direct, folded, padded, blocked, paired"):
         with use_formulation("fast"):
             pass
 
 
 def test_the_form_is_that_of_the_platform_that_is_compiled_for() -> None:
     """Whatever the default backend is, and unless a form is asked for."""
-    for platform, name in {"cpu": "folded", "gpu": "blocked", "tpu": "direct", "new": "direct"}.items():
+    for platform, name in {"cpu": "folded", "gpu": "blocked", "tpu": "paired", "new": "direct"}.items():
         with compiled_for(platform):
             assert chosen_form() is FORMS[name]
             with use_formulation("padded"):
