@@ -211,13 +211,12 @@ def steps_of(here: Path) -> list[int]:
     return [int(path.name) for path in found if path.name.isdecimal() and any(path.iterdir())]
 
 
-def _step_stamp(here: Path, step: int) -> tuple[int, ...]:
-    """Differs for another checkpoint of the same step."""
+def _step_stamp(here: Path, step: int) -> tuple[tuple[str, int, int, int], ...]:
+    """Differs for another checkpoint of the same step, but not for a folder that Orbax touches again."""
     try:
-        status = (here / "checkpoints" / str(step)).stat()
+        return tuple((path.name, *_stamp(path)) for path in _below(here / "checkpoints" / str(step)))
     except FileNotFoundError:
         return ()
-    return status.st_ino, status.st_mtime_ns
 
 
 def _files(here: Path) -> Iterator[tuple[str, Path]]:
