@@ -211,12 +211,13 @@ def steps_of(here: Path) -> list[int]:
     return [int(path.name) for path in found if path.name.isdecimal() and any(path.iterdir())]
 
 
-def _step_stamp(here: Path, step: int) -> tuple[tuple[str, int, int, int], ...]:
-    """Differs for another checkpoint of the same step, but not for a folder that Orbax touches again."""
+def _step_stamp(here: Path, step: int) -> tuple[int, ...]:
+    """Differs for another checkpoint of the same step."""
     try:
-        return tuple((path.name, *_stamp(path)) for path in _below(here / "checkpoints" / str(step)))
+        status = (here / "checkpoints" / str(step)).stat()
     except FileNotFoundError:
         return ()
+    return status.st_ino, status.st_mtime_ns
 
 
 def _files(here: Path) -> Iterator[tuple[str, Path]]:

@@ -33,10 +33,10 @@ PIECE = 1 << 23  # bytes of a whole file that one request asks for at most
 _REFUSED = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError")
 # What fsspec's packages are told. Retries are ours, so that they are counted. A name is given, because botocore would
 # put one together for each request, which takes a tenth of its time. Newer buckets accept no older signature, which
-# botocore would give to addresses.
+# botocore would give to addresses. gcsfs compares what has arrived only if it is told to.
 _S3 = {"retries": {"max_attempts": 0}, "max_pool_connections": _AT_ONCE}
 _S3 |= {"user_agent": "r23d_jax", "signature_version": "s3v4"}
-_OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": _S3}}
+_OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": _S3}, "gs": {"consistency": "md5"}}
 
 
 class RemoteError(UserError, OSError):

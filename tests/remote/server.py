@@ -30,12 +30,26 @@ server.start()
 print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 """
+# The emulator takes a carriage return at the end of a file for a part of the line that ends it.
 _GOOGLE = """
-import socket, sys
-from gcp_storage_emulator.server import create_server
+import json, re, socket, sys
+from gcp_storage_emulator import server
+
+def read_data(handler, query, read=server._read_data):
+    kind = handler.headers.get("Content-Type") or ""
+    if not kind.startswith("multipart/related"):
+        return read(handler, query)
+    mark = b"--" + re.search('boundary="?([^";]+)', kind)[1].encode()
+    _, about, rest = server._read_raw_data(handler).split(mark, 2)
+    head, _, content = rest.partition(b"\\n\\n")
+    content = content[: content.rindex(b"\\n" + mark)]
+    about = json.loads(about.partition(b"\\n\\n")[2])
+    return {"meta": about, "content": content, "content-type": head.partition(b":")[2].strip().decode()}
+
+server._read_data = read_data
 with socket.create_server(("127.0.0.1", 0)) as free:
     port = free.getsockname()[1]
-create_server("127.0.0.1", port, in_memory=True, default_bucket=sys.argv[1]).start()
+server.create_server("127.0.0.1", port, in_memory=True, default_bucket=sys.argv[1]).start()
 print(port, flush=True)
 sys.stdin.read()
 """
@@ -50,6 +64,7 @@ class Faults:
       errors: so many of the next requests are answered with status 500.
       cuts: so many of the next answers with content end in their middle.
       flips: so many of the next answers with content have a wrong byte in their middle.
+      garbles: so many of the next requests with content have a wrong byte in their middle.
       down_until: the time of `time.monotonic` until which every connection breaks, whatever its path.
       outage: seconds in which every connection breaks, from the next one on.
     """
@@ -59,6 +74,7 @@ class Faults:
     errors: int = 0
     cuts: int = 0
     flips: int = 0
+    garbles: int = 0
     down_until: float = 0.0
     outage: float = 0.0
 
@@ -215,6 +231,8 @@ def _proxy(server: Server) -> Iterator[None]:
                 return
             server.asked.append((self.command, path, self.headers.get("Range", "")))
             content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if content and server.take("garbles", path):
+                content = with_a_wrong_byte(content)
             if faults.only in path:
                 time.sleep(faults.delay)
             if server.take("errors", path):
@@ -239,7 +257,7 @@ def _proxy(server: Server) -> Iterator[None]:
             self.send_header("Content-Length", length)
             self.end_headers()
             if status in (200, 206) and body and server.take("flips", self.path):
-                body = body[: len(body) // 2] + bytes([body[len(body) // 2] ^ 1]) + body[len(body) // 2 + 1 :]
+                body = with_a_wrong_byte(body)
             if status in (200, 206) and body and server.take("cuts", self.path):
                 body, self.close_connection = body[: len(body) // 2], True
             self.wfile.write(body)
@@ -262,6 +280,11 @@ def _proxy(server: Server) -> Iterator[None]:
         finally:
             proxy.shutdown()
             thread.join()
+
+
+def with_a_wrong_byte(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
 def clean_environment() -> dict[str, str]:

@@ -42,6 +42,19 @@ def test_files(google: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         remote.write(b"", "gs://nowhere/one")
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_what_arrives_is_what_was_sent(
+    large: bool, google: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_LARGE", 0 if large else 1 << 26)
+    url, path = google.url_of("sent/file"), tmp_path / "file"
+    for content in (bytes(5000) + b"\r", b"\n" * 5000 + b"\r\n"):
+        path.write_bytes(content)
+        google.faults = Faults(garbles=1)
+        remote.upload(path, url)
+        assert not google.faults.garbles and remote.read(url) == content
+
+
 def test_the_same_batches_whatever_the_server_does(made: Path, google: Server, tmp_path: Path) -> None:
     local = shutil.copytree(made, tmp_path / "made", ignore=shutil.ignore_patterns(".r23d_jax"))
     wanted = batches(local)
