@@ -35,6 +35,28 @@ def in_blocks(
     return x.reshape(x.shape[0], *seen, -1), kernel.reshape(*rows, -1, kernel.shape[-1])
 
 
+def block_kernel(kernel: jax.Array, stride: int, made: int, pad: int) -> tuple[jax.Array, int]:
+    """A kernel that makes `made` columns of every block of `made * stride` columns, which are channels for it.
+
+    Args:
+      kernel: (kt, kh, kw, C_in, C_out).
+      stride: of the columns.
+      pad: columns of zeros before the first one.
+
+    Returns:
+      (kt, kh, blocks, made * stride * C_in, made * C_out), and how many blocks of zeros come before the first one.
+    """
+    height, width, entering, leaving = kernel.shape[1:]
+    block = made * stride
+    before = -(-pad // block)
+    blocks = before + (stride * (made - 1) + width - 1 - pad) // block + 1
+    shifts = [block * before - pad + stride * column for column in range(made)]
+    wide = [
+        jnp.pad(kernel, ((0, 0), (0, 0), (shift, block * blocks - width - shift), (0, 0), (0, 0))) for shift in shifts
+    ]
+    return jnp.stack(wide, axis=4).reshape(-1, height, blocks, block * entering, made * leaving), before
+
+
 def frames_in_one(x: jax.Array, kernel: jax.Array, stride: int = 1) -> tuple[jax.Array, jax.Array]:
     """What to convolve over (height, width), for the convolution of `x` with `kernel` that has no padding in time.
 

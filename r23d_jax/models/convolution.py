@@ -12,7 +12,7 @@ from flax import nnx
 from jax import lax
 
 from r23d_jax.models import cpu, pooling
-from r23d_jax.models.blocks import frames_in_one, in_blocks
+from r23d_jax.models.blocks import block_kernel, frames_in_one, in_blocks
 from r23d_jax.models.network import Pads, Triple
 
 ALIGNMENT = 8  # channels of two bytes that a GPU's tensor cores read at once; cuDNN pads other numbers at every use
@@ -65,28 +65,6 @@ def _paired_conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads,
     after = columns // made - x.shape[3] - before + kernel.shape[2] - 1
     y = _conv3d(x, kernel, (*strides[:2], 1), (*pads[:2], (before, after)), 1)
     return y.reshape(*y.shape[:3], columns, leaving)
-
-
-def block_kernel(kernel: jax.Array, stride: int, made: int, pad: int) -> tuple[jax.Array, int]:
-    """A kernel that makes `made` columns of every block of `made * stride` columns, which are channels for it.
-
-    Args:
-      kernel: (kt, kh, kw, C_in, C_out).
-      stride: of the columns.
-      pad: columns of zeros before the first one.
-
-    Returns:
-      (kt, kh, blocks, made * stride * C_in, made * C_out), and how many blocks of zeros come before the first one.
-    """
-    height, width, entering, leaving = kernel.shape[1:]
-    block = made * stride
-    before = -(-pad // block)
-    blocks = before + (stride * (made - 1) + width - 1 - pad) // block + 1
-    shifts = [block * before - pad + stride * column for column in range(made)]
-    wide = [
-        jnp.pad(kernel, ((0, 0), (0, 0), (shift, block * blocks - width - shift), (0, 0), (0, 0))) for shift in shifts
-    ]
-    return jnp.stack(wide, axis=4).reshape(-1, height, blocks, block * entering, made * leaving), before
 
 
 def aligned(channels: int) -> int:

@@ -22,6 +22,9 @@ from tests.training.tiny import tiny_config
 ROOT = Path(__file__).parents[2]
 INSTALLED = importlib.util.find_spec("jax_plugins") and importlib.util.find_spec("jax_plugins.xla_cuda12")
 GIB = 2**30
+needs_libtpu = pytest.mark.skipif(
+    not importlib.util.find_spec("libtpu"), reason='needs the compiler for TPUs: pip install "jax[tpu]"'
+)
 pytestmark = pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")  # ml_collections' way to run a file
 
 
@@ -159,9 +162,7 @@ def compile_with_error(monkeypatch: pytest.MonkeyPatch, message: str) -> tuple[p
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not importlib.util.find_spec("libtpu"), reason='needs the compiler for TPUs: pip install "jax[tpu]"'
-)
+@needs_libtpu
 def test_one_tpu_alone() -> None:
     script = "from r23d_jax.runtime import absent; absent.prepare_process(); "
     script += "print([len(absent.absent_devices(name).devices) for name in ('v5e:1x1', 'v6e:1x1', 'v5e:2x4')])"
@@ -209,9 +210,7 @@ def test_the_input_is_measured_without_the_videos(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not importlib.util.find_spec("libtpu"), reason='needs the compiler for TPUs: pip install "jax[tpu]"'
-)
+@needs_libtpu
 def test_two_processes_find_tpus_at_the_same_time() -> None:
     script = "import sys; from r23d_jax.runtime import absent; absent.prepare_process(); "
     script += "print(len(absent.absent_devices(sys.argv[1]).devices), flush=True); input()"
