@@ -8,7 +8,6 @@ renamed and removed once the new one is complete.
 
 import contextlib
 import errno
-import functools
 import gc
 import hashlib
 import json
@@ -19,7 +18,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +250,8 @@ class _Silence:
     """Keeps Orbax quiet while any store is open, and restores the process when the last one closes.
 
     Orbax logs every save, and every failure at length, though it also raises. When one array of several fails, it drops
-    the coroutines of the others, and each would print a traceback or a warning.
+    the coroutines of the others, and each would print a traceback or a warning. They may live until their reads end, so
+    after a failure their tracebacks are kept back until the process ends.
 
     Attributes:
       failed: whether a read or a write has failed since the first store was opened.
@@ -259,7 +259,7 @@ class _Silence:
 
     def __init__(self) -> None:
         self._lock, self._depth, self._undo = threading.Lock(), 0, contextlib.ExitStack()
-        self.failed, self._dropped = False, 0
+        self.failed, self._dropped, self._shown_by = False, 0, sys.unraisablehook
 
     def __enter__(self) -> None:
         with self._lock:
@@ -271,8 +271,8 @@ class _Silence:
                 self._undo.callback(logging.getLogger(name).removeFilter, keeps)
             self._undo.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-            self._undo.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
-            sys.unraisablehook = functools.partial(self._show, sys.unraisablehook)
+            if sys.unraisablehook != self._show:  # else kept after a failure
+                self._shown_by, sys.unraisablehook = sys.unraisablehook, self._show
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
@@ -281,23 +281,25 @@ class _Silence:
                 return
             if self.failed:
                 self._await_dropped()
+            else:
+                sys.unraisablehook = self._shown_by
             self.failed = False
             self._undo.close()
 
-    def _show(self, show: Callable[[Any], object], unraisable: Any) -> None:
+    def _show(self, unraisable: Any) -> None:
         code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
         dropped = code is not None and "orbax" in code.co_filename
         too_late = unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"
         self._dropped += dropped or too_late
         if not (dropped or too_late):
-            show(unraisable)
+            self._shown_by(unraisable)
 
     def _await_dropped(self) -> None:
         """Waits until the dropped reads and writes, which end a moment after the failure, report nothing more."""
-        gc.collect()
         seen = -1
         while seen != self._dropped:
             seen = self._dropped
+            gc.collect()
             time.sleep(0.1)
 
 
