@@ -39,7 +39,7 @@ hypothesis.settings.register_profile("full", max_examples=300, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 REAL_FOLDERS = ("ucf5", "ucf101_splits", "odd_videos")
-LONGEST = ("test_documented_commands.py", "test_benchmarks.py", "test_install.py")  # with a test of a minute or more
+LONGEST = ("test_parity.py", "test_step.py", "test_loop.py", "test_install.py")  # half a minute and more
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ SMALL = [
 SHORT_STUDY = ["--only", "f-R2D_seed0", "--set", "train.epochs=0.1", "--set", "eval.num_clips=1"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_readme_works_from_top_to_bottom(tmp_path: Path) -> None:
     """Its commands in their order, in a folder that has what the README names. Only sizes are made smaller."""
     torch = pytest.importorskip("torch")

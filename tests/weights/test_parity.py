@@ -146,7 +146,7 @@ def test_the_way_back_is_bit_exact(pair: tuple[Case, Any, Any]) -> None:
 TRAINED = (
     "published_r3d", "published_mc3", "published_r2plus1d", "published_2d3d_18", "vmz", "ip_csn_50", "mmaction", "hara",
     "hara_2018",
-    "i3d_piergiaj",
+    pytest.param("i3d_piergiaj", marks=pytest.mark.long),
 )  # fmt: skip
 
 

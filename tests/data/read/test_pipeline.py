@@ -491,8 +491,7 @@ def _threads() -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux shows them")
-@pytest.mark.parametrize("how", ["closed", "dropped", "used up"])
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("how", "packed"), [("closed", True), ("dropped", False), ("used up", True)])
 def test_an_iterator_takes_its_threads_with_it(index: VideoIndex, tmp_path: Path, how: str, packed: bool) -> None:
     data = pack(index, tmp_path / "packed") if packed else index
 
