@@ -1,4 +1,4 @@
-"""Convolutions of fewer, wider places: blocks of pixels, or all frames that a kernel sees, as the channels of one."""
+"""Convolutions of fewer, wider places: blocks of pixels, or several frames, as the channels of one."""
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,39 @@ def block_kernel(kernel: jax.Array, stride: int, made: int, pad: int) -> tuple[j
         jnp.pad(kernel, ((0, 0), (0, 0), (shift, block * blocks - width - shift), (0, 0), (0, 0))) for shift in shifts
     ]
     return jnp.stack(wide, axis=4).reshape(-1, height, blocks, block * entering, made * leaving), before
+
+
+def pair_frames(x: jax.Array) -> jax.Array:
+    """(B, T, H, W, C) -> (B, T / 2, H, W, 2 * C): the channels of two frames beside each other. T is even."""
+    batch, frames, height, width, channels = x.shape
+    x = x.reshape(batch, frames // 2, 2, height, width, channels).transpose(0, 1, 3, 4, 2, 5)
+    return x.reshape(batch, frames // 2, height, width, 2 * channels)
+
+
+def single_frames(x: jax.Array) -> jax.Array:
+    """The inverse of `pair_frames`; a compiler leaves both out where one follows the other."""
+    batch, pairs, height, width, channels = x.shape
+    x = x.reshape(batch, pairs, height, width, 2, channels // 2).transpose(0, 1, 4, 2, 3, 5)
+    return x.reshape(batch, 2 * pairs, height, width, channels // 2)
+
+
+def pair_making_kernel(kernel: jax.Array) -> jax.Array:
+    """A kernel that makes a pair of frames wherever it stands, for twice the stride in time.
+
+    (kt, kh, kw, C_in, C_out) -> (kt + 1, kh, kw, C_in, 2 * C_out).
+    """
+    rest = ((0, 0),) * 4
+    return jnp.concatenate([jnp.pad(kernel, ((0, 1), *rest)), jnp.pad(kernel, ((1, 0), *rest))], axis=4)
+
+
+def pair_reading_kernel(kernel: jax.Array) -> jax.Array:
+    """A kernel of one frame that does the same to both frames of a pair.
+
+    (1, kh, kw, C_in, C_out) -> (1, kh, kw, 2 * C_in, 2 * C_out).
+    """
+    entering, rest = kernel.shape[3], ((0, 0),) * 3
+    first = jnp.pad(kernel, (*rest, (0, entering), (0, 0)))
+    return jnp.concatenate([first, jnp.pad(kernel, (*rest, (entering, 0), (0, 0)))], axis=4)
 
 
 def frames_in_one(x: jax.Array, kernel: jax.Array, stride: int = 1) -> tuple[jax.Array, jax.Array]:

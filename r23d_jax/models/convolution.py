@@ -86,6 +86,8 @@ class Form:
     max_pool: Callable[..., jax.Array]  # nnx.max_pool is annotated as if pads were names only
     # the width to compute in for the channels between two convolutions
     inner: Callable[[int], int] = lambda channels: channels
+    # channels that are moved together; where there are at most half as many, pairs of frames may fill them
+    lanes: int = 0
 
 
 _GPU_POOL = functools.partial(pooling.max_pool, by_phase=True)
@@ -94,7 +96,7 @@ FORMS = {
     "folded": Form(cpu.conv3d, pooling.max_pool),
     "padded": Form(_padded_conv3d, _GPU_POOL, aligned),
     "blocked": Form(_blocked_conv3d, _GPU_POOL, aligned),
-    "paired": Form(_paired_conv3d, nnx.max_pool),
+    "paired": Form(_paired_conv3d, nnx.max_pool, lanes=LANES),
 }
 FORMULATIONS = ("auto", *FORMS)
 
@@ -103,6 +105,7 @@ FASTEST = {"cpu": "folded", "gpu": "blocked", "tpu": "paired"}  # by platform; e
 _formulation = contextvars.ContextVar("formulation", default="auto")
 _platform = contextvars.ContextVar("platform", default="")
 _pairs = contextvars.ContextVar("pairs", default=False)
+_frame_pairs = contextvars.ContextVar("frame_pairs", default=False)
 
 
 @contextlib.contextmanager
@@ -139,6 +142,21 @@ def in_pairs(wanted: bool = True) -> Iterator[None]:
         yield
     finally:
         _pairs.reset(token)
+
+
+@contextlib.contextmanager
+def in_frame_pairs(wanted: bool = True) -> Iterator[None]:
+    """Makes layers read and return pairs of frames (see `blocks.pair_frames`) in what is traced inside."""
+    token = _frame_pairs.set(wanted)
+    try:
+        yield
+    finally:
+        _frame_pairs.reset(token)
+
+
+def frame_pairs() -> bool:
+    """Whether layers read and return pairs of frames here."""
+    return _frame_pairs.get()
 
 
 def chosen_form() -> Form:

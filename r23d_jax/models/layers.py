@@ -12,7 +12,8 @@ from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 
-from r23d_jax.models.convolution import conv3d, widened
+from r23d_jax.models.blocks import pair_making_kernel, pair_reading_kernel
+from r23d_jax.models.convolution import conv3d, frame_pairs, widened
 from r23d_jax.models.network import Pads, Triple
 
 # He initialization over the fan-out, as in torchvision's video networks.
@@ -89,7 +90,8 @@ class Conv(nnx.Module):
         """(B, T, H, W, C_in) -> (B, T', H', W', C_out), or more than C_out channels, of which the last are zeros.
 
         x may have more channels than the kernel too; they count for nothing. `scale` (C_out,) multiplies the channels
-        that leave; None means ones.
+        that leave; None means ones. In frame pairs (`in_frame_pairs`), what leaves are pairs of frames, and what enters
+        are single frames or, for a kernel of one frame, pairs.
         """
         kernel = self.values()
         if scale is not None:
@@ -98,6 +100,12 @@ class Conv(nnx.Module):
         pads = self.padding
         if isinstance(pads, str):
             pads = same_padding(x.shape[1:4], kernel.shape[:3], self.strides)
+        if frame_pairs():
+            if x.shape[-1] == kernel.shape[3]:
+                kernel, strides = pair_making_kernel(kernel), (2 * self.strides[0], *self.strides[1:])
+            else:
+                kernel, strides = pair_reading_kernel(kernel), self.strides
+            return conv3d(x.astype(self.dtype), kernel, strides, pads)
         if self.groups == 1:
             kernel = widened(widened(kernel, 3, x.shape[-1]), 4, out_channels or kernel.shape[4])
         return conv3d(x.astype(self.dtype), kernel, self.strides, pads, self.groups)
@@ -132,7 +140,7 @@ class BatchNorm(nnx.Module):
             return self(conv(x))
         factor, bias = self._scale_and_bias()
         y = conv(x, scale=factor)
-        return y + lax.broadcast_to_rank(widened(bias, 0, y.shape[-1]).astype(y.dtype), y.ndim)
+        return y + lax.broadcast_to_rank(_for_channels(bias, y.shape[-1]).astype(y.dtype), y.ndim)
 
     def _scale_and_bias(self) -> tuple[jax.Array, jax.Array]:
         """(C,) float32 each: what BN with running statistics multiplies by, and then adds."""
@@ -143,19 +151,26 @@ class BatchNorm(nnx.Module):
         return factor, norm.bias[...] - norm.mean[...] * factor
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., C) -> (..., C) of the same dtype; channels of zeros after its own stay zeros."""
+        """(..., C) -> (..., C) of the same dtype; channels of zeros after its own stay zeros. So for frame pairs."""
         norm, size = self.norm, x.shape[-1]
         if norm.use_running_average:
-            factor, bias = (widened(value, 0, size) for value in self._scale_and_bias())
+            factor, bias = (_for_channels(value, size) for value in self._scale_and_bias())
             return _shift_and_scale(x, jnp.zeros(size), factor, bias)
         scale = jnp.ones(self.channels) if norm.scale is None else norm.scale[...]
         assert norm.bias is not None
-        scale, bias = widened(scale, 0, size), widened(norm.bias[...], 0, size)
+        bias = norm.bias[...]
+        if not frame_pairs():
+            scale, bias = widened(scale, 0, size), widened(bias, 0, size)
         normalized: Any = _normalize(norm.epsilon, x, scale, bias)
         y, mean, variance = normalized
         for running, new in ((norm.mean, mean), (norm.var, variance)):
             running[...] = norm.momentum * running[...] + (1 - norm.momentum) * new[: self.channels]
         return y
+
+
+def _for_channels(value: jax.Array, channels: int) -> jax.Array:
+    """A value of each channel (C,): in frame pairs for both frames, else with zeros for channels of zeros."""
+    return jnp.tile(value, channels // value.size) if frame_pairs() else widened(value, 0, channels)
 
 
 def _at_least_float32(x: jax.Array) -> jax.Array:
@@ -171,30 +186,44 @@ def _shift_and_scale(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax
 def _normalize_plainly(
     epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """x with the mean and the deviation of `bias` and `scale` (C,); and the mean and biased variance that it had."""
+    """x with the mean and the deviation of `bias` and `scale` (C,); and the mean and biased variance that it had.
+
+    x has C channels, or those of several frames beside each other.
+    """
     return _normalize_forward(epsilon, x, scale, bias)[0]
 
 
 def _normalize_forward(
     epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple]:
-    axes, wide = tuple(range(x.ndim - 1)), _at_least_float32(x)
-    mean, square = jnp.mean(wide, axes), jnp.mean(wide * wide, axes)
+    axes, frames, wide = tuple(range(x.ndim - 1)), x.shape[-1] // scale.size, _at_least_float32(x)
+    mean, square = (_over_frames(jnp.mean(v, axes), frames) / frames for v in (wide, wide * wide))
     variance = jnp.maximum(0.0, square - mean * mean)
     inverse = lax.rsqrt(variance + epsilon)
-    return (_shift_and_scale(x, mean, scale * inverse, bias), mean, variance), (x, scale, mean, inverse)
+    y = _shift_and_scale(x, *(jnp.tile(v, frames) for v in (mean, scale * inverse, bias)))
+    return (y, mean, variance), (x, scale, mean, inverse)
 
 
 def _normalize_backward(epsilon: float, saved: tuple, gradients: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The statistics are for the running ones, which no loss depends on, so their gradients are not read."""
     del epsilon
     x, scale, mean, inverse = saved
-    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
-    dy, moved = _at_least_float32(gradients[0]), _at_least_float32(x) - lax.broadcast_to_rank(mean, x.ndim)
-    dbias, dscale = jnp.sum(dy, axes), jnp.sum(dy * moved, axes) * inverse
+    axes, frames, count = tuple(range(x.ndim - 1)), x.shape[-1] // scale.size, x.size // scale.size
+
+    def spread(value: jax.Array) -> jax.Array:
+        return lax.broadcast_to_rank(jnp.tile(value, frames), x.ndim)
+
+    dy, moved = _at_least_float32(gradients[0]), _at_least_float32(x) - spread(mean)
+    dbias = _over_frames(jnp.sum(dy, axes), frames)
+    dscale = _over_frames(jnp.sum(dy * moved, axes), frames) * inverse
     factor = scale * inverse
-    shift, slope = (lax.broadcast_to_rank(v * factor / count, x.ndim) for v in (dbias, dscale * inverse))
-    return (lax.broadcast_to_rank(factor, x.ndim) * dy - shift - moved * slope).astype(x.dtype), dscale, dbias
+    shift, slope = (spread(v * factor / count) for v in (dbias, dscale * inverse))
+    return (spread(factor) * dy - shift - moved * slope).astype(x.dtype), dscale, dbias
+
+
+def _over_frames(values: jax.Array, frames: int) -> jax.Array:
+    """Sums the values that frames beside each other have of each channel, (frames * C,) -> (C,)."""
+    return values if frames == 1 else values.reshape(frames, -1).sum(0)
 
 
 # With a gradient of its own, which reads x and dy twice and writes dx. The one that jax derives also writes dy as the

@@ -15,7 +15,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from r23d_jax.config import STEM_KINDS, STEM_POOLS, ConfigError, look_up
-from r23d_jax.models.convolution import in_pairs, max_pool
+from r23d_jax.models.blocks import pair_frames, single_frames
+from r23d_jax.models.convolution import chosen_form, in_frame_pairs, in_pairs, max_pool
 from r23d_jax.models.factorized import CONVOLUTIONS, MID_PLANES, FactorizedConv, Place, StageConv
 from r23d_jax.models.layers import Conv
 from r23d_jax.models.network import Spec, Triple, recomputed
@@ -218,16 +219,37 @@ class ResidualBlock(nnx.Module):
         self.dropout = nnx.Dropout(spec.block_dropout)
         self.stochastic_depth = nnx.Dropout(skipped, broadcast_dims=(1, 2, 3, 4))
         self.relu = relu
+        self.after_pool = spec.stem_pool == "2d"  # which is after a stem that makes pairs of frames
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(B, T, H, W, C_in) -> (B, T', H', W', width * expansion)."""
+        paired = self._reads_frame_pairs(x.shape)
         with in_pairs(self.conv3 is None):  # not in bottlenecks, some of whose convolutions have groups
-            y = self.dropout(nnx.relu(self.norm1.after(self.conv1, x)), rngs=rngs)
-            y = self.norm2.after(self.conv2, y)
+            with in_frame_pairs(paired):
+                x = pair_frames(x) if paired else x
+                y = self.dropout(nnx.relu(self.norm1.after(self.conv1, x)), rngs=rngs)
+                x = x if self.shortcut is None else self.shortcut(x)
+            if paired and not _fit_in_pairs(self.norm1.channels):
+                x, y, paired = single_frames(x), single_frames(y), False
+            with in_frame_pairs(paired):
+                y = self.norm2.after(self.conv2, y)
             if self.conv3 is not None and self.norm3 is not None:
                 y = self.norm3.after(self.conv3, nnx.relu(y))
-            y = self.stochastic_depth(y, rngs=rngs) + (x if self.shortcut is None else self.shortcut(x))
-            return nnx.relu(y) if self.relu else y
+            y = self.stochastic_depth(y, rngs=rngs) + x
+            y = nnx.relu(y) if self.relu else y
+            return single_frames(y) if paired else y
+
+    def _reads_frame_pairs(self, shape: tuple[int, ...]) -> bool:
+        """Whether it convolves pairs of frames, because that fills the form's lanes and it does not look along time."""
+        fit = self.after_pool and shape[1] % 2 == 0 and _fit_in_pairs(shape[4])
+        if not fit or self.conv3 is not None or self.dropout.rate > 0:  # whose random numbers have the input's shape
+            return False
+        plain = self.shortcut is None or (isinstance(self.shortcut, Shortcut) and isinstance(self.shortcut.conv, Conv))
+        return plain and all(isinstance(c, Conv) and c.kernel.shape[0] == 1 for c in (self.conv1, self.conv2))
+
+
+def _fit_in_pairs(channels: int) -> bool:
+    return 2 * channels <= chosen_form().lanes
 
 
 class MotionConv(Conv):
@@ -277,9 +299,18 @@ class Stem(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, H, W, C) -> (B, T', H', W', widths[0])."""
         window, strides = self.pool
-        with in_pairs(window == (1, 1, 1)):  # a max-pool reads single columns
+        pooled, paired = window != (1, 1, 1), self._makes_frame_pairs(x.shape[1])
+        with in_pairs(paired or not pooled), in_frame_pairs(paired):  # a max-pool reads single columns
             x = nnx.relu(self.norm.after(self.conv, x))
-        return x if window == (1, 1, 1) else max_pool(x, window, strides)
+        x = max_pool(x, window, strides) if pooled else x
+        return single_frames(x) if paired else x
+
+    def _makes_frame_pairs(self, frames: int) -> bool:
+        """Whether it convolves and pools pairs of frames, because that fills the form's lanes."""
+        if not isinstance(self.conv, Conv) or self.pool[0] == (1, 1, 1) or self.pool[0][0] > 1:
+            return False
+        window, *_, width = self.conv.kernel.shape
+        return _fit_in_pairs(width) and frames % 2 == 0 and window < frames
 
 
 class Stage(nnx.Module):

@@ -1,5 +1,6 @@
 """The network as a whole: shapes, modes, clear refusals, and equality with torchvision's networks."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -232,14 +233,20 @@ def test_every_listed_name_is_known() -> None:
     assert all(models.model_spec(name) for name in names)
 
 
-@pytest.mark.parametrize("form", ["padded", "paired"])
-def test_other_channels_train_to_the_same_parameters(form: str) -> None:
-    """Twenty steps of a stem and a block, whose inner widths of 45 and 18 are computed as 48 and 24, or 90 and 36."""
-    kind = "2plus1d"
-    spec = VideoResNetSpec((kind, kind, kind, kind), layers=(1, 1, 1, 1), widths=(8, 8, 8, 8), stem="factorized")
-    stem, (stage, *_) = spec.parts(3, 4, jnp.float32, nnx.Rngs(0))
-    graph, params, rest = nnx.split(nnx.List([stem, stage]), nnx.Param, ...)
-    video, target = clip(size=16), jax.random.normal(jax.random.key(1), (2, 4, 8, 8, 8))
+@pytest.mark.parametrize(
+    ("form", "kind", "stem", "pool"),
+    [("padded", "2plus1d", "factorized", "none"), ("paired", "2plus1d", "factorized", "none"),
+     ("paired", "2d", "motion", "2d")],
+)  # fmt: skip
+def test_other_channels_train_to_the_same_parameters(form: str, kind: str, stem: str, pool: str) -> None:
+    """Twenty steps of a stem and a stage, whose inner widths of 45 and 18 are computed as 48 and 24, or 90 and 36."""
+    spec = VideoResNetSpec(
+        (kind, kind, kind, kind), layers=(1, 1, 1, 1), widths=(8, 8, 8, 8), stem=stem, stem_pool=pool
+    )
+    first, (stage, *_) = spec.parts(3, 4, jnp.float32, nnx.Rngs(0))
+    graph, params, rest = nnx.split(nnx.List([first, stage]), nnx.Param, ...)
+    video, side = clip(size=16), 4 if pool == "2d" else 8
+    target = jax.random.normal(jax.random.key(1), (2, 4, side, side, 8))
 
     def train(form: str) -> tuple[nnx.State, nnx.State]:
         def loss(params: nnx.State, rest: nnx.State) -> tuple[jax.Array, nnx.State]:
@@ -261,3 +268,60 @@ def test_other_channels_train_to_the_same_parameters(form: str) -> None:
     moved = jax.tree.map(lambda new, old: float(jnp.abs(new - old).max()), plain, (params, rest))
     assert min(jax.tree.leaves(moved)) > 5e-3
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-6), plain, other)
+
+
+# Of a stem with a max-pool: how many of the first three layers, the stem and two stages, compute on pairs of frames
+PAIRS = {
+    "pairs to the second stage": ({}, 4, 3),
+    "the motion stem": ({"stem": "motion"}, 4, 3),
+    "two blocks a stage": ({"layers": (2, 2, 1, 1)}, 4, 3),
+    "time in the second stage": ({"convolutions": ("2d", "3d", "3d", "3d"), "temporal_strides": (1, 1, 1)}, 4, 2),
+    "shortcuts without parameters": ({"shortcut": "padded"}, 4, 2),
+    "stochastic depth": ({"stochastic_depth": 0.5}, 4, 3),
+    "factorized convolutions": ({"convolutions": ("2plus3d",) * 4}, 4, 1),
+    "dropout in blocks": ({"block_dropout": 0.5}, 4, 1),
+    "an odd number of frames": ({}, 5, 0),
+    "a pool over time": ({"stem_pool": "3d"}, 4, 0),
+    "a stem as long as the clip": ({"stem": "Lx7x7"}, 4, 0),
+    "bottlenecks": ({"bottleneck": True}, 4, 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "evaluated"),
+    [pytest.param(case, False, marks=[] if case in ("the motion stem", "an odd number of frames") else pytest.mark.slow) for case in PAIRS]
+    + [("pairs to the second stage", True)],
+)
+def test_pairs_of_frames_change_no_value(case: str, evaluated: bool) -> None:
+    changes, frames, paired = PAIRS[case]
+    spec = dataclasses.replace(
+        VideoResNetSpec(("2d", "2d", "3d", "3d"), layers=(1, 1, 1, 1), widths=(40, 70, 6, 6), stem_pool="2d"), **changes
+    )
+    with jax.enable_x64(True):
+        stem, stages = spec.parts(3, frames, jnp.float64, nnx.Rngs(0))
+        layers = nnx.List([stem, *stages[:2]])
+        layers.eval() if evaluated else layers.train()
+        graph, params, rest = nnx.split(layers, nnx.Param, ...)
+        params, rest = jax.tree.map(
+            lambda value: 1.1 * value.astype(float) + 0.1 if value.dtype == jnp.float32 else value, (params, rest)
+        )
+        video = jax.random.normal(jax.random.key(0), (2, frames, 16, 16, 3), jnp.float64)
+
+        def loss(params: nnx.State, video: jax.Array) -> tuple[jax.Array, tuple]:
+            x, layers = video, nnx.merge(graph, params, rest, copy=True)
+            stem, *stages = layers
+            x = stem(x)
+            for stage in stages:
+                x = stage(x, nnx.Rngs(dropout=1))
+            return jnp.sum(jnp.sin(jnp.arange(x.size).reshape(x.shape)) * x), (x, nnx.state(layers, nnx.BatchStat))
+
+        def run(form: str) -> tuple:
+            with use_formulation(form):
+                program = str(jax.make_jaxpr(lambda params, video: loss(params, video))(params, video))
+                shapes = "f64[2,2,8,8,80] = conv", "f64[2,2,4,4,80] = conv", "f64[2,2,2,2,140] = conv"
+                assert [shape in program for shape in shapes] == [form == "paired" and i < paired for i in range(3)]
+                return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, video)
+
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), run("paired"), run("direct")
+        )
