@@ -307,7 +307,7 @@ class Stem(nnx.Module):
 
     def _makes_frame_pairs(self, frames: int) -> bool:
         """Whether it convolves and pools pairs of frames, because that fills the form's lanes."""
-        if not isinstance(self.conv, Conv) or self.pool[0] == (1, 1, 1) or self.pool[0][0] > 1:
+        if not isinstance(self.conv, Conv) or self.pool != POOLS["2d"]:
             return False
         window, *_, width = self.conv.kernel.shape
         return _fit_in_pairs(width) and frames % 2 == 0 and window < frames

@@ -289,7 +289,12 @@ PAIRS = {
 
 @pytest.mark.parametrize(
     ("case", "evaluated"),
-    [pytest.param(case, False, marks=[] if case in ("the motion stem", "an odd number of frames") else pytest.mark.slow) for case in PAIRS]
+    [
+        pytest.param(
+            case, False, marks=[] if case in ("the motion stem", "an odd number of frames") else pytest.mark.slow
+        )
+        for case in PAIRS
+    ]
     + [("pairs to the second stage", True)],
 )
 def test_pairs_of_frames_change_no_value(case: str, evaluated: bool) -> None:
