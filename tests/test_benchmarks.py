@@ -104,7 +104,9 @@ def test_steps_are_queued_four_at_a_time() -> None:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", steps.NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name == "r2plus1d_18" else []) for name in steps.NETWORKS]
+)
 def test_the_peers_compute_what_our_networks_compute(name: str) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed: pip install -r requirements-torch.txt")
     from benchmarks.torch_networks import make_network

@@ -48,7 +48,7 @@ def test_shipped_configs() -> None:
     assert all(row["clips_per_second"] > 0 and row["ratio_peer"] is None for row in found["rows"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_index_whose_videos_do_not_exist() -> None:
     packed, frames = indexing.run(videos=300, frames=20, batch=4)
     assert (packed["name"], frames["name"]) == ("packed", "frames")

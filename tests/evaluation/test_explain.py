@@ -43,7 +43,8 @@ def test_behind_an_average_the_map_is_the_classifiers_column(window: tuple[int, 
 
 
 @pytest.mark.parametrize(
-    "kind", ["avgpool", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("vit", "attention_pool"))]
+    "kind",
+    ["avgpool", pytest.param("vit", marks=pytest.mark.slow), pytest.param("attention_pool", marks=pytest.mark.long)],
 )
 def test_a_map_is_of_its_clip_and_its_class(kind: str) -> None:
     head, x = head_of(kind), features(2, 3, 2, 4, 8)
@@ -116,7 +117,11 @@ def clips(count: int, pre) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("name", "size", "frames"),
-    [("r2plus3d_10", 32, 4), *(pytest.param(name, 64, 16, marks=pytest.mark.slow) for name in ("i3d", "s3d_g"))],
+    [
+        ("r2plus3d_10", 32, 4),
+        pytest.param("i3d", 64, 16, marks=pytest.mark.slow),
+        pytest.param("s3d_g", 64, 16, marks=pytest.mark.long),
+    ],
 )
 def test_any_family(name: str, size: int, frames: int) -> None:
     fields = NARROW if name.startswith("r2") else {}

@@ -214,7 +214,7 @@ def build(cfg: HeadConfig) -> Any:
     return head
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", [pytest.param(False, marks=pytest.mark.long), True])
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(("kind", "peer"), [("vit", ViT), ("attention_pool", AttentionPool)])
 def test_logits_and_gradients_equal_torch(kind: str, peer: Any, options: str, training: bool) -> None:

@@ -287,15 +287,17 @@ PAIRS = {
 }
 
 
+QUICK_PAIRS, SLOW_PAIRS = ("the motion stem", "an odd number of frames"), ("two blocks a stage", "bottlenecks")
+
+
 @pytest.mark.parametrize(
     ("case", "evaluated"),
     [
-        pytest.param(
-            case, False, marks=[] if case in ("the motion stem", "an odd number of frames") else pytest.mark.slow
-        )
-        for case in PAIRS
-    ]
-    + [("pairs to the second stage", True)],
+        ("pairs to the second stage", True),
+        *((case, False) for case in QUICK_PAIRS),
+        *(pytest.param(case, False, marks=pytest.mark.slow) for case in SLOW_PAIRS),
+        *(pytest.param(case, False, marks=pytest.mark.long) for case in PAIRS if case not in QUICK_PAIRS + SLOW_PAIRS),
+    ],
 )
 def test_pairs_of_frames_change_no_value(case: str, evaluated: bool) -> None:
     changes, frames, paired = PAIRS[case]

@@ -251,7 +251,9 @@ def test_those_who_do_not_come_are_not_waited_for_without_end() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("patience", "ends"), [(distributed.REPORT_SECONDS, True), (1, False)])
+@pytest.mark.parametrize(
+    ("patience", "ends"), [pytest.param(distributed.REPORT_SECONDS, True, marks=pytest.mark.long), (1, False)]
+)
 def test_those_who_are_done_wait_for_the_report_of_the_first(patience: int, ends: bool) -> None:
     place = f"'127.0.0.1:{free_port()}', 2"
     processes = [

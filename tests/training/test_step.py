@@ -66,7 +66,7 @@ def on_one_device() -> tuple[TrainState, list[float]]:
 
 # One axis, both, and the other one: each compiles a program of its own
 @pytest.mark.slow
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4), (1, 8)])
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4), pytest.param(1, 8, marks=pytest.mark.long)])
 def test_any_mesh_computes_what_one_device_does(
     on_one_device: tuple[TrainState, list[float]], data: int, fsdp: int
 ) -> None:
@@ -104,7 +104,7 @@ def test_fsdp_divides_the_memory_of_large_leaves() -> None:
     assert found[8] < 0.25 * found[1]  # the rest are leaves too small to be split
 
 
-@pytest.mark.parametrize("fsdp", [2, *(pytest.param(fsdp, marks=pytest.mark.slow) for fsdp in (1, 8))])
+@pytest.mark.parametrize("fsdp", [1, 8, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.slow
 def test_a_compiled_step_gathers_parameters_and_sums_gradients_once(fsdp: int) -> None:
     """Each split parameter is gathered once, gradients are added up, statistics of BN and a few scalars besides.
@@ -219,7 +219,7 @@ def test_batches_that_do_not_divide_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("accumulate", "cutmix"),
-    [pytest.param(1, 0.0, marks=pytest.mark.slow), pytest.param(2, 0.0, marks=pytest.mark.slow), (2, 1.0)],
+    [pytest.param(1, 0.0, marks=pytest.mark.slow), pytest.param(2, 0.0, marks=pytest.mark.long), (2, 1.0)],
 )
 def test_a_step_is_its_definition(accumulate: int, cutmix: float) -> None:
     """Loss, accuracy, gradients, statistics and update, with smoothing, mixup, dropout and masked rows.
@@ -273,7 +273,7 @@ def test_a_step_is_its_definition(accumulate: int, cutmix: float) -> None:
     assert after.step == 7 and after.ema == {}
 
 
-@pytest.mark.parametrize("num_devices", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("num_devices", [pytest.param(1, marks=pytest.mark.long), 2])
 @pytest.mark.slow
 def test_micro_batches_of_pseudo_motion_are_whole_pictures(num_devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clip of each class, wherever the clips are made. Rows in turns would give each micro-batch three classes."""

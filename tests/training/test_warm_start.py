@@ -88,7 +88,7 @@ def test_another_head_stays_random(tmp_path: Path) -> None:
     assert not same(state.params["stages"], fresh.params["stages"])
 
 
-@pytest.mark.parametrize("kind", ["vit", "attention_pool"])
+@pytest.mark.parametrize("kind", ["vit", pytest.param("attention_pool", marks=pytest.mark.long)])
 @pytest.mark.slow
 def test_a_residual_head_starts_with_the_logits_of_a_trained_average_pool(kind: str, tmp_path: Path) -> None:
     cfg = tiny_config("r3d", kind)

@@ -74,7 +74,7 @@ def save(path: Path, variables: dict[str, np.ndarray]) -> None:
     )
 
 
-@pytest.mark.parametrize(("scope", "channels"), [pytest.param("RGB", 3, marks=pytest.mark.slow), ("Flow", 2)])
+@pytest.mark.parametrize(("scope", "channels"), [("RGB", 3), pytest.param("Flow", 2, marks=pytest.mark.long)])
 @pytest.mark.slow
 def test_logits_equal_tensorflows(scope: str, channels: int, tmp_path: Path) -> None:
     """Odd and even sizes meet SAME at every stride; 20 frames leave three steps, so the mean of windows shows."""

@@ -44,9 +44,9 @@ def still(size: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
     [
         (18, "f_r2d_18", "repeat", 2),  # every kernel is one frame long
         (18, "r3d_18", "center", 8),
-        (18, "mc3_18", "repeat", 20),
+        pytest.param(18, "mc3_18", "repeat", 20, marks=pytest.mark.long),
         (50, "r2plus3d_50", "center", 4),
-        (34, "rmc3_34", "center", 8),
+        pytest.param(34, "rmc3_34", "center", 8, marks=pytest.mark.long),
     ],
 )
 def test_a_still_clip_gives_the_features_of_the_image(

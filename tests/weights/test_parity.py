@@ -144,9 +144,8 @@ def test_the_way_back_is_bit_exact(pair: tuple[Case, Any, Any]) -> None:
 
 # Every kind of layer once; deeper networks repeat them.
 TRAINED = (
-    "published_r3d", "published_mc3", "published_r2plus1d", "published_2d3d_18", "vmz", "ip_csn_50", "mmaction", "hara",
-    "hara_2018",
-    pytest.param("i3d_piergiaj", marks=pytest.mark.long),
+    "published_r3d", "published_r2plus1d", "published_2d3d_18", "vmz", "ip_csn_50", "mmaction", "hara",
+    *(pytest.param(key, marks=pytest.mark.long) for key in ("published_mc3", "hara_2018", "i3d_piergiaj")),
 )  # fmt: skip
 
 
@@ -290,7 +289,7 @@ def test_torchvision_itself(ours: str, theirs: str, torchvision_video: Any) -> N
     assert all(np.array_equal(back[name], value.numpy()) for name, value in peer.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["s3d", "s3d_g"])
+@pytest.mark.parametrize("name", [pytest.param("s3d", marks=pytest.mark.long), "s3d_g"])
 def test_torchvision_s3d(name: str, torchvision_video: Any) -> None:
     """At 224, because its head needs 7 x 7 places; its last pool and the mean of windows count as they do there."""
     peer: Any = torchvision_video.s3d(weights=None, num_classes=7)

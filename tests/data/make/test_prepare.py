@@ -599,7 +599,7 @@ def test_stopped_at_any_moment(made: Path, tmp_path: Path, number: signal.Signal
     assert frame_counts(out) == {f"A/{i}": 9 for i in range(60)}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stop_that_strikes_in_the_garbage_collector_is_not_lost(tmp_path: Path, monkeypatch, capsys) -> None:
     """Python drops what is raised there."""
 

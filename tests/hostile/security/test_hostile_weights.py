@@ -152,7 +152,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_file_of_a_checkpoint_is_unpickled(trained: Path, marker: Path, tmp_path: Path) -> None:
     names = [path.relative_to(trained) for path in sorted(trained.rglob("*")) if path.is_file()]
     assert len(names) > 5
