@@ -8,6 +8,7 @@ renamed and removed once the new one is complete.
 
 import contextlib
 import errno
+import functools
 import gc
 import hashlib
 import json
@@ -18,7 +19,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +260,8 @@ class _Silence:
 
     def __init__(self) -> None:
         self._lock, self._depth, self._undo = threading.Lock(), 0, contextlib.ExitStack()
-        self.failed, self._dropped, self._shown_by = False, 0, sys.unraisablehook
+        self.failed, self._dropped = False, 0
+        self._kept: object = None  # what shows reports after the first failure, once it is installed
 
     def __enter__(self) -> None:
         with self._lock:
@@ -271,8 +273,8 @@ class _Silence:
                 self._undo.callback(logging.getLogger(name).removeFilter, keeps)
             self._undo.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-            if sys.unraisablehook != self._show:  # else kept after a failure
-                self._shown_by, sys.unraisablehook = sys.unraisablehook, self._show
+            self._undo.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
+            sys.unraisablehook = functools.partial(self._show, sys.unraisablehook)
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
@@ -281,18 +283,18 @@ class _Silence:
                 return
             if self.failed:
                 self._await_dropped()
-            else:
-                sys.unraisablehook = self._shown_by
-            self.failed = False
             self._undo.close()
+            if self.failed and sys.unraisablehook is not self._kept:
+                sys.unraisablehook = self._kept = functools.partial(self._show, sys.unraisablehook)
+            self.failed = False
 
-    def _show(self, unraisable: Any) -> None:
+    def _show(self, show: Callable[[Any], object], unraisable: Any) -> None:
         code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
         dropped = code is not None and "orbax" in code.co_filename
         too_late = unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"
         self._dropped += dropped or too_late
         if not (dropped or too_late):
-            self._shown_by(unraisable)
+            show(unraisable)
 
     def _await_dropped(self) -> None:
         """Waits until the dropped reads and writes, which end a moment after the failure, report nothing more."""

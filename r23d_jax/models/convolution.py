@@ -54,7 +54,8 @@ def _paired_conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads,
     Only inside `in_pairs`, because the arrays are moved where a convolution of pairs meets what reads single columns.
     """
     entering, leaving = kernel.shape[3:]
-    made = 2 if strides[2] == 1 or leaving <= LANES // 2 else 1  # columns from one block
+    # Columns from one block. In pairs of frames a strided one makes single columns, because a max-pool may come next.
+    made = 2 if strides[2] == 1 or (leaving <= LANES // 2 and not frame_pairs()) else 1
     block = made * strides[2]
     columns = (x.shape[3] + sum(pads[2]) - kernel.shape[2]) // strides[2] + 1
     narrow = min(entering, leaving) <= LANES // 2 and groups == 1
@@ -146,7 +147,7 @@ def in_pairs(wanted: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_frame_pairs(wanted: bool = True) -> Iterator[None]:
-    """Makes layers read and return pairs of frames (see `blocks.pair_frames`) in what is traced inside."""
+    """Makes `Conv` and `BatchNorm` compute on pairs of frames (`blocks.pair_frames`) in what is traced inside."""
     token = _frame_pairs.set(wanted)
     try:
         yield
@@ -155,7 +156,7 @@ def in_frame_pairs(wanted: bool = True) -> Iterator[None]:
 
 
 def frame_pairs() -> bool:
-    """Whether layers read and return pairs of frames here."""
+    """Whether this is inside `in_frame_pairs`."""
     return _frame_pairs.get()
 
 

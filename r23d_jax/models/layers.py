@@ -90,25 +90,26 @@ class Conv(nnx.Module):
         """(B, T, H, W, C_in) -> (B, T', H', W', C_out), or more than C_out channels, of which the last are zeros.
 
         x may have more channels than the kernel too; they count for nothing. `scale` (C_out,) multiplies the channels
-        that leave; None means ones. In frame pairs (`in_frame_pairs`), what leaves are pairs of frames, and what enters
-        are single frames or, for a kernel of one frame, pairs.
+        that leave; None means ones.
+
+        Inside `in_frame_pairs` it returns pairs of frames. x then has single frames, or pairs for a kernel of one frame.
         """
         kernel = self.values()
         if scale is not None:
             kernel = kernel * lax.broadcast_to_rank(scale, kernel.ndim)
-        kernel = kernel.astype(self.dtype)
-        pads = self.padding
+        pads, strides, paired = self.padding, self.strides, frame_pairs()
         if isinstance(pads, str):
-            pads = same_padding(x.shape[1:4], kernel.shape[:3], self.strides)
-        if frame_pairs():
-            if x.shape[-1] == kernel.shape[3]:
-                kernel, strides = pair_making_kernel(kernel), (2 * self.strides[0], *self.strides[1:])
-            else:
-                kernel, strides = pair_reading_kernel(kernel), self.strides
-            return conv3d(x.astype(self.dtype), kernel, strides, pads)
-        if self.groups == 1:
+            pads = same_padding(x.shape[1:4], kernel.shape[:3], strides)
+        if paired and x.shape[-1] == kernel.shape[3]:
+            assert self.groups == strides[0] == 1
+            kernel, strides = pair_making_kernel(kernel), (2, *strides[1:])
+        elif paired:
+            assert self.groups == kernel.shape[0] == 1
+            kernel = pair_reading_kernel(kernel)
+        kernel = kernel.astype(self.dtype)
+        if self.groups == 1 and not paired:
             kernel = widened(widened(kernel, 3, x.shape[-1]), 4, out_channels or kernel.shape[4])
-        return conv3d(x.astype(self.dtype), kernel, self.strides, pads, self.groups)
+        return conv3d(x.astype(self.dtype), kernel, strides, pads, self.groups)
 
 
 class ScaledConv(Protocol):
@@ -151,7 +152,10 @@ class BatchNorm(nnx.Module):
         return factor, norm.bias[...] - norm.mean[...] * factor
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., C) -> (..., C) of the same dtype; channels of zeros after its own stay zeros. So for frame pairs."""
+        """(..., C) -> (..., C) of the same dtype; channels of zeros after its own stay zeros.
+
+        Inside `in_frame_pairs` x has 2 * C channels, and the statistics are of both frames.
+        """
         norm, size = self.norm, x.shape[-1]
         if norm.use_running_average:
             factor, bias = (_for_channels(value, size) for value in self._scale_and_bias())
@@ -169,7 +173,7 @@ class BatchNorm(nnx.Module):
 
 
 def _for_channels(value: jax.Array, channels: int) -> jax.Array:
-    """A value of each channel (C,): in frame pairs for both frames, else with zeros for channels of zeros."""
+    """Spreads one value per channel (C,) over `channels`: once more for the second frame of a pair, else with zeros."""
     return jnp.tile(value, channels // value.size) if frame_pairs() else widened(value, 0, channels)
 
 

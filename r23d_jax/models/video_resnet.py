@@ -191,9 +191,12 @@ class ResidualBlock(nnx.Module):
       kind: of its 3x3x3 convolutions.
       relu: whether a ReLU follows the sum.
       skipped: probability of leaving only the shortcut of a clip while training.
+      after_pairs: whether all layers before it may compute on pairs of frames.
     """
 
-    def __init__(self, whole: Place, width: int, kind: str, relu: bool, skipped: float = 0.0):
+    def __init__(
+        self, whole: Place, width: int, kind: str, relu: bool, skipped: float = 0.0, after_pairs: bool = False
+    ):
         spec, in_channels, out_channels, strides = whole.spec, whole.in_channels, whole.out_channels, whole.strides
         how = {"dtype": whole.dtype, "rngs": whole.rngs}
 
@@ -219,11 +222,11 @@ class ResidualBlock(nnx.Module):
         self.dropout = nnx.Dropout(spec.block_dropout)
         self.stochastic_depth = nnx.Dropout(skipped, broadcast_dims=(1, 2, 3, 4))
         self.relu = relu
-        self.after_pool = spec.stem_pool == "2d"  # which is after a stem that makes pairs of frames
+        self.after_pairs = after_pairs
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(B, T, H, W, C_in) -> (B, T', H', W', width * expansion)."""
-        paired = self._reads_frame_pairs(x.shape)
+        paired = self._computes_on_frame_pairs(x.shape)
         with in_pairs(self.conv3 is None):  # not in bottlenecks, some of whose convolutions have groups
             with in_frame_pairs(paired):
                 x = pair_frames(x) if paired else x
@@ -239,10 +242,11 @@ class ResidualBlock(nnx.Module):
             y = nnx.relu(y) if self.relu else y
             return single_frames(y) if paired else y
 
-    def _reads_frame_pairs(self, shape: tuple[int, ...]) -> bool:
-        """Whether it convolves pairs of frames, because that fills the form's lanes and it does not look along time."""
-        fit = self.after_pool and shape[1] % 2 == 0 and _fit_in_pairs(shape[4])
-        if not fit or self.conv3 is not None or self.dropout.rate > 0:  # whose random numbers have the input's shape
+    def _computes_on_frame_pairs(self, shape: tuple[int, ...]) -> bool:
+        """Whether it pairs frames, because that fills the form's lanes and it does not look along time."""
+        fit = self.after_pairs and shape[1] % 2 == 0 and _fit_in_pairs(shape[4])
+        # Dropout draws numbers in the shape of what it drops, so they would be others.
+        if not fit or self.conv3 is not None or self.dropout.rate > 0:
             return False
         plain = self.shortcut is None or (isinstance(self.shortcut, Shortcut) and isinstance(self.shortcut.conv, Conv))
         return plain and all(isinstance(c, Conv) and c.kernel.shape[0] == 1 for c in (self.conv1, self.conv2))
@@ -300,16 +304,18 @@ class Stem(nnx.Module):
         """(B, T, H, W, C) -> (B, T', H', W', widths[0])."""
         window, strides = self.pool
         pooled, paired = window != (1, 1, 1), self._makes_frame_pairs(x.shape[1])
-        with in_pairs(paired or not pooled), in_frame_pairs(paired):  # a max-pool reads single columns
+        # A max-pool reads single columns, which a convolution that makes pairs of frames returns too.
+        with in_pairs(paired or not pooled), in_frame_pairs(paired):
             x = nnx.relu(self.norm.after(self.conv, x))
         x = max_pool(x, window, strides) if pooled else x
         return single_frames(x) if paired else x
 
     def _makes_frame_pairs(self, frames: int) -> bool:
-        """Whether it convolves and pools pairs of frames, because that fills the form's lanes."""
+        """Whether it pairs frames, because that fills the form's lanes."""
         if not isinstance(self.conv, Conv) or self.pool != POOLS["2d"]:
             return False
         window, *_, width = self.conv.kernel.shape
+        # A kernel as long as the clip may be "Lx7x7", which leaves one frame.
         return _fit_in_pairs(width) and frames % 2 == 0 and window < frames
 
 
@@ -321,12 +327,13 @@ class Stage(nnx.Module):
         first = spec.strides(index)
         blocks = []
         before = sum(spec.layers[:index])
+        after_pairs = spec.stem_pool == "2d" and spec.stem != "factorized" and {*spec.convolutions[:index]} <= {"2d"}
         for i in range(spec.layers[index]):
             is_last = index == 3 and i == spec.layers[index] - 1
             strides, relu = first if i == 0 else (1, 1, 1), spec.final_relu or not is_last
             place = Place(in_channels, width * spec.expansion, strides, spec, dtype, rngs)
             skipped = spec.stochastic_depth * (before + i + 1) / spec.block_count
-            blocks.append(ResidualBlock(place, width, kind, relu, skipped))
+            blocks.append(ResidualBlock(place, width, kind, relu, skipped, after_pairs))
             in_channels = place.out_channels
         self.blocks = nnx.List(blocks)
 

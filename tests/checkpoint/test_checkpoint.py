@@ -309,9 +309,14 @@ def test_a_read_that_ends_after_the_failure_prints_nothing(
 ) -> None:
     monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
     shutil.copytree(run_folder, tmp_path / "run")
-    for _ in range(2):
-        largest_file(tmp_path / "run" / "checkpoints" / "1" / "ema").write_bytes(b"")
-        assert load_checkpoint(tmp_path / "run", log=lambda line: None).step == 2
+    for which, damaged in (("best", True), ("best", True), ("latest", False)):
+        if damaged:
+            largest_file(tmp_path / "run" / "checkpoints" / "1" / "ema").write_bytes(b"")
+        assert load_checkpoint(tmp_path / "run", which, log=lambda line: None).step == 2
+        shown = sys.unraisablehook
+        monkeypatch.setattr(
+            sys, "unraisablehook", lambda unraisable, shown=shown: shown(unraisable)
+        )  # as a library does
 
     code = """
 async def read():

@@ -214,8 +214,14 @@ def build(cfg: HeadConfig) -> Any:
     return head
 
 
-@pytest.mark.parametrize("training", [pytest.param(False, marks=pytest.mark.long), True])
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(
+    ("options", "training"),
+    [
+        pytest.param(options, training, marks=pytest.mark.long if not training and number else [])
+        for number, options in enumerate(OPTIONS)
+        for training in (True, False)
+    ],
+)
 @pytest.mark.parametrize(("kind", "peer"), [("vit", ViT), ("attention_pool", AttentionPool)])
 def test_logits_and_gradients_equal_torch(kind: str, peer: Any, options: str, training: bool) -> None:
     cfg = HeadConfig(**vars(PLAIN) | {"kind": kind} | OPTIONS[options])
