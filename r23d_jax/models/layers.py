@@ -92,7 +92,7 @@ class Conv(nnx.Module):
         x may have more channels than the kernel too; they count for nothing. `scale` (C_out,) multiplies the channels
         that leave; None means ones.
 
-        Inside `in_frame_pairs` it returns pairs of frames. x then has single frames, or pairs for a kernel of one frame.
+        Inside `in_frame_pairs` it returns pairs of frames. x then has single ones, or pairs for a kernel of one frame.
         """
         kernel = self.values()
         if scale is not None:
