@@ -17,7 +17,8 @@ def prepare_process() -> None:
     CPU there, unless the user has set JAX_PLATFORMS. It also makes glibc keep freed memory, unless MALLOC_... or
     GLIBC_TUNABLES are set.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # At 2 TensorFlow prints a line for every damaged JPEG each time it is read, beside the error that it raises.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # TensorFlow only reads data here, which oneDNN does not speed up, and oneDNN prints a line at every log level.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # Otherwise TensorFlow imports Keras, only to see where it is, which takes a third of the time.

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.hostile.bad_files.corpus import PICTURES, picture
@@ -12,6 +13,7 @@ from tests.hostile.bad_files.corpus import PICTURES, picture
 ROOT = Path(__file__).resolve().parents[3]
 LATIN = os.fsdecode(b"latin-\xe9")  # not valid UTF-8
 BAD = ("text", "zero_byte", "png_bomb", "truncated")
+LARGE = picture(image=np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
 
 
 def write_data(root: Path, intact: int) -> None:
@@ -19,7 +21,7 @@ def write_data(root: Path, intact: int) -> None:
     rows: dict[str, list[str]] = {"train.csv": [], "val.csv": []}
     videos = [(f"{side}{k}", picture(), side) for side in ("train", "val") for k in range(intact)]
     videos += [(f"{name} {LATIN}", PICTURES[name].make(), "train") for name in BAD]
-    videos += [(f"val {LATIN}", b"", "val")]
+    videos += [(f"val {LATIN}", LARGE[: len(LARGE) // 2], "val")]
     for number, (name, second, side) in enumerate(videos):
         class_name = ("A", f"class {LATIN}")[number % 2]
         folder = root / "frames" / class_name / name
@@ -65,7 +67,7 @@ def test_a_run_with_bad_files_finishes_and_names_them(tmp_path: Path) -> None:
     write_data(tmp_path, intact=8)
     status, out, err, peak = launch(tmp_path, "data.max_broken_fraction=0.5")
     assert status == 0, err
-    assert "Traceback" not in out + err
+    assert "Traceback" not in out + err and "jpeg_mem" not in err  # TensorFlow's own line for a damaged JPEG
     for name in BAD:
         line = next(line for line in out.splitlines() if line.startswith("broken: ") and f"/{name} latin-" in line)
         assert "its clips are replaced by those of other videos" in line
