@@ -110,49 +110,38 @@ _frame_pairs = contextvars.ContextVar("frame_pairs", default=False)
 
 
 @contextlib.contextmanager
-def use_formulation(name: str) -> Iterator[None]:
-    """Makes every operation traced inside use one of `FORMULATIONS`, for comparisons; ValueError for another name."""
-    if name not in FORMULATIONS:
-        raise ValueError(f"formulation={name!r}: known: {', '.join(FORMULATIONS)}")
-    token = _formulation.set(name)
+def _inside(variable: contextvars.ContextVar, value: object) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _formulation.reset(token)
+        variable.reset(token)
 
 
-@contextlib.contextmanager
-def compiled_for(platform: str) -> Iterator[None]:
+def use_formulation(name: str) -> contextlib.AbstractContextManager[None]:
+    """Makes every operation traced inside use one of `FORMULATIONS`, for comparisons; ValueError for another name."""
+    if name not in FORMULATIONS:
+        raise ValueError(f"formulation={name!r}: known: {', '.join(FORMULATIONS)}")
+    return _inside(_formulation, name)
+
+
+def compiled_for(platform: str) -> contextlib.AbstractContextManager[None]:
     """Makes "auto" mean the form for this platform, e.g. "gpu", in what is traced inside.
 
     Without it "auto" means the form for jax's default backend, which is another one where a program is compiled for
     devices that are not there.
     """
-    token = _platform.set(platform)
-    try:
-        yield
-    finally:
-        _platform.reset(token)
+    return _inside(_platform, platform)
 
 
-@contextlib.contextmanager
-def in_pairs(wanted: bool = True) -> Iterator[None]:
+def in_pairs(wanted: bool = True) -> contextlib.AbstractContextManager[None]:
     """Lets the form for TPUs take pairs of columns as channels in what is traced inside."""
-    token = _pairs.set(wanted)
-    try:
-        yield
-    finally:
-        _pairs.reset(token)
+    return _inside(_pairs, wanted)
 
 
-@contextlib.contextmanager
-def in_frame_pairs(wanted: bool = True) -> Iterator[None]:
+def in_frame_pairs(wanted: bool = True) -> contextlib.AbstractContextManager[None]:
     """Makes `Conv` and `BatchNorm` compute on pairs of frames (`blocks.pair_frames`) in what is traced inside."""
-    token = _frame_pairs.set(wanted)
-    try:
-        yield
-    finally:
-        _frame_pairs.reset(token)
+    return _inside(_frame_pairs, wanted)
 
 
 def frame_pairs() -> bool:

@@ -162,9 +162,8 @@ class BatchNorm(nnx.Module):
             return _shift_and_scale(x, jnp.zeros(size), factor, bias)
         scale = jnp.ones(self.channels) if norm.scale is None else norm.scale[...]
         assert norm.bias is not None
-        bias = norm.bias[...]
-        if not frame_pairs():
-            scale, bias = widened(scale, 0, size), widened(bias, 0, size)
+        own = size // 2 if frame_pairs() else size
+        scale, bias = widened(scale, 0, own), widened(norm.bias[...], 0, own)
         normalized: Any = _normalize(norm.epsilon, x, scale, bias)
         y, mean, variance = normalized
         for running, new in ((norm.mean, mean), (norm.var, variance)):

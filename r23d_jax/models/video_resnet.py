@@ -126,6 +126,19 @@ class VideoResNetSpec(Spec):
         own = CONVOLUTIONS[self.convolutions[index]].strides
         return (self.temporal_strides[index - 1], *own[1:]) if self.temporal_strides else own
 
+    @property
+    def stem_pairs_frames(self) -> bool:
+        """Whether the stem may compute on pairs of frames (`in_frame_pairs`): its max-pool sees one frame at a time."""
+        return self.stem_pool == "2d" and self.stem not in ("factorized", "Lx7x7")
+
+    def stage_pairs_frames(self, index: int) -> bool:
+        """Whether a stage, 0 to 3, may do so too: no block up to it looks along time, or has what pairs would change.
+
+        Dropout draws numbers in the shape of what it drops. Shortcuts other than projections are not made for pairs.
+        """
+        plain = {*self.convolutions[: index + 1]} == {"2d"} and not self.bottleneck and not self.block_dropout
+        return self.stem_pairs_frames and plain and (index == 0 or self.shortcut == "projection")
+
     def feature_grid(self, num_frames: int, size: int) -> Triple:
         strides = [(1, 2, 2), POOLS[self.stem_pool][1], *(self.strides(index) for index in range(4))]
         time, side = 1 if self.fixed_length else num_frames, size
@@ -191,11 +204,11 @@ class ResidualBlock(nnx.Module):
       kind: of its 3x3x3 convolutions.
       relu: whether a ReLU follows the sum.
       skipped: probability of leaving only the shortcut of a clip while training.
-      after_pairs: whether all layers before it may compute on pairs of frames.
+      pairs_frames: whether it may compute on pairs of frames.
     """
 
     def __init__(
-        self, whole: Place, width: int, kind: str, relu: bool, skipped: float = 0.0, after_pairs: bool = False
+        self, whole: Place, width: int, kind: str, relu: bool, skipped: float = 0.0, pairs_frames: bool = False
     ):
         spec, in_channels, out_channels, strides = whole.spec, whole.in_channels, whole.out_channels, whole.strides
         how = {"dtype": whole.dtype, "rngs": whole.rngs}
@@ -222,11 +235,11 @@ class ResidualBlock(nnx.Module):
         self.dropout = nnx.Dropout(spec.block_dropout)
         self.stochastic_depth = nnx.Dropout(skipped, broadcast_dims=(1, 2, 3, 4))
         self.relu = relu
-        self.after_pairs = after_pairs
+        self.pairs_frames = pairs_frames
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(B, T, H, W, C_in) -> (B, T', H', W', width * expansion)."""
-        paired = self._computes_on_frame_pairs(x.shape)
+        paired = self.pairs_frames and x.shape[1] % 2 == 0 and _fit_in_pairs(x.shape[4])
         with in_pairs(self.conv3 is None):  # not in bottlenecks, some of whose convolutions have groups
             with in_frame_pairs(paired):
                 x = pair_frames(x) if paired else x
@@ -242,17 +255,9 @@ class ResidualBlock(nnx.Module):
             y = nnx.relu(y) if self.relu else y
             return single_frames(y) if paired else y
 
-    def _computes_on_frame_pairs(self, shape: tuple[int, ...]) -> bool:
-        """Whether it pairs frames, because that fills the form's lanes and it does not look along time."""
-        fit = self.after_pairs and shape[1] % 2 == 0 and _fit_in_pairs(shape[4])
-        # Dropout draws numbers in the shape of what it drops, so they would be others.
-        if not fit or self.conv3 is not None or self.dropout.rate > 0:
-            return False
-        plain = self.shortcut is None or (isinstance(self.shortcut, Shortcut) and isinstance(self.shortcut.conv, Conv))
-        return plain and all(isinstance(c, Conv) and c.kernel.shape[0] == 1 for c in (self.conv1, self.conv2))
-
 
 def _fit_in_pairs(channels: int) -> bool:
+    """Whether the form moves at least the channels of two frames together."""
     return 2 * channels <= chosen_form().lanes
 
 
@@ -298,25 +303,18 @@ class Stem(nnx.Module):
         place = Place(in_channels, spec.widths[0], (1, 2, 2), spec, dtype, rngs)
         self.conv = STEMS[spec.stem](place, num_frames)
         self.norm = place.norm(spec.widths[0])
-        self.pool = POOLS[spec.stem_pool]
+        self.pool, self.pairs_frames = POOLS[spec.stem_pool], spec.stem_pairs_frames
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, H, W, C) -> (B, T', H', W', widths[0])."""
         window, strides = self.pool
-        pooled, paired = window != (1, 1, 1), self._makes_frame_pairs(x.shape[1])
+        pooled = window != (1, 1, 1)
+        paired = self.pairs_frames and x.shape[1] % 2 == 0 and _fit_in_pairs(self.norm.channels)
         # A max-pool reads single columns, which a convolution that makes pairs of frames returns too.
         with in_pairs(paired or not pooled), in_frame_pairs(paired):
             x = nnx.relu(self.norm.after(self.conv, x))
         x = max_pool(x, window, strides) if pooled else x
         return single_frames(x) if paired else x
-
-    def _makes_frame_pairs(self, frames: int) -> bool:
-        """Whether it pairs frames, because that fills the form's lanes."""
-        if not isinstance(self.conv, Conv) or self.pool != POOLS["2d"]:
-            return False
-        window, *_, width = self.conv.kernel.shape
-        # A kernel as long as the clip may be "Lx7x7", which leaves one frame.
-        return _fit_in_pairs(width) and frames % 2 == 0 and window < frames
 
 
 class Stage(nnx.Module):
@@ -327,13 +325,12 @@ class Stage(nnx.Module):
         first = spec.strides(index)
         blocks = []
         before = sum(spec.layers[:index])
-        after_pairs = spec.stem_pool == "2d" and spec.stem != "factorized" and {*spec.convolutions[:index]} <= {"2d"}
         for i in range(spec.layers[index]):
             is_last = index == 3 and i == spec.layers[index] - 1
             strides, relu = first if i == 0 else (1, 1, 1), spec.final_relu or not is_last
             place = Place(in_channels, width * spec.expansion, strides, spec, dtype, rngs)
             skipped = spec.stochastic_depth * (before + i + 1) / spec.block_count
-            blocks.append(ResidualBlock(place, width, kind, relu, skipped, after_pairs))
+            blocks.append(ResidualBlock(place, width, kind, relu, skipped, spec.stage_pairs_frames(index)))
             in_channels = place.out_channels
         self.blocks = nnx.List(blocks)
 

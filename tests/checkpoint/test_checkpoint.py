@@ -1,6 +1,7 @@
 """Checkpoints: identity, damage of every kind, what is kept, other topologies, and a network out of one."""
 
 import dataclasses
+import functools
 import gc
 import json
 import logging
@@ -313,10 +314,10 @@ def test_a_read_that_ends_after_the_failure_prints_nothing(
         if damaged:
             largest_file(tmp_path / "run" / "checkpoints" / "1" / "ema").write_bytes(b"")
         assert load_checkpoint(tmp_path / "run", which, log=lambda line: None).step == 2
-        shown = sys.unraisablehook
+        # As a library does
         monkeypatch.setattr(
-            sys, "unraisablehook", lambda unraisable, shown=shown: shown(unraisable)
-        )  # as a library does
+            sys, "unraisablehook", functools.partial(lambda show, report: show(report), sys.unraisablehook)
+        )
 
     code = """
 async def read():
