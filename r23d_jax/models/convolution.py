@@ -118,30 +118,38 @@ def _inside(variable: contextvars.ContextVar, value: object) -> Iterator[None]:
         variable.reset(token)
 
 
-def use_formulation(name: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def use_formulation(name: str) -> Iterator[None]:
     """Makes every operation traced inside use one of `FORMULATIONS`, for comparisons; ValueError for another name."""
     if name not in FORMULATIONS:
         raise ValueError(f"formulation={name!r}: known: {', '.join(FORMULATIONS)}")
-    return _inside(_formulation, name)
+    with _inside(_formulation, name):
+        yield
 
 
-def compiled_for(platform: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def compiled_for(platform: str) -> Iterator[None]:
     """Makes "auto" mean the form for this platform, e.g. "gpu", in what is traced inside.
 
     Without it "auto" means the form for jax's default backend, which is another one where a program is compiled for
     devices that are not there.
     """
-    return _inside(_platform, platform)
+    with _inside(_platform, platform):
+        yield
 
 
-def in_pairs(wanted: bool = True) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def in_pairs(wanted: bool = True) -> Iterator[None]:
     """Lets the form for TPUs take pairs of columns as channels in what is traced inside."""
-    return _inside(_pairs, wanted)
+    with _inside(_pairs, wanted):
+        yield
 
 
-def in_frame_pairs(wanted: bool = True) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def in_frame_pairs(wanted: bool = True) -> Iterator[None]:
     """Makes `Conv` and `BatchNorm` compute on pairs of frames (`blocks.pair_frames`) in what is traced inside."""
-    return _inside(_frame_pairs, wanted)
+    with _inside(_frame_pairs, wanted):
+        yield
 
 
 def frame_pairs() -> bool:
