@@ -154,7 +154,7 @@ def test_a_wrong_config_file_gets_one_sentence(
 def test_a_lack_of_memory_names_the_fields_to_change(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(loop, "train", lambda cfg, workdir: jax.numpy.zeros(2**46, "uint8").block_until_ready())
+    monkeypatch.setattr(loop, "train", lambda cfg, workdir, **_: jax.numpy.zeros(2**46, "uint8").block_until_ready())
     assert train.main(["--config=quickstart", f"--workdir={tmp_path}"], "train") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: out of memory: lower config.train.global_batch_size, or set config.train.accumulate")
@@ -172,7 +172,7 @@ def test_a_lack_of_memory_names_the_fields_to_change(
 )
 def test_each_variant_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, args: list[str], folder: str) -> None:
     given: list[Path] = []
-    monkeypatch.setattr(loop, "train", lambda cfg, workdir: given.append(workdir) or True)
+    monkeypatch.setattr(loop, "train", lambda cfg, workdir, **_: given.append(workdir) or True)
     assert train.main(args, "train") == 0 and given == [Path(folder)]
 
 

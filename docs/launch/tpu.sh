@@ -1,12 +1,14 @@
 #!/bin/bash
 # A Cloud TPU slice, from your own machine with gcloud, in the repository's root:
-#   export TPU=r23d ZONE=us-central2-b TYPE=v4-32 SHARE=10.0.0.2:/share   # SHARE: a Filestore (NFS) that the slice reaches
+#   export TPU=r23d ZONE=us-central2-b TYPE=v4-32
 #   docs/launch/tpu.sh create      # the slice; SPOT=1 for one that may be taken away
-#   docs/launch/tpu.sh install     # this folder, its packages and the share, on all hosts
-#   docs/launch/tpu.sh train --config=configs/r23d.py --workdir=/mnt/share/runs/r23d --config.data.root=/mnt/share/ucf101/frames
+#   docs/launch/tpu.sh install     # this folder and its packages, on all hosts
+#   docs/launch/tpu.sh train --config=configs/r23d.py --workdir=gs://BUCKET/runs/r23d --config.data.source=packed \
+#     --config.data.root=gs://BUCKET/ucf101/packed --config.data.lists=gs://BUCKET/ucfTrainTestlist
 #   docs/launch/tpu.sh stop        # saves; `train` with the same arguments goes on
 #   docs/launch/tpu.sh delete
-# Google's servers tell every host its place. Results lie on the share, which outlives the slice.
+# Google's servers tell every host its place. Results lie in the bucket, which outlives the slice. With frames as JPEG
+# files, which a bucket cannot serve, use a Filestore (NFS): SHARE=10.0.0.2:/share is mounted by `install` at /mnt/share.
 set -euo pipefail
 action=${1:-}
 [ $# -gt 0 ] && shift
@@ -25,11 +27,12 @@ case $action in
     git archive --prefix=r23d_jax/ --output=/tmp/r23d_jax.tar.gz HEAD
     gcloud compute tpus tpu-vm scp /tmp/r23d_jax.tar.gz "$TPU": --zone="$ZONE" --worker=all
     everywhere all "set -e; tar xzf r23d_jax.tar.gz; cd r23d_jax
-      sudo apt-get install -y nfs-common; sudo mkdir -p /mnt/share
-      mountpoint -q /mnt/share || sudo mount ${SHARE:?HOST:/PATH of a Filestore} /mnt/share
+      if [ '${SHARE:-}' ] && ! mountpoint -q /mnt/share; then
+        sudo apt-get install -y nfs-common; sudo mkdir -p /mnt/share; sudo mount '${SHARE:-}' /mnt/share
+      fi
       command -v uv || curl -LsSf https://astral.sh/uv/install.sh | sh
       ~/.local/bin/uv venv --python=3.12 .venv
-      ~/.local/bin/uv pip install -r requirements-cpu.txt 'jax[tpu]'"
+      ~/.local/bin/uv pip install -r requirements-cpu.txt -r requirements-remote.txt 'jax[tpu]'"
     ;;
   train)
     printf -v arguments '%q ' "$@"

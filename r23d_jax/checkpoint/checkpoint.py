@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from r23d_jax import config, models
 from r23d_jax.checkpoint.state import TrainState
@@ -28,13 +29,13 @@ FOLDER = "checkpoints"
 class Checkpoints:
     """The checkpoints of one run, `workdir/checkpoints/<step>/`: the newest `keep`, and the best by video top-1.
 
-    Opening it removes half-written and empty folders that a killed run left.
+    Opening it removes half-written and empty folders that a killed run left. `common` is that of `Store`.
     """
 
-    def __init__(self, workdir: Path, keep: int = 2, log: Callable[[str], None] = print):
-        self._log = log
+    def __init__(self, workdir: Path, keep: int = 2, log: Callable[[str], None] = print, *, common: bool = True):
+        self._log, self._common = log, common
         self._policy = NewestAndBest(keep)
-        self._store = Store((workdir / FOLDER).absolute(), self._policy)
+        self._store = Store((workdir / FOLDER).absolute(), self._policy, common=common)
         for step in self._store.steps():
             self._policy.set_score(step, self._store.read_score(step))
 
@@ -68,7 +69,7 @@ class Checkpoints:
 
         Raises:
           CheckpointError: if the checkpoint is of another network or other classes, cannot be read for a reason other
-            than damage, or every checkpoint is damaged.
+            than damage, or every checkpoint is damaged; or if the copies of several processes have not the same.
         """
         root = self._store.root
 
@@ -90,6 +91,13 @@ class Checkpoints:
                 f"checkpoint {root / str(step)} is damaged ({reason}): renamed to {step}{DAMAGED}, resuming from step "
                 f"{int(restored[0].step)}"
             )
+        if not self._common:
+            found = multihost_utils.process_allgather(np.int32(-1 if restored is None else restored[0].step))
+            if len(set(found.flat)) > 1:
+                raise CheckpointError(
+                    f"the processes of the job have copies of different checkpoints ({root}: steps {found.tolist()}, "
+                    "-1 is none): start all of them again, with the same --workdir"
+                )
         return restored
 
     def wait(self) -> None:

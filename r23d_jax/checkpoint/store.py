@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from r23d_jax.checkpoint.checksums import leaf_table, named_leaves
 from r23d_jax.config import UserError
+from r23d_jax.runtime import distributed
 from r23d_jax.weights import compare
 
 BEST_METRIC = "val/top1_video"
@@ -74,25 +76,34 @@ class NewestAndBest:
 class Store:
     """Checkpoints `root/<step>/`, each a few trees of arrays and one JSON object, the meta.
 
-    `leaves` (see `checksums.leaf_table`) and a checksum of the meta are added to it. On several hosts all must call
-    every method together.
+    `leaves` (see `checksums.leaf_table`) and a checksum of the meta are added to it. In a job of several processes all
+    must call every method together.
 
     Args:
       root: the folder, absolute.
       policy: decides what to keep; None opens an existing folder read-only.
+      common: whether all processes see the same folder, and write to it together. Else each has a copy of its own, and
+        only process 0 writes, whole arrays.
     """
 
-    def __init__(self, root: Path, policy: NewestAndBest | None = None):
+    def __init__(self, root: Path, policy: NewestAndBest | None = None, *, common: bool = True):
         self.root = root
         self._writes = policy is not None
+        self._apart = not common and jax.process_count() > 1
+        own = jax.process_index()
+        self._changes = self._apart or own == 0  # renames and removes what is in `root`
         with contextlib.ExitStack() as stack:
             stack.enter_context(_SILENCE)
-            if policy is None:
-                options = ocp.CheckpointManagerOptions(read_only=True)
-            else:
+            options = ocp.CheckpointManagerOptions(read_only=True)
+            if policy is not None:
                 self.tidy()
                 options = ocp.CheckpointManagerOptions(
-                    preservation_policy=policy, enable_async_checkpointing=True, create=True
+                    preservation_policy=policy, enable_async_checkpointing=True, create=not self._apart
+                )
+            if self._apart:  # for Orbax, each process is a job of one; it creates no folder then
+                root.mkdir(parents=True, exist_ok=True)
+                options.multiprocessing_options = ocp.options.MultiprocessingOptions(
+                    primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
                 )
             self._manager = ocp.CheckpointManager(root, options=options)
             self._until_closed = stack.pop_all()
@@ -112,6 +123,10 @@ class Store:
           CheckpointError: if this write, or the one before it, failed.
         """
         sealed = _seal({**meta, "leaves": leaf_table(items), "step": step})
+        if self._apart:
+            items = jax.tree.map(_whole, items)
+            if jax.process_index() > 0:
+                return
         self.wait()
         try:
             if step in self.steps():
@@ -129,7 +144,7 @@ class Store:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._write_error(error) from error
-        if jax.process_index() == 0:
+        if self._changes:
             for folder in self.root.glob(f"*{REPLACED}"):
                 shutil.rmtree(folder)
 
@@ -184,21 +199,26 @@ class Store:
 
     def rename(self, step: int, ending: str) -> None:
         """Removes a checkpoint from the list of steps."""
-        _sync("listed")  # all hosts must have seen it, or one that comes late would not take part
-        if jax.process_index() == 0:
+        self._sync("listed")  # all must have seen it, or a process that comes late would not take part
+        if self._changes:
             target = self.root / f"{step}{ending}"
             shutil.rmtree(target, ignore_errors=True)
             (self.root / str(step)).rename(target)
-        _sync("rename")
+        self._sync("rename")
         self._manager.reload()
 
     def tidy(self) -> None:
         """Cleans up after a killed or failed write: unfinished and empty folders, an unfinished replacement."""
         self._tidy_here()
-        _sync("tidy")
+        self._sync("tidy")
+
+    def _sync(self, name: str) -> None:
+        """Makes all processes wait for the one that changes the common folder."""
+        if not self._apart:
+            distributed.sync(f"checkpoints: {name}")
 
     def _tidy_here(self) -> None:
-        if jax.process_index() == 0 and self.root.is_dir():
+        if self._changes and self.root.is_dir():
             for folder in sorted(self.root.iterdir()):  # "40" comes before "40.replaced"
                 original = folder.with_suffix("")
                 if ".orbax-checkpoint-tmp" in folder.name:
@@ -331,7 +351,8 @@ def _not_dropped(record: logging.LogRecord) -> bool:
     return "was never retrieved" not in record.getMessage()
 
 
-def _sync(name: str) -> None:
-    """Makes all hosts wait for the one that changes folders."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"checkpoints: {name}")
+def _whole(leaf: jax.Array) -> Any:
+    """All of an array that may be spread over processes, which must call this together."""
+    if leaf.is_fully_replicated:
+        return np.asarray(leaf)  # Orbax refuses a jax.Array of one process in a job of several
+    return multihost_utils.process_allgather(leaf, tiled=True)

@@ -122,11 +122,6 @@ def _run(values: flags.FlagValues, argv: list[str], command: str) -> int:
         )
 
     job = values.coordinator, values.num_processes, values.process_id
-    if remote.is_remote(place) and (values.distributed or job != ("", None, None)):
-        raise config.ConfigError(
-            f"--workdir={place}: several processes need a folder that all of them see, not a URL; data.root and "
-            "init_from may be URLs"
-        )
     backend.prepare_process()
     if values.distributed or job != ("", None, None):
         if not values.distributed:
@@ -146,7 +141,7 @@ def _run(values: flags.FlagValues, argv: list[str], command: str) -> int:
         else:
             from r23d_jax.training import loop
 
-            result = loop.train(cfg, workdir)
+            result = loop.train(cfg, workdir, common=not remote.is_remote(place))
         told |= {"workdir": str(place), "finished": result is not None}
         if result is not None:
             told |= result.described() if values.json else {}

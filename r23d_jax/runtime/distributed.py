@@ -93,11 +93,25 @@ def join(
         late.cancel()
 
 
-def is_first() -> bool:
-    """Whether this is process 0, which prints for all."""
+def process_index() -> int:
+    """The number of this process in its job; 0 without one."""
     import jax
 
-    return jax.process_index() == 0
+    return jax.process_index()
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which prints for all."""
+    return process_index() == 0
+
+
+def sync(name: str) -> None:
+    """Makes all processes of the job wait for each other; the name must be the same in all."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def leave_job(message: str, status: int) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from r23d_jax.config import UserError
-from r23d_jax.runtime import disk, remote
+from r23d_jax.runtime import disk, distributed, remote
 
 SECONDS = 10.0  # between two copies
 MARKER = ".whole"  # in the copy of a checkpoint: its files and their sizes, as JSON
@@ -35,6 +35,9 @@ _TRIAL = ".trial"  # a file that is written at the URL, and removed
 def working(workdir: str, log: Callable[[str], None] = print) -> Iterator[Path]:
     """The folder of this machine for a run at `workdir`, a path or a URL.
 
+    For a URL each process of a job has a folder of its own, also two on one machine. All begin with the same copy of
+    what is there, and only process 0's is copied back.
+
     Raises:
       RemoteError: at the end, if the URL lacks something that is in the folder.
       InUse: another process of this machine works on the same run.
@@ -42,11 +45,16 @@ def working(workdir: str, log: Callable[[str], None] = print) -> Iterator[Path]:
     if not remote.is_remote(workdir):
         yield Path(workdir)
         return
-    here = remote.folder_of("runs", workdir)
+    here, number = remote.folder_of("runs", workdir), distributed.process_index()
+    here = here.with_name(f"{here.name}.{number}") if number else here
     with disk.writing(here):
         here.mkdir(parents=True, exist_ok=True)
     with disk.hold(here, _LOCK, log=log):
         steps = _restore(workdir, here)
+        distributed.sync("the folder of the run is copied")  # before process 0 changes what is at the URL
+        if number:
+            yield here
+            return
         remote.write(b"", remote.join(workdir, _TRIAL))  # a run that cannot be kept must not begin
         remote.remove(remote.join(workdir, _TRIAL))
         found = f"with checkpoints {', '.join(map(str, steps))}" if steps else "without a checkpoint so far"

@@ -77,12 +77,14 @@ class Run:
         return passed or step == self.num_steps
 
 
-def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> EvalResult | None:
+def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print, *, common: bool = True) -> EvalResult | None:
     """Trains to the last step, from the newest checkpoint in `workdir` if there is one.
 
     Args:
       cfg: a config; validated here.
       workdir: the folder of everything the run writes (see ARCHITECTURE.md).
+      common: whether all processes of a job see this folder. Else each has one of its own, with the same checkpoints,
+        and process 0 alone writes.
 
     Returns:
       The final evaluation; None if SIGTERM or SIGINT stopped the run early, after its state was saved.
@@ -95,7 +97,7 @@ def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> Eva
         compilation_cache.keep_compiled(workdir / "compilation_cache")
     log, log_own = parallel.loggers(log)
     with StopRequest(log_own) as stop, contextlib.ExitStack() as held:
-        run, state = _set_up(cfg, workdir, stop, log, log_own, held)
+        run, state = _set_up(cfg, workdir, common, stop, log, log_own, held)
         try:
             return _train(run, state)
         except Exception as error:
@@ -110,6 +112,7 @@ def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print) -> Eva
 def _set_up(
     cfg: Config,
     workdir: Path,
+    common: bool,
     stop: StopRequest,
     log: Callable[[str], None],
     log_own: Callable[[str], None],
@@ -141,7 +144,7 @@ def _set_up(
             workdir.mkdir(parents=True, exist_ok=True)
             held.enter_context(disk.hold(workdir, log=log))
     heartbeat = held.enter_context(Heartbeat(workdir, active=is_first, log=log))
-    checkpoints = Checkpoints(workdir, cfg.checkpoint.keep, log=log)
+    checkpoints = Checkpoints(workdir, cfg.checkpoint.keep, log=log, common=common)
     restored = checkpoints.restore_latest(shardings, state, train_index.class_names)
     evaluated = False
     if restored is not None:

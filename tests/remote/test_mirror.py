@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from r23d_jax.__main__ import main
-from r23d_jax.runtime import disk, heartbeat, mirror, remote
+from r23d_jax.runtime import disk, distributed, heartbeat, mirror, remote
 from r23d_jax.runtime.heartbeat import Heartbeat
 from tests.remote.server import BUCKET, Faults, Server
 
@@ -206,6 +206,23 @@ def test_two_processes_of_one_machine(server: Server) -> None:
     assert not any(thread.name == "mirror" for thread in threading.enumerate())
 
 
+def test_another_process_of_the_job_has_a_copy_and_sends_nothing(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, said = f"s3://{BUCKET}/runs/job", []
+    with mirror.working(url) as first:
+        checkpoint(first, 1)
+    before = server.names("runs/job")
+    monkeypatch.setattr(distributed, "process_index", lambda: 1)
+    server.asked.clear()
+    with mirror.working(url, said.append) as here, mirror.working(f"{url}/b"):
+        assert here != first and (here / "checkpoints" / "1" / "params" / "data").read_text() == "step 1"
+        (here / "metrics.jsonl").write_text("of this process")
+        checkpoint(here, 2)
+    assert server.names("runs/job") == before and not said
+    assert {method for method, _, _ in server.asked} <= {"GET", "HEAD"}
+
+
 def test_status(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"s3://{BUCKET}/study"
     for name, phase in (("one", "finished"), ("two", "stopped")):
@@ -230,13 +247,6 @@ def test_status(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(fetched) == 2
     assert main(["status", f"{url}/none"]) == 2
     assert f"{url}/none: holds no run" in capsys.readouterr().err
-
-
-@pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")  # ml_collections' own way to run a file
-def test_several_processes_need_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--config=quickstart", "--workdir=s3://bucket/run", "--coordinator=127.0.0.1:1", "--num_processes=2"]
-    assert main(["train", *words, "--process_id=0"]) == 2
-    assert "--workdir=s3://bucket/run: several processes need a folder that all of them see" in capsys.readouterr().err
 
 
 def test_weights_are_a_file_a_run_or_files_of_one_name(server: Server, tmp_path: Path) -> None:
