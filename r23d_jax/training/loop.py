@@ -104,9 +104,6 @@ def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print, *, com
             run.heartbeat.fail(error)
             distributed.leave_lost_job(error)  # closing would wait for the other processes
             raise
-        finally:
-            run.checkpoints.close()
-            run.journal.close()
 
 
 def _set_up(
@@ -145,6 +142,7 @@ def _set_up(
             held.enter_context(disk.hold(workdir, log=log))
     heartbeat = held.enter_context(Heartbeat(workdir, active=is_first, log=log))
     checkpoints = Checkpoints(workdir, cfg.checkpoint.keep, log=log, common=common)
+    held.enter_context(contextlib.closing(checkpoints))
     restored = checkpoints.restore_latest(shardings, state, train_index.class_names)
     evaluated = False
     if restored is not None:
@@ -166,6 +164,8 @@ def _set_up(
         steps_per_epoch=steps_per_epoch,
     )
     heartbeat.beat("starting", int(state.step))
+    journal = Journal(workdir, int(state.step), evaluated=evaluated, active=is_first, cfg=cfg, log=log)
+    held.enter_context(contextlib.closing(journal))
     run = Run(
         cfg=cfg,
         workdir=workdir,
@@ -179,7 +179,7 @@ def _set_up(
         steps_per_epoch=steps_per_epoch,
         broken=BrokenLog(cfg.data, log=log_own),
         checkpoints=checkpoints,
-        journal=Journal(workdir, int(state.step), evaluated=evaluated, active=is_first, cfg=cfg, log=log),
+        journal=journal,
         heartbeat=heartbeat,
         stop=stop,
         log=log,

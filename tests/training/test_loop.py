@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import jax
@@ -195,12 +196,13 @@ def test_other_classes_are_refused_on_resume(dataset: Path, finished: tuple[Path
     for file in (tmp_path / "lists").glob("trainlist*"):  # labels stand there too
         lines = [line.split()[0] for line in file.read_text().splitlines()]
         file.write_text("".join(f"{line} {names.index(line.split('/')[0]) + 1}\n" for line in lines))
-    before = (finished[0] / "config.json").read_bytes()
+    before, hook = (finished[0] / "config.json").read_bytes(), sys.unraisablehook
     with pytest.raises(
         UserError, match=f"other classes, or in another order: class 0 is {names[1]} there and {names[0]} here"
     ):
         run(cfg, finished[0])
     assert (finished[0] / "config.json").read_bytes() == before
+    assert sys.unraisablehook is hook, "the checkpoints are closed"
     found = status.read_status(finished[0])
     assert (found.verdict, found.step) == ("failed", 6) and "other classes, or in another order" in found.reason
 
