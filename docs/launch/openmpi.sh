@@ -1,6 +1,6 @@
 #!/bin/bash
 # Open MPI 4 or 5: one process per host of a hostfile, each with all devices of its host. From the repository's root, which
-# must be at the same path on all hosts, as must the data; the workdir must be on a disk that all share:
+# must be at the same path on all hosts, as must the data; the workdir must be on a disk that all share, or a URL:
 #   docs/launch/openmpi.sh hosts.txt --config=configs/r23d.py --workdir=/shared/runs/r23d
 # The place of each process is passed by flags, because jax 0.10 recognizes Open MPI 4 only.
 # To stop and save: kill -TERM any one of the python processes. Not mpirun, nor Ctrl-C: it would kill them a second later.

@@ -1,5 +1,5 @@
 #!/bin/bash
-# SLURM: one process per GPU on two nodes of eight. From the repository's root, with a workdir and data that all nodes see:
+# SLURM: one process per GPU on two nodes of eight. From the repository's root, with a workdir and data that all nodes see (or URLs):
 #   sbatch docs/launch/slurm.sh --config=configs/r23d.py --workdir=/shared/runs/r23d --config.data.root=/shared/ucf101/frames
 # Other numbers: sbatch --nodes=1 --ntasks-per-node=4 --gpus-per-node=4 docs/launch/slurm.sh ...
 # Five minutes before the time limit, and where the job is preempted, all processes save at the same step; the job then

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Hosts that ssh reaches without a password: one process per host, each with all its devices. From the repository's root,
-# which must be at the same path on all hosts, as must the data; the workdir must be on a disk that all share:
+# which must be at the same path on all hosts, as must the data; the workdir must be on a disk that all share, or a URL:
 #   docs/launch/ssh.sh "node1 node2" --config=configs/r23d.py --workdir=/shared/runs/r23d
 # Process 0 runs on the first host, under a name by which the others reach it. Ctrl-C stops and saves.
 set -euo pipefail

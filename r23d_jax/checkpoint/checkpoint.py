@@ -11,14 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 
 from r23d_jax import config, models
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.checkpoint.store import BEST_METRIC, DAMAGED, CheckpointError, NewestAndBest, Store, damage
 from r23d_jax.config import CHECKPOINTS, NO_FLOW, Config, Flow, Preprocessing, UserError
 from r23d_jax.models.functional import split_model, values
-from r23d_jax.runtime import parallel
+from r23d_jax.runtime import distributed, parallel
 from r23d_jax.runtime.mirror import weights_at
 from r23d_jax.version import __version__
 from r23d_jax.weights.download import to_stderr
@@ -69,8 +68,20 @@ class Checkpoints:
 
         Raises:
           CheckpointError: if the checkpoint is of another network or other classes, cannot be read for a reason other
-            than damage, or every checkpoint is damaged; or if the copies of several processes have not the same.
+            than damage, or every checkpoint is damaged.
         """
+        if self._common:
+            return self._read_latest(shardings, abstract, class_names)
+        own = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        found = None
+        if jax.process_index() == 0:
+            found = self._read_latest(jax.tree.map(lambda _: own, shardings), abstract, class_names)
+        found = parallel.from_first(found and (jax.tree.map(np.asarray, _items(found[0])), found[1]))
+        return found and (jax.tree.map(parallel.place, _state(found[0], abstract), shardings), found[1])
+
+    def _read_latest(
+        self, shardings: TrainState, abstract: TrainState, class_names: Sequence[str]
+    ) -> tuple[TrainState, dict[str, Any]] | None:
         root = self._store.root
 
         def read_step(step: int) -> tuple[TrainState, dict[str, Any]]:
@@ -91,13 +102,6 @@ class Checkpoints:
                 f"checkpoint {root / str(step)} is damaged ({reason}): renamed to {step}{DAMAGED}, resuming from step "
                 f"{int(restored[0].step)}"
             )
-        if not self._common:
-            found = multihost_utils.process_allgather(np.int32(-1 if restored is None else restored[0].step))
-            if len(set(found.flat)) > 1:
-                raise CheckpointError(
-                    f"the processes of the job have copies of different checkpoints ({root}: steps {found.tolist()}, "
-                    "-1 is none): start all of them again, with the same --workdir"
-                )
         return restored
 
     def wait(self) -> None:
@@ -324,6 +328,8 @@ def _first_intact(root: Path, steps: list[int], read_step: Callable[[int], Any])
         except UserError:
             raise
         except Exception as error:  # damage shows in many ways
+            if distributed.means_loss(error):
+                raise
             if (root / str(step)).is_dir():  # else a running training has just removed it
                 damaged[step] = damage(error, root / str(step))
     if not damaged:

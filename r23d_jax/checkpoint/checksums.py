@@ -10,8 +10,7 @@ from jax.experimental import multihost_utils
 def leaf_table(tree: Any) -> dict[str, list]:
     """Shape, dtype and checksum of every leaf of nested dicts of `jax.Array`.
 
-    On several hosts all must call this together; each reads only its own devices. A leaf that is replicated on every
-    host is summed by each host alone.
+    If a leaf is spread over several hosts, all must call this together; each reads only its own devices.
 
     Returns:
       {"params/stem/conv/kernel": [[1, 7, 7, 3, 64], "float32", "09af3b52"], ...}: JSON values.
@@ -20,8 +19,8 @@ def leaf_table(tree: Any) -> dict[str, list]:
     for _, leaf in named:
         leaf.copy_to_host_async()
     sums = np.asarray([_checksum(leaf) for _, leaf in named], np.uint32)
-    if jax.process_count() > 1:
-        shared = np.asarray([not leaf.is_fully_addressable for _, leaf in named])
+    shared = np.asarray([not leaf.is_fully_addressable for _, leaf in named])
+    if shared.any():
         sums = np.where(shared, multihost_utils.process_allgather(sums).sum(axis=0, dtype=np.uint32), sums)
     return {
         name: [list(leaf.shape), str(leaf.dtype), f"{int(total):08x}"]

@@ -82,8 +82,8 @@ class Store:
     Args:
       root: the folder, absolute.
       policy: decides what to keep; None opens an existing folder read-only.
-      common: whether all processes see the same folder, and write to it together. Else each has a copy of its own, and
-        only process 0 writes, whole arrays.
+      common: whether all processes see the same folder, and write to it together. Else each has one of its own, and
+        only process 0 writes, whole arrays, and reads.
     """
 
     def __init__(self, root: Path, policy: NewestAndBest | None = None, *, common: bool = True):
@@ -100,7 +100,7 @@ class Store:
                 options = ocp.CheckpointManagerOptions(
                     preservation_policy=policy, enable_async_checkpointing=True, create=not self._apart
                 )
-            if self._apart:  # for Orbax, each process is a job of one; it creates no folder then
+            if self._apart:  # for Orbax, each process is a job of one; it does not create the folder of such a job
                 root.mkdir(parents=True, exist_ok=True)
                 options.multiprocessing_options = ocp.options.MultiprocessingOptions(
                     primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
@@ -351,8 +351,9 @@ def _not_dropped(record: logging.LogRecord) -> bool:
     return "was never retrieved" not in record.getMessage()
 
 
-def _whole(leaf: jax.Array) -> Any:
-    """All of an array that may be spread over processes, which must call this together."""
-    if leaf.is_fully_replicated:
-        return np.asarray(leaf)  # Orbax refuses a jax.Array of one process in a job of several
-    return multihost_utils.process_allgather(leaf, tiled=True)
+def _whole(leaf: jax.Array) -> np.ndarray | None:
+    """All of an array that may be spread over processes, for process 0; all must call this together."""
+    if leaf.is_fully_replicated:  # a jax.Array of one process is refused by Orbax in a job of several
+        return np.asarray(leaf) if jax.process_index() == 0 else None
+    whole = multihost_utils.process_allgather(leaf, tiled=True)
+    return whole if jax.process_index() == 0 else None

@@ -122,6 +122,11 @@ def _run(values: flags.FlagValues, argv: list[str], command: str) -> int:
         )
 
     job = values.coordinator, values.num_processes, values.process_id
+    if evaluates and remote.is_remote(place) and (values.distributed or job != ("", None, None)):
+        raise config.ConfigError(
+            f"--workdir={place}: an evaluation in several processes needs a folder that all of them see, not a URL; "
+            "evaluate it in one process"
+        )
     backend.prepare_process()
     if values.distributed or job != ("", None, None):
         if not values.distributed:
@@ -141,7 +146,7 @@ def _run(values: flags.FlagValues, argv: list[str], command: str) -> int:
         else:
             from r23d_jax.training import loop
 
-            result = loop.train(cfg, workdir, common=not remote.is_remote(place))
+            result = loop.train(cfg, workdir, common=not remote.is_remote(place) or not distributed.several())
         told |= {"workdir": str(place), "finished": result is not None}
         if result is not None:
             told |= result.described() if values.json else {}

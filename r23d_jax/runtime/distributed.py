@@ -7,6 +7,7 @@ import threading
 import time
 
 from r23d_jax.config import ConfigError, UserError
+from r23d_jax.runtime import remote
 
 LOOKED_FOR = "SLURM (srun), Open MPI 4 (mpirun), Kubernetes (with the package `kubernetes`), a Cloud TPU"
 JOIN_SECONDS = 300  # time for all processes of a job to arrive
@@ -105,12 +106,18 @@ def is_first() -> bool:
     return process_index() == 0
 
 
+def several() -> bool:
+    """Whether the job has more than one process."""
+    import jax
+
+    return jax.process_count() > 1
+
+
 def sync(name: str) -> None:
     """Makes all processes of the job wait for each other; the name must be the same in all."""
-    import jax
     from jax.experimental import multihost_utils
 
-    if jax.process_count() > 1:
+    if several():
         multihost_utils.sync_global_devices(name)
 
 
@@ -129,12 +136,19 @@ def leave_job(message: str, status: int) -> None:
     os._exit(status)
 
 
+def means_loss(error: Exception) -> bool:
+    """Whether an error means that another process of the job is gone, and not e.g. that an object store is away."""
+    lines = str(error).strip().splitlines()[:1]
+    several = any(word in line for line in lines for word in _SIGNS_OF_LOSS)
+    return several and not isinstance(error, remote.RemoteError)
+
+
 def leave_lost_job(error: Exception) -> None:
     """Ends this process with a message if an error means that another process of its job is gone; else returns."""
-    lines = str(error).strip().splitlines()
-    if lines and any(word in lines[0] for word in _SIGNS_OF_LOSS):
+    if means_loss(error):
+        first = str(error).strip().splitlines()[0]
         leave_job(
-            f"another process of the job has ended or hangs ({lines[0][:160]}). Start all processes again with the "
+            f"another process of the job has ended or hangs ({first[:160]}). Start all processes again with the "
             "same command: they resume from the newest checkpoint.",
             LOST,
         )

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,26 +36,25 @@ _TRIAL = ".trial"  # a file that is written at the URL, and removed
 def working(workdir: str, log: Callable[[str], None] = print) -> Iterator[Path]:
     """The folder of this machine for a run at `workdir`, a path or a URL.
 
-    For a URL each process of a job has a folder of its own, also two on one machine. All begin with the same copy of
-    what is there, and only process 0's is copied back.
+    For a URL, processes of a job other than process 0 have an empty folder each, which is removed at the end: process 0
+    alone reads and writes what is at the URL.
 
     Raises:
-      RemoteError: at the end, if the URL lacks something that is in the folder.
+      RemoteError: the store does not answer, or refuses; at the end, the URL lacks something that is in the folder.
       InUse: another process of this machine works on the same run.
     """
     if not remote.is_remote(workdir):
         yield Path(workdir)
         return
-    here, number = remote.folder_of("runs", workdir), distributed.process_index()
-    here = here.with_name(f"{here.name}.{number}") if number else here
+    if distributed.process_index() > 0:
+        with tempfile.TemporaryDirectory(prefix="r23d_jax_") as folder:
+            yield Path(folder)
+        return
+    here = remote.folder_of("runs", workdir)
     with disk.writing(here):
         here.mkdir(parents=True, exist_ok=True)
     with disk.hold(here, _LOCK, log=log):
         steps = _restore(workdir, here)
-        distributed.sync("the folder of the run is copied")  # before process 0 changes what is at the URL
-        if number:
-            yield here
-            return
         remote.write(b"", remote.join(workdir, _TRIAL))  # a run that cannot be kept must not begin
         remote.remove(remote.join(workdir, _TRIAL))
         found = f"with checkpoints {', '.join(map(str, steps))}" if steps else "without a checkpoint so far"

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from r23d_jax.config import ConfigError, DataConfig, ParallelConfig, look_up
 AXES = ("data", "fsdp")
 # Smaller leaves (biases, BN) stay whole on every device: splitting them saves nothing and costs a gather each.
 MIN_SHARDED_SIZE = 2**14
+
+_PART = 1 << 24  # bytes that `from_first` sends at once
 
 # What makes convolutions fast, by platform. XLA:CPU hands single convolutions to a library that uses about half the
 # cores; the option keeps them in XLA. XLA:GPU stores the arrays of 3D convolutions as NCDHW, and cuDNN transposes them.
@@ -93,6 +96,24 @@ def from_processes(value: Any) -> list[Any]:
     lengths = multihost_utils.process_allgather(np.asarray(len(text)))
     texts = multihost_utils.process_allgather(np.pad(text, (0, int(lengths.max()) - len(text))))
     return [json.loads(bytes(row[:length])) for row, length in zip(texts, lengths.tolist(), strict=True)]
+
+
+def from_first(value: Any) -> Any:
+    """What process 0 has, on every process; all must call it together.
+
+    Args:
+      value: anything that can be pickled; that of the other processes is not read.
+    """
+    if jax.process_count() == 1:
+        return value
+    content = np.frombuffer(pickle.dumps(value) if jax.process_index() == 0 else b"", np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.uint32(len(content))))
+    length, parts = min(size, _PART), []
+    for start in range(0, size, length):  # all of one length, so that one program is compiled
+        part = content[start : start + length]
+        part = np.pad(part, (0, length - len(part)))
+        parts.append(np.asarray(multihost_utils.broadcast_one_to_all(part)))
+    return pickle.loads(np.concatenate(parts)[:size].tobytes())  # noqa: S301  this program's own
 
 
 def numbers_from_processes(numbers: Sequence[float]) -> np.ndarray:

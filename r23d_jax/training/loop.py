@@ -83,8 +83,8 @@ def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print, *, com
     Args:
       cfg: a config; validated here.
       workdir: the folder of everything the run writes (see ARCHITECTURE.md).
-      common: whether all processes of a job see this folder. Else each has one of its own, with the same checkpoints,
-        and process 0 alone writes.
+      common: whether all processes of a job see this folder. Else process 0 alone has what the run wrote before, and
+        writes checkpoints and results.
 
     Returns:
       The final evaluation; None if SIGTERM or SIGINT stopped the run early, after its state was saved.
@@ -93,7 +93,7 @@ def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print, *, com
       config.UserError: for every mistake that the user can correct; the message says how.
     """
     config.validate(cfg)
-    if cfg.compilation_cache:
+    if cfg.compilation_cache and common:  # jax lets process 0 alone write it
         compilation_cache.keep_compiled(workdir / "compilation_cache")
     log, log_own = parallel.loggers(log)
     with StopRequest(log_own) as stop, contextlib.ExitStack() as held:
@@ -102,7 +102,8 @@ def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print, *, com
             return _train(run, state)
         except Exception as error:
             run.heartbeat.fail(error)
-            distributed.leave_lost_job(error)  # closing would wait for the other processes
+            if common:
+                distributed.leave_lost_job(error)  # closing would wait for the other processes
             raise
 
 
@@ -119,7 +120,9 @@ def _set_up(
     name = models.model_name(cfg.model)  # unknown names are refused before any data is read
     optimizer.check_names(cfg.optimizer)
     tracking.import_packages(cfg.logging)
-    check_source(cfg, workdir)
+    is_first = jax.process_index() == 0
+    if common or is_first:
+        check_source(cfg, workdir)
     train_index, test_index = open_videos(cfg, "train", log), open_videos(cfg, "test", log)
     mesh = parallel.make_mesh(cfg.parallel.fsdp)
     num_classes = len(train_index.class_names)
@@ -135,7 +138,6 @@ def _set_up(
     if cfg.parallel.compute_dtype == "auto" and jax.default_backend() == "cpu":
         log("float32, because bfloat16 is slower on a CPU (--config.parallel.compute_dtype=bfloat16 selects it)")
 
-    is_first = jax.process_index() == 0
     if is_first:  # before anything in the folder changes
         with disk.writing(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
@@ -222,7 +224,8 @@ def _all_fields(old: dict[str, Any]) -> dict[str, Any]:
 def _train(run: Run, state: TrainState) -> EvalResult | None:
     step = saved = int(state.step)  # `saved` is the newest step on disk
     result = None
-    if run.is_eval_step(step) and not run.journal.has(step, BEST_METRIC):  # stopped between a save and its evaluation
+    evaluated = parallel.from_first(run.journal.has(step, BEST_METRIC))
+    if run.is_eval_step(step) and not evaluated:  # stopped between a save and its evaluation
         result = _evaluate(run, state)
         if result is not None:
             _save(run, state, result)
@@ -273,7 +276,7 @@ def _train(run: Run, state: TrainState) -> EvalResult | None:
         run.log(f"stopped at step {step} of {run.num_steps}; state saved in {run.workdir}")
         return None
     if result is None:  # the run was complete already
-        result = load_evaluation(run.workdir) or _evaluate(run, state)
+        result = parallel.from_first(load_evaluation(run.workdir)) or _evaluate(run, state)
     if result is None:
         run.heartbeat.end("stopped", "a signal stopped its evaluation; its training is complete")
         return None

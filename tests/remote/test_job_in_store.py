@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from r23d_jax.__main__ import main
 from r23d_jax.checkpoint.checkpoint import load_checkpoint
 from r23d_jax.runtime import disk, remote
 from tests.hostile.reliability import harness
@@ -17,12 +18,12 @@ from tests.remote.test_training_from_store import TRAIN
 from tests.runtime.test_jobs import free_port
 
 
-def start(workdir: object, data: object, logs: Path, mode: str = "train") -> list[subprocess.Popen]:
+def start(workdir: object, data: object, logs: Path) -> list[subprocess.Popen]:
     """Two processes, each with a cache of its own, as on two machines; each holds half of every large array."""
     logs.mkdir()
     settings = {"data.source": "packed", "data.root": f"{data}/packed", "data.lists": f"{data}/lists"}
     settings |= {"train.eval_every": "10.0", "parallel.fsdp": "2", "model.widths": "(8, 16, 48, 48)"}
-    words = [f"--config={harness.TINY_RUN}", f"--workdir={workdir}", f"--mode={mode}", "--heartbeat_seconds=10"]
+    words = [f"--config={harness.TINY_RUN}", f"--workdir={workdir}", "--heartbeat_seconds=10"]
     words += [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
     words += [f"--config.{name}={value}" for name, value in settings.items()]
     processes = []
@@ -81,6 +82,16 @@ def test_killed_and_resumed_on_other_machines_bit_for_bit(made: Path, server: Se
     assert not harness.debris(copy)
     assert load_checkpoint(url, "latest").step == wanted["step"]
 
-    shown = finish(start(url, data, tmp_path / "third", "eval"), tmp_path / "third")
-    assert "video top-1" in shown, shown
-    assert any(name.endswith("/report.html") for name in server.names("runs/job") if name.startswith("evaluations/"))
+    metrics = (copy / "metrics.jsonl").read_bytes()
+    shown = finish(start(url, data, tmp_path / "third"), tmp_path / "third")
+    assert "train:" in shown and "video top-1" in shown, "it was complete already"
+    assert (remote.copied(url, lambda name: name == "metrics.jsonl") / "metrics.jsonl").read_bytes() == metrics
+
+
+@pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")  # ml_collections' own way to run a file
+def test_an_evaluation_in_several_processes_needs_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config=quickstart", "--workdir=s3://bucket/run", "--coordinator=127.0.0.1:1", "--num_processes=2"]
+    assert main(["evaluate", *words, "--process_id=0"]) == 2
+    shown = capsys.readouterr().err
+    assert "--workdir=s3://bucket/run: an evaluation in several processes needs a folder" in shown
+    assert "evaluate it in one process" in shown

@@ -206,21 +206,16 @@ def test_two_processes_of_one_machine(server: Server) -> None:
     assert not any(thread.name == "mirror" for thread in threading.enumerate())
 
 
-def test_another_process_of_the_job_has_a_copy_and_sends_nothing(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_process_of_the_job_has_an_empty_folder(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     url, said = f"s3://{BUCKET}/runs/job", []
     with mirror.working(url) as first:
         checkpoint(first, 1)
-    before = server.names("runs/job")
     monkeypatch.setattr(distributed, "process_index", lambda: 1)
     server.asked.clear()
-    with mirror.working(url, said.append) as here, mirror.working(f"{url}/b"):
-        assert here != first and (here / "checkpoints" / "1" / "params" / "data").read_text() == "step 1"
-        (here / "metrics.jsonl").write_text("of this process")
+    with mirror.working(url, said.append) as here, mirror.working(url) as third:
+        assert len({first, here, third}) == 3 and not any(here.iterdir())
         checkpoint(here, 2)
-    assert server.names("runs/job") == before and not said
-    assert {method for method, _, _ in server.asked} <= {"GET", "HEAD"}
+    assert not here.exists() and not server.asked and not said
 
 
 def test_status(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
