@@ -139,8 +139,8 @@ def leave_job(message: str, status: int) -> None:
 def means_loss(error: Exception) -> bool:
     """Whether an error means that another process of the job is gone, and not e.g. that an object store is away."""
     lines = str(error).strip().splitlines()[:1]
-    several = any(word in line for line in lines for word in _SIGNS_OF_LOSS)
-    return several and not isinstance(error, remote.RemoteError)
+    signs = any(word in line for line in lines for word in _SIGNS_OF_LOSS)
+    return signs and not isinstance(error, remote.RemoteError)
 
 
 def leave_lost_job(error: Exception) -> None:
