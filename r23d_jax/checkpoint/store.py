@@ -24,14 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from r23d_jax.checkpoint.checksums import leaf_table, named_leaves
 from r23d_jax.config import UserError
-from r23d_jax.runtime import distributed
+from r23d_jax.runtime import distributed, parallel
 from r23d_jax.weights import compare
 
 BEST_METRIC = "val/top1_video"
@@ -89,7 +87,7 @@ class Store:
     def __init__(self, root: Path, policy: NewestAndBest | None = None, *, common: bool = True):
         self.root = root
         self._writes = policy is not None
-        self._apart = not common and jax.process_count() > 1
+        self._apart = not common
         own = jax.process_index()
         self._changes = self._apart or own == 0  # renames and removes what is in `root`
         with contextlib.ExitStack() as stack:
@@ -124,7 +122,7 @@ class Store:
         """
         sealed = _seal({**meta, "leaves": leaf_table(items), "step": step})
         if self._apart:
-            items = jax.tree.map(_whole, items)
+            items = parallel.on_every_host(items)  # Orbax refuses a jax.Array of one process in a job of several
             if jax.process_index() > 0:
                 return
         self.wait()
@@ -349,11 +347,3 @@ def _seal(meta: dict[str, Any]) -> dict[str, Any]:
 def _not_dropped(record: logging.LogRecord) -> bool:
     """Drops asyncio's report about each array that was abandoned because another one could not be written."""
     return "was never retrieved" not in record.getMessage()
-
-
-def _whole(leaf: jax.Array) -> np.ndarray | None:
-    """All of an array that may be spread over processes, for process 0; all must call this together."""
-    if leaf.is_fully_replicated:  # a jax.Array of one process is refused by Orbax in a job of several
-        return np.asarray(leaf) if jax.process_index() == 0 else None
-    whole = multihost_utils.process_allgather(leaf, tiled=True)
-    return whole if jax.process_index() == 0 else None

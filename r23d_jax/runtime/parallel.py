@@ -123,7 +123,11 @@ def numbers_from_processes(numbers: Sequence[float]) -> np.ndarray:
 
 def on_every_host(tree: Any) -> Any:
     """The whole of every array, on every process; all must call it together."""
-    return tree if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(
+        lambda a: np.asarray(a) if a.is_fully_replicated else multihost_utils.process_allgather(a, tiled=True), tree
+    )
 
 
 def platform(mesh: Mesh) -> str:
