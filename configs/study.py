@@ -84,6 +84,9 @@ ROWS = {
     "R(2+3)D differences, average pool": ("none", "", ""),
     "R(2+3)D RGB, average pool, motion stem": ("none", "", ""),
     "R(2+3)D RGB, average pool, motion stem, motion": ("motion, no labels", "", ""),
+    "R(2+3)D flow, average pool": ("none", "", ""),
+    "R(2+3)D two-stream, motion stem": ("none", "", ""),
+    "R(2+3)D two-stream, motion stem, motion": ("motion, no labels", "", ""),
 }
 COLUMNS = ("pretraining", "published UCF101", "published Kinetics-400")
 NOTES = """The first eleven rows are those of the table in the original README. It prints the published Kinetics-400
@@ -91,8 +94,9 @@ results under the heading UCF101. All published results are of others, top-1 in 
 al. 2018, mean of 3 splits on UCF101, R(2+1)D-34 of 32 frames, and I3D as quoted there; [i] Carreira and Zisserman 2017;
 [c] Carreira, issue 46 of kinetics-i3d; [f] fourierer's runs of the 3D-ResNets code; [o] the original README, which says
 both "from scratch" and "pretrained on Kinetics-400". Two-stream rows add the scores of two rows above with equal
-weights. R(2+3)D has the ViT head unless the row names another. Rows with a motion stem also blend still frames in, lose
-colors and change the pace in training (train.still_mix, data.random_gray, data.stride_jitter); no other row does."""
+weights; those of R(2+3)D add flow to a row on RGB. R(2+3)D has the ViT head unless the row names another. RGB rows with
+a motion stem also blend still frames in, lose colors and change the pace in training (train.still_mix,
+data.random_gray, data.stride_jitter); no other row does. Two-stream rows have average pools."""
 
 
 def get_study(arg: str = "") -> Study:
@@ -159,7 +163,8 @@ def _table() -> Study:
     ]
     diff, won = _base("r23d", "18,avgpool,published"), _base("r23d", "18,avgpool")
     diff.data.input = "rgb_diff"
-    return _filled("The table of the original README, on UCF101", base, pooled, rows, diff, won, _base("r23d", "flow"))
+    moving = _base("r23d", "18,avgpool,flow")
+    return _filled("The table of the original README, on UCF101", base, pooled, rows, diff, won, moving)
 
 
 def _table_ucf5() -> Study:
@@ -197,10 +202,13 @@ def _filled(
         else:
             networks[label] = next(trained)
     pool = _changes(base, pooled)
-    diff.fusion.choice = won.fusion.choice = pooled.fusion.choice
+    diff.fusion.choice = won.fusion.choice = flow.fusion.choice = pooled.fusion.choice
     stem = pool | _changes(pooled, won)
-    more = {}, pool, pool | _changes(pooled, diff), stem, stem | {"init_from": MOTION}
-    networks |= dict(zip(labels[10:], more, strict=True))
+    moving = pool | _changes(pooled, flow) | {"data.root": FLOW}
+    more = {}, pool, pool | _changes(pooled, diff), stem, stem | {"init_from": MOTION}, moving
+    networks |= dict(zip(labels[10:16], more, strict=True))
+    for label, first in zip(labels[16:], labels[13:15], strict=True):
+        networks[label] = networks[first] | {"init_from": "", "fusion.first": first, "fusion.second": labels[15]}
     return Study(
         title,
         base,

@@ -46,8 +46,8 @@ def test_the_rows_of_the_original_readme(variant: str, tmp_path: Path, monkeypat
     assert "claimed [o], no log" in study.facts["published UCF101"]["R(2+3)D RGB"]
     assert all(f"[{owner}]" in study.notes for owner in "ticfo")
     grid = cells(study)
-    assert len(grid) == 15 * 9
-    by_label = {cell.labels["network"]: cell for cell in grid[:15]}
+    assert len(grid) == 18 * 9
+    by_label = {cell.labels["network"]: cell for cell in grid[:18]}
     won = {label for label, cell in by_label.items() if cell.config.train.still_mix or cell.config.data.stride_jitter}
     assert won == {label for label, cell in by_label.items() if cell.config.model.stem == "motion"}
     assert won == {label for label in by_label if "motion" in label}
@@ -55,6 +55,9 @@ def test_the_rows_of_the_original_readme(variant: str, tmp_path: Path, monkeypat
     assert by_label["R(2+3)D RGB"].config.model.head.kind == "vit"
     streams = [cell.labels["network"] for cell in by_label["R(2+1)D two-stream, Sports-1M"].streams]
     assert streams == ["R(2+1)D RGB, Sports-1M", "R(2+1)D flow, Sports-1M"]
+    streams = [cell.labels["network"] for cell in by_label["R(2+3)D two-stream, motion stem, motion"].streams]
+    assert streams == ["R(2+3)D RGB, average pool, motion stem, motion", "R(2+3)D flow, average pool"]
+    assert by_label["R(2+3)D flow, average pool"].config.model.in_channels == 2
     assert not by_label["R(2+1)D RGB"].needs and list(by_label["I3D RGB, ImageNet"].needs) == ["weights.imagenet"]
     page = write_results(study, grid, tmp_path).read_text()  # of a study that has not begun
     assert "| R(2+1)D RGB, Sports-1M | Sports-1M | 93.6 \\[t\\] | 74.3 \\[t\\] | needs weights.sports1m |" in page
