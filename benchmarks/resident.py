@@ -5,9 +5,10 @@
 
 For small sets of videos, on a GPU that is there for minutes: nothing is loaded in between, and rows of the study that
 differ in seed, split or fold share one compiled step. Needs neither TensorFlow nor ml-collections. The workdir is that
-of `r23d-jax study`, with the same tables: a training that is done, or that another process is working on, is not run.
-Unlike there, trainings of as many epochs take the same number of steps, that of the largest split, and the clips are
-drawn by numpy.
+of `r23d-jax study`, with the same tables: a training that is done, or that another process is working on, is not run,
+and one whose files are missing is left out. Two streams are added from the scores of their trainings. Unlike there,
+trainings of as many epochs take the same number of steps, that of the largest split, the clips are drawn by numpy, and
+there is no checkpoint.
 """
 
 import argparse
@@ -35,7 +36,8 @@ from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read import plain
 from r23d_jax.data.read.views import clip_steps, make_views, video_strides
 from r23d_jax.data.sources import open_index
-from r23d_jax.evaluation.result import save_evaluation
+from r23d_jax.evaluation.fusion import fuse
+from r23d_jax.evaluation.result import EvalResult, load_evaluation, save_evaluation
 from r23d_jax.evaluation.scores import Scores
 from r23d_jax.models.augment import finish_clips
 from r23d_jax.models.convolution import compiled_for
@@ -50,6 +52,7 @@ from r23d_jax.study.results import write_results
 from r23d_jax.study.run import CELL, LOCK, is_done, keep_outcome
 from r23d_jax.training.optimizer import make_optimizer
 from r23d_jax.training.step import make_update
+from r23d_jax.training.warm_start import warm_start
 
 Batch = dict[str, np.ndarray]
 
@@ -80,13 +83,18 @@ def run(study_file: str, workdir: Path, only: str, settings: list[str], minutes:
     path, _, arg = study_file.partition(":")
     study = with_settings(load_study(path, arg), settings)
     grid = cells(study)
-    waiting = [cell for cell in grid if only in cell.name and not is_done(workdir / cell.name)]
-    if problem := next((problem for cell in waiting if (problem := _problem(cell))), ""):
+    wanted = [cell for cell in grid if only in cell.name and not is_done(workdir / cell.name)]
+    if problem := next((problem for cell in wanted if (problem := _problem(cell))), ""):
         raise UserError(problem)
-    if not waiting:
+    for cell in wanted:
+        if cell.needs:
+            print(f"{cell.name}: left out: needs {'; '.join(cell.needs.values())}")
+    wanted = [cell for cell in wanted if not cell.needs]
+    if not wanted:
         print(f"nothing is left to run: {write_results(study, grid, workdir, print)}")
         return 0
-    known = [cell for cell in grid if not _problem(cell)]
+    waiting = [cell for cell in wanted if not cell.streams]
+    known = [cell for cell in grid if not (_problem(cell) or cell.needs or cell.streams)]
     sides = {cell.name: _sides(cell.config.data) for cell in known}
     num_steps: dict[tuple[float, int], int] = {}
     for cell in known:  # those that are done, too: which ones are left must not change the result
@@ -118,10 +126,14 @@ def run(study_file: str, workdir: Path, only: str, settings: list[str], minutes:
                     took = _run_cell(cell, folder, store, *sides[cell.name], num_steps[_length(cell)])
         except disk.InUse as error:
             print(f"    skipped: {error}", flush=True)
+    for cell in wanted:
+        if cell.streams:
+            print(cell.name, flush=True)
+            _add_streams(cell, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     page = write_results(study, grid, workdir, print)
-    left = [cell.name for cell in waiting if not is_done(workdir / cell.name)]
-    print(f"{len(waiting) - len(left)} trainings done, {len(left)} left: {page}")
+    left = [cell.name for cell in wanted if not is_done(workdir / cell.name)]
+    print(f"{len(wanted) - len(left)} done, {len(left)} left: {page}")
     return 0
 
 
@@ -132,11 +144,32 @@ def _run_cell(
     started = time.monotonic()
     result = _train(cell.config, store, train, test, num_steps)
     took = time.monotonic() - started
+    _keep(cell, folder, result, took)
+    return took
+
+
+def _add_streams(cell: Cell, workdir: Path) -> None:
+    """Adds the scores of two trainings, if both are done."""
+    started = time.monotonic()
+    folders = [workdir / stream.name for stream in cell.streams]
+    results = [load_evaluation(folder) if is_done(folder) else None for folder in folders]
+    first, second = results
+    if first is None or second is None:
+        waits = [folder.name for folder, result in zip(folders, results, strict=True) if result is None]
+        print(f"    left out: needs {'; '.join(waits)}")
+        return
+    fusion = cell.config.fusion
+    weight = 0.5 if fusion.choice == "sum" else fusion.weight
+    (workdir / cell.name).mkdir(parents=True, exist_ok=True)
+    result = fuse(first, second, weight, fusion.scores)
+    _keep(cell, workdir / cell.name, result, time.monotonic() - started)
+
+
+def _keep(cell: Cell, folder: Path, result: EvalResult, took: float) -> None:
     write_atomically(folder / CELL, config.to_json(cell.config) + "\n")
     save_evaluation(result, folder)
     keep_outcome(folder, 0, took, cost_of(cell))
     print(f"    video top-1 {100 * result.metrics['val/top1_video']:.2f} % in {format_seconds(took)}", flush=True)
-    return took
 
 
 # Fields that this runner leaves alone, and the only value of them that it knows
@@ -149,7 +182,6 @@ ONLY = {
     "data.hold_out": 0.0,
     "eval.crops": 1,
     "eval.checkpoint": "latest",
-    "init_from": "",
     "optimizer.freeze": [],
     "train.ema_decay": 0.0,
 }
@@ -161,9 +193,11 @@ def _problem(cell: Cell) -> str:
     for name, value in ONLY.items():
         if values[name] != value:
             return f"{cell.name}: config.{name}={values[name]!r}: only {value!r} is known here; use study"
-    if cell.streams or cell.config.data.motion.speeds:
-        return f"{cell.name}: two streams and pseudo-motion are not known here; use study"
-    return f"{cell.name} needs {'; '.join(cell.needs.values())}" if cell.needs else ""
+    if cell.config.data.motion.speeds:
+        return f"{cell.name}: pseudo-motion is not known here; use launch.py"
+    if cell.streams and cell.config.fusion.choice == "held_out":
+        return f"{cell.name}: config.fusion.choice='held_out' is not known here; use study"
+    return ""
 
 
 def _sides(data: DataConfig) -> tuple[VideoIndex, VideoIndex]:
@@ -265,11 +299,15 @@ def _compiled(text: str, num_classes: int, steps_per_epoch: float, num_steps: in
     )
 
 
-def _train(cfg: Config, store: FrameStore, train: VideoIndex, test: VideoIndex, num_steps: int) -> Any:
+def _train(cfg: Config, store: FrameStore, train: VideoIndex, test: VideoIndex, num_steps: int) -> EvalResult:
     data = dataclasses.replace(cfg.data, split=1, fold=0)
-    shared = config.to_json(dataclasses.replace(cfg, seed=0, data=data))
+    shared = config.to_json(dataclasses.replace(cfg, seed=0, data=data, init_from="", init_skip=()))
     made = _compiled(shared, len(train.class_names), num_steps / cfg.train.epochs, num_steps)
     state = made.initialize(np.uint32(cfg.seed))
+    if cfg.init_from:
+        places = jax.tree.map(lambda leaf: leaf.sharding, state)
+        names = tuple(train.class_names)
+        state = warm_start(cfg, state, places, len(names), lambda line: print(f"    {line}"), names)
     with Progress(num_steps, "steps", "train") as progress:
         for step, batch in enumerate(_train_batches(cfg, store, train, num_steps)):
             state, metrics = made.update(state, store.frames, batch, np.uint32(cfg.seed))
@@ -322,7 +360,7 @@ def _offsets(index: VideoIndex, cfg: Config) -> np.ndarray:
     return np.stack([clip_steps(length, stride) for stride in video_strides(index, cfg.data).tolist()])
 
 
-def _evaluate(cfg: Config, store: FrameStore, index: VideoIndex, made: Compiled, state: Any) -> Any:
+def _evaluate(cfg: Config, store: FrameStore, index: VideoIndex, made: Compiled, state: Any) -> EvalResult:
     pre = config.preprocessing(cfg.data)
     views = make_views(index.num_frames, pre, cfg.eval, video_strides(index, cfg.data))
     first, offsets, lengths = store.first(index), _offsets(index, cfg), index.num_frames.astype(np.int64)

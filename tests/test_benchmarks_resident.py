@@ -12,10 +12,15 @@ import pytest
 
 from benchmarks import resident
 from r23d_jax import config
+from r23d_jax.checkpoint.checkpoint import save_model
 from r23d_jax.config import Config, UserError
+from r23d_jax.data.find.frames import VideoIndex
+from r23d_jax.data.read.views import make_views
 from r23d_jax.data.sources import open_index
 from r23d_jax.evaluation.evaluate import evaluate
-from r23d_jax.evaluation.result import load_evaluation
+from r23d_jax.evaluation.fusion import fuse
+from r23d_jax.evaluation.result import EvalResult, load_evaluation
+from r23d_jax.evaluation.scores import Scores
 from r23d_jax.evaluation.step import make_eval_step
 from r23d_jax.models.functional import split_model
 from r23d_jax.runtime import disk, parallel
@@ -149,7 +154,7 @@ def test_nothing_starts_after_the_time(tmp_path: Path, videos: Path, capsys: pyt
     assert resident.run(write_study(tmp_path, small(videos)), tmp_path / "w", "", [], 0.0) == 0
     out = capsys.readouterr().out
     assert "the time is over before training 1 of 4; call again to continue" in out
-    assert "0 trainings done, 4 left" in out
+    assert "0 done, 4 left" in out
 
 
 def test_a_training_that_a_study_is_working_on_is_left_alone(
@@ -201,6 +206,58 @@ def test_the_scores_are_those_of_the_evaluation_from_disk(videos: Path, source: 
     np.testing.assert_array_equal(found.names, wanted.names)
     np.testing.assert_allclose(found.logits, wanted.logits, atol=0.02)  # a level of a byte, by rounding
     assert np.abs(wanted.logits).max() > 0.2
+
+
+@pytest.mark.slow
+def test_a_training_starts_from_weights(
+    tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = small(videos)
+    train, test = open_index(cfg.data, "train"), open_index(cfg.data, "test")
+    other = dataclasses.replace(cfg, seed=5)
+    save_model(tmp_path / "weights", resident.create_configured_model(other, 4), cfg, tuple(train.class_names))
+    monkeypatch.setattr(resident, "_train_batches", lambda *arguments: iter(()))  # the state before the first step
+    store = resident.FrameStore([test])
+    before = resident._compiled.cache_info().misses
+    started = dataclasses.replace(cfg, init_from=str(tmp_path / "weights"))
+    found, wanted = (resident._train(each, store, train, test, 3).logits for each in (started, other))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert np.abs(wanted).max() > 0.2
+    assert resident._compiled.cache_info().misses == before + 1  # the same program, wherever it starts
+    assert f" values from {tmp_path / 'weights'}" in capsys.readouterr().out
+
+
+def test_two_streams_are_added_from_the_scores_of_their_trainings(
+    tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(write_study(tmp_path, small(videos)))
+    rows = """{"input": {"a": {}, "b": {}, "missing": {"init_from": "weights.b"},
+        "both": {"fusion.first": "a", "fusion.second": "b", "fusion.weight": 0.75},
+        "other": {"fusion.first": "a", "fusion.second": "missing"}}}, files={"weights.b": File("weights of b")}"""
+    text = path.read_text().partition("    heads = ")[0] + f'    return Study("S", copy.deepcopy(BASE), {rows})\n'
+    path.write_text(text.replace("import Study", "import File, Study"))
+
+    def train(
+        cfg: Config, store: resident.FrameStore, train: VideoIndex, test: VideoIndex, num_steps: int
+    ) -> EvalResult:
+        scores = Scores(test, make_views(test.num_frames, config.preprocessing(cfg.data), cfg.eval))
+        rng = np.random.default_rng(len(list((tmp_path / "w").iterdir())))
+        rows = np.arange(3 * len(test), dtype=np.int32)
+        scores.add(rng.standard_normal((len(rows), 4)).astype(np.float32), rows, np.ones(len(rows), np.float32))
+        return scores.result(cfg)
+
+    monkeypatch.setattr(resident, "_train", train)
+    assert resident.run(str(path), tmp_path / "w", "", [], 60) == 0
+    out = capsys.readouterr().out
+    assert "missing: left out: needs weights of b: --set weights.b=PATH" in out
+    assert "other: left out: needs weights of b: --set weights.b=PATH" in out and "3 done, 0 left" in out
+    first, second, both = (load_evaluation(tmp_path / "w" / name) for name in ("a", "b", "both"))
+    assert first and second and both
+    np.testing.assert_array_equal(both.logits, fuse(first, second, 0.75, "softmax").logits)
+    assert np.abs(first.logits - second.logits).max() > 0.1
+    assert "| both |" in (tmp_path / "w" / "results.md").read_text()
+    assert resident.run(str(path), tmp_path / "v", "both", [], 60) == 0  # before its streams
+    assert "both\n    left out: needs a; b" in capsys.readouterr().out
 
 
 def test_training_clips_are_frames_of_their_video_inside_the_picture(videos: Path) -> None:
