@@ -120,7 +120,7 @@ def train_batches(
             # A key for each, so that a substitute shows another clip here than in its own turn.
             key = sampling.fold_in(plan["key"], which)
             if not substitute:
-                return _training_clip(cfg, reader.open(plan), key, together)
+                return _training_clip(cfg, reader.open(plan), key, together, one_format=True)
             video = tried[which]
             contents = tf.cond(
                 which == 0, lambda: reader.open(plan), lambda: read_clip(reader, video, frames_of(video, key))
@@ -242,7 +242,9 @@ def frame_bytes(cfg: DataConfig) -> int:
     return math.prod(augment.canvas_size(cfg)) * (2 if cfg.input == "flow" else 3)
 
 
-def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor, together: int) -> Sample:
+def _training_clip(
+    cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor, together: int, one_format: bool = False
+) -> Sample:
     """The k = repeats rows of a clip, cropped and augmented by the key: "video" (k, t, s, s, c) uint8.
 
     If `together` is not 0, it is for the device: "video", "video_1" and so on, each with that many of the t frames or
@@ -259,6 +261,7 @@ def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor, t
         cfg.input == "flow",
         cfg.dct_scaling * cfg.crop_size or math.inf,
         canvas if together else None,
+        one_format,
     )
     repeat = sampling.fold_in(key, _REPEAT)
     keys = [key, *(sampling.fold_in(repeat, number) for number in range(1, cfg.repeats))]
