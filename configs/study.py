@@ -88,15 +88,26 @@ ROWS = {
     "R(2+3)D two-stream, motion stem": ("none", "", ""),
     "R(2+3)D two-stream, motion stem, motion": ("motion, no labels", "", ""),
 }
+# Row -> the rows that it adds
+TWO_STREAMS = {
+    "I3D two-stream, ImageNet": ("I3D RGB, ImageNet", "I3D flow, ImageNet"),
+    "R(2+1)D two-stream": ("R(2+1)D RGB", "R(2+1)D flow"),
+    "R(2+1)D two-stream, Sports-1M": ("R(2+1)D RGB, Sports-1M", "R(2+1)D flow, Sports-1M"),
+    "R(2+3)D two-stream, motion stem": ("R(2+3)D RGB, average pool, motion stem", "R(2+3)D flow, average pool"),
+    "R(2+3)D two-stream, motion stem, motion": (
+        "R(2+3)D RGB, average pool, motion stem, motion",
+        "R(2+3)D flow, average pool",
+    ),
+}
 COLUMNS = ("pretraining", "published UCF101", "published Kinetics-400")
 NOTES = """The first eleven rows are those of the table in the original README. It prints the published Kinetics-400
 results under the heading UCF101. All published results are of others, top-1 in percent. The owners: [t] Tran et
 al. 2018, mean of 3 splits on UCF101, R(2+1)D-34 of 32 frames, and I3D as quoted there; [i] Carreira and Zisserman 2017;
 [c] Carreira, issue 46 of kinetics-i3d; [f] fourierer's runs of the 3D-ResNets code; [o] the original README, which says
 both "from scratch" and "pretrained on Kinetics-400". Two-stream rows add the scores of two rows above with equal
-weights; those of R(2+3)D add flow to a row on RGB. R(2+3)D has the ViT head unless the row names another. RGB rows with
-a motion stem also blend still frames in, lose colors and change the pace in training (train.still_mix,
-data.random_gray, data.stride_jitter); no other row does. Two-stream rows have average pools."""
+weights. R(2+3)D has the ViT head unless the row names another; in two-stream rows both streams have average pools. RGB
+rows with a motion stem also blend still frames in, lose colors and change the pace in training (train.still_mix,
+data.random_gray, data.stride_jitter); no other row does."""
 
 
 def get_study(arg: str = "") -> Study:
@@ -148,67 +159,69 @@ def _inputs_ucf5() -> Study:
 
 def _table() -> Study:
     base, pooled = _base("r23d", "published"), _base("r23d", "18,avgpool,published")
-    base.fusion.choice = pooled.fusion.choice = "sum"
-    flow = {"data.root": FLOW}
-    inflate = _base("i3d", "inflate")
-    sports = _base("r2plus1d", "finetune")
-    rows = [
-        _changes(base, _base("i3d")),
-        _changes(base, inflate) | {"init_from": IMAGENET},
-        _changes(base, use_flow(inflate)) | flow | {"init_from": IMAGENET},
-        _changes(base, _base("r2plus1d", "34")),
-        _changes(base, _base("r2plus1d", "34,flow")) | flow,
-        _changes(base, sports) | {"init_from": SPORTS},
-        _changes(base, use_flow(sports)) | flow | {"init_from": SPORTS_FLOW},
-    ]
+    inflate, sports = _base("i3d", "inflate"), _base("r2plus1d", "finetune")
     diff, won = _base("r23d", "18,avgpool,published"), _base("r23d", "18,avgpool")
     diff.data.input = "rgb_diff"
-    moving = _base("r23d", "18,avgpool,flow")
-    return _filled("The table of the original README, on UCF101", base, pooled, rows, diff, won, moving)
+    flow = {"data.root": FLOW}
+    others = {
+        "I3D RGB": _changes(base, _base("i3d")),
+        "I3D RGB, ImageNet": _changes(base, inflate) | {"init_from": IMAGENET},
+        "I3D flow, ImageNet": _changes(base, use_flow(inflate)) | flow | {"init_from": IMAGENET},
+        "R(2+1)D RGB": _changes(base, _base("r2plus1d", "34")),
+        "R(2+1)D flow": _changes(base, _base("r2plus1d", "34,flow")) | flow,
+        "R(2+1)D RGB, Sports-1M": _changes(base, sports) | {"init_from": SPORTS},
+        "R(2+1)D flow, Sports-1M": _changes(base, use_flow(sports)) | flow | {"init_from": SPORTS_FLOW},
+    }
+    ours = _ours(base, pooled, diff, won, _base("r23d", "18,avgpool,flow"))
+    return _filled("The table of the original README, on UCF101", base, others | ours, _base("r23d", "flow"))
 
 
 def _table_ucf5() -> Study:
     base, pooled, won = (_base("ucf5_cpu", arg) for arg in ("vit,plain", "avgpool,plain", "avgpool"))
-    base.fusion.choice = pooled.fusion.choice = "sum"
-    flow = _changes(pooled, _base("ucf5_cpu", "avgpool,flow")) | {"data.root": FLOW}
+    diff, moving = _base("ucf5_cpu", "avgpool,rgb_diff"), _base("ucf5_cpu", "avgpool,flow")
+    flow = _changes(pooled, moving) | {"data.root": FLOW}
     pool = _changes(base, pooled)
     i3d = pool | {"model.family": "i3d", "model.widths": ()}
     inflated = i3d | {"model.family": "i3d_gamma", "init_from": IMAGENET, "optimizer.learning_rate": 1e-4}
     small = pool | {"model.family": "r2plus1d", "model.stem_pool": "2d"}  # pooled for a CPU
     sports = pool | {"model.family": "r2plus1d", "model.depth": 34, "model.widths": (), "optimizer.learning_rate": 1e-4}
-    rows = [
-        i3d,
-        inflated,
-        inflated | flow,
-        small,
-        small | flow,
-        sports | {"init_from": SPORTS},
-        sports | flow | {"init_from": SPORTS_FLOW},
-    ]
+    others = {
+        "I3D RGB": i3d,
+        "I3D RGB, ImageNet": inflated,
+        "I3D flow, ImageNet": inflated | flow,
+        "R(2+1)D RGB": small,
+        "R(2+1)D flow": small | flow,
+        "R(2+1)D RGB, Sports-1M": sports | {"init_from": SPORTS},
+        "R(2+1)D flow, Sports-1M": sports | flow | {"init_from": SPORTS_FLOW},
+    }
     title = "The table of the original README, at the size of a CPU, on five classes of UCF101"
-    diff = _base("ucf5_cpu", "avgpool,rgb_diff")
-    return _filled(title, base, pooled, rows, diff, won, _base("ucf5_cpu", "avgpool,flow"))
+    return _filled(title, base, others | _ours(base, pooled, diff, won, moving), moving)
 
 
-def _filled(
-    title: str, base: Config, pooled: Config, rows: list[dict[str, Any]], diff: Config, won: Config, flow: Config
-) -> Study:
-    """The study of all `ROWS`; `rows` has those of I3D and R(2+1)D that are trainings."""
-    trained, labels, networks = iter(rows), list(ROWS), {}
-    for place, label in enumerate(labels[:10]):
-        if "two-stream" in label:
-            first, second = labels[place - 2 : place]
-            networks[label] = networks[first] | {"init_from": "", "fusion.first": first, "fusion.second": second}
-        else:
-            networks[label] = next(trained)
+def _ours(base: Config, pooled: Config, diff: Config, won: Config, flow: Config) -> dict[str, dict[str, Any]]:
+    """The trainings of R(2+3)D; all configs but `base` have the average pool."""
     pool = _changes(base, pooled)
-    diff.fusion.choice = won.fusion.choice = flow.fusion.choice = pooled.fusion.choice
     stem = pool | _changes(pooled, won)
-    moving = pool | _changes(pooled, flow) | {"data.root": FLOW}
-    more = {}, pool, pool | _changes(pooled, diff), stem, stem | {"init_from": MOTION}, moving
-    networks |= dict(zip(labels[10:16], more, strict=True))
-    for label, first in zip(labels[16:], labels[13:15], strict=True):
-        networks[label] = networks[first] | {"init_from": "", "fusion.first": first, "fusion.second": labels[15]}
+    return {
+        "R(2+3)D RGB": {},
+        "R(2+3)D RGB, average pool": pool,
+        "R(2+3)D differences, average pool": pool | _changes(pooled, diff),
+        "R(2+3)D RGB, average pool, motion stem": stem,
+        "R(2+3)D RGB, average pool, motion stem, motion": stem | {"init_from": MOTION},
+        "R(2+3)D flow, average pool": pool | _changes(pooled, flow) | {"data.root": FLOW},
+    }
+
+
+def _filled(title: str, base: Config, trainings: dict[str, dict[str, Any]], flow: Config) -> Study:
+    """The study of all `ROWS`."""
+    networks: dict[str, dict[str, Any]] = {}
+    for label in ROWS:
+        if label in TWO_STREAMS:
+            first, second = TWO_STREAMS[label]
+            streams = {"fusion.first": first, "fusion.second": second, "fusion.choice": "sum"}
+            networks[label] = networks[first] | {"init_from": ""} | streams
+        else:
+            networks[label] = trainings[label]
     return Study(
         title,
         base,

@@ -58,6 +58,8 @@ def test_the_rows_of_the_original_readme(variant: str, tmp_path: Path, monkeypat
     streams = [cell.labels["network"] for cell in by_label["R(2+3)D two-stream, motion stem, motion"].streams]
     assert streams == ["R(2+3)D RGB, average pool, motion stem, motion", "R(2+3)D flow, average pool"]
     assert by_label["R(2+3)D flow, average pool"].config.model.in_channels == 2
+    sums = [cell for cell in grid if cell.streams]
+    assert len(sums) == 5 * 9 and all(cell.config.fusion.choice == "sum" for cell in sums)
     assert not by_label["R(2+1)D RGB"].needs and list(by_label["I3D RGB, ImageNet"].needs) == ["weights.imagenet"]
     page = write_results(study, grid, tmp_path).read_text()  # of a study that has not begun
     assert "| R(2+1)D RGB, Sports-1M | Sports-1M | 93.6 \\[t\\] | 74.3 \\[t\\] | needs weights.sports1m |" in page
