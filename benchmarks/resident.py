@@ -5,10 +5,12 @@
 
 For small sets of videos, on a GPU that is there for minutes: nothing is loaded in between, and rows of the study that
 differ in seed, split or fold share one compiled step. Needs neither TensorFlow nor ml-collections. The workdir is that
-of `r23d-jax study`, with the same tables: a training that is done, or that another process is working on, is not run,
-and one whose files are missing is left out. Two streams are added from the scores of their trainings. Unlike there,
-trainings of as many epochs take the same number of steps, that of the largest split, the clips are drawn by numpy, and
-there is no checkpoint.
+of `r23d-jax study`, with the same tables: a row that is done, or that another process is working on, is not run. One
+whose files are missing, or that this runner does not know, is left out.
+
+Unlike there, trainings of as many epochs take the same number of steps, that of the largest split, and the clips are
+drawn by numpy. There is no checkpoint, so only this runner can add their streams: from the scores of both, with the
+views of their own evaluations.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +54,7 @@ from r23d_jax.study.results import write_results
 from r23d_jax.study.run import CELL, LOCK, is_done, keep_outcome
 from r23d_jax.training.optimizer import make_optimizer
 from r23d_jax.training.step import make_update
-from r23d_jax.training.warm_start import warm_start
+from r23d_jax.training.warm_start import check_source, warm_start
 
 Batch = dict[str, np.ndarray]
 
@@ -84,57 +86,73 @@ def run(study_file: str, workdir: Path, only: str, settings: list[str], minutes:
     study = with_settings(load_study(path, arg), settings)
     grid = cells(study)
     wanted = [cell for cell in grid if only in cell.name and not is_done(workdir / cell.name)]
-    if problem := next((problem for cell in wanted if (problem := _problem(cell))), ""):
-        raise UserError(problem)
+    left_out = {cell.name: problem for cell in wanted if (problem := _problem(cell, workdir))}
+    if wanted and len(left_out) == len(wanted):
+        more = f" (and {len(wanted) - 1} more)" if len(wanted) > 1 else ""
+        raise UserError(f"nothing can be run here: {next(iter(left_out.values()))}{more}")
+    for problem in left_out.values():
+        print(f"left out: {problem}")
+    wanted = [cell for cell in wanted if cell.name not in left_out]
+    trainings = [cell for cell in wanted if not cell.streams]
+    failed = _train_all(trainings, grid, workdir, deadline) if trainings else 0
     for cell in wanted:
-        if cell.needs:
-            print(f"{cell.name}: left out: needs {'; '.join(cell.needs.values())}")
-    wanted = [cell for cell in wanted if not cell.needs]
-    if not wanted:
-        print(f"nothing is left to run: {write_results(study, grid, workdir, print)}")
-        return 0
-    waiting = [cell for cell in wanted if not cell.streams]
-    known = [cell for cell in grid if not (_problem(cell) or cell.needs or cell.streams)]
+        if cell.streams:
+            print(cell.name, flush=True)
+            failed += _attempt(workdir / cell.name, functools.partial(_add_streams, cell, workdir)) is None
+    workdir.mkdir(parents=True, exist_ok=True)
+    page = write_results(study, grid, workdir, print)
+    done = sum(is_done(workdir / cell.name) for cell in wanted)
+    counts = {"done": done, "failed": failed, "left": len(wanted) - done - failed, "left out": len(left_out)}
+    print(f"{', '.join(f'{count} {what}' for what, count in counts.items() if count) or 'nothing to do'}: {page}")
+    return min(failed, 1)
+
+
+def _train_all(trainings: list[Cell], grid: list[Cell], workdir: Path, deadline: float) -> int:
+    """Runs trainings until the time is over; returns how many failed."""
+    known = [cell for cell in grid if not (cell.streams or _problem(cell, workdir))]
     sides = {cell.name: _sides(cell.config.data) for cell in known}
     num_steps: dict[tuple[float, int], int] = {}
     for cell in known:  # those that are done, too: which ones are left must not change the result
         steps = _num_steps(len(sides[cell.name][0]), cell.config)
         num_steps[_length(cell)] = max(steps, num_steps.get(_length(cell), 0))
-    took, decoding, store, kept = 0.0, 0.0, None, ""  # seconds of the last training, and of the last folder
-    waiting.sort(key=lambda cell: cell.config.data.root)  # the device keeps the frames of one folder
-    for number, cell in enumerate(waiting, start=1):
+    failed, took, decoding, store, kept = 0, 0.0, 0.0, None, ""  # seconds of the last training, and of the last folder
+    trainings = sorted(trainings, key=lambda cell: cell.config.data.root)  # the device keeps the frames of one folder
+    for number, cell in enumerate(trainings, start=1):
         data = cell.config.data
         if time.monotonic() + took + (decoding if kept != data.root else 0.0) > deadline:
-            print(f"the time is over before training {number} of {len(waiting)}; call again to continue")
+            print(f"the time is over before training {number} of {len(trainings)}; call again to continue")
             break
         if store is None or kept != data.root:
             started, store, kept = time.monotonic(), None, data.root  # frees the last one first
-            of_root = [index for cell in waiting if cell.config.data.root == kept for index in sides[cell.name]]
+            of_root = [index for cell in trainings if cell.config.data.root == kept for index in sides[cell.name]]
             store = FrameStore(of_root, data.input == "flow")
             decoding = time.monotonic() - started
             print(
                 f"{store.count:,} frames, {store.nbytes / 2**30:.2f} GiB on {jax.devices()[0].device_kind}", flush=True
             )
-        print(f"[{number}/{len(waiting)}] {cell.name}", flush=True)
+        print(f"[{number}/{len(trainings)}] {cell.name}", flush=True)
         folder = workdir / cell.name
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with disk.hold(folder, LOCK, log=print):
-                if is_done(folder):
-                    print("    another process has done it", flush=True)
-                else:
-                    took = _run_cell(cell, folder, store, *sides[cell.name], num_steps[_length(cell)])
-        except disk.InUse as error:
-            print(f"    skipped: {error}", flush=True)
-    for cell in wanted:
-        if cell.streams:
-            print(cell.name, flush=True)
-            _add_streams(cell, workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    page = write_results(study, grid, workdir, print)
-    left = [cell.name for cell in wanted if not is_done(workdir / cell.name)]
-    print(f"{len(wanted) - len(left)} done, {len(left)} left: {page}")
-    return 0
+        work = functools.partial(_run_cell, cell, folder, store, *sides[cell.name], num_steps[_length(cell)])
+        seconds = _attempt(folder, work)
+        failed += seconds is None
+        took = seconds or took
+    return failed
+
+
+def _attempt(folder: Path, work: Callable[[], float]) -> float | None:
+    """Does the work of a cell unless another process does or did it; returns its seconds, and None if it failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with disk.hold(folder, LOCK, log=print):
+            if not is_done(folder):
+                return work()
+            print("    another process has done it", flush=True)
+    except disk.InUse as error:
+        print(f"    skipped: {error}", flush=True)
+    except UserError as error:
+        print(f"    failed: {error}", flush=True)
+        return None
+    return 0.0
 
 
 def _run_cell(
@@ -143,33 +161,32 @@ def _run_cell(
     """Trains a cell and writes its files; returns the seconds that it took."""
     started = time.monotonic()
     result = _train(cell.config, store, train, test, num_steps)
-    took = time.monotonic() - started
-    _keep(cell, folder, result, took)
-    return took
+    return _keep(cell, folder, result, time.monotonic() - started)
 
 
-def _add_streams(cell: Cell, workdir: Path) -> None:
-    """Adds the scores of two trainings, if both are done."""
-    started = time.monotonic()
-    folders = [workdir / stream.name for stream in cell.streams]
-    results = [load_evaluation(folder) if is_done(folder) else None for folder in folders]
-    first, second = results
+def _add_streams(cell: Cell, workdir: Path) -> float:
+    """Adds the scores of two trainings, if both are done; returns the seconds that it took."""
+    started, fusion = time.monotonic(), cell.config.fusion
+    waits = [stream.name for stream in cell.streams if not is_done(workdir / stream.name)]
+    if waits:
+        print(f"    waits for {' and '.join(waits)}", flush=True)
+        return 0.0
+    first, second = (load_evaluation(workdir / stream.name) for stream in cell.streams)
     if first is None or second is None:
-        waits = [folder.name for folder, result in zip(folders, results, strict=True) if result is None]
-        print(f"    left out: needs {'; '.join(waits)}")
-        return
-    fusion = cell.config.fusion
+        missing = cell.streams[0 if first is None else 1].name
+        raise UserError(f"{workdir / missing}: has no evaluation.json and evaluation.npz; run it again")
     weight = 0.5 if fusion.choice == "sum" else fusion.weight
-    (workdir / cell.name).mkdir(parents=True, exist_ok=True)
     result = fuse(first, second, weight, fusion.scores)
-    _keep(cell, workdir / cell.name, result, time.monotonic() - started)
+    return _keep(cell, workdir / cell.name, result, time.monotonic() - started)
 
 
-def _keep(cell: Cell, folder: Path, result: EvalResult, took: float) -> None:
+def _keep(cell: Cell, folder: Path, result: EvalResult, took: float) -> float:
+    """Writes the files of a cell that took these seconds, and returns them."""
     write_atomically(folder / CELL, config.to_json(cell.config) + "\n")
     save_evaluation(result, folder)
     keep_outcome(folder, 0, took, cost_of(cell))
     print(f"    video top-1 {100 * result.metrics['val/top1_video']:.2f} % in {format_seconds(took)}", flush=True)
+    return took
 
 
 # Fields that this runner leaves alone, and the only value of them that it knows
@@ -187,16 +204,21 @@ ONLY = {
 }
 
 
-def _problem(cell: Cell) -> str:
-    """Why this runner cannot train a cell; "" if it can."""
+def _problem(cell: Cell, workdir: Path) -> str:
+    """Why this runner cannot run a cell; "" if it can."""
+    if cell.streams:
+        held_out = cell.config.fusion.choice == "held_out"
+        return f"{cell.name}: config.fusion.choice='held_out' is not known here; use study" if held_out else ""
+    if cell.needs:
+        return f"{cell.name}: needs {'; '.join(cell.needs.values())}"
     values = config.flat(dataclasses.asdict(cell.config))
     for name, value in ONLY.items():
         if values[name] != value:
             return f"{cell.name}: config.{name}={values[name]!r}: only {value!r} is known here; use study"
-    if cell.config.data.motion.speeds:
-        return f"{cell.name}: pseudo-motion is not known here; use launch.py"
-    if cell.streams and cell.config.fusion.choice == "held_out":
-        return f"{cell.name}: config.fusion.choice='held_out' is not known here; use study"
+    try:
+        check_source(cell.config, workdir / cell.name)
+    except UserError as error:
+        return f"{cell.name}: {error}"
     return ""
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -108,8 +109,9 @@ def test_rows_that_differ_in_seed_share_a_program_and_a_rerun_is_equal(tmp_path:
 
 
 def test_the_number_of_steps_does_not_depend_on_what_is_left(
-    tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """And a training that fails ends neither the others nor the page."""
     path = Path(write_study(tmp_path, small(videos)))
     two = """{"classes": {"two": {"data.classes": ("A", "B")}, "four": {}}}"""
     path.write_text(
@@ -120,9 +122,12 @@ def test_the_number_of_steps_does_not_depend_on_what_is_left(
         raise UserError(f"{num_steps} steps")
 
     monkeypatch.setattr(resident, "_train", train)
-    for only in ("", "two"):
-        with pytest.raises(UserError, match="^3 steps$"):  # two epochs of twelve videos, eight at a time
-            resident.run(str(path), tmp_path / "w", only, [], 60)
+    for only, count in (("", 2), ("two", 1)):
+        assert resident.run(str(path), tmp_path / "w", only, [], 60) == 1
+        out = capsys.readouterr().out
+        assert out.count("    failed: 3 steps\n") == count  # two epochs of twelve videos, eight at a time
+        assert f"\n{count} failed: {tmp_path / 'w' / 'results.md'}\n" in out
+    assert (tmp_path / "w" / "results.md").exists()
 
 
 def test_rows_of_several_folders_are_trained_one_folder_after_another(
@@ -154,7 +159,7 @@ def test_nothing_starts_after_the_time(tmp_path: Path, videos: Path, capsys: pyt
     assert resident.run(write_study(tmp_path, small(videos)), tmp_path / "w", "", [], 0.0) == 0
     out = capsys.readouterr().out
     assert "the time is over before training 1 of 4; call again to continue" in out
-    assert "0 done, 4 left" in out
+    assert "\n4 left: " in out
 
 
 def test_a_training_that_a_study_is_working_on_is_left_alone(
@@ -216,14 +221,14 @@ def test_a_training_starts_from_weights(
     train, test = open_index(cfg.data, "train"), open_index(cfg.data, "test")
     other = dataclasses.replace(cfg, seed=5)
     save_model(tmp_path / "weights", resident.create_configured_model(other, 4), cfg, tuple(train.class_names))
-    monkeypatch.setattr(resident, "_train_batches", lambda *arguments: iter(()))  # the state before the first step
-    store = resident.FrameStore([test])
-    before = resident._compiled.cache_info().misses
     started = dataclasses.replace(cfg, init_from=str(tmp_path / "weights"))
+    batches = list(resident._train_batches(cfg, (store := resident.FrameStore([train, test])), train, 2))
+    monkeypatch.setattr(resident, "_train_batches", lambda *arguments: iter(batches))
+    resident._compiled.cache_clear()
     found, wanted = (resident._train(each, store, train, test, 3).logits for each in (started, other))
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
     assert np.abs(wanted).max() > 0.2
-    assert resident._compiled.cache_info().misses == before + 1  # the same program, wherever it starts
+    assert resident._compiled.cache_info().misses == 1  # the same program, wherever it starts
     assert f" values from {tmp_path / 'weights'}" in capsys.readouterr().out
 
 
@@ -233,6 +238,7 @@ def test_two_streams_are_added_from_the_scores_of_their_trainings(
     path = Path(write_study(tmp_path, small(videos)))
     rows = """{"input": {"a": {}, "b": {}, "missing": {"init_from": "weights.b"},
         "both": {"fusion.first": "a", "fusion.second": "b", "fusion.weight": 0.75},
+        "half": {"fusion.first": "a", "fusion.second": "b", "fusion.choice": "sum"},
         "other": {"fusion.first": "a", "fusion.second": "missing"}}}, files={"weights.b": File("weights of b")}"""
     text = path.read_text().partition("    heads = ")[0] + f'    return Study("S", copy.deepcopy(BASE), {rows})\n'
     path.write_text(text.replace("import Study", "import File, Study"))
@@ -241,23 +247,32 @@ def test_two_streams_are_added_from_the_scores_of_their_trainings(
         cfg: Config, store: resident.FrameStore, train: VideoIndex, test: VideoIndex, num_steps: int
     ) -> EvalResult:
         scores = Scores(test, make_views(test.num_frames, config.preprocessing(cfg.data), cfg.eval))
-        rng = np.random.default_rng(len(list((tmp_path / "w").iterdir())))
+        rng = np.random.default_rng(len(list((tmp_path / "w").iterdir())))  # others for each training
         rows = np.arange(3 * len(test), dtype=np.int32)
         scores.add(rng.standard_normal((len(rows), 4)).astype(np.float32), rows, np.ones(len(rows), np.float32))
         return scores.result(cfg)
 
     monkeypatch.setattr(resident, "_train", train)
+    assert resident.run(str(path), tmp_path / "v", "both", [], 60) == 0  # before its streams
+    assert "both\n    waits for a and b\n1 left: " in capsys.readouterr().out
     assert resident.run(str(path), tmp_path / "w", "", [], 60) == 0
     out = capsys.readouterr().out
-    assert "missing: left out: needs weights of b: --set weights.b=PATH" in out
-    assert "other: left out: needs weights of b: --set weights.b=PATH" in out and "3 done, 0 left" in out
-    first, second, both = (load_evaluation(tmp_path / "w" / name) for name in ("a", "b", "both"))
-    assert first and second and both
-    np.testing.assert_array_equal(both.logits, fuse(first, second, 0.75, "softmax").logits)
+    assert "left out: missing: needs weights of b: --set weights.b=PATH" in out
+    assert "other\n    waits for missing\n" in out and "\n4 done, 1 left, 1 left out: " in out
+    first, second, both, half = (load_evaluation(tmp_path / "w" / name) for name in ("a", "b", "both", "half"))
+    assert first and second and both and half
     assert np.abs(first.logits - second.logits).max() > 0.1
+    np.testing.assert_array_equal(both.logits, fuse(first, second, 0.75, "softmax").logits)
+    np.testing.assert_array_equal(half.logits, fuse(first, second, 0.5, "softmax").logits)
     assert "| both |" in (tmp_path / "w" / "results.md").read_text()
-    assert resident.run(str(path), tmp_path / "v", "both", [], 60) == 0  # before its streams
-    assert "both\n    left out: needs a; b" in capsys.readouterr().out
+
+    shutil.rmtree(tmp_path / "w" / "both")  # neither lists, frames nor weights are needed to add again
+    assert resident.run(str(path), tmp_path / "w", "both", ["data.lists=gone", "data.root=gone"], 60) == 0
+    (tmp_path / "w" / "b" / "evaluation.npz").unlink()
+    shutil.rmtree(tmp_path / "w" / "both")
+    assert resident.run(str(path), tmp_path / "w", "both", [], 60) == 1
+    missing = f"failed: {tmp_path / 'w' / 'b'}: has no evaluation.json and evaluation.npz; run it again"
+    assert missing in capsys.readouterr().out
 
 
 def test_training_clips_are_frames_of_their_video_inside_the_picture(videos: Path) -> None:
@@ -280,9 +295,31 @@ def test_training_clips_are_frames_of_their_video_inside_the_picture(videos: Pat
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [("data.crop", "center", "config.data.crop='center': only 'multi_scale' is known here; use study")],
+    ("changed", "message"),
+    [
+        ({"data.crop": "center"}, "config.data.crop='center': only 'multi_scale' is known here; use study"),
+        ({"init_from": "gone"}, "config.init_from=gone: there is no such file or folder"),
+        (
+            {"fusion.first": "pool", "fusion.second": "pool", "fusion.choice": "held_out"},
+            "config.fusion.choice='held_out' is not known here; use study",
+        ),
+    ],
 )
-def test_what_it_does_not_know_is_refused(tmp_path: Path, videos: Path, field: str, value: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        resident.run(write_study(tmp_path, small(videos)), tmp_path, "", [f"{field}={value}"], 60)
+def test_what_it_does_not_know_is_left_out_and_refused_alone(
+    tmp_path: Path,
+    videos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changed: dict[str, object],
+    message: str,
+) -> None:
+    path = Path(write_study(tmp_path, small(videos)))
+    rows = f"""{{"row": {{"pool": {{}}, "other": {changed!r}}}}}"""
+    text = path.read_text().partition("    heads = ")[0] + f'    return Study("S", copy.deepcopy(BASE), {rows})\n'
+    path.write_text(text)
+    with pytest.raises(UserError, match="^nothing can be run here: other: ") as refused:
+        resident.run(str(path), tmp_path / "w", "other", [], 60)
+    assert message in str(refused.value) and not (tmp_path / "w").exists()
+    monkeypatch.setattr(resident, "_run_cell", lambda *arguments: 1.0)
+    assert resident.run(str(path), tmp_path / "w", "", [], 60) == 0
+    assert f"left out: other: {message}" in capsys.readouterr().out
