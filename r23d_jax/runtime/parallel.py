@@ -122,7 +122,7 @@ def numbers_from_processes(numbers: Sequence[float]) -> np.ndarray:
 
 
 def on_every_host(tree: Any) -> Any:
-    """The whole of every array, on every process; all must call it together."""
+    """The whole of every array, on every process, as numpy arrays if there are several; all must call it together."""
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(

@@ -157,7 +157,7 @@ def decode_parts(
     Args:
       canvas: height and width, pixels; None: the windows alone.
       one_format: look at the first frame alone to see whether all are JPEG, which saves 2 % of the processor time of a
-        clip; a clip of JPEG and other formats may then fail.
+        clip. A clip that begins with a JPEG and has other formats then fails.
 
     Returns:
       The parts, as the windows of `decode_windows`; and the window in them, (4,) int32: top, left, height, width.

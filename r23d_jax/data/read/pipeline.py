@@ -3,9 +3,10 @@
 A training sample is a pure function of (seed, epoch, video). A pipeline that starts at step k therefore continues one
 that started at step 0, and hosts that each read their own rows give together what one host would give.
 
-After the first read error the pipeline switches to a slower mode: each row is the first readable one of a few videos,
-the one that is due and substitutes drawn with its key. The batch records which one that was, and `BrokenLog` diagnoses
-each unreadable video once. Without unreadable videos both modes give the same batches.
+After the first read error, or the first training clip of JPEG and other formats, the pipeline switches to a slower
+mode: each row is the first readable one of a few videos, the one that is due and substitutes drawn with its key. The
+batch records which one that was, and `BrokenLog` diagnoses each unreadable video once. Without unreadable videos both
+modes give the same batches.
 """
 
 import contextlib
@@ -119,13 +120,13 @@ def train_batches(
         def attempt(which: tf.Tensor) -> Sample:
             # A key for each, so that a substitute shows another clip here than in its own turn.
             key = sampling.fold_in(plan["key"], which)
-            if not substitute:
-                return _training_clip(cfg, reader.open(plan), key, together, one_format=True)
-            video = tried[which]
-            contents = tf.cond(
-                which == 0, lambda: reader.open(plan), lambda: read_clip(reader, video, frames_of(video, key))
-            )
-            return _training_clip(cfg, contents, key, together)
+            contents = reader.open(plan)
+            if substitute:
+                video = tried[which]
+                contents = tf.cond(
+                    which == 0, lambda: reader.open(plan), lambda: read_clip(reader, video, frames_of(video, key))
+                )
+            return _training_clip(cfg, contents, key, together, one_format=not substitute)
 
         if substitute:
             clip, delivered = first_readable(attempt, attempts)
@@ -260,8 +261,8 @@ def _training_clip(
         lambda height, width: augment.training_window(cfg, draws, height, width),
         cfg.input == "flow",
         cfg.dct_scaling * cfg.crop_size or math.inf,
-        canvas if together else None,
-        one_format,
+        canvas=canvas if together else None,
+        one_format=one_format,
     )
     repeat = sampling.fold_in(key, _REPEAT)
     keys = [key, *(sampling.fold_in(repeat, number) for number in range(1, cfg.repeats))]
