@@ -27,7 +27,8 @@ _IN_FLIGHT = 4  # fetches at once that wait for an object store, or as many as d
 class BatchIterator:
     """Iterates over batches; `close`, or dropping the iterator, ends its threads.
 
-    After the first error it switches to a mode that tries substitutes (`first_readable`) and is up to a third slower.
+    After the first read error it switches to a mode that tries substitutes (`first_readable`) and is up to a third
+    slower.
 
     Args:
       make_dataset: (first batch, substitute) -> the dataset from that batch on.

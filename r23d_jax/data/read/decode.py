@@ -147,7 +147,6 @@ def decode_parts(
     flow: bool = False,
     fewest_pixels: float = math.inf,
     canvas: tuple[int, int] | None = None,
-    one_format: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """`decode_windows`, but a JPEG that is decoded whole may give a part that is as large as `canvas`.
 
@@ -156,13 +155,11 @@ def decode_parts(
 
     Args:
       canvas: height and width, pixels; None: the windows alone.
-      one_format: look at the first frame alone to see whether all are JPEG, which saves 2 % of the processor time of a
-        clip. A clip that begins with a JPEG and has other formats then fails.
 
     Returns:
       The parts, as the windows of `decode_windows`; and the window in them, (4,) int32: top, left, height, width.
     """
-    magic = tf.strings.substr(contents[0] if one_format else tf.stack(contents), 0, len(_JPEG_MAGIC))
+    magic = tf.strings.substr(tf.stack(contents), 0, len(_JPEG_MAGIC))
     parts, window = tf.cond(
         tf.reduce_all(magic == _JPEG_MAGIC),
         lambda: _decode_jpeg_parts(contents, window_of, flow, fewest_pixels, canvas),

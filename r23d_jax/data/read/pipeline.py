@@ -3,10 +3,9 @@
 A training sample is a pure function of (seed, epoch, video). A pipeline that starts at step k therefore continues one
 that started at step 0, and hosts that each read their own rows give together what one host would give.
 
-After the first read error, or the first training clip of JPEG and other formats, the pipeline switches to a slower
-mode: each row is the first readable one of a few videos, the one that is due and substitutes drawn with its key. The
-batch records which one that was, and `BrokenLog` diagnoses each unreadable video once. Without unreadable videos both
-modes give the same batches.
+After the first read error the pipeline switches to a slower mode: each row is the first readable one of a few videos,
+the one that is due and substitutes drawn with its key. The batch records which one that was, and `BrokenLog` diagnoses
+each unreadable video once. Without unreadable videos both modes give the same batches.
 """
 
 import contextlib
@@ -120,13 +119,13 @@ def train_batches(
         def attempt(which: tf.Tensor) -> Sample:
             # A key for each, so that a substitute shows another clip here than in its own turn.
             key = sampling.fold_in(plan["key"], which)
-            contents = reader.open(plan)
-            if substitute:
-                video = tried[which]
-                contents = tf.cond(
-                    which == 0, lambda: reader.open(plan), lambda: read_clip(reader, video, frames_of(video, key))
-                )
-            return _training_clip(cfg, contents, key, together, one_format=not substitute)
+            if not substitute:
+                return _training_clip(cfg, reader.open(plan), key, together)
+            video = tried[which]
+            contents = tf.cond(
+                which == 0, lambda: reader.open(plan), lambda: read_clip(reader, video, frames_of(video, key))
+            )
+            return _training_clip(cfg, contents, key, together)
 
         if substitute:
             clip, delivered = first_readable(attempt, attempts)
@@ -243,9 +242,7 @@ def frame_bytes(cfg: DataConfig) -> int:
     return math.prod(augment.canvas_size(cfg)) * (2 if cfg.input == "flow" else 3)
 
 
-def _training_clip(
-    cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor, together: int, one_format: bool = False
-) -> Sample:
+def _training_clip(cfg: DataConfig, contents: list[tf.Tensor], key: tf.Tensor, together: int) -> Sample:
     """The k = repeats rows of a clip, cropped and augmented by the key: "video" (k, t, s, s, c) uint8.
 
     If `together` is not 0, it is for the device: "video", "video_1" and so on, each with that many of the t frames or
@@ -261,8 +258,7 @@ def _training_clip(
         lambda height, width: augment.training_window(cfg, draws, height, width),
         cfg.input == "flow",
         cfg.dct_scaling * cfg.crop_size or math.inf,
-        canvas=canvas if together else None,
-        one_format=one_format,
+        canvas if together else None,
     )
     repeat = sampling.fold_in(key, _REPEAT)
     keys = [key, *(sampling.fold_in(repeat, number) for number in range(1, cfg.repeats))]

@@ -353,23 +353,6 @@ def test_png_frames(tmp_path: Path) -> None:
     np.testing.assert_array_equal(videos[:, 0], batch["video_id"])
 
 
-def test_a_clip_of_several_formats(tmp_path: Path) -> None:
-    """The first frame speaks for the clip until one cannot be decoded; then no video is replaced or called broken."""
-    index = write_videos(tmp_path / "frames", [8, 8, 8])
-    before = _train(index, steps=2)
-    for path in sorted((tmp_path / "frames").rglob("*.jpg"))[1:16:2]:  # of two videos; JPEG comes first
-        png = cv2.imencode(".png", cv2.imread(str(path)))[1]  # pyright: ignore[reportArgumentType, reportCallIssue]
-        path.write_bytes(png.tobytes())
-    batches = pipeline.train_batches(
-        index, CFG, seed=0, global_batch_size=4, start_step=0, num_steps=1, broken=BrokenLog(CFG)
-    )
-    next(batches)
-    assert batches._substitute
-    for old, new in zip(before, _train(index, steps=2), strict=True):
-        assert np.abs(old["video"].astype(int) - new["video"]).max() <= 8
-        assert np.array_equal(old["video_id"], new["video_id"])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("crops", [1, 3])
 def test_dct_scaling_shows_the_same_windows(tmp_path: Path, crops: int) -> None:
