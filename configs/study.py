@@ -7,8 +7,8 @@ alone, so the table shows what only temporal convolution can tell apart.
 `study.py:heads` compares the heads on R(2+3)D there. On five classes of UCF101 (ucf5_cpu.py), with three seeds and
 three splits, `study.py:heads_ucf5` does the same on RGB and `heads_diff_ucf5` on frame differences, each also with
 heads that start as the average pool, and `study.py:inputs_ucf5` compares RGB, frame differences and flow, each by its
-own recipe in ucf5_cpu.py; `--set data.lists=FOLDER` says where the lists are, and `--set frames.flow=FOLDER` where the
-flow is.
+own recipe in ucf5_cpu.py. `study.py:recipe_ucf5` takes the recipe for RGB apart: each part taken away alone, and others
+added alone. `--set data.lists=FOLDER` says where the lists are, and `--set frames.flow=FOLDER` where the flow is.
 `study.py:heads_full_ucf5` compares heads at full size, R(2+3)D-18 at 112 pixels, on RGB and on frame differences; it is
 written for a GPU, and `python -m benchmarks.resident` runs it there within minutes.
 `study.py:ucf101` is the full-size study: 18 layers, three splits, three seeds, for 80 GB GPUs; `--list` shows its cost
@@ -52,6 +52,21 @@ ADDING_HEADS = {f"average pool + {title}": HEADS[title] | _ADDED for title in li
 SEEDS = {str(seed): {"seed": seed} for seed in range(3)}
 SPLITS = {str(split): {"data.split": split} for split in (1, 2, 3)}
 FOLDS = {str(fold): {"data.fold": fold} for fold in (1, 2, 3)}
+
+# What the recipe for RGB of ucf5_cpu.py has, each taken away alone, and what it does not have, each added alone
+RECIPE = {
+    "the recipe": {},
+    "no motion stem": {"model.stem": ""},
+    "no still frames": {"train.still_mix": 0.0},
+    "no gray": {"data.random_gray": 0.0},
+    "no change of pace": {"data.stride_jitter": 0.0},
+    "color jitter 0.6": {"data.color_jitter": 0.6},
+    "CutMix": {"train.cutmix": 1.0},
+    "stochastic depth 0.2": {"model.stochastic_depth": 0.2},
+    "EMA 0.99": {"train.ema_decay": 0.99},
+    "dropout 0.9": {"model.head.dropout": 0.9},
+    "8 time steps": {"model.temporal_strides": (1, 2, 1)},
+}
 
 # -- the table of the original README ----------------------------------------------------------------------------------
 
@@ -239,6 +254,11 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "heads_diff_ucf5": lambda: _heads_ucf5("frame differences", "vit,rgb_diff"),
     "heads_full_ucf5": _heads_full_ucf5,
     "inputs_ucf5": _inputs_ucf5,
+    "recipe_ucf5": lambda: Study(
+        "The recipe for RGB on five classes of UCF101, part by part",
+        _base("ucf5_cpu", "avgpool"),
+        {"change": RECIPE, "seed": SEEDS, "split": SPLITS},
+    ),
     "ucf101": lambda: Study(
         "Spatiotemporal convolutions on UCF101",
         _base("r23d", "18,avgpool,published"),

@@ -53,6 +53,7 @@ def test_every_config_file_is_tried_and_says_how_it_is_run() -> None:
 
 STUDIES = {
     "": 24, "heads": 12, "heads_ucf5": 63, "heads_diff_ucf5": 63, "heads_full_ucf5": 72, "inputs_ucf5": 27,
+    "recipe_ucf5": 99,
     "ucf101": 72, "table": 162, "table_ucf5": 162,
 }  # fmt: skip
 
