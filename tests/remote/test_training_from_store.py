@@ -44,7 +44,7 @@ def run(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("store", ["server", pytest.param("google", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("store", ["server", pytest.param("google", marks=pytest.mark.long)])
 def test_killed_and_resumed_elsewhere_bit_for_bit(
     store: str,
     made: Path,
