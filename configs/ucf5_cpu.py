@@ -1,11 +1,12 @@
 """A small R(2+3)D on real clips, on a CPU: five classes of UCF101, by the recipe of small_cpu.py.
 
-    python -m r23d_jax prepare --videos UCF-101 --out data/ucf5 --short-side 80 [--flow farneback --flow-bound 5]
+    python -m r23d_jax prepare --videos UCF-101 --out data/ucf5 --short-side 80
+    python -m r23d_jax prepare --videos UCF-101 --out data/ucf5_flow --short-side 80 --flow dis --flow-bound 5
     python launch.py --config=configs/ucf5_cpu.py --config.data.lists=ucfTrainTestlist
 
 The classes are HandstandPushups, JumpingJack, PullUps, PushUps and WallPushups. Variants: `ucf5_cpu.py:avgpool`,
-`ucf5_cpu.py:vit,rgb_diff`, `ucf5_cpu.py:vit,flow` (head, input; `prepare --flow` writes flow to data/ucf5_flow),
-`ucf5_cpu.py:vit,plain` on RGB without what looks at motion.
+`ucf5_cpu.py:vit,rgb_diff`, `ucf5_cpu.py:vit,flow` (head, input), `ucf5_cpu.py:vit,plain` on RGB without what looks at
+motion.
 Hardware: 2 CPU cores, 22 min (vit,rgb_diff, 75 epochs; RGB trains for 100).
 Results on the test videos (docs/results.md), video top-1, mean of three splits and three seeds, all but flow trained on
 a GPU by benchmarks.resident (on a CPU, avgpool with seed 0 had 87.03 %): avgpool 87.49 %, with a

@@ -12,7 +12,7 @@ COMMANDS = {
     "evaluate": "score a checkpoint of a training, the last one by default",
     "plan": "show what a training needs on devices that are not here: memory, time, input",
     "prepare": "turn video files into frame folders or packed shards",
-    "new": "make a project of a folder of class folders, with a config to train by",
+    "new": "turn a folder of class folders into a project with a config",
     "info": "show the cost of a network, part by part; or list all names",
     "predict": "classify video files with a trained network",
     "explain": "show where and when a trained network looks in a video",

@@ -196,6 +196,20 @@ def test_help() -> None:
     assert "configs/quickstart.py" in done.stdout and "--workdir" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("command", "left_out"),
+    [("", {"study.py"}), ("evaluate", {"study.py"}), ("train", {"study.py", "two_stream.py"})],
+)
+def test_help_lists_the_configs_that_a_command_takes(
+    command: str, left_out: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        train.parse(["--help"], command, "", lambda values: None)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Configs: ")]
+    files = {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py") if path.name not in left_out}
+    assert set(line.removeprefix("Configs: ").split(", ")) == files
+
+
 def test_missing_data_says_what_to_download_and_where_to_put_it(tmp_path: Path) -> None:
     done = launch("--config=configs/r23d.py", f"--workdir={tmp_path}/run", f"--config.data.lists={tmp_path}/lists")
     assert done.returncode == 2 and "Traceback" not in done.stderr

@@ -24,7 +24,12 @@ from r23d_jax.config import (
 from r23d_jax.runtime import remote
 from r23d_jax.runtime.mirror import weights_at
 
-FIELDS = ("num_frames", "frame_stride", "short_side", "crop_size")
+FIELDS = {
+    "num_frames": "frames of a clip",
+    "frame_stride": "frames from one frame of a clip to the next",
+    "short_side": "pixels of the shorter side of a frame",
+    "crop_size": "pixels of the side of a crop",
+}
 
 if TYPE_CHECKING:
     from r23d_jax.weights.state_dicts import Converted
@@ -45,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--class-names", metavar="FILE", help="text file with one class name per line, in the order of the logits"
     )
     parser.add_argument("--inflate", choices=INFLATIONS, help="how 2D kernels become 3D ones (needs --model)")
-    for field in FIELDS:
-        help_text = f"the {field.replace('_', ' ')} used in training, if not the source's usual one"
+    for field, meaning in FIELDS.items():
+        help_text = f"{meaning} in the training of the weights (default: as usual for the source)"
         parser.add_argument(f"--{field.replace('_', '-')}", type=int, help=help_text)
     add_json(parser)
 

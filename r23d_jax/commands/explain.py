@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("input", metavar="VIDEO", help="a video file, an address, or a folder of numbered frames")
     add_weights(parser)
-    parser.add_argument("--class", dest="target", default="", metavar="NAME", help="default: the predicted class")
+    parser.add_argument(
+        "--class", dest="target", default="", metavar="NAME", help="class to explain (default: the predicted one)"
+    )
     parser.add_argument(
         "--method",
         default="gradcam",

@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head", choices=HEADS, default="avgpool", help="kind of head (default avgpool)")
     for earlier in ("--mesh", "--optimizer"):
         parser.add_argument(earlier, help=argparse.SUPPRESS)
-    parser.add_argument("--tokens", choices=TOKENS, default="space_time", help="of the vit and attention_pool heads")
+    parser.add_argument(
+        "--tokens", choices=TOKENS, default="space_time", help="tokens of the vit or attention_pool head"
+    )
     add_json(parser)
 
 

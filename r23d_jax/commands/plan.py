@@ -39,7 +39,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     known = ", ".join(f"{name}:{kind.example}" for name, kind in absent.KINDS.items())
     flags.DEFINE_string("devices", "", f"the devices to compile for, e.g. {known}", values)
     flags.DEFINE_bool("json", False, "print one JSON object at the end; all else goes to standard error", values)
-    flags.DEFINE_bool("largest", False, "search the largest batch that fits; compiles 10 to 40 times", values)
+    flags.DEFINE_bool("largest", False, "search the largest batch that fits; compiles 12 to 40 times", values)
     about = "part of the peak that a step reaches, where the compiler estimates no time (docs/performance.md)"
     flags.DEFINE_float("utilization", 0.2, about, 0.001, 1.0, flag_values=values)
 

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--second",
         default="",
         metavar="WEIGHTS",
-        help="a second stream, e.g. of optical flow, whose scores are added; as --weights",
+        help="a second network, e.g. on optical flow, whose scores are added; takes what --weights takes",
     )
     parser.add_argument(
         "--weight",
@@ -54,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=FusionConfig.weight,
         help=f"with --second: weight of the first stream, 0 to 1 (default: {FusionConfig.weight})",
     )
-    parser.add_argument("--scores", choices=FUSED_SCORES, default=FusionConfig.scores, help="scores to add")
+    parser.add_argument(
+        "--scores", choices=FUSED_SCORES, default=FusionConfig.scores, help="with --second: scores to add"
+    )
     parser.add_argument("--batch-size", type=int, default=8, help="clips per call of the network (default: 8)")
     group = parser.add_argument_group("timeline")
     group.add_argument(

@@ -1,4 +1,4 @@
-"""How `predict` tells its answers: as text, JSON, CSV and subtitles."""
+"""Prints and writes the answers of `predict`: as text, JSON, CSV and subtitles."""
 
 import csv
 import io

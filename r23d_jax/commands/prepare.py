@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help=f"folder to write: {FRAMES}/<Class>/<video>/image_00001.jpg, {PACKED}/; with --format packed also a URL",
     )
-    add("--format", choices=("frames", "packed", "both"), default="frames")
+    add("--format", choices=("frames", "packed", "both"), default="frames", help="frame folders, shards, or both")
     add("--quality", type=int, default=95, help="JPEG quality, 1 to 100 (default: 95)")
     add("--short-side", type=int, default=0, help="pixels to which the shorter side is reduced; 0 keeps the size")
     add(

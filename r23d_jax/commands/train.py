@@ -78,7 +78,9 @@ def parse(argv: list[str], command: str, usage: str, define: Callable[[flags.Fla
         config_flags.DEFINE_config_file("config", help_string=about, flag_values=values, sys_argv=words)
         define(values)
         if {"-h", "-help", "--help"} & set(argv):
-            configs = ", ".join(f"configs/{path.name}" for path in sorted(program.CONFIGS.glob("*.py")))
+            others = {"study.py"} | ({"two_stream.py"} if command in ("train", "plan") else set())
+            names = {path.name for path in program.CONFIGS.glob("*.py")} - others
+            configs = ", ".join(f"configs/{name}" for name in sorted(names))
             print(f"{usage}\nConfigs: {configs}\n{values.get_help()}")
             sys.exit(0)
         rest = values(words)[1:]

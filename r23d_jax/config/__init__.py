@@ -78,7 +78,7 @@ class HeadConfig(Group, place="config.model.head"):
     kind: Annotated[str, one_of(*HEADS)] = "vit"
     tokens: Annotated[str, one_of(*TOKENS)] = "space_time"  # per location; time: per step, averaged over space
     num_layers: Count = 1  # transformer blocks
-    num_heads: Count = 8  # of attention
+    num_heads: Count = 8  # attention heads of each transformer block
     hidden_dim: CountOrZero = 0  # 0: the width of the backbone's last stage
     mlp_ratio: Positive = 4.0  # width of a block's MLP over that of its tokens
     dropout: FractionBelowOne = 0.5  # before the classifier
@@ -115,9 +115,9 @@ class OptimizerConfig(Group, place="config.optimizer"):
 
     name: str = "sgd"  # a key of OPTIMIZERS in training/optimizer.py
     learning_rate: Positive = 0.03  # peak, for global_batch_size clips; not scaled with it
-    momentum: FractionBelowOne = 0.9  # beta 1 of adamw
+    momentum: FractionBelowOne = 0.9  # of sgd; beta 1 of adamw
     nesterov: bool = True  # sgd and lars
-    b2: FractionBelowOne = 0.999  # adamw
+    b2: FractionBelowOne = 0.999  # beta 2 of adamw
     weight_decay: NotNegative = 0.0  # on convolution and linear kernels only
     clip_norm: NotNegative = 0.0  # global norm; 0: off
     schedule: str = "cosine"  # a key of SCHEDULES in training/optimizer.py
@@ -146,7 +146,7 @@ class TrainConfig(Group, place="config.train"):
     still_mix: FractionBelowOne = 0.0  # largest weight of a still frame of another clip, blended in; 0: off
     # of the moving average of the parameters, which is what is evaluated; smaller in the first steps; 0: off
     ema_decay: FractionBelowOne = 0.0
-    log_every: Count = 20  # steps
+    log_every: Count = 20  # steps between two rows of metrics
     eval_every: Positive = 10.0  # epochs; the last epoch is always evaluated
 
     def conflicts(self) -> Iterator[str]:
@@ -186,7 +186,7 @@ class FusionConfig(Group, place="config.fusion"):
 class CheckpointConfig(Group, place="config.checkpoint"):
     """When to save the state, and how many checkpoints to keep."""
 
-    every_steps: Count = 500  # besides every evaluation
+    every_steps: Count = 500  # steps between two checkpoints; every evaluation saves one too
     keep: Count = 2  # number of newest ones; the best by video top-1 is kept as well
 
 
@@ -214,7 +214,7 @@ def _is_profile(text: str) -> bool:
 class Config(Group, place="config"):
     """Everything that a run depends on."""
 
-    seed: int = 0  # of weights, order, crops and dropout
+    seed: int = 0  # of the initial weights, the order of videos, the crops and dropout
     # weights to start from: .pth, .safetensors, a run's folder, name:r2plus1d_18.kinetics400, ...; "": random
     init_from: str = ""
     init_skip: tuple[Annotated[str, one_of(*PARTS, "head")], ...] = ()  # parts of `init_from` to leave random

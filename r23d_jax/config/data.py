@@ -72,7 +72,7 @@ class DataConfig(Group, place="config.data"):
     # decode JPEGs faster, at 1/2, 1/4 or 1/8 of their size, if this share of the crop's pixels remains; 0: off
     dct_scaling: Fraction = 0.0
     mean: tuple[float, ...] = (0.43216, 0.394666, 0.37645)  # of pixels in [0, 1]; two values for input="flow"
-    std: tuple[Positive, ...] = (0.22803, 0.22145, 0.216989)  # as mean
+    std: tuple[Positive, ...] = (0.22803, 0.22145, 0.216989)  # of each channel, as for mean
     byte_range: bool = False  # True: mean and std apply to pixels in 0..255 (a mistake of the published code)
     # where clips are resized and augmented; auto: on the device, but on the host if that is a CPU
     augment_on: Annotated[str, one_of(*AUGMENT_ON)] = "auto"

@@ -1,4 +1,4 @@
-"""The training video that a network finds most alike to a test video: a network often errs where it remembers."""
+"""The training video that a network finds most alike to a test video."""
 
 import dataclasses
 from collections.abc import Callable

@@ -84,7 +84,7 @@ RECIPES = {
     ),
     "small": Recipe(
         why="there are no weights, and few clips or only a CPU: a small network on frame differences, which measured "
-        "better than plain frames from scratch (docs/results.md). If still pictures tell your classes apart, set "
+        "better than RGB without a motion stem (docs/results.md). If still pictures tell your classes apart, set "
         "cfg.data.input = 'rgb'",
         fits=lambda facts: facts.on_cpu or facts.are_few(FEW_FROM_SCRATCH),
         fields={
