@@ -30,6 +30,7 @@ OTHER_PROGRAMS = {
     "pyright",
     "rm",
     "git",
+    "docker",
     ".venv/bin/pre-commit",
     "/tmp/try/bin/r23d-jax",
 }
