@@ -52,7 +52,7 @@ from r23d_jax.study.costs import cost_of
 from r23d_jax.study.grid import Cell, cells, load_study, with_settings
 from r23d_jax.study.results import write_results
 from r23d_jax.study.run import CELL, LOCK, is_done, keep_outcome
-from r23d_jax.training.optimizer import make_optimizer
+from r23d_jax.training.optimizer import count_steps, make_optimizer
 from r23d_jax.training.step import make_update
 from r23d_jax.training.warm_start import check_source, warm_start
 
@@ -233,7 +233,7 @@ def _length(cell: Cell) -> tuple[float, int]:
 
 
 def _num_steps(videos: int, cfg: Config) -> int:
-    return math.ceil(cfg.train.epochs * videos / cfg.train.global_batch_size)
+    return count_steps(cfg.train.epochs, videos / cfg.train.global_batch_size)
 
 
 class FrameStore:

@@ -100,6 +100,11 @@ def test_preprocessing_survives_json_and_counts_the_extra_frame() -> None:
             {"repeats": 3},
             r"config\.data\.repeats=3: must divide train\.global_batch_size / accumulate = 64 / 1",
         ),
+        (
+            "train",
+            {"accumulate": 64, "mixup": 0.8},
+            r"config\.train\.mixup=0\.8: must be 0 where a micro-batch has clips of one video alone .*= 64 / 64\)",
+        ),
         ("data", {"augment_on": "gpu"}, r"config\.data\.augment_on='gpu': unknown; known: auto, host, device"),
         (
             "data",
@@ -156,6 +161,9 @@ def test_wrong_values_are_named_with_a_remedy(group: str, fields: dict, message:
             {"input": "rgb_diff", "color_jitter": 0.5},
             r"config\.data\.motion\.colors='frame': must be 'clip' for data\.input='rgb_diff'",
         ),
+        ({"hue_jitter": 0.2}, r"config\.data\.hue_jitter=0\.2: must be 0 .*, where data\.color_jitter changes colors"),
+        ({"random_gray": 0.3}, r"config\.data\.random_gray=0\.3: must be 0 .*, where data\.motion\.gray takes colors"),
+        ({"stride_jitter": 1.0}, r"config\.data\.stride_jitter=1: must be 0 .*, where data\.motion\.speeds are the"),
         (
             {"motion.speeds": (), "source": "pictures"},
             r"config\.data\.source='pictures': has no classes of its own; set config\.data\.motion\.speeds",

@@ -108,6 +108,11 @@ class Checkpoints:
         """Returns when everything is on disk; raises CheckpointError if a write failed (earlier ones are intact)."""
         self._store.wait()
 
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint, once everything is on disk; None if there is none."""
+        self._store.wait()
+        return max(self._store.steps(), default=None)
+
     def close(self) -> None:
         """Waits, then ends Orbax's threads. Without it the newest checkpoint may be lost at exit; raises as `wait`."""
         try:

@@ -242,6 +242,16 @@ class Config(Group, place="config"):
         if self.data.repeats > 1 and parts > 0 and size % parts:
             micro = f"train.global_batch_size / accumulate = {size} / {self.train.accumulate}"
             yield f"config.data.repeats={self.data.repeats}: must divide {micro}"
+        mixing = {name: value for name in ("mixup", "cutmix", "still_mix") if (value := getattr(self.train, name))}
+        for name, value in mixing.items():
+            if self.train.accumulate > 0 and 0 < size // self.train.accumulate <= self.data.repeats:
+                yield (
+                    f"config.train.{name}={value:g}: must be 0 where a micro-batch has clips of one video alone "
+                    f"(train.global_batch_size / accumulate = {size} / {self.train.accumulate})"
+                )
+            if self.data.motion.speeds and name != "still_mix":
+                speeds = f"data.motion.speeds={self.data.motion.speeds}, which mixes the same two classes each time"
+                yield f"config.train.{name}={value:g}: must be 0 with {speeds}"
         if self.data.motion.speeds and self.eval.crops != 1:
             yield f"config.eval.crops={self.eval.crops}: must be 1 with data.motion.speeds={self.data.motion.speeds}"
 

@@ -51,7 +51,7 @@ class DataConfig(Group, place="config.data"):
     # seconds from one sampled frame to the next, whatever the rate of each video; 0: `frame_stride` counts frames
     frame_seconds: NotNegative = 0.0
     frame_rate: NotNegative = 0.0  # frames per second of videos whose own rate is not recorded; 0: not known
-    # of a training clip: one random run of frames, or a run in each of num_segments parts
+    # of a training clip: one random run of frames, or a run in each of num_segments parts; evaluated are always runs
     sampling: Annotated[str, one_of(*TEMPORAL_SAMPLING)] = "random"
     num_segments: Count = 4  # for sampling="segments": the clip is this many equal runs of consecutive frames
     # for source="packed": take shards in random order and mix the videos of this many; 0: mix all videos

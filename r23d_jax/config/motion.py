@@ -57,6 +57,13 @@ def conflicts_of_motion(data: Any, read_frames: int) -> Iterator[str]:
         yield f"config.data.frame_seconds={data.frame_seconds:g}: must be 0 {why}, because a clip is made of one frame"
     if data.flip is True:
         yield f"config.data.flip=True: must be False {why}, because a mirror image moves the other way"
+    for name, instead in (
+        ("hue_jitter", "data.color_jitter changes colors"),
+        ("random_gray", "data.motion.gray takes colors away"),
+        ("stride_jitter", "data.motion.speeds are the paces"),
+    ):
+        if getattr(data, name):
+            yield f"config.data.{name}={getattr(data, name):g}: must be 0 {why}, where {instead}"
     if data.short_side < (side := motion_side(data, read_frames)):
         yield (
             f"config.data.short_side={data.short_side}: must be at least {side} {why}, so that a window of "

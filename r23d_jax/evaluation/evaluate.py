@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r23d_jax import config
 from r23d_jax.config import Config
+from r23d_jax.data.find.directions import refuse_mirrored_views
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read import pipeline
 from r23d_jax.data.read.views import largest_frame, make_views, video_strides
@@ -60,8 +61,10 @@ def evaluate(
       The result, the same on every host; None if `should_stop` ended it.
 
     Raises:
-      UserError: if a score is not finite, or more views are broken than `cfg.data.max_broken_fraction` allows.
+      UserError: if a score is not finite, or more views are broken than `cfg.data.max_broken_fraction` allows, or ten
+        crops would turn a class into another.
     """
+    refuse_mirrored_views(cfg.eval.crops, cfg.data.flip, index.class_names)
     strides = video_strides(index, cfg.data)
     views = make_views(index.num_frames, config.preprocessing(cfg.data), cfg.eval, strides)
     canvas = _canvas(index, cfg, log)

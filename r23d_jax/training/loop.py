@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
 
 import jax
 from flax import nnx
@@ -19,6 +18,7 @@ from r23d_jax.checkpoint.checkpoint import Checkpoints, create_configured_model
 from r23d_jax.checkpoint.state import TrainState, create_state
 from r23d_jax.checkpoint.store import BEST_METRIC
 from r23d_jax.config import Config
+from r23d_jax.data.find.directions import refuse_mirrored_views
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read.broken import BrokenLog
 from r23d_jax.data.read.pipeline import train_batches
@@ -33,7 +33,7 @@ from r23d_jax.runtime import compilation_cache, disk, distributed, parallel, tra
 from r23d_jax.runtime.heartbeat import Heartbeat
 from r23d_jax.runtime.journal import Journal
 from r23d_jax.runtime.progress import Progress, announced, format_seconds
-from r23d_jax.training import optimizer
+from r23d_jax.training import optimizer, resume
 from r23d_jax.training.interrupt import StopRequest
 from r23d_jax.training.meter import Meter, Profile
 from r23d_jax.training.step import make_train_step
@@ -60,6 +60,7 @@ class Run:
     num_steps: int
     steps_per_epoch: float
     broken: BrokenLog
+    is_current: bool  # whether the evaluation on disk, if there is one, is of these settings
     checkpoints: Checkpoints
     journal: Journal
     heartbeat: Heartbeat
@@ -72,9 +73,11 @@ class Run:
 
     def is_eval_step(self, step: int) -> bool:
         """Whether an evaluation follows this step: the first past every `eval_every` epochs, and the last."""
-        every = self.cfg.train.eval_every
-        passed = step > 0 and self.epoch(step) // every > self.epoch(step - 1) // every
-        return passed or step == self.num_steps
+
+        def evaluations(step: int) -> int:
+            return math.floor(self.epoch(step) / self.cfg.train.eval_every + optimizer.ROUNDING)
+
+        return step == self.num_steps or (step > 0 and evaluations(step) > evaluations(step - 1))
 
 
 def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print, *, common: bool = True) -> EvalResult | None:
@@ -124,13 +127,18 @@ def _set_up(
     if common or is_first:
         check_source(cfg, workdir)
     train_index, test_index = open_videos(cfg, "train", log), open_videos(cfg, "test", log)
+    refuse_mirrored_views(cfg.eval.crops, cfg.data.flip, test_index.class_names)
+    if cfg.data.sampling == "segments":
+        log("train: clips are drawn from segments of the whole video, and evaluated as runs of consecutive frames")
     mesh = parallel.make_mesh(cfg.parallel.fsdp)
     num_classes = len(train_index.class_names)
 
     make_model = functools.partial(create_configured_model, cfg, num_classes)
     network, abstract_params, _ = split_model(nnx.eval_shape(make_model), frozen=cfg.optimizer.freeze)
     steps_per_epoch = len(train_index.names) * cfg.data.repeats / cfg.train.global_batch_size
-    num_steps = math.ceil(cfg.train.epochs * steps_per_epoch)
+    num_steps = optimizer.count_steps(cfg.train.epochs, steps_per_epoch)
+    for note in optimizer.notes(cfg.optimizer, cfg.train.epochs):
+        log(note)
     tx, schedule = optimizer.make_optimizer(cfg.optimizer, abstract_params, steps_per_epoch, num_steps)
     state, shardings = create_state(lambda: values(make_model()), tx, cfg.train.ema_decay, mesh)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -146,13 +154,18 @@ def _set_up(
     checkpoints = Checkpoints(workdir, cfg.checkpoint.keep, log=log, common=common)
     held.enter_context(contextlib.closing(checkpoints))
     restored = checkpoints.restore_latest(shardings, state, train_index.class_names)
-    evaluated = False
+    evaluated, is_current = False, True
     if restored is not None:
         state, meta = restored
-        _refuse_another_run(meta["config"], cfg, workdir)
+        changed = resume.changed_fields(meta["config"], cfg)
+        resume.refuse_another_run(changed, workdir)
+        if int(state.step) >= num_steps:
+            resume.refuse_other_settings(changed, cfg.train.epochs, workdir)
+            is_current = not any(name.startswith("eval.") for name in changed)
         evaluated = BEST_METRIC in meta["metrics"]
         log(f"resumed from step {int(state.step)} of {num_steps} ({workdir})")
-        _log_changes(meta["config"], cfg, log)
+        for field, (before, now) in changed.items():  # a changed field makes another run
+            log(f"changed since the checkpoint: config.{field} was {before!r}, is {now!r}")
     elif cfg.init_from:
         state = warm_start(cfg, state, shardings, num_classes, log, tuple(train_index.class_names))
     if is_first:
@@ -180,6 +193,7 @@ def _set_up(
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
         broken=BrokenLog(cfg.data, log=log_own),
+        is_current=is_current,
         checkpoints=checkpoints,
         journal=journal,
         heartbeat=heartbeat,
@@ -187,35 +201,6 @@ def _set_up(
         log=log,
     )
     return run, state
-
-
-def _refuse_another_run(old: dict[str, Any], cfg: Config, workdir: Path) -> None:
-    """Refuses to resume on other training videos, some of which may be held out now, or with another stem."""
-    before, now = _all_fields(old), config.flat(dataclasses.asdict(cfg))
-    if before["model.stem"] != now["model.stem"]:  # 3x7x7 and motion have kernels of one shape
-        raise config.UserError(
-            f"config.model.stem={now['model.stem']!r}: {workdir} was trained with {before['model.stem']!r}: give "
-            f"another --workdir, or --config.model.stem={before['model.stem']}"
-        )
-    for name in ("data.split", "data.fold", "data.hold_out"):
-        if before[name] != now[name]:
-            raise config.UserError(
-                f"config.{name}={now[name]}: {workdir} was trained with {before[name]}, so on other videos. Some "
-                "may be held out now: give another --workdir"
-            )
-
-
-def _log_changes(old: dict[str, Any], cfg: Config, log: Callable[[str], None]) -> None:
-    """Logs the fields that differ from those of the checkpoint, because a changed field makes another run."""
-    before, now = _all_fields(old), config.flat(dataclasses.asdict(cfg))
-    for name in sorted(now):
-        if before[name] != now[name]:
-            log(f"changed since the checkpoint: config.{name} was {before[name]!r}, is {now[name]!r}")
-
-
-def _all_fields(old: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a checkpoint's config; one that is newer than the checkpoint had its default's effect then."""
-    return config.flat(dataclasses.asdict(Config())) | config.flat(old)
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
@@ -235,7 +220,8 @@ def _train(run: Run, state: TrainState) -> EvalResult | None:
         Progress(run.num_steps, "steps", "train", initial=step, shown=jax.process_index() == 0) as progress,
         contextlib.closing(Profile(run.cfg.profile, run.workdir, progress.message)) as profile,
     ):
-        meter = Meter(run.journal, run.workdir, run.cfg.train, run.steps_per_epoch, run.broken, progress.message)
+        say, newest = progress.message, run.checkpoints.newest
+        meter = Meter(run.journal, run.workdir, run.cfg.train, run.steps_per_epoch, run.broken, say, newest)
         while step < run.num_steps and not run.stop.asked():
             profile.before(step)
             waited = time.perf_counter()
@@ -276,7 +262,8 @@ def _train(run: Run, state: TrainState) -> EvalResult | None:
         run.log(f"stopped at step {step} of {run.num_steps}; state saved in {run.workdir}")
         return None
     if result is None:  # the run was complete already
-        result = parallel.from_first(load_evaluation(run.workdir)) or _evaluate(run, state)
+        kept = parallel.from_first(load_evaluation(run.workdir)) if run.is_current else None
+        result = kept or _evaluate(run, state)
     if result is None:
         run.heartbeat.end("stopped", "a signal stopped its evaluation; its training is complete")
         return None

@@ -34,6 +34,7 @@ class Meter:
       journal: gets a row every `log_every` steps.
       cfg: `global_batch_size` and `log_every` are read.
       steps_per_epoch: may be fractional.
+      newest: the step of the newest checkpoint, or None.
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class Meter:
         steps_per_epoch: float,
         broken: BrokenLog,
         say: Callable[[str], None],
+        newest: Callable[[], int | None],
     ):
-        self._journal, self._workdir, self._broken, self._say = journal, workdir, broken, say
+        self._journal, self._workdir, self._broken, self._say, self._newest = journal, workdir, broken, say, newest
         self._hosts = parallel.from_processes(socket.gethostname())
         self._slowest = ""
         self._clips, self._log_every, self._steps_per_epoch = cfg.global_batch_size, cfg.log_every, steps_per_epoch
@@ -67,9 +69,10 @@ class Meter:
         self._steps += 1
         if len(self._pending) > STEPS_IN_FLIGHT:
             jax.block_until_ready(self._pending[-1 - STEPS_IN_FLIGHT][1])
-        if step % self._log_every == 0 or step % STEPS_PER_REPORT == 0:
-            self.flush()
-        if step % STEPS_PER_REPORT == 0:
+        if step % self._log_every:
+            return
+        self.flush()
+        if self._steps >= STEPS_PER_REPORT:
             share = self._all_waited / self._all_seconds
             slowest = f", longest on {self._slowest}" if self._slowest else ""
             self._say(
@@ -78,22 +81,30 @@ class Meter:
             self._all_waited = self._all_seconds = 0.0
             self._steps = 0
 
+    def _restart_from(self) -> str:
+        step = self._newest()
+        if step is None:
+            return "there is no checkpoint yet, so it starts from the beginning"
+        folder = self._workdir / "checkpoints" / str(step)
+        return f"it goes on from step {step}. If it fails there at once, that state is ruined too: delete {folder}"
+
     def flush(self) -> None:
         """Fetches the pending metrics, checks them and writes their mean as one row.
 
         Raises:
-          TrainingDiverged: naming the first step whose loss is not finite.
+          TrainingDiverged: naming the first step whose loss or gradient is not finite.
         """
         if not self._pending:
             return
         last_step = self._pending[-1][0]
         fetched = jax.device_get([metrics for _, metrics in self._pending])
         for (step, _), metrics in zip(self._pending, fetched, strict=True):
-            if not np.isfinite(metrics["train/loss"]):
-                raise TrainingDiverged(
-                    f"the loss is {metrics['train/loss']} at step {step}. The last good checkpoint in {self._workdir} "
-                    "is kept; lower config.optimizer.learning_rate or set config.optimizer.clip_norm, and run again."
-                )
+            for name, what in (("train/loss", "loss"), ("train/grad_norm", "norm of the gradient")):
+                if not np.isfinite(metrics[name]):
+                    raise TrainingDiverged(
+                        f"the {what} is {metrics[name]} at step {step}. Lower config.optimizer.learning_rate or set "
+                        f"config.optimizer.clip_norm, and run again: {self._restart_from()}"
+                    )
         seconds = time.perf_counter() - self._since
         row = {name: float(np.mean([metrics[name] for metrics in fetched])) for name in fetched[0]}
         row["train/learning_rate"] = float(fetched[-1]["train/learning_rate"])

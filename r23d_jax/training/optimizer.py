@@ -11,6 +11,31 @@ from jax.typing import ArrayLike
 
 from r23d_jax.config import OptimizerConfig, look_up
 
+ROUNDING = 1e-6  # of numbers of epochs and steps: 0.3 / 0.1 is less than 3
+
+
+def count_steps(epochs: float, steps_per_epoch: float) -> int:
+    """Steps of a training: at least one, and the last one may go beyond the last epoch."""
+    return max(1, math.ceil(epochs * steps_per_epoch - ROUNDING))
+
+
+def notes(cfg: OptimizerConfig, epochs: float) -> list[str]:
+    """Sentences about a schedule that a training of so many epochs does not get through."""
+    told = []
+    if cfg.warmup_epochs >= epochs:
+        share = min(1.0, epochs / cfg.warmup_epochs)
+        told.append(
+            f"config.optimizer.warmup_epochs={cfg.warmup_epochs:g} is not shorter than the training of {epochs:g} "
+            f"epochs: it ends with the learning rate at {share:.0%} of config.optimizer.learning_rate, without a decay"
+        )
+    late = [epoch for epoch in cfg.milestones if epoch >= epochs] if cfg.schedule == "multistep" else []
+    if late:
+        told.append(
+            f"config.optimizer.milestones={cfg.milestones}: {len(late)} of them are not before the end, after "
+            f"{epochs:g} epochs"
+        )
+    return told
+
 
 def _multistep(cfg: OptimizerConfig, steps_per_epoch: float, step: jax.Array, done: jax.Array) -> jax.Array:
     del done

@@ -15,7 +15,7 @@ from r23d_jax import config
 from r23d_jax.checkpoint.checkpoint import create_configured_model
 from r23d_jax.checkpoint.read import read_network
 from r23d_jax.checkpoint.state import TrainState
-from r23d_jax.config import Config, HeadConfig, UserError
+from r23d_jax.config import Config, DataConfig, HeadConfig, UserError
 from r23d_jax.models.functional import flatten, initialize, values
 from r23d_jax.models.heads import interpolate_positions
 from r23d_jax.models.registry import model_name
@@ -84,6 +84,8 @@ def warm_start(
 
     source = read_network(path, inflated, log=log)
     log(f"init: {source.origin}: {source.name}, {source.config.head.kind} head, {source.num_classes} classes")
+    if source.data is not None and (leak := _seen(source.data, source.class_names, cfg, class_names)):
+        log(f"init: {leak}")
     params, batch_stats = values(source.model)
     skip, notes = _skipped(cfg, source.config.head, (params, batch_stats), target)
     if cfg.data.input == "rgb_and_diff" and source.config.in_channels == 3 and "stem" not in skip:
@@ -138,6 +140,33 @@ def warm_start(
     return dataclasses.replace(state, params=new_params, batch_stats=new_stats, ema=ema)
 
 
+def _seen(theirs: DataConfig, their_names: tuple[str, ...], cfg: Config, names: tuple[str, ...]) -> str:
+    """A sentence if the run that the weights are from may have been trained on videos that this one is scored on.
+
+    Raises WarmStartError for a fold that it was trained on, with the same classes.
+    """
+    ours, motion = cfg.data, bool(theirs.motion.speeds)
+    if theirs.source == "pictures" or not (motion or set(their_names) & set(names)):
+        return ""
+    asked, trained = ((data.fold, data.split) for data in (ours, theirs))
+    if ours.fold and asked != trained:
+        text = f"fold {trained[0]} of split {trained[1]}, so it may know videos of fold {asked[0]} of split {asked[1]}"
+        if not motion and set(their_names) == set(names):
+            raise WarmStartError(
+                f"config.init_from={cfg.init_from}: was trained on {text}, on which this training is evaluated: start "
+                f"from a run with config.data.fold={asked[0]} and config.data.split={asked[1]}"
+            )
+        return f"trained on {text}"
+    if ours.split != theirs.split:
+        return (
+            f"trained on split {theirs.split}, which may have test videos of split {ours.split} among its training "
+            "videos"
+        )
+    if ours.hold_out and not motion and ours.hold_out != theirs.hold_out:
+        return f"trained with config.data.hold_out={theirs.hold_out:g}, so it may know the videos held out here"
+    return ""
+
+
 def _skipped(
     cfg: Config, their_head: HeadConfig, source: tuple[Tree, Tree], target: tuple[Tree, Tree]
 ) -> tuple[set[str], list[str]]:
@@ -185,8 +214,10 @@ def _class_order(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[list[int] 
     """
     numbers = (all(re.fullmatch(r"(class_)?\d+", name) for name in names) for names in (old, new))
     theirs, ours = ([re.sub(r"[\W_]+", "", name).casefold() for name in names] for names in (old, new))
-    if theirs == ours or any(numbers):
+    if old == new or any(numbers) or (theirs == ours and len(set(ours)) == len(ours)):
         return [], ""
+    if len(set(theirs)) < len(theirs) or len(set(ours)) < len(ours):  # only punctuation tells C from C++
+        theirs, ours = list(old), list(new)
     if set(theirs) == set(ours):
         order = [theirs.index(name) for name in ours]
         return order, "the classes have another order here; the classifier's rows follow them"

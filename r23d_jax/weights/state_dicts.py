@@ -13,6 +13,7 @@ from flax import nnx
 from r23d_jax.config import (
     NO_FLOW,
     ConfigError,
+    DataConfig,
     EvalConfig,
     Flow,
     ModelConfig,
@@ -51,6 +52,7 @@ class Converted:
       origin: where it was read from, in words.
       assumed: whether the preprocessing is only the usual one of such networks.
       views: that its run was evaluated on; all clips of a video if the source does not say.
+      data: of its run; None if there was no run of r23d_jax, or its data are not known.
     """
 
     model: VideoNetwork
@@ -63,6 +65,7 @@ class Converted:
     origin: str = ""
     assumed: bool = True
     views: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    data: DataConfig | None = None
 
     @property
     def name(self) -> str:

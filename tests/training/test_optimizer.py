@@ -7,7 +7,15 @@ import optax
 import pytest
 
 from r23d_jax.config import ConfigError, OptimizerConfig
-from r23d_jax.training.optimizer import OPTIMIZERS, SCHEDULES, check_names, make_optimizer, make_schedule
+from r23d_jax.training.optimizer import (
+    OPTIMIZERS,
+    SCHEDULES,
+    check_names,
+    count_steps,
+    make_optimizer,
+    make_schedule,
+    notes,
+)
 
 PARAMS = {
     "stem": {"conv": {"kernel": jnp.asarray([[0.5, -1.0], [2.0, 0.3]])}, "norm": {"scale": jnp.ones(2)}},
@@ -192,3 +200,22 @@ def test_an_unknown_name_is_refused(fields: dict, message: str) -> None:
     for refuse in (lambda: check_names(cfg), lambda: make_optimizer(cfg, PARAMS, steps_per_epoch=1, num_steps=1)):
         with pytest.raises(ConfigError, match=message):
             refuse()
+
+
+@pytest.mark.parametrize(
+    ("videos", "batch", "epochs", "steps"),
+    [(9537, 36, 60.0, 15_895), (250, 60, 30.0, 125), (24, 4, 0.01, 1), (25, 4, 1.0, 7)],
+)
+def test_steps_are_counted_without_an_error_of_rounding(videos: int, batch: int, epochs: float, steps: int) -> None:
+    assert count_steps(epochs, videos / batch) == steps
+
+
+def test_a_schedule_that_a_training_does_not_get_through_is_told() -> None:
+    cfg = OptimizerConfig()
+    cfg.warmup_epochs, cfg.schedule, cfg.milestones = 5.0, "multistep", (30.0, 60.0)
+    assert notes(cfg, 90.0) == []
+    warm, late = notes(cfg, 2.0)
+    assert "warmup_epochs=5 is not shorter than the training of 2 epochs: it ends with the learning rate at 40%" in warm
+    assert "milestones=(30.0, 60.0): 2 of them are not before the end, after 2 epochs" in late
+    cfg.schedule = "cosine"
+    assert notes(cfg, 45.0) == []

@@ -15,7 +15,7 @@ from r23d_jax.checkpoint.checkpoint import Checkpoints, create_configured_model,
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.config import Config, UserError
 from r23d_jax.models.functional import split_model
-from r23d_jax.training.warm_start import WarmStartError, check_source, warm_start
+from r23d_jax.training.warm_start import WarmStartError, _class_order, _seen, check_source, warm_start
 from r23d_jax.weights import files
 from r23d_jax.weights.state_dicts import to_arrays
 from tests.training.tiny import NUM_CLASSES, batch, start, tiny_config
@@ -267,6 +267,42 @@ def test_the_classifiers_rows_follow_the_class_names(tmp_path: Path) -> None:
             np.testing.assert_array_equal(classifier["kernel"], kernel[:, order])
             np.testing.assert_array_equal(classifier["bias"], model.head.classifier.bias[...][np.asarray(order)])
         assert note in said if note else not any(line.startswith("init: the class") for line in said)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "order"),
+    [
+        (("turn -90", "turn +90"), ("turn +90", "turn -90"), [1, 0]),
+        (("C", "C++", "D"), ("D", "C", "C++"), [2, 0, 1]),
+        (("C", "C++"), ("C", "C++"), []),
+        (("C", "C++"), ("C", "C#"), None),
+    ],
+)
+def test_classes_that_differ_in_punctuation_alone_are_told_apart(
+    old: tuple[str, ...], new: tuple[str, ...], order: list[int] | None
+) -> None:
+    assert _class_order(old, new)[0] == order
+
+
+def test_weights_that_know_the_videos_they_are_scored_on() -> None:
+    """A line for another split, which may share videos; a refusal of a fold that was trained on."""
+    names = ("a", "b", "c")
+    trained, cfg = Config().data, Config(init_from="runs/first")
+    assert _seen(trained, names, cfg, names) == ""
+    cfg.data.split = 2
+    assert _seen(trained, names, cfg, names).startswith("trained on split 1, which may have test videos of split 2")
+    assert _seen(trained, ("x", "y"), cfg, names) == "", "another dataset"
+    cfg.data.split, cfg.data.hold_out = 1, 0.2
+    assert _seen(trained, names, cfg, names).startswith("trained with config.data.hold_out=0, so it may know")
+    cfg.data.hold_out, cfg.data.fold = 0.0, 1
+    with pytest.raises(
+        WarmStartError, match=r"^config\.init_from=runs/first: was trained on fold 0 of split 1, .*fold=1 and"
+    ):
+        _seen(trained, names, cfg, names)
+    trained.motion.speeds = (2, 4)
+    assert _seen(trained, ("still",), cfg, names).startswith("trained on fold 0 of split 1, so it may know videos")
+    trained.source = "pictures"
+    assert _seen(trained, ("still",), cfg, names) == ""
 
 
 def test_a_run_is_not_resumed_with_exchanged_classes(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from r23d_jax.config import ConfigError
+
 _OPPOSITES = {"left": "right", "right": "left"}
 _OPPOSITES |= {turn: "clockwise" for turn in ("counterclockwise", "anticlockwise")}
 _WORD = re.compile("|".join([*_OPPOSITES, "clockwise"]))
@@ -27,3 +29,15 @@ def mirrored_pairs(class_names: Sequence[str]) -> list[tuple[str, str]]:
 def mirrors(flip: object, class_names: Sequence[str]) -> bool:
     """Whether training clips are mirrored at random: as `config.data.flip` says, or if no classes are a pair."""
     return not mirrored_pairs(class_names) if flip == "auto" else bool(flip)
+
+
+def refuse_mirrored_views(crops: int, flip: object, class_names: Sequence[str]) -> None:
+    """Raises ConfigError if half of the views of a video, those of ten crops, would be of another class."""
+    if crops != 10 or mirrors(flip, class_names):
+        return
+    pairs = mirrored_pairs(class_names)
+    why = f"a mirror image of {pairs[0][0]!r} is {pairs[0][1]!r}" if pairs else "config.data.flip is False"
+    raise ConfigError(
+        f"config.eval.crops=10: half of these views are mirrored, and {why}: set --config.eval.crops=3, or "
+        "--config.data.flip=True if a mirror image keeps its class"
+    )

@@ -46,7 +46,9 @@ def _read(lists: Path, subset: Subset, split: int) -> Sides:
             if not _NUMBER.fullmatch(label) or int(label) >= len(class_names):
                 raise DataError(f"{where}: label {shown(label)}; expected a number from 0 to {len(class_names) - 1}")
             name = "/".join(relative_parts(name, where))
-            sides[side].append(Listed(name, name, class_names[int(label)], where, ids=(name,)))
+            class_name = class_names[int(label)]
+            film = f"{class_name}_{name.rpartition('_')[0] or name}"  # names are an id of YouTube and a number
+            sides[side].append(Listed(name, name, class_name, where, ids=(name,), film=film))
     return class_names, sides
 
 

@@ -40,7 +40,9 @@ def _read(lists: Path, subset: Subset, split: int) -> Sides:
                 raise DataError(f"{where}: malformed line {shown(line)}; expected 'video.avi 1' (or 2, or 0)")
             name = without_suffix(parts[0])
             if found[2] in _SIDES:
-                sides[_SIDES[found[2]]].append(Listed(f"{class_name}/{name}", name, class_name, where))
+                # FILM_CLASS_body_motion_people_view_quality_NUMBER
+                film = f"{class_name}_{name.split(f'_{class_name}_')[0]}"
+                sides[_SIDES[found[2]]].append(Listed(f"{class_name}/{name}", name, class_name, where, film=film))
     if not class_names:
         have = ", ".join(map(str, _splits(lists))) or "none"
         raise DataError(f"{lists}: holds no CLASS_test_split{split}.txt (splits found: {have})")

@@ -61,6 +61,8 @@ def _read_rows(path: Path) -> list[Row]:
         frames = _LINE.fullmatch(text)
         if frames and not text.lower().endswith(VIDEO_SUFFIXES):
             text = frames[1]
+            if text.lower().endswith(VIDEO_SUFFIXES):
+                raise DataError(f"{where}: {shown(line)} has several labels; a video has one here: 'path label'")
         relative_parts(text, where)
         rows.append(Row(text, label, where))
     if not rows:

@@ -44,7 +44,7 @@ class Entry(NamedTuple):
     name: str  # `v_Diving_g01_c01`, the file name without folder and suffix; from a CSV file, the path without suffix
     label: int  # class number, from 0
     class_name: str
-    group: str  # must not be on both sides of a split: `Diving_g01`, or the listed path if names hold no group
+    group: str  # clips of one recording: `Diving_g01`, or the listed path if nothing tells; folds do not cut through it
     ids: tuple[str, ...] = ()  # names by which it is known in any folder: `name`, then others such as a YouTube id
 
 
@@ -190,7 +190,9 @@ def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, .
     kept = _restrict(lists, class_names, classes)
     label = {name: i for i, name in enumerate(kept)}
     entries = tuple(
-        Entry(v.name, label[v.class_name], v.class_name, v.group, v.ids) for v in sides[subset] if v.class_name in label
+        Entry(v.name, label[v.class_name], v.class_name, v.film or v.group, v.ids)
+        for v in sides[subset]
+        if v.class_name in label
     )
     if not entries:
         some = ", ".join(kept[:5]) + (", ..." if len(kept) > 5 else "")

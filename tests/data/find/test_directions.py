@@ -8,7 +8,7 @@ import pytest
 from r23d_jax.commands import train
 from r23d_jax.config import ConfigError, DataConfig, validate
 from r23d_jax.data import sources
-from r23d_jax.data.find.directions import mirrored_pairs, mirrors
+from r23d_jax.data.find.directions import mirrored_pairs, mirrors, refuse_mirrored_views
 from r23d_jax.data.find.splits import read_list
 from tests.data.find.frame_sets import write_videos
 
@@ -70,3 +70,18 @@ def test_the_log_says_that_clips_are_not_mirrored(tmp_path: Path, flip: object, 
     cfg = DataConfig(root=str(tmp_path / "frames"), lists=str(tmp_path), flip=flip)
     told = ["are mirror images" in os.linesep.join(sources.open_index(cfg, side).notes) for side in ("train", "test")]
     assert told == [noted, False]
+
+
+def test_ten_crops_are_refused_where_a_mirror_image_has_another_class() -> None:
+    refuse_mirrored_views(10, "auto", ["Diving", "Rowing"])
+    refuse_mirrored_views(3, "auto", ["Left", "Right"])
+    refuse_mirrored_views(10, True, ["Left", "Right"])
+    message = (
+        r"^config\.eval\.crops=10: half of these views are mirrored, and a mirror image of 'Left' is 'Right': set "
+    )
+    with pytest.raises(ConfigError, match=message):
+        refuse_mirrored_views(10, "auto", ["Left", "Right"])
+    with pytest.raises(
+        ConfigError, match=r"crops=10: .*, and config\.data\.flip is False: set --config\.eval\.crops=3"
+    ):
+        refuse_mirrored_views(10, False, ["Diving", "Rowing"])

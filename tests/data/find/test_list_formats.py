@@ -1,5 +1,6 @@
 """Lists of other datasets and code bases, in their own formats."""
 
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from r23d_jax.data.find import frame_scan
 from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.frames import index_frames
 from r23d_jax.data.find.list_format import Subset
-from r23d_jax.data.find.splits import FORMATS, available_splits, read_list
+from r23d_jax.data.find.splits import FORMATS, available_splits, fold, hold_out, read_list
 from tests.data.find.frame_sets import encode, picture
 
 HMDB51_NAMES = ("#122_Cleaning(HP)_kiss_u_cm_np2_le_med_0", "A&B;[x]_kiss_h_nm_np1_ri_goo_1", "50_FIRST_kiss_2")
@@ -115,6 +116,23 @@ def test_hmdb51(tmp_path: Path) -> None:
     assert names(tmp_path, "test") == [("kiss", HMDB51_NAMES[1])]
     assert names(tmp_path, "train", 2) == [("kiss", HMDB51_NAMES[2])]
     assert available_splits(tmp_path) == (1, 2)
+
+
+def test_a_fold_of_hmdb51_and_diving48_does_not_cut_through_a_film(tmp_path: Path) -> None:
+    films = [f"Film_{film}_kiss_u_nm_np2_fr_med_{clip}" for film in "abcd" for clip in range(3)]
+    lines = "".join(f"{name}.avi 1\n" for name in films)
+    write(tmp_path / "hmdb", {"kiss_test_split1.txt": lines + "Film_a_kiss_f_cm_np2_fr_bad_3.avi 2\n"})
+    dives = [{"vid_name": f"id_{film}_0000{dive}", "label": 0} for film in "abcd" for dive in range(3)]
+    write(
+        tmp_path / "diving",
+        {"Diving48_V2_train.json": dives, "Diving48_V2_test.json": [{"vid_name": "id_a_00009", "label": 0}]},
+    )
+    for folder in (tmp_path / "hmdb", tmp_path / "diving"):
+        for divide in (functools.partial(fold, number=1), functools.partial(hold_out, fraction=0.3)):
+            kept, held = divide(read_list(folder, "train"))
+            sides = [{entry.name[: len("Film_a")] for entry in side.entries} for side in (kept, held)]
+            assert len(kept.entries) + len(held.entries) == 12 and len(held.entries) % 3 == 0
+            assert all(sides) and not sides[0] & sides[1]
 
 
 def test_kinetics(tmp_path: Path) -> None:
@@ -231,6 +249,8 @@ def test_the_examples_of_the_documentation_are_read(tmp_path: Path) -> None:
          r"several files have split 1 \(hmdb51_1\.json, ucf101_01\.json\); keep one for each split"),
         ("mmaction2", {"ucf101_train_split_1_videos.txt": "a.avi 1\nb.avi\n"},
          r"ucf101_train_split_1_videos\.txt:2: malformed line 'b\.avi'; expected 'path label'"),
+        ("mmaction2", {"ucf101_train_split_1_videos.txt": "a.avi 0\nb.avi 0 1\n"},
+         r"ucf101_train_split_1_videos\.txt:2: 'b\.avi 0 1' has several labels; a video has one here"),
         ("mmaction2", {"label_map.txt": "Archery\n"}, r":1: label '1' is not in label_map\.txt; numbers go from"),
         ("mmaction2", {"k400_train_split_1_videos.txt": "a.avi 1\n"}, r"both list train videos; keep one"),
         ("mmaction2", {"ucf101_train_split_1_videos.txt": "/data/a.avi 1\n"}, r"path '/data/a\.avi' leaves"),
