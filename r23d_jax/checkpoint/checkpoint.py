@@ -15,7 +15,7 @@ from flax import nnx
 from r23d_jax import config, models
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.checkpoint.store import BEST_METRIC, DAMAGED, CheckpointError, NewestAndBest, Store, damage
-from r23d_jax.config import CHECKPOINTS, NO_FLOW, Config, Flow, Preprocessing, UserError
+from r23d_jax.config import CHECKPOINTS, Config, Preprocessing, UserError
 from r23d_jax.models.functional import split_model, values
 from r23d_jax.runtime import distributed, parallel
 from r23d_jax.runtime.mirror import weights_at
@@ -223,23 +223,28 @@ def load_checkpoint(
 
 
 def save_model(
-    folder: Path, model: models.VideoNetwork, cfg: Config, class_names: tuple[str, ...], flow: Flow = NO_FLOW
+    folder: Path,
+    model: models.VideoNetwork,
+    cfg: Config,
+    class_names: tuple[str, ...],
+    preprocessing: Preprocessing | None = None,
 ) -> None:
     """Writes a network that was not trained here as a checkpoint, reads it again and compares every value.
 
     Args:
       folder: for `load_checkpoint`, `--config.init_from` and the commands; training cannot resume from it.
       cfg: its `model` and `data` groups describe the network.
-      flow: how the optical flow that it reads was computed.
+      preprocessing: of its clips; by default that of `cfg.data`, which does not know the rate of the videos.
 
     Raises:
       CheckpointError: if it cannot be written, or reads differently.
     """
     params, batch_stats = values(model)
+    preprocessing = preprocessing or config.preprocessing(cfg.data)
     meta = {
         "config": dataclasses.asdict(cfg),
         "class_names": list(class_names),
-        "preprocessing": dataclasses.asdict(dataclasses.replace(config.preprocessing(cfg.data), flow=flow)),
+        "preprocessing": dataclasses.asdict(preprocessing),
         "version": __version__,
         "metrics": {},
         "converted": True,
@@ -250,9 +255,9 @@ def save_model(
         store.wait()
     finally:
         store.close()
-    again = values(load_checkpoint(folder).model)
-    same = jax.tree.map(np.array_equal, (params, batch_stats), again)
-    if not all(jax.tree.leaves(same)):
+    again = load_checkpoint(folder)
+    same = jax.tree.map(np.array_equal, (params, batch_stats), values(again.model))
+    if again.preprocessing != preprocessing or not all(jax.tree.leaves(same)):
         raise CheckpointError(f"{folder}: reading it back gave other values. Check the disk.")
 
 

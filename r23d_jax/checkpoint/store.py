@@ -29,7 +29,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from r23d_jax.checkpoint.checksums import leaf_table, named_leaves
 from r23d_jax.config import UserError
-from r23d_jax.runtime import distributed, parallel
+from r23d_jax.runtime import disk, distributed, parallel
 from r23d_jax.weights import compare
 
 BEST_METRIC = "val/top1_video"
@@ -94,12 +94,13 @@ class Store:
             stack.enter_context(_SILENCE)
             options = ocp.CheckpointManagerOptions(read_only=True)
             if policy is not None:
+                with disk.writing(root):
+                    root.mkdir(parents=True, exist_ok=True)
                 self.tidy()
                 options = ocp.CheckpointManagerOptions(
                     preservation_policy=policy, enable_async_checkpointing=True, create=not self._apart
                 )
             if self._apart:  # for Orbax, each process is a job of one; it does not create the folder of such a job
-                root.mkdir(parents=True, exist_ok=True)
                 options.multiprocessing_options = ocp.options.MultiprocessingOptions(
                     primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
                 )

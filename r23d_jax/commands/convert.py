@@ -96,6 +96,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     if args.frame_stride:
         changed["frame_seconds"] = 0.0
     preprocessing = dataclasses.replace(found.preprocessing, **changed)
+    _check_clip(found, preprocessing)
     _describe(found, preprocessing)
     if to_file:
         wrote = export.write(
@@ -112,15 +113,23 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 def _read(args: argparse.Namespace, path: Path) -> "Converted":
     from r23d_jax.checkpoint.read import read_network
 
+    inflates = []  # whether it was an image network
+
+    def inflated(arrays: Any) -> "Converted":
+        inflates.append(True)
+        return _inflated(args, arrays)
+
     found = read_network(
         path,
-        functools.partial(_inflated, args),
+        inflated,
         name=args.model,
         source=args.source,
         log=functools.partial(print, file=sys.stderr),
     )
     print(f"from     {found.origin}")
-    if args.num_classes not in (None, found.num_classes):
+    if args.inflate and not inflates:
+        raise UserError(f"--inflate {args.inflate}: {path} is no image network, so nothing is inflated")
+    if args.num_classes is not None and not (inflates and found.num_classes == args.num_classes):
         found = _with_classifier(args.num_classes, found)
     for note in found.notes:
         print(f"note     {note}")
@@ -185,13 +194,47 @@ def _random(cfg: ModelConfig, num_classes: int, pre: Preprocessing) -> Any:
     )
 
 
+def _check_clip(found: "Converted", pre: Preprocessing) -> None:
+    """Refuses a crop larger than the frame, and a clip that the head has no positions for."""
+    from flax import nnx
+
+    from r23d_jax.models.functional import flatten, values
+    from r23d_jax.models.registry import build_model
+
+    if pre.crop_size > pre.short_side:
+        raise UserError(
+            f"the crop of {pre.crop_size} pixels is larger than the short side of {pre.short_side}: set both "
+            "--crop-size and --short-side"
+        )
+
+    def wanted() -> Any:
+        frames, size = pre.num_frames, pre.crop_size
+        return build_model(
+            found.config, num_classes=found.num_classes, num_frames=frames, crop_size=size, rngs=nnx.Rngs(0)
+        )
+
+    shapes = [
+        {path: leaf.shape for path, leaf in flatten(values(model)[0]).items()}
+        for model in (found.model, nnx.eval_shape(wanted))
+    ]
+    if other := [path for path, shape in shapes[0].items() if shape != shapes[1].get(path)]:
+        sizes = [" x ".join(map(str, side[other[0]][:-1])) for side in shapes]
+        raise UserError(
+            f"{'.'.join(other[0])}: the weights have {sizes[0]} places, and clips of {pre.num_frames} frames of "
+            f"{pre.crop_size} pixels need {sizes[1]}: leave --num-frames and --crop-size out, or start a training from "
+            "the weights with config.init_from, which interpolates them"
+        )
+
+
 def _class_names(path: Path, count: int) -> tuple[str, ...]:
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--class-names {path}: cannot be read ({error})") from None
     if len(names) != count:
         raise UserError(f"--class-names {path}: {len(names)} names for {count} classes")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--class-names {path}: has {twice[0]!r} more than once; give each class a name of its own")
     return names
 
 
@@ -228,7 +271,7 @@ def _write_checkpoint(to: Path, found: "Converted", class_names: tuple[str, ...]
     whole = Config(model=found.config, eval=found.views)
     whole.data = with_preprocessing(whole.data, preprocessing)
     try:
-        save_model(to, found.model, whole, class_names, preprocessing.flow)
+        save_model(to, found.model, whole, class_names, preprocessing)
     except UserError:
         shutil.rmtree(to, ignore_errors=True)  # `run` has refused a folder that held anything
         raise

@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{option} {path}: must end in {suffix}")
         if path is not None and not path.absolute().parent.is_dir():
             raise UserError(f"--{option} {path}: there is no folder {path.absolute().parent}; make it first")
+        if path is not None and path.is_dir():
+            raise UserError(f"--{option} {path}: is a folder; give the name of a file")
         if path is not None and Path(args.input).resolve() in (path.resolve(), path.resolve().parent):
             raise UserError(f"--{option} {path}: is the video itself, or among its frames; give another file")
     from r23d_jax.data.find.video_names import named_video
@@ -83,7 +85,7 @@ def _print(
     args: argparse.Namespace, found: "Explanation", names: tuple[str, ...], seen: "Moments", clips: int, count: int
 ) -> None:
     probabilities = found.probabilities
-    predicted, peak = int(found.logits.mean(0).argmax()), int(seen.heat.argmax())
+    predicted, peak = int(probabilities.argmax()), int(seen.heat.argmax())
     written = {option: str(path) for option in ("video", "picture") if (path := getattr(args, option))}
     if args.json:
         row = {

@@ -88,7 +88,7 @@ def _run(args: argparse.Namespace, told: dict[str, Any]) -> int:
     num_rows, width = rows.values.shape
     what = "time steps" if args.steps else "videos"
     log(f"{num_rows:,} {what} of {width:,} features ({network.name}, {args.layer}) in {args.out}")
-    left_out = len(videos) - len(np.unique(rows.video))
+    left_out = videos.left_out + len(videos) - len(np.unique(rows.video))
     told |= {"out": args.out, "rows": num_rows, "features": width, "protocol": protocol, "left_out": left_out}
     if args.probe:
         scores = _probe(rows, videos)
@@ -116,6 +116,8 @@ def _check(args: argparse.Namespace) -> None:
     for path in filter(None, (args.out, args.map, args.nearest)):
         if not Path(path).absolute().parent.is_dir():
             raise UserError(f"{path}: there is no folder {Path(path).absolute().parent}; make it first")
+        if Path(path).is_dir():
+            raise UserError(f"{path}: is a folder; give the name of a file")
     if args.steps and (args.probe or args.map or args.nearest):
         raise UserError("--steps: --probe, --map and --nearest take one row for each video; leave it out")
     if args.probe or (args.map and args.map_method == "tsne"):
@@ -214,7 +216,10 @@ def _find(args: argparse.Namespace, log: Callable[[str], None]) -> tuple[Sequenc
         return [named_video(name) for name in names], Videos(
             names, np.full(len(names), -1, np.int32), (), names, [""] * len(names)
         )
-    search = find_videos(first, Path(args.out), log=log)
+    try:
+        search = find_videos(first, Path(args.out), log=log)
+    except UserError as error:
+        raise UserError(str(error).removeprefix("--videos ")) from None  # the option of other commands
     for path, reason in search.broken.items():
         log(f"left out: {path}: {reason}")
     clips = clips_of(search.videos, first)
@@ -232,7 +237,9 @@ def _find(args: argparse.Namespace, log: Callable[[str], None]) -> tuple[Sequenc
     targets = [video.target for video in search.videos]
     groups = [group_of.get(target, target) for target in targets]
     sides = [side_of.get(target, "") for target in targets]
-    return [video.path for video in search.videos], Videos(targets, labels, tuple(search.class_names), groups, sides)
+    classes = tuple(search.class_names)
+    videos = Videos(targets, labels, classes, groups, sides, left_out=len(search.broken))
+    return [video.path for video in search.videos], videos
 
 
 # -- what they tell ----------------------------------------------------------------------------------------------------

@@ -51,12 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weight",
         type=float,
-        default=FusionConfig.weight,
         help=f"with --second: weight of the first stream, 0 to 1 (default: {FusionConfig.weight})",
     )
-    parser.add_argument(
-        "--scores", choices=FUSED_SCORES, default=FusionConfig.scores, help="with --second: scores to add"
-    )
+    parser.add_argument("--scores", choices=FUSED_SCORES, help="with --second: scores to add")
     parser.add_argument("--batch-size", type=int, default=8, help="clips per call of the network (default: 8)")
     group = parser.add_argument_group("timeline")
     group.add_argument(
@@ -102,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command.
 
     Returns:
-      0: every video was classified; 3: some could not be read, and a line names the reason for each.
+      0: every video was classified; 3: some could not be read, or files not be written, and a line names the reason
+        for each.
 
     Raises:
       UserError: a wrong option, or no usable checkpoint.
@@ -110,7 +108,10 @@ def run(args: argparse.Namespace) -> int:
     for option, least in (("top", 1), ("clips", 0), ("batch_size", 1)):
         if getattr(args, option) < least:
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: must be at least {least}")
-    if not 0 <= args.weight <= 1:
+    for option in ("weight", "scores"):
+        if getattr(args, option) is not None and not args.second:
+            raise UserError(f"--{option} {getattr(args, option)}: is for --second, which is not given")
+    if args.weight is not None and not 0 <= args.weight <= 1:
         raise UserError(f"--weight {args.weight:g}: must be between 0 and 1")
     if args.camera is not None:
         from r23d_jax.commands import predict_camera
@@ -131,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     if args.csv:
         if not args.csv.lower().endswith(".csv"):  # a forgotten name must not make it replace a video
             raise UserError(f"--csv {args.csv}: must end in .csv")
-        predict_files.check_folder("csv", Path(args.csv))
+        predict_files.check_place("csv", Path(args.csv))
     names = expand(args.videos)
     files = predict_files.files_of(args, names)
     predictors, class_names = _load(args)
@@ -139,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
     kinds = (args.json, predict_output.Json), (not args.json and not args.csv, predict_output.Text)
     outputs: list[predict_output.Output] = [kind(args.top) for wanted, kind in kinds if wanted]
     outputs += [table] if table else []
-    failed, single = 0, len(names) == 1
+    failed, unwritten, single = 0, 0, len(names) == 1
     if single:
         progress = Progress(100, "%", "predict", after=_LONG_WORK)
     else:  # lines that appear one by one on a terminal show the progress, too
@@ -153,6 +154,7 @@ def run(args: argparse.Namespace) -> int:
 
         for name, answer in _answers(predictors, names, timeline, args, class_names, scored):
             if single:
+                progress.update(100 - progress.done)
                 stack.close()  # a bar makes room for the answer
             else:
                 progress.update()
@@ -169,14 +171,16 @@ def run(args: argparse.Namespace) -> int:
                 try:
                     note = predict_files.WRITERS[option].write(path, name, answer)
                 except VideoError as error:
-                    failed, note = failed + 1, f"not written: {error}"
+                    unwritten, note = unwritten + 1, f"not written: {error}"
                 if note:
                     progress.message(f"{path}: {note}")
     if table is not None:
         write_atomically(Path(args.csv), table.text())
     if failed and len(names) > 1:
         print(f"{failed:,} of {len(names):,} videos could not be recognized", file=sys.stderr)
-    return EXIT_SKIPPED if failed else EXIT_OK
+    if unwritten and len(names) > 1:
+        print(f"{unwritten:,} {'file' if unwritten == 1 else 'files'} could not be written", file=sys.stderr)
+    return EXIT_SKIPPED if failed or unwritten else EXIT_OK
 
 
 def _timeline(args: argparse.Namespace) -> "Callable[[float], TimelineOptions | None]":
@@ -249,5 +253,6 @@ def _answers(
             continue
         first, *second = (found for found in predictions if not isinstance(found, VideoError))
         if second:
-            first = fuse(first, second[0], args.weight, args.scores)
+            weight = FusionConfig.weight if args.weight is None else args.weight
+            first = fuse(first, second[0], weight, args.scores or FusionConfig.scores)
         yield name, Answer(class_names, first)

@@ -66,24 +66,30 @@ def files_of(args: argparse.Namespace, names: list[str]) -> dict[str, dict[str, 
         for name in files:
             path = Path(given)
             if path.is_dir():
-                path /= (
-                    Path(name.partition("?")[0] if isinstance(named_video(name), str) else name).stem
-                    + writer.suffixes[0]
-                )
+                path /= _stem(name) + writer.suffixes[0]
             elif len(names) > 1:
                 raise UserError(f"--{option} {given}: is no folder, and {len(names)} videos need one; create it first")
-            if path.exists() and os.path.exists(name) and path.samefile(name):
-                raise UserError(f"--{option} {path}: is the video itself; give another file")
+            if os.path.exists(name) and Path(name).resolve() in (path.resolve(), path.resolve().parent):
+                raise UserError(f"--{option} {path}: is the video itself, or among its frames; give another file")
             if path.suffix.lower() not in writer.suffixes:
                 raise UserError(f"--{option} {given}: must end in {' or '.join(writer.suffixes)}")
             if (other := taken.setdefault(path, name)) != name:
                 raise UserError(f"--{option} {given}: {other} and {name} would both be {path}; give them one by one")
             files[name][option] = path
-            check_folder(option, path)
+            check_place(option, path)
     return files
 
 
-def check_folder(option: str, path: Path) -> None:
-    """Raises UserError if the folder of a file does not exist."""
+def _stem(name: str) -> str:
+    """The name of a video without its suffix, or that of a folder of frames, which may have a dot."""
+    if os.path.isdir(name):
+        return Path(name).absolute().name
+    return Path(name.partition("?")[0] if isinstance(named_video(name), str) else name).stem
+
+
+def check_place(option: str, path: Path) -> None:
+    """Raises UserError if the folder of a file does not exist, or the file is a folder."""
     if not path.parent.is_dir():
         raise UserError(f"--{option} {path}: there is no folder {path.parent}; create it first")
+    if path.is_dir():
+        raise UserError(f"--{option} {path}: is a folder; give the name of a file")

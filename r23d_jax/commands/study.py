@@ -36,7 +36,10 @@ def run(args: argparse.Namespace) -> int:
     path, _, arg = program.find_config(args.config).partition(":")
     study = with_settings(load_study(path, arg), args.set)
     grid = cells(study)
-    chosen = [cell for cell in shard(grid, args.shard) if args.only in cell.name]
+    part = shard(grid, args.shard)
+    if not part:
+        raise UserError(f"--shard {args.shard}: is empty, because the study has {len(grid)} trainings only")
+    chosen = [cell for cell in part if args.only in cell.name]
     if not chosen:
         raise UserError(f"--only {args.only}: no cell's name contains it, e.g. {grid[0].name}")
     remote.refuse("--workdir", args.workdir)

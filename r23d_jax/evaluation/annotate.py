@@ -17,6 +17,7 @@ from r23d_jax.data.make.record import how_made
 from r23d_jax.data.make.video import VideoError, open_video, timed_frames
 from r23d_jax.data.read import plain
 from r23d_jax.evaluation.answer import Answer
+from r23d_jax.evaluation.video_source import frame_fault
 from r23d_jax.runtime.disk import replacing
 from r23d_jax.runtime.progress import Progress, printable
 
@@ -95,8 +96,12 @@ def timed_pictures(video: Path | str, answer: Answer) -> Iterator[tuple[float, n
     assert not isinstance(numbering, str) and timeline is not None, "it was read before"
     step = timeline.seconds / answer.prediction.num_frames
     for number in range(numbering.count):
-        content = (video / numbering.name(number)).read_bytes()
-        yield number * step, plain.decode_windows([content], lambda height, width: (0, 0, height, width))[0]
+        file = video / numbering.name(number)
+        try:
+            picture = plain.decode_windows([file.read_bytes()], lambda height, width: (0, 0, height, width))[0]
+        except (OSError, plain.PictureError) as error:
+            raise VideoError(frame_fault([file])) from error
+        yield number * step, picture
 
 
 class _Sound:

@@ -20,6 +20,7 @@ from r23d_jax.evaluation.result import (
     EVALUATIONS,
     VIDEO_METRICS,
     EvalResult,
+    Protocol,
     checkpoint_at,
     load_evaluation,
     percent,
@@ -58,7 +59,7 @@ def model_card(model: LoadedModel) -> str:
             task_type="video-classification",
             dataset_type=_dataset(model.config),
             dataset_name=_dataset(model.config),
-            dataset_split=f"test {result.protocol.split}",
+            dataset_split=_split(result.protocol),
             metric_type="accuracy",
             metric_name=f"{title}, {result.protocol.describe()}",
             metric_value=round(result.metrics[name], 4),
@@ -94,9 +95,17 @@ def evaluations(model: LoadedModel) -> list[EvalResult]:
     found = [own] if own is not None and _finite(own.metrics) == _finite(model.metrics) else []
     for folder in sorted((workdir / EVALUATIONS).glob("*")):
         result = load_evaluation(folder)
-        if result is not None and result.environment.get("checkpoint") == checkpoint_at(model.step):
+        if result is None or result.protocol.data:  # of other data than its training's
+            continue
+        if result.environment.get("checkpoint") == checkpoint_at(model.step):
             found.append(result)
     return found
+
+
+def _split(protocol: Protocol) -> str:
+    if protocol.fold:
+        return f"held-out groups of train {protocol.split}, fold {protocol.fold}"
+    return f"test {protocol.split}"
 
 
 def _finite(values: dict[str, float]) -> dict[str, float]:

@@ -148,7 +148,7 @@ class Explainer:
 
         Args:
           clips: at least one, each (read_frames, crop_size, crop_size, C) uint8.
-          target: the class; None: the one that the clips have the highest mean logit of.
+          target: the class; None: the one that is most probable over all clips, as `predict` has it.
           total: how many clips there are, to show progress; 0: do not show it.
         """
         kept, logits = [], []
@@ -161,7 +161,7 @@ class Explainer:
                 logits.append(scores[: len(batch)].astype(np.float64))
                 progress.update(len(batch))
         scores = np.concatenate(logits)
-        target = int(scores.mean(0).argmax()) if target is None else target
+        target = int(softmax(scores, 1).mean(0).argmax()) if target is None else target
         maps = [self._maps(self._values, self._padded(found), np.int32(target))[: len(found)] for found in kept]
         found = np.concatenate(jax.device_get(maps)).astype(np.float32)
         found -= found.min() if self._method == "attention" else 0.0

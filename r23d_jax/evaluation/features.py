@@ -42,6 +42,7 @@ class Videos:
     classes: tuple[str, ...]  # their names
     groups: Sequence[str]  # the recording or person of each, which two sides of a split must not share
     sides: Sequence[str]  # "train", "test" or "" for each
+    left_out: int = 0  # files beside them that are no videos to use
 
     def __len__(self) -> int:
         return len(self.names)
@@ -53,6 +54,7 @@ class Videos:
             classes=self.classes,
             groups=[*self.groups, *other.groups],
             sides=[*self.sides, *other.sides],
+            left_out=self.left_out + other.left_out,
         )
 
 

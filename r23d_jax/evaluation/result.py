@@ -7,6 +7,7 @@ import io
 import json
 import os
 import platform
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,12 @@ class Protocol:
     frame_seconds: float = 0.0  # from a frame of a clip to the next; 0: frame_stride frames
     fold: int = 0  # of the training list, whose groups were held out and evaluated; 0: the test list
     chosen: str = ""  # how the checkpoint was chosen; "": it is the last one
+    data: str = ""  # end of the places of frames and lists, if they are others than in training
 
     @classmethod
     def of(cls, cfg: Config) -> "Protocol":
         """The protocol that a config asks for, with the last checkpoint."""
-        values: dict[str, Any] = vars(cfg.data) | vars(cfg.eval) | {"chosen": ""}
+        values: dict[str, Any] = vars(cfg.data) | vars(cfg.eval) | {"chosen": "", "data": ""}
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
 
     @property
@@ -52,7 +54,8 @@ class Protocol:
         """Name of the folder that keeps such evaluations, e.g. `split1-uniform10-3crops`."""
         clips = f"{self.views}{self.num_clips}" if self.views == "uniform" else self.views
         fold, best = f"-fold{self.fold}" if self.fold else "", "-best" if self.chosen else ""
-        return f"split{self.split}{fold}-{clips}-{self.crops}crop{'s' if self.crops > 1 else ''}{best}"
+        data = f"-{re.sub(r'[^A-Za-z0-9]+', '_', self.data)}" if self.data else ""
+        return f"split{self.split}{fold}-{clips}-{self.crops}crop{'s' if self.crops > 1 else ''}{best}{data}"
 
     def describe(self) -> str:
         """One line, e.g. `all non-overlapping clips of 16 frames x 1 crop of 112x112 (short side 136)`."""
@@ -241,8 +244,9 @@ def protocol_line(result: EvalResult) -> str:
     protocol = result.protocol
     fold = f"held-out groups of the training list (fold {protocol.fold}), " if protocol.fold else ""
     chosen = f"; the checkpoint is the {protocol.chosen}" if protocol.chosen else ""
+    data = f"other data than in training ({protocol.data}), " if protocol.data else ""
     return (
-        f"split {protocol.split}, {fold}{_count(int(result.evaluated.sum()), 'video')}, "
+        f"{data}split {protocol.split}, {fold}{_count(int(result.evaluated.sum()), 'video')}, "
         f"{_count(int(result.num_views.sum()), 'view')}: {protocol.describe()}; "
         f"the scores of a video are the mean over its views{chosen}"
     )

@@ -96,7 +96,18 @@ def score_checkpoint(
         where = "held-out groups" if trained.fold or trained.motion.speeds else "test videos"
         protocol = dataclasses.replace(result.protocol, chosen=f"best on the {where}")
         result = dataclasses.replace(result, protocol=protocol)
+    if other := _other_data(loaded.config.data, cfg.data):
+        result = dataclasses.replace(result, protocol=dataclasses.replace(result.protocol, data=other))
     return result, index
+
+
+def _other_data(trained: config.DataConfig, here: config.DataConfig) -> str:
+    """The ends of the places of frames and lists, if they are not those of the training, which may have been moved."""
+
+    def ends(data: config.DataConfig) -> str:
+        return " ".join(place for path in (data.root, data.lists) if (place := "/".join(Path(path).parts[-2:])))
+
+    return "" if ends(trained) == ends(here) else ends(here)
 
 
 def open_videos(cfg: Config, subset: Literal["train", "test", "held_out"], log: Callable[[str], None]) -> VideoIndex:

@@ -153,7 +153,7 @@ class FrameFolder:
         try:
             windows = _decode_windows([file.read_bytes() for file in files], self._pre)
         except (OSError, plain.PictureError) as error:
-            raise VideoError(_frame_fault(files)) from error
+            raise VideoError(frame_fault(files)) from error
         return plain.resize(windows, self._pre.crop_size, self._pre.antialias)
 
 
@@ -281,10 +281,10 @@ class FlowOfFolder(FlowOfFile):
             try:
                 (image,) = plain.decode_windows([file.read_bytes()], lambda height, width: (0, 0, height, width))
             except (OSError, plain.PictureError) as error:
-                raise VideoError(_frame_fault([file])) from error
+                raise VideoError(frame_fault([file])) from error
             shape = shape or image.shape
             if image.shape != shape:
-                raise VideoError(_frame_fault([self._frames / self._folder.numbering.name(0), file]))
+                raise VideoError(frame_fault([self._frames / self._folder.numbering.name(0), file]))
             yield resize_short_side(np.ascontiguousarray(image[..., ::-1]), self._pre.flow.short_side)
 
 
@@ -350,7 +350,7 @@ def _decode_windows(contents: list[bytes], pre: Preprocessing) -> np.ndarray:
         raise plain.PictureError(str(error)) from error
 
 
-def _frame_fault(files: list[Path]) -> str:
+def frame_fault(files: list[Path]) -> str:
     """The first fault in the frames of a clip."""
     try:
         from r23d_jax.data.read.broken import examine_picture

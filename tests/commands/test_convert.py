@@ -42,7 +42,7 @@ def test_foreign_weights_become_a_checkpoint(
     torchvision_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = tmp_path / "names.txt"
-    names.write_text("\n".join(f"name {k}" for k in range(12)) + "\n")
+    names.write_text("\n".join(f"name {k}" for k in range(12)) + "\n", encoding="utf-8-sig")  # as Notepad does
     args = ("--num-frames", 8, "--class-names", names)
     assert convert("--from", torchvision_file, "--to", tmp_path / "out", *args) == 0
     said = lines_of(capsys)
@@ -55,7 +55,7 @@ def test_foreign_weights_become_a_checkpoint(
     ):
         assert part in said
     loaded = load_checkpoint(tmp_path / "out")
-    assert loaded.class_names[3] == "name 3" and loaded.preprocessing.num_frames == 8
+    assert loaded.class_names[::3] == ("name 0", "name 3", "name 6", "name 9") and loaded.preprocessing.num_frames == 8
     state, again = files.read(torchvision_file)[0], to_arrays(loaded.model)
     assert all(np.array_equal(again[name], state[name]) for name in state)
 
@@ -131,6 +131,15 @@ def test_an_image_network_is_inflated(tmp_path: Path, capsys: pytest.CaptureFixt
         (("--from", "{file}", "--to", "{tmp}/a", "--model", "r3d18"), "model 'r3d18' is unknown; did you mean r3d_18"),
         (("--from", "{file}", "--to", "{tmp}/a", "--class-names", "{tmp}/two"), "two: 2 names for 12 classes"),
         (("--from", "{run}", "--to", "{tmp}/a", "--model", "r3d_18"), "is mc3_18, not r3d_18"),
+        (
+            ("--from", "{file}", "--to", "{tmp}/a", "--class-names", "{tmp}/twice"),
+            "twice: has 'b' more than once; give",
+        ),
+        (("--from", "{file}", "--to", "{tmp}/a", "--inflate", "center"), "is no image network, so nothing is inflated"),
+        (
+            ("--from", "{file}", "--to", "{tmp}/a.pth", "--crop-size", "224"),
+            "the crop of 224 pixels is larger than the short side of 128: set both --crop-size and --short-side",
+        ),
     ],
 )
 def test_mistakes(
@@ -142,10 +151,11 @@ def test_mistakes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "two").write_text("a\nb\n")
+    (tmp_path / "twice").write_text("\n".join("abbcdefghijk") + "\n")
     filled = [arg.format(file=torchvision_file, run=folder, tmp=tmp_path) for arg in args]
     assert convert(*filled) == 2
     assert message in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["two"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["twice", "two"]
 
 
 @pytest.mark.slow
@@ -185,3 +195,35 @@ def test_class_names_of_the_wrong_length_leave_no_folder(
     assert convert("--from", path, "--to", tmp_path / "out") == 2
     assert "named.safetensors: the file's class_names has 2 names" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_rate_of_the_training_is_kept(tmp_path: Path) -> None:
+    """Without it, a video of another rate would be read at another pace."""
+    pre = preprocessing(DataConfig(num_frames=4, short_side=32, crop_size=32, frame_rate=25.0))
+    model = ModelConfig(family="mc3", depth=10, head=HeadConfig(kind="avgpool"))
+    meta = {"config": dataclasses.asdict(model), "preprocessing": dataclasses.asdict(pre)}
+    files.write(tmp_path / "a.safetensors", to_arrays(trained("mc3_10")), meta | {"class_names": list("abcdefg")})
+    assert convert("--from", tmp_path / "a.safetensors", "--to", tmp_path / "a") == 0
+    assert load_checkpoint(tmp_path / "a").preprocessing == pre and pre.frame_rate == 25.0
+
+
+def test_clips_that_a_head_has_no_positions_for_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = DataConfig(num_frames=16, short_side=32, crop_size=32)
+    head = HeadConfig(kind="vit", num_heads=2, hidden_dim=16)
+    model = ModelConfig(family="mc3", depth=10, head=head)
+    meta = {"config": dataclasses.asdict(model), "preprocessing": dataclasses.asdict(preprocessing(cfg))}
+    arrays = to_arrays(trained("mc3_10", head=head, num_frames=16, crop_size=32))
+    files.write(tmp_path / "vit.safetensors", arrays, meta | {"class_names": list("abcdefg")})
+    for to in ("a", "a.safetensors"):
+        assert convert("--from", tmp_path / "vit.safetensors", "--to", tmp_path / to, "--num-frames", 32) == 2
+        said = capsys.readouterr().err
+        assert "positions: the weights have " in said and "clips of 32 frames of 32 pixels need " in said
+        assert "config.init_from, which interpolates them" in said and not (tmp_path / to).exists()
+
+
+@pytest.mark.slow
+def test_as_many_classes_of_ones_own_get_a_random_classifier(folder: Path, tmp_path: Path) -> None:
+    assert convert("--from", folder, "--to", tmp_path / "twelve", "--num-classes", 12) == 0
+    models: list[Any] = [load_checkpoint(path).model for path in (folder, tmp_path / "twelve")]
+    old, new = (model.head.classifier.kernel[...] for model in models)
+    assert old.shape == new.shape and not np.array_equal(old, new)

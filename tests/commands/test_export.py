@@ -98,3 +98,14 @@ def test_wrong_places(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     ):
         assert main(["export", "--workdir", str(workdir), "--to", str(to)]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_saved_model_is_not_replaced(
+    workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = tmp_path / "net.savedmodel" / "1" / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    assert main(["export", "--workdir", str(workdir), "--to", str(tmp_path / "net.savedmodel")]) == 2
+    assert "net.savedmodel: holds other files, which must not be replaced; give a new folder" in capsys.readouterr().err
+    assert notes.read_text() == "mine"

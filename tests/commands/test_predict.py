@@ -358,6 +358,9 @@ def test_wrong_use(workdir, videos, tmp_path):
         call("--workdir", workdir, videos / "v0.avi", "--batch-size", -1)
     with pytest.raises(UserError, match="there is no checkpoint in"):
         call("--workdir", tmp_path, videos / "v0.avi")
+    for option, value in (("--weight", 0.9), ("--scores", "logits")):
+        with pytest.raises(UserError, match=f"{option} {value}: is for --second, which is not given"):
+            call("--workdir", workdir, videos / "v0.avi", option, value)
 
 
 def test_one_device_is_enough(predictor):

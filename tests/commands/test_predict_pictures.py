@@ -151,10 +151,46 @@ def test_frames_in_a_folder_become_a_video(workdir: Path, tmp_path: Path, capsys
 
 def test_the_video_itself_is_not_replaced(workdir: Path, tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", 12, 0)
-    with pytest.raises(UserError, match=r"--annotated .*a.mp4: is the video itself; give another file"):
+    with pytest.raises(UserError, match=r"--annotated .*a.mp4: is the video itself, or among its frames; give another"):
         call(predict, "--workdir", workdir, path, "--annotated", path)
+    extract(path, tmp_path / "frames.v1", ".png")
+    before = sorted(file.name for file in (tmp_path / "frames.v1").iterdir())
+    for target in ("frames.v1/frame1.png", "frames.v1"):
+        with pytest.raises(
+            UserError, match=r"--picture .*: is the video itself, or among its frames; give another file"
+        ):
+            call(predict, "--workdir", workdir, tmp_path / "frames.v1", "--picture", tmp_path / target)
+    assert sorted(file.name for file in (tmp_path / "frames.v1").iterdir()) == before
+    for option, suffix in (("annotated", ".mp4"), ("picture", ".png"), ("csv", ".csv"), ("srt", ".srt")):
+        (tmp_path / f"folder{suffix}").mkdir()
+        (tmp_path / f"folder{suffix}" / f"a{suffix}").mkdir()
+        with pytest.raises(UserError, match=rf"--{option} .*{suffix}: is a folder; give the name of a file"):
+            call(predict, "--workdir", workdir, path, f"--{option}", tmp_path / f"folder{suffix}")
     with pytest.raises(UserError, match=r"--annotated .*a.gif: must end in .mp4 or .mkv or .mov"):
         call(predict, "--workdir", workdir, path, "--annotated", tmp_path / "a.gif")
+
+
+def test_folders_whose_names_have_a_dot_get_files_of_their_own(workdir: Path, tmp_path: Path) -> None:
+    for number in (1, 2):
+        extract(write_video(tmp_path / f"{number}.avi", 12, number), tmp_path / f"take.{number}", ".png")
+    (tmp_path / "out").mkdir()
+    takes = tmp_path / "take.1", tmp_path / "take.2"
+    assert call(predict, "--workdir", workdir, *takes, "--srt", tmp_path / "out", "--timeline") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["take.1.srt", "take.2.srt"]
+
+
+def test_a_frame_that_cannot_be_drawn_is_named_and_the_rest_goes_on(
+    workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Frames that no clip reads."""
+    extract(write_video(tmp_path / "a.avi", 40, 0), tmp_path / "frames", ".png")
+    (tmp_path / "frames" / "frame12.png").write_bytes(b"junk")
+    table, picture = tmp_path / "a.csv", tmp_path / "a.png"
+    words = ("--workdir", workdir, tmp_path / "frames", "--every", 0.6, "--csv", table)
+    assert call(predict, *words, "--annotated", tmp_path / "a.mp4", "--picture", picture) == 3
+    said = capsys.readouterr().err
+    assert "a.mp4: not written: " in said and "frame12.png" in said and "could not be recognized" not in said
+    assert table.is_file() and not (tmp_path / "a.mp4").exists()
 
 
 # -- the picture -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from scipy.special import softmax
 
 from r23d_jax import models
 from r23d_jax.config import ConfigError, DataConfig, HeadConfig, UserError, preprocessing
@@ -229,3 +230,15 @@ def test_the_heat_is_where_a_shape_moves() -> None:
         hits.append(quarters[down, across] == quarters.max() and quarters.max() > 0)
     assert np.mean(correct) > 0.9, f"it has learned to tell the classes apart (loss {value})"
     assert np.mean(hits) > 0.9, "the quarter with the moving shape has the most heat"
+
+
+def test_the_class_is_that_of_the_mean_probability() -> None:
+    """As `predict` has it; one clip may have the highest logit of another class by far."""
+    explainer: Any = object.__new__(Explainer)
+    logits = np.array([[9.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    assert logits.mean(0).argmax() == 0 and softmax(logits, 1).mean(0).argmax() == 1
+    explainer.__dict__.update(_batch_size=4, _values=None, _method="gradcam")
+    explainer._features = lambda values, clips: (np.zeros((4, 1, 1, 1, 1)), logits)
+    explainer._maps = lambda values, found, target: np.zeros((4, 1, 1, 1))
+    found = explainer([np.zeros((1, 1, 1, 3), np.uint8)] * 4)
+    assert found.target == found.probabilities.argmax() == 1

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -199,6 +200,22 @@ def test_a_file_of_weights_gives_the_features_of_its_network(folder: Path, tmp_p
         assert json.loads(str(b["protocol"]))["weights"].startswith(f"{tmp_path}/net.safetensors: ")
 
 
+def test_videos_of_a_folder_that_are_left_out_are_counted(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = next((folder / "videos").rglob("*.*"))
+    (tmp_path / "videos" / "a").mkdir(parents=True)
+    for suffix in (".avi", ".mp4"):
+        shutil.copy(video, tmp_path / "videos" / "a" / f"one{suffix}")
+    words = ("--workdir", folder / "run", "--out", tmp_path / "f.npz", "--clips", 1, "--json")
+    assert call(tmp_path / "videos", *words) == 3
+    told = capsys.readouterr()
+    assert json.loads(told.out)["left_out"] == 1 and "has the same class and name as" in told.err
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=rf"^{tmp_path}/none: holds no video"):
+        call(tmp_path / "none", *words)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -206,13 +223,16 @@ def test_a_file_of_weights_gives_the_features_of_its_network(folder: Path, tmp_p
         (["v.mp4", "--config", "r23d", "--out", "x.npz"], "give either videos, or --config"),
         (["v.mp4", "--out", "x.pt"], "--out x.pt: must end in .npz"),
         (["v.mp4", "--out", "nowhere/x.npz"], "nowhere/x.npz: there is no folder .*/nowhere; make it first"),
+        (["v.mp4", "--out", "folder.npz"], "folder.npz: is a folder; give the name of a file"),
         (["v.mp4", "--out", "x.npz", "--map", "x.webp"], "--map x.webp: must end in .png or .svg or .pdf"),
         (["v.mp4", "--out", "x.npz", "--clips", "0"], "--clips 0: must be at least 1"),
         (["v.mp4", "--out", "x.npz", "--lists", "l"], "--lists: is for --config, which is not given"),
         (["v.mp4", "--out", "x.npz", "--steps", "--probe"], "--steps: --probe, --map and --nearest take one row"),
     ],
 )
-def test_wrong_options(words: list[str], message: str) -> None:
+def test_wrong_options(words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.npz").mkdir()
     with pytest.raises(UserError, match=message):
         call("--workdir", "run", *words)
 

@@ -76,6 +76,12 @@ def test_wrong_shards(text: str) -> None:
         shard(cells(study()), text)
 
 
+def test_an_empty_shard_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["study", "--config=configs/study.py", f"--workdir={tmp_path}", "--shard=900/1000", "--list"]
+    assert main(words) == 2
+    assert "--shard 900/1000: is empty, because the study has 24 trainings only" in capsys.readouterr().err
+
+
 def test_settings_of_the_base() -> None:
     base = study()
     changed = with_settings(base, ["data.root=some/where", "train.epochs=3.0", "data.classes=('A', 'B')"])

@@ -20,6 +20,7 @@ from r23d_jax.data.find.splits import read_list
 from r23d_jax.data.find.video_names import group_of
 from r23d_jax.data.make.synthetic import write_synthetic
 from r23d_jax.data.sources import open_index
+from r23d_jax.evaluation.card import evaluations
 from r23d_jax.evaluation.result import EvalResult, load_evaluation
 from r23d_jax.evaluation.run import evaluate_checkpoint
 from r23d_jax.runtime.journal import read_metrics
@@ -367,6 +368,22 @@ def test_an_evaluation_leaves_the_files_of_the_training_alone(dataset: Path, fin
     assert lines[-1] == f"report: {folder / 'report.html'}" and all((folder / name).is_file() for name in names)
     page = (folder / "report.html").read_text()
     assert "<h2>Training</h2>" in page and "Grad-CAM of" in page and "nearest training video: v_" in page
+
+
+@pytest.mark.slow
+def test_an_evaluation_on_other_data_has_a_folder_of_its_own_and_is_not_in_the_card(
+    dataset: Path, finished: tuple[Path, EvalResult], tmp_path: Path
+) -> None:
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    other = Path(shutil.copytree(dataset, tmp_path / "foggy"))
+    lines: list[str] = []
+    for root in (dataset, other):
+        evaluate_checkpoint(config_for(root), workdir, log=lines.append)
+    folders = {path.name for path in (workdir / "evaluations").iterdir()}
+    assert {"split1-uniform2-1crop", "split1-uniform2-1crop-foggy_frames_foggy_lists"} <= folders
+    assert "other data than in training (foggy/frames foggy/lists), split 1, 12 videos" in "\n".join(lines)
+    kept = evaluations(load_checkpoint(workdir, "latest"))
+    assert kept and not any(result.protocol.data for result in kept)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from r23d_jax.checkpoint.checkpoint import Checkpoints
 from r23d_jax.commands import train
 from r23d_jax.config import Config, UserError
 from r23d_jax.evaluation.bootstrap import interval
-from r23d_jax.evaluation.card import _figures, _intervals, model_card, training_command, wilson
+from r23d_jax.evaluation.card import _figures, _intervals, _split, model_card, training_command, wilson
 from r23d_jax.evaluation.metrics import video_metrics
 from r23d_jax.evaluation.result import EvalResult, Protocol, environment, save_evaluation
 from r23d_jax.evaluation.trained import TrainedModel, from_pretrained, load_model
@@ -218,6 +218,12 @@ def test_the_card_says_what_was_measured(model: TrainedModel) -> None:
     assert len(card.data.eval_results) == 6
     model.config.train.epochs = 1.0
     assert "from random weights: 1 epoch with `adamw`" in model_card(model)
+
+
+def test_the_split_of_a_fold_is_told() -> None:
+    protocol = Protocol.of(Config())
+    assert _split(protocol) == "test 1"
+    assert _split(dataclasses.replace(protocol, fold=2)) == "held-out groups of train 1, fold 2"
 
 
 def test_an_evaluation_of_another_state_is_left_out(model: TrainedModel) -> None:
