@@ -15,9 +15,10 @@ import pytest
 
 from r23d_jax.__main__ import main
 from r23d_jax.commands import plan, train
-from r23d_jax.config import validate
+from r23d_jax.config import Config, validate
 from r23d_jax.config.files import call_file
 from r23d_jax.runtime.absent import KINDS
+from r23d_jax.study.grid import Study, cells
 from r23d_jax.weights.state_dicts import to_torch
 from tests.documented import ROOT, Command, commands, configs
 from tests.hostile.reliability.harness import write_videos
@@ -109,6 +110,22 @@ def test_a_documented_config_exists(page: str, config: str) -> None:
     name, _, arg = config.partition(":")
     function = "get_study" if name == "study.py" else "get_config"
     assert call_file(str(ROOT / "configs" / name), function, object, arg) is not None
+
+
+@pytest.mark.parametrize(
+    ("page", "function", "kind"), [("training.md", "get_config", Config), ("studies.md", "get_study", Study)]
+)
+def test_a_documented_file_of_ones_own_is_valid(
+    page: str, function: str, kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (text,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    (tmp_path / "mine.py").write_text(text)
+    made = call_file(str(tmp_path / "mine.py"), function, kind, "")
+    if isinstance(made, Study):
+        assert len(cells(made)) == 9
+    else:
+        assert validate(made).data.classes == ("PullUps", "PushUps")
 
 
 # What the README asks a reader to bring, and overrides that make its commands a matter of seconds.
