@@ -334,8 +334,9 @@ def _train(cfg: Config, store: FrameStore, train: VideoIndex, test: VideoIndex, 
         for step, batch in enumerate(_train_batches(cfg, store, train, num_steps)):
             state, metrics = made.update(state, store.frames, batch, np.uint32(cfg.seed))
             progress.update(1)
-            if step % 100 == 99 and not math.isfinite(float(metrics["train/loss"])):
-                raise UserError("the loss is not finite: lower config.optimizer.learning_rate")
+            if step % 100 == 99 or step == num_steps - 1:
+                if not all(math.isfinite(float(metrics[name])) for name in ("train/loss", "train/grad_norm")):
+                    raise UserError("the loss is not finite: lower config.optimizer.learning_rate")
     return _evaluate(cfg, store, test, made, state)
 
 

@@ -103,7 +103,7 @@ def test_preprocessing_survives_json_and_counts_the_extra_frame() -> None:
         (
             "train",
             {"accumulate": 64, "mixup": 0.8},
-            r"config\.train\.mixup=0\.8: must be 0 where a micro-batch has clips of one video alone .*= 64 / 64\)",
+            r"config\.train\.mixup=0\.8: must be 0 where there is no clip of another video to mix with .*= 64 / 64,",
         ),
         ("data", {"augment_on": "gpu"}, r"config\.data\.augment_on='gpu': unknown; known: auto, host, device"),
         (

@@ -57,7 +57,7 @@ def read_network(
             origin=f"{loaded.path}: a checkpoint of r23d_jax, step {loaded.step:,}{chosen}",
             assumed=False,
             views=loaded.config.eval,
-            data=loaded.config.data,
+            data=loaded.config.data if loaded.step else None,  # a converted network was not trained
         )
     if not path.exists() and not path.with_name(f"{path.name}.index").is_file():
         raise UserError(

@@ -129,7 +129,7 @@ def _read(args: argparse.Namespace, path: Path) -> "Converted":
     print(f"from     {found.origin}")
     if args.inflate and not inflates:
         raise UserError(f"--inflate {args.inflate}: {path} is no image network, so nothing is inflated")
-    if args.num_classes is not None and not (inflates and found.num_classes == args.num_classes):
+    if args.num_classes is not None and not inflates:
         found = _with_classifier(args.num_classes, found)
     for note in found.notes:
         print(f"note     {note}")

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 STATE_DICTS = (".safetensors", ".pth", ".pt")
 PORTABLE = (".stablehlo", ".savedmodel", ".tflite", ".onnx")
-META = "r23d_jax.json"  # in a SavedModel's folder, see weights/portable.py
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,8 +112,6 @@ def check_target(to: Path, definition: bool = False, names: str | None = None) -
         raise UserError(f"--to {to}: there is no folder {to.parent}")
     if to.is_dir() and target_kind(to) != ".savedmodel":
         raise UserError(f"--to {to}: is a folder")
-    if to.is_dir() and any(to.iterdir()) and not (to / META).is_file():
-        raise UserError(f"--to {to}: holds other files, which must not be replaced; give a new folder")
     if to.suffix in (".pth", ".pt"):
         from r23d_jax.weights.files import import_torch
 
@@ -122,6 +119,8 @@ def check_target(to: Path, definition: bool = False, names: str | None = None) -
     if target_kind(to) in (".savedmodel", ".tflite", ".onnx"):
         from r23d_jax.weights import portable
 
+        if to.is_dir() and any(to.iterdir()) and not (to / portable.META).is_file():
+            raise UserError(f"--to {to}: holds other files, which must not be replaced; give a new folder")
         (portable.import_onnx if target_kind(to) == ".onnx" else portable.import_tensorflow)(to)
 
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -70,6 +70,12 @@ def _root_of(cfg: DataConfig) -> Path:
         with contextlib.suppress(remote.Refused):  # credentials may be for the folder of the data alone
             remote.copied(remote.join(above, RECORD))
     return remote.copied(cfg.root, is_description)
+
+
+def names_of(cfg: DataConfig) -> str:
+    """The names of the folders of a dataset and of its lists, which stay where both are moved: `ucf101 lists`."""
+    parts = [part for part in PurePosixPath(cfg.root).parts if part not in ("frames", "packed")]
+    return f"{parts[-1] if parts else '.'} {PurePosixPath(cfg.lists).name or LISTS}"
 
 
 def lists_of(cfg: DataConfig) -> Path:

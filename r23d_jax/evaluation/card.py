@@ -95,7 +95,7 @@ def evaluations(model: LoadedModel) -> list[EvalResult]:
     found = [own] if own is not None and _finite(own.metrics) == _finite(model.metrics) else []
     for folder in sorted((workdir / EVALUATIONS).glob("*")):
         result = load_evaluation(folder)
-        if result is None or result.protocol.data:  # of other data than its training's
+        if result is None or result.protocol.other_data:
             continue
         if result.environment.get("checkpoint") == checkpoint_at(model.step):
             found.append(result)

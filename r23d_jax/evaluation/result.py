@@ -41,12 +41,12 @@ class Protocol:
     frame_seconds: float = 0.0  # from a frame of a clip to the next; 0: frame_stride frames
     fold: int = 0  # of the training list, whose groups were held out and evaluated; 0: the test list
     chosen: str = ""  # how the checkpoint was chosen; "": it is the last one
-    data: str = ""  # end of the places of frames and lists, if they are others than in training
+    other_data: str = ""  # names of the folders of data and lists, if they are others than in training
 
     @classmethod
     def of(cls, cfg: Config) -> "Protocol":
         """The protocol that a config asks for, with the last checkpoint."""
-        values: dict[str, Any] = vars(cfg.data) | vars(cfg.eval) | {"chosen": "", "data": ""}
+        values: dict[str, Any] = vars(cfg.data) | vars(cfg.eval) | {"chosen": "", "other_data": ""}
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
 
     @property
@@ -54,7 +54,7 @@ class Protocol:
         """Name of the folder that keeps such evaluations, e.g. `split1-uniform10-3crops`."""
         clips = f"{self.views}{self.num_clips}" if self.views == "uniform" else self.views
         fold, best = f"-fold{self.fold}" if self.fold else "", "-best" if self.chosen else ""
-        data = f"-{re.sub(r'[^A-Za-z0-9]+', '_', self.data)}" if self.data else ""
+        data = "-" + re.sub(r"[^\w.+-]+", "-", self.other_data) if self.other_data else ""
         return f"split{self.split}{fold}-{clips}-{self.crops}crop{'s' if self.crops > 1 else ''}{best}{data}"
 
     def describe(self) -> str:
@@ -244,7 +244,7 @@ def protocol_line(result: EvalResult) -> str:
     protocol = result.protocol
     fold = f"held-out groups of the training list (fold {protocol.fold}), " if protocol.fold else ""
     chosen = f"; the checkpoint is the {protocol.chosen}" if protocol.chosen else ""
-    data = f"other data than in training ({protocol.data}), " if protocol.data else ""
+    data = f"other data than in training ({protocol.other_data}), " if protocol.other_data else ""
     return (
         f"{data}split {protocol.split}, {fold}{_count(int(result.evaluated.sum()), 'video')}, "
         f"{_count(int(result.num_views.sum()), 'view')}: {protocol.describe()}; "

@@ -12,7 +12,7 @@ from r23d_jax.checkpoint.checkpoint import LoadedModel, load_checkpoint
 from r23d_jax.config import RATE_TOLERANCE, Config
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read.broken import BrokenLog
-from r23d_jax.data.sources import open_index, trained_preprocessing
+from r23d_jax.data.sources import names_of, open_index, trained_preprocessing
 from r23d_jax.evaluation import browser, nearest, report
 from r23d_jax.evaluation.evaluate import evaluate
 from r23d_jax.evaluation.result import EVALUATIONS, EvalResult, checkpoint_at, format_table, save_evaluation
@@ -96,18 +96,10 @@ def score_checkpoint(
         where = "held-out groups" if trained.fold or trained.motion.speeds else "test videos"
         protocol = dataclasses.replace(result.protocol, chosen=f"best on the {where}")
         result = dataclasses.replace(result, protocol=protocol)
-    if other := _other_data(loaded.config.data, cfg.data):
-        result = dataclasses.replace(result, protocol=dataclasses.replace(result.protocol, data=other))
+    if names_of(loaded.config.data) != names_of(cfg.data):
+        protocol = dataclasses.replace(result.protocol, other_data=names_of(cfg.data))
+        result = dataclasses.replace(result, protocol=protocol)
     return result, index
-
-
-def _other_data(trained: config.DataConfig, here: config.DataConfig) -> str:
-    """The ends of the places of frames and lists, if they are not those of the training, which may have been moved."""
-
-    def ends(data: config.DataConfig) -> str:
-        return " ".join(place for path in (data.root, data.lists) if (place := "/".join(Path(path).parts[-2:])))
-
-    return "" if ends(trained) == ends(here) else ends(here)
 
 
 def open_videos(cfg: Config, subset: Literal["train", "test", "held_out"], log: Callable[[str], None]) -> VideoIndex:

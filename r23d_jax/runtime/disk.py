@@ -37,8 +37,8 @@ REMEDIES = {
     errno.EROFS: "write elsewhere",
     errno.EACCES: "write elsewhere, or have the permissions changed",
     errno.EPERM: "write elsewhere, or have the permissions changed",
-    errno.EISDIR: "give the name of a file, not of a folder,",
-    errno.ENOTDIR: "give a folder in a folder, not in a file,",
+    errno.EISDIR: "name a file instead of a folder",
+    errno.ENOTDIR: "name a folder instead of a file above it",
     errno.ENAMETOOLONG: "give a shorter name",
 }
 

@@ -16,6 +16,7 @@ from r23d_jax.runtime.disk import write_atomically
 from r23d_jax.runtime.progress import format_seconds
 from r23d_jax.study.costs import Cost, cost_of
 from r23d_jax.study.grid import Cell
+from r23d_jax.training.resume import WITHOUT_EFFECT
 
 CELL, OUTCOME, LOG, LOCK = "cell.json", "outcome.json", "log.txt", ".cell.lock"
 LAST_LINES = 5  # of a failed cell's log, to show
@@ -96,18 +97,14 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
     return done, failed
 
 
-_PLACES = ("data.root", "data.lists", "data.remote_cache", "data.num_workers", "init_from", "fusion.", "checkpoint.")
-_PLACES += ("logging.", "profile.")
-
-
 def _changed(cell: Cell, folder: Path) -> str:
-    """The fields that a finished cell was run with and that the study has otherwise now, but for places; "" if none."""
+    """The fields that a finished cell was run with and that the study has otherwise now; "" if none."""
     try:
         before = config.flat(dataclasses.asdict(config.from_json((folder / CELL).read_text(encoding="utf-8"))))
     except (OSError, ValueError):  # damaged, or of another version
         return ""
     now = config.flat(dataclasses.asdict(cell.config))
-    names = [name for name, value in now.items() if before[name] != value and not name.startswith(_PLACES)]
+    names = [name for name, value in now.items() if before[name] != value and not name.startswith(WITHOUT_EFFECT)]
     return ", ".join(f"config.{name}={before[name]!r}, is {now[name]!r} now" for name in names)
 
 

@@ -45,6 +45,12 @@ STEPS_TO_TIME = 3  # on a CPU, before the time of the whole run is estimated; th
 LONG_SECONDS = 3 * 3600.0  # a CPU run that takes longer is warned of
 
 
+def evaluation_is_due(step: int, steps_per_epoch: float, every: float) -> bool:
+    """Whether this step is the first past a multiple of `every` epochs."""
+    before, now = (math.floor(done / steps_per_epoch / every + optimizer.ROUNDING) for done in (step - 1, step))
+    return step > 0 and now > before
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """Everything that stays the same from the first step to the last."""
@@ -60,7 +66,6 @@ class Run:
     num_steps: int
     steps_per_epoch: float
     broken: BrokenLog
-    is_current: bool  # whether the evaluation on disk, if there is one, is of these settings
     checkpoints: Checkpoints
     journal: Journal
     heartbeat: Heartbeat
@@ -73,11 +78,7 @@ class Run:
 
     def is_eval_step(self, step: int) -> bool:
         """Whether an evaluation follows this step: the first past every `eval_every` epochs, and the last."""
-
-        def evaluations(step: int) -> int:
-            return math.floor(self.epoch(step) / self.cfg.train.eval_every + optimizer.ROUNDING)
-
-        return step == self.num_steps or (step > 0 and evaluations(step) > evaluations(step - 1))
+        return step == self.num_steps or evaluation_is_due(step, self.steps_per_epoch, self.cfg.train.eval_every)
 
 
 def train(cfg: Config, workdir: Path, log: Callable[[str], None] = print, *, common: bool = True) -> EvalResult | None:
@@ -154,14 +155,14 @@ def _set_up(
     checkpoints = Checkpoints(workdir, cfg.checkpoint.keep, log=log, common=common)
     held.enter_context(contextlib.closing(checkpoints))
     restored = checkpoints.restore_latest(shardings, state, train_index.class_names)
-    evaluated, is_current = False, True
+    evaluated = False
     if restored is not None:
         state, meta = restored
         changed = resume.changed_fields(meta["config"], cfg)
         resume.refuse_another_run(changed, workdir)
-        if int(state.step) >= num_steps:
+        before = changed.get("train.epochs", (cfg.train.epochs,))[0]
+        if int(state.step) >= max(num_steps, optimizer.count_steps(before, steps_per_epoch)):
             resume.refuse_other_settings(changed, cfg.train.epochs, workdir)
-            is_current = not any(name.startswith("eval.") for name in changed)
         evaluated = BEST_METRIC in meta["metrics"]
         log(f"resumed from step {int(state.step)} of {num_steps} ({workdir})")
         for field, (before, now) in changed.items():  # a changed field makes another run
@@ -193,7 +194,6 @@ def _set_up(
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
         broken=BrokenLog(cfg.data, log=log_own),
-        is_current=is_current,
         checkpoints=checkpoints,
         journal=journal,
         heartbeat=heartbeat,
@@ -221,7 +221,7 @@ def _train(run: Run, state: TrainState) -> EvalResult | None:
         contextlib.closing(Profile(run.cfg.profile, run.workdir, progress.message)) as profile,
     ):
         say, newest = progress.message, run.checkpoints.newest
-        meter = Meter(run.journal, run.workdir, run.cfg.train, run.steps_per_epoch, run.broken, say, newest)
+        meter = Meter(run.journal, run.cfg.train, run.steps_per_epoch, run.broken, say, newest)
         while step < run.num_steps and not run.stop.asked():
             profile.before(step)
             waited = time.perf_counter()
@@ -262,7 +262,7 @@ def _train(run: Run, state: TrainState) -> EvalResult | None:
         run.log(f"stopped at step {step} of {run.num_steps}; state saved in {run.workdir}")
         return None
     if result is None:  # the run was complete already
-        kept = parallel.from_first(load_evaluation(run.workdir)) if run.is_current else None
+        kept = parallel.from_first(load_evaluation(run.workdir)) if evaluated else None
         result = kept or _evaluate(run, state)
     if result is None:
         run.heartbeat.end("stopped", "a signal stopped its evaluation; its training is complete")

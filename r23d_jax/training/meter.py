@@ -40,14 +40,13 @@ class Meter:
     def __init__(
         self,
         journal: Journal,
-        workdir: Path,
         cfg: TrainConfig,
         steps_per_epoch: float,
         broken: BrokenLog,
         say: Callable[[str], None],
         newest: Callable[[], int | None],
     ):
-        self._journal, self._workdir, self._broken, self._say, self._newest = journal, workdir, broken, say, newest
+        self._journal, self._broken, self._say, self._newest = journal, broken, say, newest
         self._hosts = parallel.from_processes(socket.gethostname())
         self._slowest = ""
         self._clips, self._log_every, self._steps_per_epoch = cfg.global_batch_size, cfg.log_every, steps_per_epoch
@@ -82,11 +81,16 @@ class Meter:
             self._steps = 0
 
     def _restart_from(self) -> str:
-        step = self._newest()
+        try:
+            step = parallel.from_first(self._newest())  # it alone may have the folder
+        except UserError as error:
+            return str(error)
         if step is None:
             return "there is no checkpoint yet, so it starts from the beginning"
-        folder = self._workdir / "checkpoints" / str(step)
-        return f"it goes on from step {step}. If it fails there at once, that state is ruined too: delete {folder}"
+        return (
+            f"it goes on from step {step}. If it fails there at once, that state is ruined too: delete "
+            f"checkpoints/{step} in the workdir"
+        )
 
     def flush(self) -> None:
         """Fetches the pending metrics, checks them and writes their mean as one row.

@@ -7,13 +7,13 @@ from typing import Any
 from r23d_jax import config
 from r23d_jax.config import Config
 
-# Fields that change neither the network that a complete training ended with nor, but for those of `eval`, its figures
-_WITHOUT_EFFECT = {
-    "compilation_cache", "profile", "data.augment_on", "data.byte_range", "data.lists", "data.max_broken_fraction",
-    "data.num_workers", "data.remote_cache", "data.root", "data.source", "parallel.fsdp", "parallel.remat",
-    "train.eval_every", "train.log_every",
-}  # fmt: skip
-_GROUPS_WITHOUT_EFFECT = ("checkpoint.", "eval.", "fusion.", "logging.")
+# Fields, and beginnings of their names, that change neither the network that a training ends with nor its figures:
+# where things lie, how they are read and spread over devices, what is kept and shown. Studies read this, too.
+WITHOUT_EFFECT = (
+    "checkpoint.", "compilation_cache", "data.augment_on", "data.lists", "data.max_broken_fraction", "data.num_workers",
+    "data.on_broken", "data.remote_cache", "data.root", "eval.batch_size", "eval.checkpoint", "eval.nearest", "fusion.",
+    "init_from", "logging.", "parallel.fsdp", "parallel.remat", "profile", "train.eval_every", "train.log_every",
+)  # fmt: skip
 
 
 def changed_fields(old: dict[str, Any], cfg: Config) -> dict[str, tuple[Any, Any]]:
@@ -42,6 +42,12 @@ def refuse_another_run(changed: dict[str, tuple[Any, Any]], workdir: Path) -> No
                 f"config.{name}={now}: {workdir} was trained with {before}, so on other videos. Some may be held out "
                 "now: give another --workdir"
             )
+    before, now = changed.get("data.source", ("", ""))
+    if not {before, now} <= {"", "frames", "packed"}:  # which hold the same pictures
+        raise config.UserError(
+            f"config.data.source={now!r}: {workdir} was trained with {before!r}, so on other videos: give another "
+            "--workdir"
+        )
 
 
 def refuse_other_settings(changed: dict[str, tuple[Any, Any]], epochs: float, workdir: Path) -> None:
@@ -54,12 +60,18 @@ def refuse_other_settings(changed: dict[str, tuple[Any, Any]], epochs: float, wo
       UserError: naming the first such field and what to do.
     """
     for name, (before, now) in changed.items():
-        if name not in _WITHOUT_EFFECT and not name.startswith(_GROUPS_WITHOUT_EFFECT):
-            trained = changed.get("train.epochs", (epochs, epochs))[0]
+        if name.startswith(WITHOUT_EFFECT) or name in ("data.source", "data.shuffle_shards"):
+            continue
+        if name.startswith("eval."):
             raise config.UserError(
-                f"config.{name}={now!r}: {workdir} is complete, and was trained with {before!r}: give another "
-                f"--workdir, or a config.train.epochs above {trained:g} to train on"
+                f"config.{name}={now!r}: {workdir} is complete, and was evaluated with {before!r}: add --mode=eval to "
+                "evaluate it again"
             )
+        trained = changed.get("train.epochs", (epochs, epochs))[0]
+        raise config.UserError(
+            f"config.{name}={now!r}: {workdir} is complete, and was trained with {before!r}: give another --workdir, "
+            f"or a config.train.epochs above {trained:g} to train on"
+        )
 
 
 def _all_fields(old: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from r23d_jax.checkpoint.checkpoint import create_configured_model
 from r23d_jax.checkpoint.read import read_network
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.config import Config, DataConfig, HeadConfig, UserError
+from r23d_jax.data.sources import names_of
 from r23d_jax.models.functional import flatten, initialize, values
 from r23d_jax.models.heads import interpolate_positions
 from r23d_jax.models.registry import model_name
@@ -148,15 +149,16 @@ def _seen(theirs: DataConfig, their_names: tuple[str, ...], cfg: Config, names: 
     ours, motion = cfg.data, bool(theirs.motion.speeds)
     if theirs.source == "pictures" or not (motion or set(their_names) & set(names)):
         return ""
-    asked, trained = ((data.fold, data.split) for data in (ours, theirs))
-    if ours.fold and asked != trained:
-        text = f"fold {trained[0]} of split {trained[1]}, so it may know videos of fold {asked[0]} of split {asked[1]}"
-        if not motion and set(their_names) == set(names):
+    if ours.fold and (ours.fold, ours.split) != (theirs.fold, theirs.split):
+        but = f", but for fold {theirs.fold}" if theirs.fold else ""
+        text = f"trained on the training list of split {theirs.split}{but}"
+        if not motion and set(their_names) == set(names) and names_of(theirs) == names_of(ours):
             raise WarmStartError(
-                f"config.init_from={cfg.init_from}: was trained on {text}, on which this training is evaluated: start "
-                f"from a run with config.data.fold={asked[0]} and config.data.split={asked[1]}"
+                f"config.init_from={cfg.init_from}: was {text}, and so on videos of fold {ours.fold} of split "
+                f"{ours.split}, on which this training is evaluated: start from a run with "
+                f"config.data.fold={ours.fold} and config.data.split={ours.split}"
             )
-        return f"trained on {text}"
+        return f"{text}; if these are the same videos, it knows some of fold {ours.fold} of split {ours.split}"
     if ours.split != theirs.split:
         return (
             f"trained on split {theirs.split}, which may have test videos of split {ours.split} among its training "

@@ -8,20 +8,19 @@ import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import jax
 import pytest
 
 from r23d_jax.checkpoint.checkpoint import load_checkpoint
 from r23d_jax.commands import status
-from r23d_jax.config import Config, UserError
+from r23d_jax.config import Config, TrainConfig, UserError
 from r23d_jax.data.find.splits import read_list
 from r23d_jax.data.find.video_names import group_of
 from r23d_jax.data.make.synthetic import write_synthetic
 from r23d_jax.data.sources import open_index
 from r23d_jax.evaluation.card import evaluations
-from r23d_jax.evaluation.result import EvalResult, load_evaluation
+from r23d_jax.evaluation.result import EvalResult
 from r23d_jax.evaluation.run import evaluate_checkpoint
 from r23d_jax.runtime.journal import read_metrics
 from r23d_jax.training import loop, meter
@@ -171,22 +170,16 @@ def test_a_complete_run_is_reported_again_without_a_step(dataset: Path, finished
     assert any(line.startswith("report: ") for line in lines) and losses(workdir) == before
 
 
-def test_a_complete_run_is_evaluated_again_by_another_protocol(
-    dataset: Path, finished: tuple[Path, EvalResult], tmp_path: Path
-) -> None:
-    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
-    cfg = config_for(dataset)
-    cfg.eval.num_clips = 3
-    result, _ = run(cfg, workdir)
-    assert result is not None and (result.protocol.num_clips, finished[1].protocol.num_clips) == (3, 2)
-    again = load_evaluation(workdir)
-    assert again is not None and again.protocol.num_clips == 3
-
-
 @pytest.mark.parametrize(
     ("group", "field", "value", "message"),
     [
         ("optimizer", "learning_rate", 0.5, r"config\.optimizer\.learning_rate=0\.5: .* complete, .* with 0\.01: give"),
+        (
+            "eval",
+            "num_clips",
+            3,
+            r"config\.eval\.num_clips=3: .* evaluated with 2: add --mode=eval to evaluate it again$",
+        ),
         ("train", "epochs", 1.0, r"config\.train\.epochs=1\.0: .* or a config\.train\.epochs above 2 to train on$"),
         (
             "data",
@@ -209,15 +202,11 @@ def test_a_complete_run_is_not_the_result_of_other_settings(
 
 @pytest.mark.parametrize(
     ("videos", "every", "wanted"),
-    [(100, 0.1, range(1, 11)), (50, 0.4, range(2, 11, 2)), (30, 1.0, (3, 6, 9, 10))],
+    [(100, 0.1, range(1, 11)), (50, 0.4, range(2, 11, 2)), (30, 1.0, (3, 6, 9))],
 )
 def test_evaluations_follow_the_first_step_past_each_period(videos: int, every: float, wanted: Iterable[int]) -> None:
     """Batches of ten; 0.3 // 0.1 is 2."""
-    cfg = Config()
-    cfg.train.eval_every = every
-    made: Any = object.__new__(loop.Run)  # only what the method reads
-    made.__dict__.update(cfg=cfg, steps_per_epoch=videos / 10, num_steps=10)
-    assert [step for step in range(11) if made.is_eval_step(step)] == list(wanted)
+    assert [step for step in range(11) if loop.evaluation_is_due(step, videos / 10, every)] == list(wanted)
 
 
 def test_a_complete_run_whose_evaluation_is_stopped(
@@ -380,10 +369,40 @@ def test_an_evaluation_on_other_data_has_a_folder_of_its_own_and_is_not_in_the_c
     for root in (dataset, other):
         evaluate_checkpoint(config_for(root), workdir, log=lines.append)
     folders = {path.name for path in (workdir / "evaluations").iterdir()}
-    assert {"split1-uniform2-1crop", "split1-uniform2-1crop-foggy_frames_foggy_lists"} <= folders
-    assert "other data than in training (foggy/frames foggy/lists), split 1, 12 videos" in "\n".join(lines)
+    assert {"split1-uniform2-1crop", "split1-uniform2-1crop-foggy-lists"} <= folders
+    assert "other data than in training (foggy lists), split 1, 12 videos" in "\n".join(lines)
     kept = evaluations(load_checkpoint(workdir, "latest"))
-    assert kept and not any(result.protocol.data for result in kept)
+    assert kept and not any(result.protocol.other_data for result in kept)
+
+
+def test_a_run_may_end_earlier_than_planned(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after four of six steps, and ended there: it is evaluated at that step."""
+    monkeypatch.setattr(loop.report, "write_report", lambda workdir, *args, **options: workdir)
+    add = loop.Meter.add
+
+    def add_and_stop(meter, step: int, *rest) -> None:
+        add(meter, step, *rest)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Meter, "add", add_and_stop)
+        run(config_for(dataset), tmp_path)
+    cfg = config_for(dataset)
+    cfg.train.epochs = 1.2
+    result, lines = run(cfg, tmp_path)
+    assert result is not None and f"resumed from step 4 of 4 ({tmp_path})" in lines
+    assert [row["step"] for row in read_metrics(tmp_path) if "val/top1_video" in row] == [3, 4]
+
+
+@pytest.mark.parametrize(("name", "what"), [("train/loss", "loss"), ("train/grad_norm", "norm of the gradient")])
+def test_what_is_not_finite_is_named(name: str, what: str) -> None:
+    metrics = {"train/loss": 1.0, "train/grad_norm": 1.0, "train/learning_rate": 0.1} | {name: float("inf")}
+    made = meter.Meter(None, TrainConfig(), 1.0, None, print, lambda: 7)  # type: ignore[arg-type]
+    made._pending = [(12, metrics)]  # type: ignore[list-item]
+    message = rf"the {what} is inf at step 12\. Lower .*: it goes on from step 7\."
+    with pytest.raises(TrainingDiverged, match=message):
+        made.flush()
 
 
 @pytest.mark.slow
@@ -392,7 +411,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(dataset: Pat
     cfg.optimizer.name, cfg.optimizer.learning_rate, cfg.optimizer.clip_norm = "sgd", 1e30, 0.0
     cfg.checkpoint.every_steps = 1
     message = r"the (loss|norm of the gradient) is (nan|inf) at step 2\. Lower config\.optimizer\.learning_rate or .*"
-    with pytest.raises(TrainingDiverged, match=rf"{message}: it goes on from step 1\. If it fails there .*/1$"):
+    with pytest.raises(TrainingDiverged, match=rf"{message}: it goes on from step 1\. If it fails .*/1 in the"):
         run(cfg, tmp_path)
     assert load_checkpoint(tmp_path, "latest").step == 1 and sorted(losses(tmp_path)) == [1]
     found = status.read_status(tmp_path)

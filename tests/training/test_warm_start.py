@@ -295,12 +295,17 @@ def test_weights_that_know_the_videos_they_are_scored_on() -> None:
     cfg.data.split, cfg.data.hold_out = 1, 0.2
     assert _seen(trained, names, cfg, names).startswith("trained with config.data.hold_out=0, so it may know")
     cfg.data.hold_out, cfg.data.fold = 0.0, 1
-    with pytest.raises(
-        WarmStartError, match=r"^config\.init_from=runs/first: was trained on fold 0 of split 1, .*fold=1 and"
-    ):
+    message = r"^config\.init_from=runs/first: was trained on the training list of split 1, and so on .*fold=1 and"
+    with pytest.raises(WarmStartError, match=message):
         _seen(trained, names, cfg, names)
-    trained.motion.speeds = (2, 4)
-    assert _seen(trained, ("still",), cfg, names).startswith("trained on fold 0 of split 1, so it may know videos")
+    cfg.data.root = "data/own/frames"
+    assert _seen(trained, names, cfg, names).startswith(
+        "trained on the training list of split 1; if these are the same"
+    )
+    trained.motion.speeds, trained.fold = (2, 4), 2
+    assert _seen(trained, ("still",), cfg, names).startswith(
+        "trained on the training list of split 1, but for fold 2; if"
+    )
     trained.source = "pictures"
     assert _seen(trained, ("still",), cfg, names) == ""
 

@@ -38,6 +38,6 @@ def refuse_mirrored_views(crops: int, flip: object, class_names: Sequence[str]) 
     pairs = mirrored_pairs(class_names)
     why = f"a mirror image of {pairs[0][0]!r} is {pairs[0][1]!r}" if pairs else "config.data.flip is False"
     raise ConfigError(
-        f"config.eval.crops=10: half of these views are mirrored, and {why}: set --config.eval.crops=3, or "
-        "--config.data.flip=True if a mirror image keeps its class"
+        f"config.eval.crops=10: half of these views are mirrored, and {why}: set --config.eval.crops=3; or train and "
+        "evaluate with config.data.flip=True if a mirror image keeps its class"
     )

@@ -47,7 +47,7 @@ def _read(lists: Path, subset: Subset, split: int) -> Sides:
                 raise DataError(f"{where}: label {shown(label)}; expected a number from 0 to {len(class_names) - 1}")
             name = "/".join(relative_parts(name, where))
             class_name = class_names[int(label)]
-            film = f"{class_name}_{name.rpartition('_')[0] or name}"  # names are an id of YouTube and a number
+            film = name.rpartition("_")[0] or name  # an id of YouTube and a number
             sides[side].append(Listed(name, name, class_name, where, ids=(name,), film=film))
     return class_names, sides
 

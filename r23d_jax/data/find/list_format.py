@@ -28,7 +28,7 @@ class Listed(NamedTuple):
     where: str  # "trainlist01.txt:12"
     ids: tuple[str, ...] = ()  # see `splits.Entry`
     recording: str = ""  # what the list itself says about its group
-    film: str = ""  # class and film that the clip was cut from, where official lists may have a film on both sides
+    film: str = ""  # that the clip was cut from, where official lists may have clips of one film on both sides
 
     @property
     def group(self) -> str:

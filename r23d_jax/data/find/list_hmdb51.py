@@ -41,7 +41,7 @@ def _read(lists: Path, subset: Subset, split: int) -> Sides:
             name = without_suffix(parts[0])
             if found[2] in _SIDES:
                 # FILM_CLASS_body_motion_people_view_quality_NUMBER
-                film = f"{class_name}_{name.split(f'_{class_name}_')[0]}"
+                film = name.split(f"_{class_name}_")[0]
                 sides[_SIDES[found[2]]].append(Listed(f"{class_name}/{name}", name, class_name, where, film=film))
     if not class_names:
         have = ", ".join(map(str, _splits(lists))) or "none"

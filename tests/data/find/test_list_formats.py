@@ -119,19 +119,20 @@ def test_hmdb51(tmp_path: Path) -> None:
 
 
 def test_a_fold_of_hmdb51_and_diving48_does_not_cut_through_a_film(tmp_path: Path) -> None:
-    films = [f"Film_{film}_kiss_u_nm_np2_fr_med_{clip}" for film in "abcd" for clip in range(3)]
-    lines = "".join(f"{name}.avi 1\n" for name in films)
-    write(tmp_path / "hmdb", {"kiss_test_split1.txt": lines + "Film_a_kiss_f_cm_np2_fr_bad_3.avi 2\n"})
-    dives = [{"vid_name": f"id_{film}_0000{dive}", "label": 0} for film in "abcd" for dive in range(3)]
-    write(
-        tmp_path / "diving",
-        {"Diving48_V2_train.json": dives, "Diving48_V2_test.json": [{"vid_name": "id_a_00009", "label": 0}]},
-    )
+    """A film has clips of both classes."""
+    hmdb = {}
+    for name in ("kiss", "hug"):
+        clips = [f"Film_{film}_{name}_u_nm_np2_fr_med_{clip}.avi 1\n" for film in "abcdef" for clip in range(3)]
+        hmdb[f"{name}_test_split1.txt"] = "".join([*clips, f"Film_a_{name}_f_cm_np2_fr_bad_3.avi 2\n"])
+    write(tmp_path / "hmdb", hmdb)
+    dives = [{"vid_name": f"id_{film}_0000{dive}", "label": dive % 2} for film in "abcdef" for dive in range(6)]
+    test = [{"vid_name": f"id_a_0000{dive}", "label": dive % 2} for dive in (8, 9)]
+    write(tmp_path / "diving", {"Diving48_V2_train.json": dives, "Diving48_V2_test.json": test})
     for folder in (tmp_path / "hmdb", tmp_path / "diving"):
         for divide in (functools.partial(fold, number=1), functools.partial(hold_out, fraction=0.3)):
             kept, held = divide(read_list(folder, "train"))
-            sides = [{entry.name[: len("Film_a")] for entry in side.entries} for side in (kept, held)]
-            assert len(kept.entries) + len(held.entries) == 12 and len(held.entries) % 3 == 0
+            sides = [{"_".join(entry.name.split("_")[:2]) for entry in side.entries} for side in (kept, held)]
+            assert len(kept.entries) + len(held.entries) == 36 and len(held.entries) % 6 == 0
             assert all(sides) and not sides[0] & sides[1]
 
 
