@@ -11,7 +11,8 @@ Then any training of the same network starts from it, with a head of its own:
 `pretrain.py:synthetic,rgb_diff` (pictures, input). The recipe is MoSI's (Huang et al. 2021, arXiv:2104.00240), at the
 size of small_cpu.py. Hardware: CPU. Results (docs/pretraining.md, five classes of UCF101, one seed): plain RGB gains 33
 points by 99,540 clips on held-out groups, and 19 on the test videos of split 1. With the motion stem, which is what
-this trains, no difference is shown: 91.35 %, and 87.03 % without, on the test videos of three splits.
+this trains, no difference is shown with the average pool: 91.35 %, and 87.03 % without, on the test videos of three
+splits. With a ViT head that starts as the average pool: 92.06 %, 5.03 points more than the average pool without.
 """
 
 from configs import small_cpu
