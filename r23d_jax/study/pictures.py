@@ -56,7 +56,7 @@ def forest(
     left.set_yticks(range(len(names)), [printable(name) for name in names], fontsize=8.5)
     left.set_ylim(len(names) - 0.5, -0.5)  # the first row on top
     left.set_xlabel(f"{measure}, % (bars: 95 % intervals)", fontsize=9)
-    right.set_xlabel("minus the first row, points (gray: no difference shown)", fontsize=9)
+    right.set_xlabel("minus the first row, points\n(gray: no difference shown)", fontsize=9)
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
