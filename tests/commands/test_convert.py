@@ -137,7 +137,7 @@ def test_an_image_network_is_inflated(tmp_path: Path, capsys: pytest.CaptureFixt
         ),
         (("--from", "{file}", "--to", "{tmp}/a", "--inflate", "center"), "is no image network, so nothing is inflated"),
         (
-            ("--from", "{file}", "--to", "{tmp}/a.pth", "--crop-size", "224"),
+            ("--from", "{file}", "--to", "{tmp}/a.safetensors", "--crop-size", "224"),
             "the crop of 224 pixels is larger than the short side of 128: set both --crop-size and --short-side",
         ),
     ],
