@@ -113,23 +113,18 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 def _read(args: argparse.Namespace, path: Path) -> "Converted":
     from r23d_jax.checkpoint.read import read_network
 
-    inflates = []  # whether it was an image network
-
-    def inflated(arrays: Any) -> "Converted":
-        inflates.append(True)
-        return _inflated(args, arrays)
-
     found = read_network(
         path,
-        inflated,
+        functools.partial(_inflated, args),
         name=args.model,
         source=args.source,
         log=functools.partial(print, file=sys.stderr),
     )
     print(f"from     {found.origin}")
-    if args.inflate and not inflates:
+    was_image = not found.source
+    if args.inflate and not was_image:
         raise UserError(f"--inflate {args.inflate}: {path} is no image network, so nothing is inflated")
-    if args.num_classes is not None and not inflates:
+    if args.num_classes is not None and not was_image:
         found = _with_classifier(args.num_classes, found)
     for note in found.notes:
         print(f"note     {note}")

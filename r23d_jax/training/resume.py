@@ -60,6 +60,7 @@ def refuse_other_settings(changed: dict[str, tuple[Any, Any]], epochs: float, wo
       UserError: naming the first such field and what to do.
     """
     for name, (before, now) in changed.items():
+        # Frames may be packed now, and shards unpacked, which are never shuffled; nothing is read in their order again
         if name.startswith(WITHOUT_EFFECT) or name in ("data.source", "data.shuffle_shards"):
             continue
         if name.startswith("eval."):
