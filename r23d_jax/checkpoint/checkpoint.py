@@ -170,6 +170,7 @@ class LoadedModel:
     step: int  # of the checkpoint
     metrics: dict[str, float]  # of the checkpoint's evaluation; {} if it was not evaluated
     path: Path  # the checkpoint's folder
+    videos: str = ""  # that it was trained on, as `trained_videos.digests`; "" if they are not known
     # how it was chosen from those of its run, in words; "" if it was named itself, or is no checkpoint
     chosen: str = ""
 
@@ -292,6 +293,7 @@ def _load(store: Store, compute_dtype: str, step: int) -> LoadedModel:
         step=step,
         metrics=meta["metrics"],
         path=store.root / str(step),
+        videos=meta.get("videos", ""),
     )
 
 

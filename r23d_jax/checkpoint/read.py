@@ -58,6 +58,7 @@ def read_network(
             assumed=False,
             views=loaded.config.eval,
             data=loaded.config.data if loaded.step else None,  # a converted network was not trained
+            videos=loaded.videos,
         )
     if not path.exists() and not path.with_name(f"{path.name}.index").is_file():
         raise UserError(

@@ -42,11 +42,12 @@ class Protocol:
     fold: int = 0  # of the training list, whose groups were held out and evaluated; 0: the test list
     chosen: str = ""  # how the checkpoint was chosen; "": it is the last one
     other_data: str = ""  # names of the folders of data and lists, if they are others than in training
+    trained_on: int = 0  # how many of the videos the network was trained on
 
     @classmethod
     def of(cls, cfg: Config) -> "Protocol":
         """The protocol that a config asks for, with the last checkpoint."""
-        values: dict[str, Any] = vars(cfg.data) | vars(cfg.eval) | {"chosen": "", "other_data": ""}
+        values: dict[str, Any] = vars(cfg.data) | vars(cfg.eval) | {"chosen": "", "other_data": "", "trained_on": 0}
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
 
     @property
@@ -245,8 +246,9 @@ def protocol_line(result: EvalResult) -> str:
     fold = f"held-out groups of the training list (fold {protocol.fold}), " if protocol.fold else ""
     chosen = f"; the checkpoint is the {protocol.chosen}" if protocol.chosen else ""
     data = f"other data than in training ({protocol.other_data}), " if protocol.other_data else ""
+    seen = f" ({protocol.trained_on:,} of them trained on)" if protocol.trained_on else ""
     return (
-        f"{data}split {protocol.split}, {fold}{_count(int(result.evaluated.sum()), 'video')}, "
+        f"{data}split {protocol.split}, {fold}{_count(int(result.evaluated.sum()), 'video')}{seen}, "
         f"{_count(int(result.num_views.sum()), 'view')}: {protocol.describe()}; "
         f"the scores of a video are the mean over its views{chosen}"
     )

@@ -9,6 +9,7 @@ import jax
 
 from r23d_jax import config
 from r23d_jax.checkpoint.checkpoint import LoadedModel, load_checkpoint
+from r23d_jax.checkpoint.trained_videos import were_among
 from r23d_jax.config import RATE_TOLERANCE, Config
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read.broken import BrokenLog
@@ -99,6 +100,9 @@ def score_checkpoint(
     if names_of(loaded.config.data) != names_of(cfg.data):
         protocol = dataclasses.replace(result.protocol, other_data=names_of(cfg.data))
         result = dataclasses.replace(result, protocol=protocol)
+    if seen := int(were_among(loaded.videos, index.names.tolist()).sum()):
+        log(f"it was trained on {seen:,} of these {len(index):,} videos, so this says little about others")
+        result = dataclasses.replace(result, protocol=dataclasses.replace(result.protocol, trained_on=seen))
     return result, index
 
 
@@ -129,7 +133,7 @@ def _refuse_trained_fold(loaded: LoadedModel, cfg: Config) -> None:
 def _log_differences(loaded: LoadedModel, cfg: Config, index: VideoIndex, log: Callable[[str], None]) -> None:
     """Logs that the split is another than in training, flow was made in another way, or clips have another pace."""
     splits = loaded.config.data.split, cfg.data.split
-    if splits[0] != splits[1]:
+    if splits[0] != splits[1] and not loaded.videos:
         log(f"trained on split {splits[0]}, which may have test videos of split {splits[1]} among its training videos")
     trained, here = loaded.preprocessing, trained_preprocessing(cfg.data, index)
     if trained.flow.method and here.flow != trained.flow:

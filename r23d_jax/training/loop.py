@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from r23d_jax import config, models
+from r23d_jax.checkpoint import trained_videos
 from r23d_jax.checkpoint.checkpoint import Checkpoints, create_configured_model
 from r23d_jax.checkpoint.state import TrainState, create_state
 from r23d_jax.checkpoint.store import BEST_METRIC
@@ -65,6 +66,7 @@ class Run:
     network: Network
     num_steps: int
     steps_per_epoch: float
+    videos: str  # that the network has been trained on, for its checkpoints
     broken: BrokenLog
     checkpoints: Checkpoints
     journal: Journal
@@ -155,20 +157,27 @@ def _set_up(
     checkpoints = Checkpoints(workdir, cfg.checkpoint.keep, log=log, common=common)
     held.enter_context(contextlib.closing(checkpoints))
     restored = checkpoints.restore_latest(shardings, state, train_index.class_names)
-    evaluated = False
+    evaluated, trained_on = False, trained_videos.digests(train_index.names.tolist())
     if restored is not None:
         state, meta = restored
         changed = resume.changed_fields(meta["config"], cfg)
         resume.refuse_another_run(changed, workdir)
         before = changed.get("train.epochs", (cfg.train.epochs,))[0]
-        if int(state.step) >= max(num_steps, optimizer.count_steps(before, steps_per_epoch)):
+        complete = int(state.step) >= max(num_steps, optimizer.count_steps(before, steps_per_epoch))
+        if complete:
             resume.refuse_other_settings(changed, cfg.train.epochs, workdir)
+        train, test = train_index.names, test_index.names
+        trained_on = resume.videos_to_keep(meta.get("videos", ""), train, test, workdir, complete, log)
         evaluated = BEST_METRIC in meta["metrics"]
+        if complete and evaluated and (kept := parallel.from_first(load_evaluation(workdir))):
+            resume.refuse_other_test_videos(kept.names, test, workdir)
         log(f"resumed from step {int(state.step)} of {num_steps} ({workdir})")
         for field, (before, now) in changed.items():  # a changed field makes another run
             log(f"changed since the checkpoint: config.{field} was {before!r}, is {now!r}")
     elif cfg.init_from:
-        state = warm_start(cfg, state, shardings, num_classes, log, tuple(train_index.class_names))
+        state = warm_start(
+            cfg, state, shardings, num_classes, log, tuple(train_index.class_names), test_index.names.tolist()
+        )
     if is_first:
         disk.write_atomically(workdir / "config.json", config.to_json(cfg) + "\n")
     heartbeat.describe(
@@ -193,6 +202,7 @@ def _set_up(
         network=network,
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
+        videos=trained_on,
         broken=BrokenLog(cfg.data, log=log_own),
         checkpoints=checkpoints,
         journal=journal,
@@ -309,6 +319,7 @@ def _save(run: Run, state: TrainState, result: EvalResult | None) -> None:
         "class_names": list(run.train_index.class_names),
         "preprocessing": dataclasses.asdict(trained_preprocessing(run.cfg.data, run.train_index)),
         "version": __version__,
+        "videos": run.videos,
     }
     run.heartbeat.beat("saving")
     run.checkpoints.save(state, meta, None if result is None else result.metrics)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from r23d_jax import config
 from r23d_jax.checkpoint.checkpoint import create_configured_model
 from r23d_jax.checkpoint.read import read_network
 from r23d_jax.checkpoint.state import TrainState
-from r23d_jax.config import Config, DataConfig, HeadConfig, UserError
+from r23d_jax.checkpoint.trained_videos import were_among
+from r23d_jax.config import Config, HeadConfig, UserError
 from r23d_jax.data.sources import names_of
 from r23d_jax.models.functional import flatten, initialize, values
 from r23d_jax.models.heads import interpolate_positions
@@ -55,6 +56,7 @@ def warm_start(
     num_classes: int,
     log: Callable[[str], None],
     class_names: tuple[str, ...] = (),
+    scored: Sequence[str] = (),
 ) -> TrainState:
     """The state before the first step, with the weights that `cfg.init_from` names instead of random ones.
 
@@ -68,6 +70,7 @@ def warm_start(
       cfg: `init_from` is a file of foreign weights, a run's folder or a checkpoint; image networks are inflated.
       log: takes one line for each part that was or was not taken.
       class_names: of the run, in the order of the logits; () trusts the order in the weights.
+      scored: names of the videos that the run is evaluated on.
 
     Raises:
       UserError: if the weights cannot be read or do not fit.
@@ -85,7 +88,7 @@ def warm_start(
 
     source = read_network(path, inflated, log=log)
     log(f"init: {source.origin}: {source.name}, {source.config.head.kind} head, {source.num_classes} classes")
-    if source.data is not None and (leak := _seen(source.data, source.class_names, cfg, class_names)):
+    if source.data is not None and (leak := _seen(source, cfg, class_names, scored)):
         log(f"init: {leak}")
     params, batch_stats = values(source.model)
     skip, notes = _skipped(cfg, source.config.head, (params, batch_stats), target)
@@ -141,24 +144,30 @@ def warm_start(
     return dataclasses.replace(state, params=new_params, batch_stats=new_stats, ema=ema)
 
 
-def _seen(theirs: DataConfig, their_names: tuple[str, ...], cfg: Config, names: tuple[str, ...]) -> str:
-    """A sentence if the run that the weights are from may have been trained on videos that this one is scored on.
+def _seen(source: Converted, cfg: Config, names: tuple[str, ...], scored: Sequence[str]) -> str:
+    """A sentence if the run that the weights are from was, or may have been, trained on videos that this one scores.
 
     Raises WarmStartError for a fold that it was trained on, with the same classes.
     """
-    ours, motion = cfg.data, bool(theirs.motion.speeds)
+    theirs, ours, their_names = source.data, cfg.data, source.class_names
+    assert theirs is not None, "the caller has seen to it"
+    motion = bool(theirs.motion.speeds)
+    same = not motion and set(their_names) == set(names)
+    trained = f"trained on the training list of split {theirs.split}"
+    trained += f", but for fold {theirs.fold}" if theirs.fold else ""
+    if source.videos and scored:
+        seen = int(were_among(source.videos, scored).sum())
+        if seen and ours.fold and same:
+            raise _fold_was_trained_on(cfg, trained)
+        unlabeled = ", without their labels" if motion else ""
+        known = f"{trained}, and so on {seen:,} of the {len(scored):,} videos that this run is evaluated on{unlabeled}"
+        return known if seen else ""
     if theirs.source == "pictures" or not (motion or set(their_names) & set(names)):
         return ""
     if ours.fold and (ours.fold, ours.split) != (theirs.fold, theirs.split):
-        but = f", but for fold {theirs.fold}" if theirs.fold else ""
-        text = f"trained on the training list of split {theirs.split}{but}"
-        if not motion and set(their_names) == set(names) and names_of(theirs) == names_of(ours):
-            raise WarmStartError(
-                f"config.init_from={cfg.init_from}: was {text}, and so on videos of fold {ours.fold} of split "
-                f"{ours.split}, on which this training is evaluated: start from a run with "
-                f"config.data.fold={ours.fold} and config.data.split={ours.split}"
-            )
-        return f"{text}; if these are the same videos, it knows some of fold {ours.fold} of split {ours.split}"
+        if same and names_of(theirs) == names_of(ours):
+            raise _fold_was_trained_on(cfg, trained)
+        return f"{trained}; if these are the same videos, it knows some of fold {ours.fold} of split {ours.split}"
     if ours.split != theirs.split:
         return (
             f"trained on split {theirs.split}, which may have test videos of split {ours.split} among its training "
@@ -167,6 +176,14 @@ def _seen(theirs: DataConfig, their_names: tuple[str, ...], cfg: Config, names: 
     if ours.hold_out and not motion and ours.hold_out != theirs.hold_out:
         return f"trained with config.data.hold_out={theirs.hold_out:g}, so it may know the videos held out here"
     return ""
+
+
+def _fold_was_trained_on(cfg: Config, trained: str) -> WarmStartError:
+    fold, split = cfg.data.fold, cfg.data.split
+    return WarmStartError(
+        f"config.init_from={cfg.init_from}: was {trained}, and so on videos of fold {fold} of split {split}, on which "
+        f"this training is evaluated: start from a run with config.data.fold={fold} and config.data.split={split}"
+    )
 
 
 def _skipped(

@@ -53,6 +53,7 @@ class Converted:
       assumed: whether the preprocessing is only the usual one of such networks.
       views: that its run was evaluated on; all clips of a video if the source does not say.
       data: of its run; None if there was no run of r23d_jax, or its data are not known.
+      videos: that it was trained on, as `trained_videos.digests`; "" if they are not known.
     """
 
     model: VideoNetwork
@@ -66,6 +67,7 @@ class Converted:
     assumed: bool = True
     views: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     data: DataConfig | None = None
+    videos: str = ""
 
     @property
     def name(self) -> str:

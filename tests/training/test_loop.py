@@ -1,5 +1,6 @@
 """Whole runs on a tiny set: stopped and resumed, diverged, fed with broken frames, evaluated again."""
 
+import dataclasses
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from r23d_jax.data.make.synthetic import write_synthetic
 from r23d_jax.data.sources import open_index
 from r23d_jax.evaluation.card import evaluations
 from r23d_jax.evaluation.result import EvalResult
-from r23d_jax.evaluation.run import evaluate_checkpoint
+from r23d_jax.evaluation.run import evaluate_checkpoint, score_checkpoint
 from r23d_jax.runtime.journal import read_metrics
 from r23d_jax.training import loop, meter
 from r23d_jax.training.meter import TrainingDiverged
@@ -324,16 +325,57 @@ def test_a_run_on_a_fold_is_evaluated_on_its_groups(tmp_path: Path) -> None:
         evaluate_checkpoint(cfg, tmp_path / "run", lines.append)
 
 
-def test_another_split_than_that_of_the_training_is_noted(
+def other_split(dataset: Path, folder: Path) -> Path:
+    """Lists with a split 2 that tests a group of videos that split 1 trains on."""
+    shutil.copytree(dataset / "lists", folder)
+    trained = (folder / "trainlist01.txt").read_text().splitlines()
+    for side, group in (("train", "_g03_"), ("test", "_g02_")):
+        lines = [line if side == "train" else line.split(" ")[0] for line in trained if group in line]
+        assert len(lines) == 12
+        (folder / f"{side}list02.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_videos_that_were_trained_on_are_told(dataset: Path, finished: tuple[Path, EvalResult], tmp_path: Path) -> None:
+    cfg, lines = config_for(dataset), []
+    cfg.data.lists, cfg.data.split = str(other_split(dataset, tmp_path / "lists")), 2
+    evaluate_checkpoint(cfg, finished[0], log=lines.append)
+    assert "it was trained on 12 of these 12 videos, so this says little about others" in lines
+    assert "split 2, 12 videos (12 of them trained on), " in "\n".join(lines)
+    page = next((finished[0] / "evaluations").glob("split2*/report.html")).read_text()
+    assert "12 videos (12 of them trained on), " in page
+    older = dataclasses.replace(load_checkpoint(finished[0]), videos="")  # of a version that did not keep them
+    score_checkpoint(older, cfg, "test", lines.append)
+    assert "trained on split 1, which may have test videos of split 2 among its training videos" in lines
+
+
+@pytest.mark.usefixtures("unreported")
+def test_a_complete_run_is_not_given_as_that_of_other_videos(
     dataset: Path, finished: tuple[Path, EvalResult], tmp_path: Path
 ) -> None:
-    shutil.copytree(dataset / "lists", tmp_path / "lists")
-    for side in ("train", "test"):
-        shutil.copy(dataset / "lists" / f"{side}list01.txt", tmp_path / "lists" / f"{side}list02.txt")
-    cfg, lines = config_for(dataset), []
-    cfg.data.lists, cfg.data.split = str(tmp_path / "lists"), 2
-    evaluate_checkpoint(cfg, finished[0], log=lines.append)
-    assert "trained on split 1, which may have test videos of split 2 among its training videos" in lines
+    """Other lists under the same number of the split: of the test videos, of the training videos, or of both."""
+    cfg = config_for(dataset)
+    lists = other_split(dataset, tmp_path / "lists")
+    cfg.data.lists = str(lists)
+    for side, message in (
+        ("test", r"was trained on 12 of the 12 videos that are evaluated now, e\.g\. v_\w+_g02_c0\d: the lists are "),
+        ("train", r"is complete, and was trained on other videos than the training list has now \(0 new, 12 gone\)"),
+    ):
+        for name in ("train", "test"):
+            chosen = "02" if side == "test" or name == side else "01"
+            shutil.copy(lists / f"{name}list{chosen}.txt", tmp_path / f"{name}list01.txt")
+        (tmp_path / side).mkdir()
+        for name in ("classInd.txt", "trainlist01.txt", "testlist01.txt"):
+            shutil.copy((tmp_path if "list01" in name else lists) / name, tmp_path / side / name)
+        cfg.data.lists = str(tmp_path / side)
+        with pytest.raises(UserError, match=message):
+            run(cfg, finished[0])
+    half = (lists / "testlist01.txt").read_text().splitlines()[::2]
+    (lists / "testlist01.txt").write_text("\n".join(half) + "\n")
+    cfg.data.lists = str(lists)
+    message = r"is complete, and was evaluated on 12 videos; the test list has 6 now, or others: add --mode=eval"
+    with pytest.raises(UserError, match=message):
+        run(cfg, finished[0])
 
 
 def test_classes_are_compared(dataset: Path, finished: tuple[Path, EvalResult]) -> None:

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from r23d_jax.checkpoint.trained_videos import digests, were_among
 from r23d_jax.config import Config, UserError, flat
 from r23d_jax.training import resume
 
@@ -63,3 +65,26 @@ def test_a_complete_run_says_how_to_go_on(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             resume.refuse_other_settings(changed, 2.0, tmp_path)
+
+
+def test_a_changed_training_list_is_told_and_what_is_gone_stays_known(tmp_path: Path) -> None:
+    """Such as after a broken video was removed."""
+    lines: list[str] = []
+
+    def keep(kept: str, train: list[str], test: list[str], complete: bool = False) -> str:
+        return resume.videos_to_keep(kept, np.array(train), np.array(test), tmp_path, complete, lines.append)
+
+    first = keep("", ["a", "b", "c"], ["t"])
+    assert first == digests(["a", "b", "c"]) == keep(first, ["a", "b", "c"], ["t"], complete=True) and not lines
+    second = keep(first, ["a", "c", "d", "e"], ["t"])
+    assert lines == [
+        "the training list has changed since the checkpoint (2 new, 1 gone): this is another training from here on"
+    ]
+    assert were_among(second, ["a", "b", "c", "d", "e", "t"]).tolist() == [True] * 5 + [False]
+    assert keep(second, ["a", "c", "d", "e"], ["t"]) == second and len(lines) == 1
+    assert keep(first, ["a", "b"], ["t"]) != first and "(0 new, 1 gone)" in lines[-1]
+    assert keep(first, ["c", "b", "a"], ["t"]) and "(in another order)" in lines[-1]
+    with pytest.raises(UserError, match=r"was trained on 1 of the 2 videos that are evaluated now, e\.g\. b: the"):
+        keep(second, ["a", "c"], ["t", "b"])
+    with pytest.raises(UserError, match=r"is complete, and was trained on other videos .* \(0 new, 1 gone\): give an"):
+        keep(first, ["a", "c"], ["t"], complete=True)

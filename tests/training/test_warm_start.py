@@ -13,11 +13,12 @@ import r23d_jax
 from r23d_jax import models
 from r23d_jax.checkpoint.checkpoint import Checkpoints, create_configured_model, load_checkpoint, save_model
 from r23d_jax.checkpoint.state import TrainState
-from r23d_jax.config import Config, UserError
+from r23d_jax.checkpoint.trained_videos import digests
+from r23d_jax.config import Config, DataConfig, UserError, preprocessing
 from r23d_jax.models.functional import split_model
 from r23d_jax.training.warm_start import WarmStartError, _class_order, _seen, check_source, warm_start
 from r23d_jax.weights import files
-from r23d_jax.weights.state_dicts import to_arrays
+from r23d_jax.weights.state_dicts import Converted, to_arrays
 from tests.training.tiny import NUM_CLASSES, batch, start, tiny_config
 from tests.weights.random_networks import as_image_network, trained
 
@@ -284,30 +285,52 @@ def test_classes_that_differ_in_punctuation_alone_are_told_apart(
     assert _class_order(old, new)[0] == order
 
 
-def test_weights_that_know_the_videos_they_are_scored_on() -> None:
+def _source(data: DataConfig, names: tuple[str, ...], videos: str = "") -> Converted:
+    model = create_configured_model(tiny_config("r3d"), NUM_CLASSES)
+    return Converted(model, Config().model, len(names), "", names, preprocessing(data), data=data, videos=videos)
+
+
+def test_weights_that_may_know_the_videos_they_are_scored_on() -> None:
     """A line for another split, which may share videos; a refusal of a fold that was trained on."""
     names = ("a", "b", "c")
     trained, cfg = Config().data, Config(init_from="runs/first")
-    assert _seen(trained, names, cfg, names) == ""
+    source = _source(trained, names)
+    assert _seen(source, cfg, names, ()) == ""
     cfg.data.split = 2
-    assert _seen(trained, names, cfg, names).startswith("trained on split 1, which may have test videos of split 2")
-    assert _seen(trained, ("x", "y"), cfg, names) == "", "another dataset"
+    assert _seen(source, cfg, names, ()).startswith("trained on split 1, which may have test videos of split 2")
+    assert _seen(_source(trained, ("x", "y")), cfg, names, ()) == "", "another dataset"
     cfg.data.split, cfg.data.hold_out = 1, 0.2
-    assert _seen(trained, names, cfg, names).startswith("trained with config.data.hold_out=0, so it may know")
+    assert _seen(source, cfg, names, ()).startswith("trained with config.data.hold_out=0, so it may know")
     cfg.data.hold_out, cfg.data.fold = 0.0, 1
     message = r"^config\.init_from=runs/first: was trained on the training list of split 1, and so on .*fold=1 and"
     with pytest.raises(WarmStartError, match=message):
-        _seen(trained, names, cfg, names)
+        _seen(source, cfg, names, ())
     cfg.data.root = "data/own/frames"
-    assert _seen(trained, names, cfg, names).startswith(
-        "trained on the training list of split 1; if these are the same"
-    )
+    assert _seen(source, cfg, names, ()).startswith("trained on the training list of split 1; if these are the same")
     trained.motion.speeds, trained.fold = (2, 4), 2
-    assert _seen(trained, ("still",), cfg, names).startswith(
-        "trained on the training list of split 1, but for fold 2; if"
-    )
+    still = _source(trained, ("still",))
+    assert _seen(still, cfg, names, ()).startswith("trained on the training list of split 1, but for fold 2; if")
     trained.source = "pictures"
-    assert _seen(trained, ("still",), cfg, names) == ""
+    assert _seen(still, cfg, names, ()) == ""
+
+
+def test_weights_that_keep_their_videos_tell_exactly_what_they_know() -> None:
+    names, cfg = ("a", "b", "c"), Config(init_from="runs/first")
+    scored = ["v_Diving_g08_c01", "v_Diving_g09_c01", "clip"]
+    cfg.data.split = 2
+    others = _source(Config().data, names, digests(["v_Diving_g01_c01", "other/clip"]))
+    assert _seen(others, cfg, names, scored) == "", "another split, but none of its videos"
+    known = _source(Config().data, names, digests(["Diving/V_DIVING_G08_C01", "v_Diving_g01_c01"]))
+    assert _seen(known, cfg, names, scored) == (
+        "trained on the training list of split 1, and so on 1 of the 3 videos that this run is evaluated on"
+    )
+    cfg.data.split, cfg.data.fold, cfg.data.root = 1, 1, "data/moved/frames"
+    with pytest.raises(WarmStartError, match=r"and so on videos of fold 1 of split 1, on which this training is eval"):
+        _seen(known, cfg, names, scored)
+    data = Config().data
+    data.motion.speeds = (2, 4)
+    moving = _source(data, ("still",), known.videos)
+    assert _seen(moving, cfg, names, scored).endswith("that this run is evaluated on, without their labels")
 
 
 def test_a_run_is_not_resumed_with_exchanged_classes(tmp_path: Path) -> None:
