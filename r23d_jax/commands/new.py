@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from r23d_jax.commands.json_output import add_json, json_document
 from r23d_jax.commands.network import PLACES
 from r23d_jax.config import Config, UserError, validate
-from r23d_jax.data.find.class_folders import LISTS, SIDES, write_lists
+from r23d_jax.data.find.class_folders import LISTS, write_lists
 from r23d_jax.data.find.splits import read_list
 from r23d_jax.data.make.record import BROKEN, FRAMES
 from r23d_jax.runtime import disk, remote
@@ -223,9 +223,8 @@ def _list(args: argparse.Namespace, videos: Sequence["VideoFile"], seen: dict[st
         note(line)
     sides: dict[str, set[str]] = {"train": set(), "test": set()}
     for clip in clips:  # folders train/, val/ and test/ are taken as they are
-        side = SIDES.get(clip.parts[0].lower()) if len(clip.parts) > 2 else None
-        if side:
-            sides["train" if side == "train" else "test"].add(clip.group)
+        if clip.side:
+            sides["train" if clip.side == "train" else "test"].add(clip.group)
     if both := sorted(sides["train"] & sides["test"]):
         note(
             f"WARNING: {len(both)} recordings have clips in train/ and also in val/ or test/, e.g. {both[0]}: if that "

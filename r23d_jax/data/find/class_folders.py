@@ -36,6 +36,12 @@ class Clip:
     class_name: str
     parts: tuple[str, ...]  # its path below the folder that was searched, without suffix
     group: str = ""  # its recording or person, if it is known; "": by its name and folder
+    side: str = ""  # the value of `SIDES` for its first folder; "": that is its class
+
+    @property
+    def below(self) -> tuple[str, ...]:
+        """Its path below the folder of its class."""
+        return self.parts[2:] if self.side else self.parts[1:]
 
     @property
     def key(self) -> str:
@@ -52,9 +58,21 @@ class Division:
     notes: tuple[str, ...]  # lines for the log
 
 
-def class_of(parts: Sequence[str]) -> str:
-    """The class of `Walk/p1/001`: its first folder, but the second below train/, val/ or test/."""
-    return parts[1] if parts[0].lower() in SIDES and len(parts) > 2 else parts[0]
+def sides_of(videos: Sequence[Sequence[str]]) -> list[str]:
+    """The side of each video, `Clip.side`, from the parts of their paths.
+
+    Folders called train/ and val/ (or test/) are the sides of a split, and so is one of them that holds all videos. One
+    of them beside class folders is a class itself, such as of vehicles.
+    """
+    sides = [SIDES.get(parts[0].lower(), "") if len(parts) > 2 else "" for parts in videos]
+    found = set(sides)
+    is_split = "" not in found or ("train" in found and len(found - {""}) > 1)
+    return sides if is_split else [""] * len(sides)
+
+
+def class_of(parts: Sequence[str], side: str = "") -> str:
+    """The class of `Walk/p1/001`: its first folder, but the second below that of a side."""
+    return parts[1] if side else parts[0]
 
 
 def write_lists(folder: Path, clips: Sequence[Clip]) -> tuple[str, ...]:
@@ -97,18 +115,38 @@ def find_clips(root: Path) -> list[Clip]:
     """The folders of frames below class folders, `<Class>/<video>/` or deeper; raises DataError if there are none."""
     if not os.path.isdir(root):
         raise DataError(f"config.data.root={root}: no such folder. {remedy()}")
-    clips = []
-    for folder, folders, files in walk(root):
+    pictures = {}
+    for folder, _, files in walk(root):
         parts = Path(folder).relative_to(root).parts
-        if len(parts) > 1 and any(name.lower().endswith(IMAGE_SUFFIXES) for name in files):
-            folders.clear()
-            clips.append(Clip("/".join(parts), class_of(parts), parts))
+        count = sum(name.lower().endswith(IMAGE_SUFFIXES) for name in files)
+        if len(parts) > 1 and count:
+            pictures[parts] = count
+    found = _videos(pictures)
+    clips = [
+        Clip("/".join(parts), class_of(parts, side), parts, side=side)
+        for parts, side in zip(found, sides_of(found), strict=True)
+    ]
     if not clips:
         raise DataError(
             f"config.data.root={root}: without lists (config.data.lists='') it must hold a folder for each class, and "
             "in it a folder of frames for each video; or train/ and val/ with such folders"
         )
     return clips
+
+
+def _videos(pictures: dict[tuple[str, ...], int]) -> list[tuple[str, ...]]:
+    """The folders that are videos, from the number of pictures in each.
+
+    A folder above several others, with fewer pictures than these are, holds a cover or the like. In one with more, the
+    others hold something else, such as small copies.
+    """
+    above: dict[tuple[str, ...], int] = defaultdict(int)
+    for parts in pictures:
+        for length in range(1, len(parts)):
+            above[parts[:length]] += parts[:length] in pictures
+    videos = {parts for parts, count in pictures.items() if count > above[parts]}
+    inside = {parts for parts in videos if any(parts[:length] in videos for length in range(1, len(parts)))}
+    return [parts for parts in pictures if parts in videos - inside]
 
 
 def _is_listable(path: str) -> bool:
@@ -134,7 +172,7 @@ def _by_sides(clips: Sequence[Clip]) -> tuple[dict[str, list[Clip]], list[str]] 
     """The videos of each list and lines for the log, if folders such as train/ and val/ say so."""
     by_folder: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
-        by_folder[SIDES.get(clip.parts[0].lower(), "") if len(clip.parts) > 2 else ""].append(clip)
+        by_folder[clip.side].append(clip)
     if "train" not in by_folder or ("val" not in by_folder and "test" not in by_folder):
         return None
     notes = []
@@ -189,15 +227,14 @@ def _groups(clips: Sequence[Clip], by_folder: bool) -> dict[Clip, _Group]:
     groups = {}
     for clip in clips:
         number = group_of(clip.parts[-1])
-        below = clip.parts[2:] if clip.parts[0].lower() in SIDES and len(clip.parts) > 2 else clip.parts[1:]
         if clip.group:
             groups[clip] = clip.group, ("", clip.group)
         elif number:  # the number of a recording of this class
             groups[clip] = "", (clip.class_name.casefold(), number)
-        elif by_folder and len(below) > 1:  # a person, who may be in other classes too
-            groups[clip] = below[0], ("", below[0])
+        elif by_folder and len(clip.below) > 1:  # a person, who may be in other classes too
+            groups[clip] = clip.below[0], ("", clip.below[0])
         else:
-            groups[clip] = "", (clip.class_name.casefold(), f"{_FILE}{'/'.join(below or clip.parts)}")
+            groups[clip] = "", (clip.class_name.casefold(), f"{_FILE}{'/'.join(clip.below or clip.parts)}")
     return groups
 
 

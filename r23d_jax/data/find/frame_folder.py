@@ -11,6 +11,7 @@ from pathlib import Path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 FRAME = re.compile(r"(.*?)([0-9]{1,18})(\.[^.]+)", re.DOTALL)  # prefix, number, suffix
+UNREADABLE = "cannot be read"  # begins the reason if it may be another one the next time
 _FLOW_PREFIXES = ("x_", "y_", "u_", "v_")
 
 
@@ -50,7 +51,7 @@ def read_folder(path: Path) -> Numbering | str:
         with os.scandir(path) as entries:
             files = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return f"{UNREADABLE} ({error.strerror})"
     special = next((entry.name for entry in files if is_special(entry)), "")
     return number_files([entry.name for entry in files], special)
 

@@ -9,7 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from r23d_jax.data.find.errors import DataError, remedy
-from r23d_jax.data.find.frame_folder import FRAME, IMAGE_SUFFIXES, Numbering, is_special, number_files, read_folder
+from r23d_jax.data.find.frame_folder import (
+    FRAME,
+    IMAGE_SUFFIXES,
+    UNREADABLE,
+    Numbering,
+    is_special,
+    number_files,
+    read_folder,
+)
 from r23d_jax.data.find.splits import Entry, VideoList
 from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, group_of
 from r23d_jax.runtime.program import command
@@ -62,6 +70,7 @@ class Scan:
     layout: str  # for the log
     notes: tuple[str, ...]
     folders: tuple[str, ...]  # every folder whose change matters
+    unreadable: bool = False  # whether a folder could not be read, which may be otherwise the next time
 
 
 def scan_frames(root: Path, videos: VideoList, num_workers: int = 0) -> Scan:
@@ -73,7 +82,8 @@ def scan_frames(root: Path, videos: VideoList, num_workers: int = 0) -> Scan:
     with ThreadPoolExecutor(num_workers or _THREADS) as pool:
         depth = max(_MIN_DEPTH, *(entry.name.count("/") for entry in videos.entries))
         listing = _list_folders(root, wanted, above, videos.elsewhere, depth, pool)
-        found = [(entry, place) for entry in videos.entries if (place := _choose(root, entry, listing)) is not None]
+        chosen = ((entry, _choose(root, entry, listing, above)) for entry in videos.entries)
+        found = [(entry, place) for entry, place in chosen if place is not None]
         _refuse_double_use(root, found)
         if not found:
             raise DataError(_nothing_found(root, videos, listing))
@@ -94,6 +104,7 @@ def scan_frames(root: Path, videos: VideoList, num_workers: int = 0) -> Scan:
         layout=_describe(used),
         notes=tuple(notes),
         folders=tuple(sorted({*listing.folders, *(place.folder for _, place in found)})),
+        unreadable=bool(listing.unreadable) or any(isinstance(n, str) and n.startswith(UNREADABLE) for n in numbered),
     )
 
 
@@ -213,10 +224,11 @@ def _read_folder(root: Path, parts: tuple[str, ...]) -> _Content | None:
     return content
 
 
-def _choose(root: Path, entry: Entry, listing: _Listing) -> _Place | None:
+def _choose(root: Path, entry: Entry, listing: _Listing, names_above: set[str]) -> _Place | None:
     """Finds the only place of a listed video: by its listed path, by class and name, or by an unambiguous name.
 
-    Where the listed path holds the class, as `train/Walk/001` does, `val/Walk/001` is another video.
+    Where the listed path holds the class, as `train/Walk/001` does, `val/Walk/001` is another video. An unambiguous
+    name is not taken from a folder of another class or person.
     """
     last = last_part(entry.name)
     listed, of_class = f"/{entry.name}".casefold(), f"/{entry.class_name}/{last}".casefold()
@@ -234,6 +246,9 @@ def _choose(root: Path, entry: Entry, listing: _Listing) -> _Place | None:
             ranked[3].append(place)
     for name in entry.ids[1:]:
         ranked[4] += listing.places.get(name.casefold(), ())
+    parents = (entry.name if "/" in entry.name else f"{entry.class_name}/{last}").casefold().split("/")[:-1]
+    for rank in (3, 4):
+        ranked[rank] = [place for place in ranked[rank] if _may_hold(place, parents, names_above)]
     ranked = {rank: places for rank, places in ranked.items() if places}
     if not ranked:
         return None
@@ -244,6 +259,17 @@ def _choose(root: Path, entry: Entry, listing: _Listing) -> _Place | None:
             f"{'/'.join(best[1].parts)}. Is config.data.root one level too high?"
         )
     return best[0]
+
+
+def _may_hold(place: _Place, parents: list[str], names_above: set[str]) -> bool:
+    """Whether a video may be in a folder: it has all the listed folders, some of them, or none of any listed video."""
+    here = [part.casefold() for part in place.parts[:-1]]
+
+    def within(some: list[str], others: list[str]) -> bool:
+        rest = iter(others)
+        return all(name in rest for name in some)
+
+    return within(parents, here) or within(here, parents) or not names_above & set(here)
 
 
 def _describe(rows: list[tuple[Entry, _Place, Numbering]]) -> str:

@@ -184,7 +184,8 @@ def index_frames(root: Path, videos: VideoList, cache: bool = True, num_workers:
     are ordered by number, not by text.
 
     Args:
-      cache: whether to save the result, and to use a saved one while neither the list nor any folder has changed.
+      cache: whether to save the result, unless a folder could not be read, and to use a saved one while neither the
+        list nor any folder has changed.
       num_workers: threads that read folders; 0 chooses a number.
 
     Returns:
@@ -200,8 +201,9 @@ def index_frames(root: Path, videos: VideoList, cache: bool = True, num_workers:
         prepare_folder(root)
     arrays = load(root, _cache_name(videos), _LAYOUT) if cache else None
     if arrays is None or not _is_current(root, arrays) or not _is_plausible(arrays):
-        arrays = to_arrays(videos, scan_frames(root, videos, num_workers))
-        if cache:
+        scan = scan_frames(root, videos, num_workers)
+        arrays = to_arrays(videos, scan)
+        if cache and not scan.unreadable:
             save_scan(root, videos, arrays)
     return _to_index(root, arrays)
 

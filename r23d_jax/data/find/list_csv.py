@@ -57,6 +57,13 @@ def _read(lists: Path, subset: Subset, split: int) -> Sides:
             rows[side] = _read_rows(path)
         elif side == subset:
             raise DataError(f"{lists / names[0]}: no such file; it lists the {side} videos as lines 'path,label'")
+    first, *others = (side[0] for side in rows.values())
+    if others and first[:2] == others[0][:2] and not first.path.lower().endswith(VIDEO_SUFFIXES):
+        other = others[0].where.split(":")[0]
+        raise DataError(
+            f"{first.where}: {shown(','.join(first[:2]))} is also the first line of {other}: if it "
+            "names the columns, call them 'path' and 'label'; if it is a video, keep it on one side"
+        )
     return sides_of(lists, rows, lists / "classes.txt")
 
 
@@ -122,6 +129,7 @@ def _read_rows(path: Path) -> list[Row]:
     path_column, label_column, group_column, width = 0, 1, None, 2
     checked: set[str] = set()  # labels
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    first = True
     try:
         for cells in reader:
             cells = [cell.strip() for cell in cells]
@@ -129,7 +137,8 @@ def _read_rows(path: Path) -> list[Row]:
                 continue
             where = f"{path.name}:{reader.line_num}"
             refuse_long(",".join(cells), where)
-            if reader.line_num == 1 and (columns := _header(cells, where)):
+            is_first, first = first, False
+            if is_first and (columns := _header(cells, where)):
                 path_column, label_column, group_column = columns
                 width = len(cells)
                 continue
@@ -144,8 +153,8 @@ def _read_rows(path: Path) -> list[Row]:
         raise DataError(f"{path.name}:{reader.line_num}: not CSV: {error}") from error
     if not rows:
         raise DataError(f"{path}: lists no video")
-    first, *others = [cells[0].lower().endswith(VIDEO_SUFFIXES) for cells in rows]
-    if others and all(others) and not first:
+    first_is_video, *others = [cells[0].lower().endswith(VIDEO_SUFFIXES) for cells in rows]
+    if others and all(others) and not first_is_video:
         raise DataError(
             f"{rows[0].where}: {shown(','.join(rows[0][:2]))} names no video; name its columns 'path' and 'label'"
         )

@@ -46,7 +46,14 @@ def _read(lists: Path, subset: Subset, split: int) -> Sides:
     clips = Counter(youtube_id for side in rows.values() for _, youtube_id, _, _ in side)
     sides = {
         side: [
-            Listed(clip, clip, label, where, ids=(clip, youtube_id) if clips[youtube_id] == 1 else (clip,))
+            Listed(
+                clip,
+                clip,
+                label,
+                where,
+                ids=(clip, youtube_id) if clips[youtube_id] == 1 else (clip,),
+                film=youtube_id,
+            )
             for clip, youtube_id, label, where in side_rows
         ]
         for side, side_rows in rows.items()

@@ -21,7 +21,7 @@ from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.frames import PackedFrames, VideoIndex
 from r23d_jax.data.find.index_cache import load, prepare_folder, save
 from r23d_jax.data.find.list_format import Subset
-from r23d_jax.data.find.packed_scan import TABLE_LAYOUT, Local, Remote, Table, find_dataset, read_table
+from r23d_jax.data.find.packed_scan import TABLE_LAYOUT, UNREAD, Local, Remote, Table, find_dataset, read_table
 from r23d_jax.data.find.splits import Entry, VideoList
 from r23d_jax.data.find.video_names import group_of
 from r23d_jax.runtime import remote
@@ -209,7 +209,7 @@ def _from_cache(store: Local, arrays: dict[str, np.ndarray]) -> Table | None:
     saved = zip(table.shards.tolist(), table.sizes.tolist(), table.times.tolist(), strict=True)
     for name, size, time in saved:
         found = store.stat(name)
-        if found is None or found not in ((size, time), (size, None)):
+        if found is None or time == UNREAD or found not in ((size, time), (size, None)):
             return None
     return table if _is_plausible(table) else None
 

@@ -28,6 +28,7 @@ _REMEDY = (
     f"Make one: {command('prepare')} --videos UCF-101 --out data/ucf101 --format packed, and set "
     "--config.data.root=data/ucf101/packed; or --config.data.source=frames for folders of frames"
 )
+UNREAD = -1  # in place of the time of a shard that could not be read, so that it is read again
 RATE_FEATURE = "frame_rate"  # frames per second
 _NAME_FEATURES = ("name", "video_name", "filename")
 
@@ -47,7 +48,7 @@ class Table:
     class_names: np.ndarray
     shards: np.ndarray  # file names
     sizes: np.ndarray  # bytes; a saved table is valid while these and the times match
-    times: np.ndarray  # ns
+    times: np.ndarray  # ns; UNREAD of a shard that could not be read
     split: np.ndarray
     record: np.ndarray  # place in the split
     names: np.ndarray  # "" where records have no names
@@ -74,6 +75,7 @@ class _Shard:
     num_records: int  # according to the dataset
     videos: list[tuple[int, str, int, int, np.ndarray, float]] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
+    unreadable: bool = False  # now; it may be otherwise the next time
     checks: list[int] = dataclasses.field(default_factory=list)
 
 
@@ -180,7 +182,8 @@ def read_table(folder: Path, store: Local | None = None) -> Table:
     columns = zip(*videos, strict=True) if videos else [()] * len(names)
     values: dict[str, Any] = dict(zip(names, columns, strict=True))
     values |= {"class_names": class_names, "shards": [shard.path.name for shard in shards], "notes": notes}
-    values |= {"sizes": [size for size, _ in stats], "times": [time or 0 for _, time in stats]}
+    times = [UNREAD if shard.unreadable else time or 0 for shard, (_, time) in zip(shards, stats, strict=True)]
+    values |= {"sizes": [size for size, _ in stats], "times": times}
     values["length"] = np.concatenate(lengths)
     values["checks"] = [check for shard in shards for check in shard.checks]
     return Table(**{name: np.array(value, TABLE_LAYOUT[name].split()[0]) for name, value in values.items()})
@@ -261,6 +264,7 @@ def _scan_shard(shard: _Shard, keys: tuple[str, str, str], num_classes: int, sto
         raise
     except OSError as error:
         shard.checks = [0] * -(-size // blocks.BLOCK)
+        shard.unreadable = True
         shard.problems.append(f"the file cannot be read ({error.strerror})")
 
 

@@ -8,6 +8,7 @@ both sides would measure memory of the recording, and its accuracy would double 
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +42,9 @@ FORMATS: dict[str, ListFormat] = {
 class Entry(NamedTuple):
     """One listed video."""
 
-    name: str  # `v_Diving_g01_c01`, the file name without folder and suffix; from a CSV file, the path without suffix
+    # `v_Diving_g01_c01`, the file name without folder and suffix; the path without suffix from a CSV file, or where
+    # several videos have one name
+    name: str
     label: int  # class number, from 0
     class_name: str
     group: str  # clips of one recording: `Diving_g01`, or the listed path if nothing tells; folds do not cut through it
@@ -189,8 +192,16 @@ def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, .
 
     kept = _restrict(lists, class_names, classes)
     label = {name: i for i, name in enumerate(kept)}
+    count = Counter(video.name.casefold() for side in sides.values() for video in side)
+    spelled: dict[str, str] = {}  # groups as first spelled: P1 and p1 are one
     entries = tuple(
-        Entry(v.name, label[v.class_name], v.class_name, v.film or v.group, v.ids)
+        Entry(
+            v.name if count[v.name.casefold()] == 1 else v.path,  # 001 may be a name in each class
+            label[v.class_name],
+            v.class_name,
+            spelled.setdefault((v.film or v.group).casefold(), v.film or v.group),
+            v.ids,
+        )
         for v in sides[subset]
         if v.class_name in label
     )
@@ -222,10 +233,11 @@ def _refuse_duplicates(listed: list[Listed]) -> None:
 def _refuse_leak(lists: Path, train: list[Listed], test: list[Listed]) -> None:
     in_train: dict[str, Listed] = {}
     for video in train:
-        in_train.setdefault(video.group.casefold(), video)
+        for key in _keys(video):
+            in_train.setdefault(key, video)
     pairs = {}
     for video in test:
-        other = in_train.get(video.group.casefold())
+        other = next((in_train[key] for key in _keys(video) if key in in_train), None)
         if other is not None:
             pairs.setdefault(video.group, (other, video))
     if pairs:
@@ -236,6 +248,11 @@ def _refuse_leak(lists: Path, train: list[Listed], test: list[Listed]) -> None:
             + "; ".join(examples)
             + ". Keep each group on one side, or use the official lists"
         )
+
+
+def _keys(video: Listed) -> tuple[str, str]:
+    """What must be on one side of a split: its group, and the video itself, whatever group the lists give it."""
+    return video.group.casefold(), video.path.casefold()
 
 
 def _refuse_untrained(lists: Path, train: list[Listed], test: list[Listed]) -> None:

@@ -155,7 +155,7 @@ def _run_job(job: Job) -> Result:
     folder, started = Path(job.folder), time.monotonic()
     if os.path.exists(folder):  # False also for a name that is too long, which mkdir then reports
         with contextlib.suppress(VideoError):
-            return Result(_count_frames(folder), rate=rate_at_most(Path(job.video), job.fps))
+            return Result(_count_frames(folder), rate=rate_at_most(Path(job.video), job.fps)[0])
         return Result(_count_frames(folder))
     partial = folder.with_name(f"{PARTIAL}{secrets.token_hex(8)}")  # other machines may write there too
     try:
@@ -165,7 +165,7 @@ def _run_job(job: Job) -> Result:
                 write(FRAME_NAME.format(number), jpeg)
                 if _stop is not None and _stop.is_set():
                     return Result(error="stopped")
-        rate = rate_at_most(Path(job.video), job.fps)
+        rate, _ = rate_at_most(Path(job.video), job.fps)
         if job.one_file:
             disk.sync(partial)
         os.rename(partial, folder)
@@ -223,7 +223,7 @@ def remove_partial(root: Path) -> int:
 
 def encoded_frames(job: Job) -> Iterator[bytes]:
     """Decodes a job's video to JPEG frames; raises VideoError if that is impossible."""
-    rate = rate_at_most(Path(job.video), job.fps) if job.fps else 0.0
+    rate = rate_at_most(Path(job.video), job.fps)[1] if job.fps else 0.0
     images = iter_frames(Path(job.video), job.short_side, channels="bgr", rate=rate)
     if job.flow:
         images = flow_pictures(images, job.flow, job.flow_bound)

@@ -82,18 +82,21 @@ def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
         packed = frozenset(record.packed if settings.packs and (out / PACKED).is_dir() else ())
         if lost := packed - {video.target for video in videos}:  # shards are rewritten as a whole
             raise UserError(
-                f"--out {out}: its shards hold {len(lost)} videos that are not in --videos {settings.videos}, e.g. "
-                f"{min(lost)}; give a folder that holds all videos, another --out, or --overwrite"
+                f"--out {out}: its shards hold {len(lost)} videos that are not in --videos {settings.videos}"
+                f"{f' by --lists {settings.lists}' if settings.lists else ''}, e.g. {min(lost)}; give "
+                f"{'lists that name' if settings.lists else 'a folder that holds'} all videos, another --out, or "
+                "--overwrite"
             )
         num_frames: dict[str, int] = {}
         known = _known_as_broken(record, videos) if settings.beam_runner else {}
         broken |= {str(video.path): known[video.target] for video in videos if video.target in known}
         to_do = [video for video in videos if video.target not in known]
         needed = [video for video in to_do if settings.format != "packed" or video.target not in packed]
-        broken |= _decode(settings, needed, num_frames, record.rates, log)
+        _log_replaced(settings, to_do, packed, record, log)
+        broken |= _decode(settings, needed, num_frames, record, log)
         if len(needed) < len(to_do) and num_frames:  # the shards are rewritten, with the old videos and the new ones
             old = [video for video in to_do if video.target in packed]
-            broken |= _decode(settings, old, num_frames, record.rates, log)
+            broken |= _decode(settings, old, num_frames, record, log)
         good = [video for video in to_do if video.target in num_frames]  # none if the shards need no change
         if settings.beam_runner:
             record.left_out = [
@@ -103,9 +106,9 @@ def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
             ]
         _log_slow(settings, good, record.rates, log)
         ready = good or [video for video in videos if video.target in packed]
-        write_broken(out, broken)
+        write_broken(out, broken, record.broken)
         record.videos, record.broken = len(ready), len(broken)
-        record.rates = dict(sorted(record.rates.items()))
+        record.rates, record.sizes = dict(sorted(record.rates.items())), dict(sorted(record.sizes.items()))
         record.save(out)
         targets = {video.target for video in good}
         if settings.packs and good and targets != packed:
@@ -191,6 +194,29 @@ def _stamp(path: Path) -> list[int | str]:
     return [status.st_size, status.st_mtime_ns]
 
 
+def _size(path: Path) -> int:
+    """Bytes of a file; -1 if a store does not say."""
+    size, *_ = _stamp(path) or [-1]
+    return size if isinstance(size, int) else -1
+
+
+def _log_replaced(
+    settings: Settings, videos: list[VideoFile], packed: frozenset[str], record: Record, log: Callable[[str], None]
+) -> None:
+    """Logs files that have another size than when they were decoded: their frames are those of before."""
+    known = [video for video in videos if video.target in record.sizes]
+    have = [video for video in known if video.target in packed or _folder(settings, video).exists()]
+    if replaced := [video for video in have if record.sizes[video.target] != _size(video.path)]:
+        first = replaced[0]
+        remedy = "use --overwrite to decode all again"
+        if not settings.packs:
+            remedy = f"delete {_folder(settings, first)} and the like, or {remedy}"
+        log(
+            f"WARNING: {len(replaced)} video(s) have changed since they were decoded, and keep the frames of before, "
+            f"e.g. {first.path}: {remedy}"
+        )
+
+
 def _folder(settings: Settings, video: VideoFile) -> Path:
     """The folder of a video's frames; a staging folder if they are wanted in shards only."""
     folder = Path(settings.out, FRAMES, video.target)
@@ -207,14 +233,16 @@ def _decode(
     settings: Settings,
     videos: list[VideoFile],
     num_frames: dict[str, int],
-    rates: dict[str, float],
+    record: Record,
     log: Callable[[str], None],
 ) -> dict[str, str]:
-    """Decodes videos without frames; adds frame counts and rates; returns the reasons for broken videos.
+    """Decodes videos without frames; adds frame counts, rates and sizes; returns the reasons for broken videos.
 
     A folder of frames whose rate is not recorded, because a run was killed, is left as it is and its rate is added.
     """
+    rates = record.rates
     target = {_job(settings, video): video.target for video in videos}
+    path = {video.target: video.path for video in videos}
     there = {job for job in target if os.path.exists(job.folder)}
     to_do = [job for job in target if job not in there or target[job] not in rates]
     num_frames.update({target[job]: 0 for job in there})
@@ -235,6 +263,8 @@ def _decode(
             else:
                 rates[target[job]] = result.rate
                 num_frames[target[job]] = 0 if job in there else result.num_frames
+                if job not in there:
+                    record.sizes[target[job]] = _size(path[target[job]])
                 if settings.flow and result.seconds and len(seconds) < workers:
                     seconds.append(result.seconds)
                     if len(seconds) == workers < len(to_do):

@@ -36,6 +36,7 @@ class Record:
     broken: int = 0  # number of videos that cannot be used
     # Frames per second of every video in a frame folder, by target; 0: not known
     rates: dict[str, float] = dataclasses.field(default_factory=dict)
+    sizes: dict[str, int] = dataclasses.field(default_factory=dict)  # bytes of every video file that was decoded
     packed: list[str] = dataclasses.field(default_factory=list)  # targets of the videos in the shards
     # Target, stamp of the file and reason for every video that Apache Beam's workers could not decode
     left_out: list[tuple[str, list[int | str], str]] = dataclasses.field(default_factory=list)
@@ -82,7 +83,7 @@ def _read(path: Path, wanted: Record) -> Record:
         content = {"flow": "", "flow_bound": wanted.flow_bound, "fps": 0.0} | json.loads(path.read_text())
         names = {field.name for field in dataclasses.fields(Record)}
         record = Record(**{name: value for name, value in content.items() if name in names})
-        record.packed, record.rates = list(record.packed), dict(record.rates)
+        record.packed, record.rates, record.sizes = list(record.packed), dict(record.rates), dict(record.sizes)
         record.left_out = [(str(target), list(stamp), str(why)) for target, stamp, why in record.left_out]
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error}); delete it and run again with --overwrite") from error
@@ -124,10 +125,13 @@ def how_made(folder: Path) -> Made:
     return Made()
 
 
-def write_broken(out: Path, broken: dict[str, str]) -> None:
-    """Lists the files that cannot be used, with the reasons, in `broken.txt`; removes it if there are none."""
+def write_broken(out: Path, broken: dict[str, str], before: int) -> None:
+    """Lists the files that cannot be used, with the reasons, in `broken.txt`.
+
+    It is removed if there are none now, and an earlier run had listed some (`before`).
+    """
     path = out / BROKEN
     if broken:
         write_atomically(path, "".join(f"{printable(video)}\t{printable(broken[video])}\n" for video in sorted(broken)))
-    else:
+    elif before:
         path.unlink(missing_ok=True)

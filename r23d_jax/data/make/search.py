@@ -1,6 +1,7 @@
 """Finds the video files below a folder, and the names of their videos in the dataset."""
 
 import dataclasses
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -8,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from etils import epath
 
 from r23d_jax.config import UserError
-from r23d_jax.data.find.class_folders import Clip, class_of
+from r23d_jax.data.find.class_folders import Clip, class_of, sides_of
 from r23d_jax.data.find.frame_folder import walk
 from r23d_jax.data.find.splits import Entry, available_splits, read_list
 from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, group_of, without_suffix
@@ -57,6 +58,8 @@ def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], Non
     Raises:
       UserError: there is no video, or none that is listed.
     """
+    if not remote.is_remote(root) and os.path.realpath(out) == os.path.realpath(root):
+        raise UserError(f"--out {out}: is also --videos; give another folder for the results")
     broken: dict[str, str] = {}
     others: dict[str, list[Path]] = defaultdict(list)  # by suffix
     paths = list(_walk(root, out, broken, others))
@@ -70,10 +73,12 @@ def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], Non
         log(f"not used, because the suffix is not that of a video: {unused}")
     entries, class_names = _listed(Path(lists)) if lists else ([], [])
     listed = _by_name(entries) if lists else None
+    classes = {name.casefold() for name in class_names}
     videos: dict[str, VideoFile] = {}
     not_listed = 0
-    for path in paths:
-        video = _identify(root, path, listed)
+    sides = sides_of([_parts(path, root) for path in paths])
+    for path, side in zip(paths, sides, strict=True):
+        video = _identify(root, path, side) if listed is None else _find_listed(root, path, listed, classes)
         if video is None:
             not_listed += 1
         elif reason := _problem(video):
@@ -91,6 +96,12 @@ def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], Non
         class_names = sorted({video.class_name for video in videos.values()})
         some = ", ".join(class_names[:3]) + (", ..." if len(class_names) > 3 else "")
         log(f"{len(videos)} videos of {len(class_names)} classes found ({some})")
+        loose = [video for video in videos.values() if len(_parts(video.path, root)) == 1]
+        if loose and len(loose) < len(videos):
+            log(
+                f"{len(loose)} of them in no class folder, taken as of class {loose[0].class_name}, e.g. "
+                f"{loose[0].path}: move what is no clip of a class"
+            )
     else:
         missing = [entry.name for entry in entries if _target(entry).casefold() not in videos]
         some = f"; missing: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}" if missing else ""
@@ -102,11 +113,18 @@ def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], Non
 
 def clips_of(videos: Iterable[VideoFile], root: Path) -> list[Clip]:
     """Videos found below `root`, as `class_folders` divides them."""
-    clips = []
-    for video in videos:
-        *above, file = video.path.relative_to(root).parts
-        clips.append(Clip(video.target, video.class_name, (*above, without_suffix(file))))
-    return clips
+    videos = list(videos)
+    names = [_parts(video.path, root) for video in videos]
+    return [
+        Clip(video.target, video.class_name, parts, side=side)
+        for video, parts, side in zip(videos, names, sides_of(names), strict=True)
+    ]
+
+
+def _parts(path: Path, root: Path) -> tuple[str, ...]:
+    """The folders of a video below the root, and its name without suffix."""
+    *above, file = path.relative_to(root).parts
+    return (*above, without_suffix(file))
 
 
 def _walk(root: Path, out: Path, broken: dict[str, str], others: dict[str, list[Path]]) -> Iterator[Path]:
@@ -163,20 +181,27 @@ def _target(entry: Entry) -> str:
     return entry.name if "/" in entry.name else f"{entry.class_name}/{entry.name}"
 
 
-def _identify(root: Path, path: Path, listed: dict[str, list[Entry]] | None) -> VideoFile | None:
-    *above, file = path.relative_to(root).parts
-    stem = without_suffix(file)
-    if listed is None:
-        if len(above) > 1 and group_of(stem) is None:
-            target = "/".join([*above, stem])
-            return VideoFile(path, target, target, class_of((*above, stem)))
-        class_name = above[-1] if above else _class_in_name(stem) or root.resolve().name
-        return VideoFile(path, f"{class_name}/{stem}", stem, class_name)
+def _identify(root: Path, path: Path, side: str) -> VideoFile:
+    """A video without lists, by its folders."""
+    *above, stem = _parts(path, root)
+    # v_Diving_g01_c01 names its class itself; else the last of several folders may be a person's
+    if len(above) > 1 and (_class_in_name(stem) or "").casefold() != above[-1].casefold():
+        target = "/".join([*above, stem])
+        return VideoFile(path, target, target, class_of((*above, stem), side))
+    class_name = above[-1] if above else _class_in_name(stem) or root.resolve().name
+    return VideoFile(path, f"{class_name}/{stem}", stem, class_name)
+
+
+def _find_listed(root: Path, path: Path, listed: dict[str, list[Entry]], classes: set[str]) -> VideoFile | None:
+    """A video by the lists, whose `classes` are in lower case; None if they do not name it."""
+    *above, stem = _parts(path, root)
     here = "/".join(["", root.resolve().name, *above, stem]).casefold()
     entries = listed.get(stem.casefold(), [])
     for entry in entries:
+        of_class = f"/{entry.class_name}/".casefold() in here
+        of_another = not of_class and any(part.casefold() in classes for part in above)
         in_place = here.endswith((f"/{entry.class_name}/{entry.name}".casefold(), f"/{entry.name}".casefold())) and (
-            "/" in entry.name or f"/{entry.class_name}/".casefold() in here or len(entries) == 1
+            "/" in entry.name or of_class or (len(entries) == 1 and not of_another)
         )
         if in_place or stem in entry.ids:
             return VideoFile(path, _target(entry), entry.name, entry.class_name)

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 
-from r23d_jax.data.find.class_folders import SIDES, Clip
+from r23d_jax.data.find.class_folders import Clip
 from r23d_jax.data.find.video_names import group_of
 from r23d_jax.data.make.search import VideoFile
 from r23d_jax.data.make.video import VideoError, iter_frames, video_rate
@@ -136,8 +136,7 @@ def _by_number(clip: Clip) -> str | None:
 
 
 def _by_folder(clip: Clip) -> str | None:
-    below = clip.parts[2:] if clip.parts[0].lower() in SIDES and len(clip.parts) > 2 else clip.parts[1:]
-    return below[0] if len(below) > 1 else None
+    return clip.below[0] if len(clip.below) > 1 else None
 
 
 def _by_stem(ending: re.Pattern[str], clip: Clip) -> str | None:

@@ -128,10 +128,13 @@ def claimed_seconds(path: Path | str) -> float:
         return _claimed_seconds(container, video_stream(path, container))
 
 
-def rate_at_most(path: Path, most: float) -> float:
-    """The frames per second at which a video is read if it may have `most`, 0 for any number: its own, or `most`."""
+def rate_at_most(path: Path, most: float) -> tuple[float, float]:
+    """The frames per second that a video has where it may have `most`, 0 for any number; and the `rate` to read it at.
+
+    One that has no more keeps all of its frames, however unevenly they come: its second figure is 0.
+    """
     own = video_rate(path)
-    return min(own, most) if most else own
+    return (most, most) if most and own > most else (own, 0.0)
 
 
 def timed_frames(path: Path | str, short_side: int = 0, channels: str = "rgb") -> Iterator[tuple[float, np.ndarray]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from r23d_jax.config import DataConfig
-from r23d_jax.data.find.class_folders import Clip, class_of, find_clips, write_lists
+from r23d_jax.data.find.class_folders import Clip, class_of, find_clips, sides_of, write_lists
 from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.splits import hold_out, read_list
 from r23d_jax.data.sources import open_index
@@ -13,7 +13,9 @@ from tests.data.find.frame_sets import encode, picture
 
 
 def clips(*paths: str) -> list[Clip]:
-    return [Clip(path, class_of(path.split("/")), tuple(path.split("/"))) for path in paths]
+    parts = [tuple(path.split("/")) for path in paths]
+    named = zip(paths, parts, sides_of(parts), strict=True)
+    return [Clip(path, class_of(part, side), part, side=side) for path, part, side in named]
 
 
 def sides(folder: Path) -> tuple[set[str], set[str]]:
@@ -94,6 +96,19 @@ def test_a_test_folder_beside_a_validation_folder_is_listed_but_not_used(tmp_pat
 def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:
     write_lists(tmp_path / "lists", clips("train/0", "train/1", "bus/0", "bus/1"))
     assert read_list(tmp_path / "lists", "train").class_names == ("bus", "train")
+    write_lists(tmp_path / "deeper", clips(*(f"{c}/line{k}/{k}" for c in ("train", "bus") for k in range(3))))
+    assert read_list(tmp_path / "deeper", "train").class_names == ("bus", "train")
+
+
+def test_a_cover_beside_videos_is_no_video(tmp_path: Path) -> None:
+    write_frames(tmp_path, "Walk/p1/0", "Walk/p1/1", "Walk/p2/0", "train/Run/0", "train/Run/1")
+    for path in ("Walk/p1/cover1.jpg", "train/Run/cover.jpg", "Walk/p2/0/2.jpg"):
+        (tmp_path / path).write_bytes(encode(picture(0, 0)))
+    write_frames(tmp_path, "Walk/p2/0/small")  # copies of the frames
+    assert {clip.path for clip in find_clips(tmp_path)} == {
+        *("Walk/p1/0", "Walk/p1/1", "Walk/p2/0"),
+        *("train/Run/0", "train/Run/1"),
+    }
 
 
 def test_names_that_end_like_a_video_are_found_again(tmp_path: Path) -> None:

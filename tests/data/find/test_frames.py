@@ -136,6 +136,27 @@ def test_a_listed_path_with_the_class_is_not_another_path_to_it(tmp_path: Path) 
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "there", "taken"),
+    [
+        ("Walk/cam_g01_c01", "Run/cam_g01_c01", False),  # another class
+        ("Walk/p1/cam_g01_c01", "Walk/p2/cam_g01_c01", False),  # another person
+        ("Walk/p1/cam_g01_c01", "Walk/cam_g01_c01", True),
+        ("Walk/cam_g01_c01", "Walk/p1/cam_g01_c01", True),
+        ("Walk/cam_g01_c01", "jpegs_256/cam_g01_c01", True),
+        ("cam_g01_c01", "Run/cam_g01_c01", False),
+        ("cam_g01_c01", "strolls/cam_g01_c01", True),
+    ],
+)
+def test_a_missing_video_is_not_replaced_by_one_of_another_class(
+    tmp_path: Path, name: str, there: str, taken: bool
+) -> None:
+    touch(tmp_path, [f"{there}/1.jpg", "Run/p2/cam_g02_c01/1.jpg"])
+    entries = (Entry(name, 0, "Walk", "a"), Entry("Run/p2/cam_g02_c01", 1, "Run", "b"))
+    index = index_frames(tmp_path, VideoList(("Walk", "Run"), entries), cache=False)
+    assert index.missing == (() if taken else (name,))
+
+
 def test_listed_paths_are_followed_as_deep_as_they_are(tmp_path: Path) -> None:
     name = "Walk/p1/s1/left/cam2/day3/001"
     touch(tmp_path, [f"{name}/1.jpg"])
@@ -229,6 +250,26 @@ def test_second_time_from_the_cache(tmp_path: Path, scans: list[Path]) -> None:
     index_frames(tmp_path, listed("x", class_name="A"))  # another list, another cache
     index_frames(tmp_path, videos)
     assert len(scans) == 3
+
+
+def test_what_could_not_be_read_is_looked_at_again(
+    tmp_path: Path, scans: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as while a disk is away: neither the list nor the time of a folder changes when it is back."""
+    touch(tmp_path, ["A/x/1.jpg", "A/y/1.jpg"])
+    videos, read = listed("x", "y", class_name="A"), os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("A/y"):
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", scandir)
+        assert index_frames(tmp_path, videos).names.tolist() == ["x"]
+    assert index_frames(tmp_path, videos).names.tolist() == ["x", "y"]
+    index_frames(tmp_path, videos)
+    assert len(scans) == 2
 
 
 def test_the_cache_moves_with_the_data(tmp_path: Path, scans: list[Path]) -> None:

@@ -164,6 +164,19 @@ def test_cache(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(scanned) == 8
 
 
+def test_a_shard_that_could_not_be_read_is_read_again(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as while a disk is away: neither its size nor its time changes when it is back."""
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            np, "memmap", lambda *args, **options: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+        )
+        with pytest.raises(
+            DataError, match=r"no record of it can be read.*the file cannot be read \(Permission denied\)"
+        ):
+            index_packed(dataset, listed(0, 5), "train")
+    assert read(index_packed(dataset, listed(0, 5), "train"), 1) == jpegs(5)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("labels", 7), ("shard", 2), ("num_frames", 99), ("begin", -1), ("names", 1.5)],

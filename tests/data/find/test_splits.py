@@ -393,6 +393,39 @@ def test_a_group_on_both_sides_is_refused(tmp_path: Path) -> None:
         read_list(tmp_path, "train")
 
 
+@pytest.mark.parametrize("other", ["", ",p7"])
+def test_a_video_on_both_sides_is_refused_whatever_its_group(tmp_path: Path, other: str) -> None:
+    header = "path,label,group\n" if other else "path,label\n"
+    write(tmp_path, train__csv=CSV_GROUPS, val__csv=f"{header}A/1.mp4,a{other}\n")
+    with pytest.raises(DataError, match=r"cuts through 1 group\(s\).* a/1 \(train.csv:3\) and A/1 \(val.csv:2\)"):
+        read_list(tmp_path, "train")
+
+
+def test_groups_are_the_same_in_upper_and_lower_case(tmp_path: Path) -> None:
+    rows = "".join(f"{c}/{k},{c},{name}\n" for c in "ab" for k, name in enumerate(("Ann", "ann", "Bob", "bob", "ANN")))
+    write(tmp_path, train__csv=f"path,label,group\n{rows}", val__csv="a/9,a\nb/9,b\n")
+    kept, held = hold_out(read_list(tmp_path, "train"), 0.4)
+    assert {entry.group for entry in kept.entries} == {"Ann"} and {entry.group for entry in held.entries} == {"Bob"}
+    assert len(kept.entries) == 6 and len(held.entries) == 4
+
+
+def test_videos_of_one_name_have_their_paths(tmp_path: Path) -> None:
+    """As in lists of UCF101's format where each class has its 001."""
+    ucf101(
+        tmp_path, "1 Run\n2 Walk\n", "Run/001.avi 1\nWalk/001.avi 2\nWalk/002.avi 2\n", "Run/003.avi\nWalk/004.avi\n"
+    )
+    assert [entry.name for entry in read_list(tmp_path, "train").entries] == ["Run/001", "Walk/001", "002"]
+
+
+def test_a_header_of_other_words(tmp_path: Path) -> None:
+    write(tmp_path, train__csv="\npath,label\na/0,a\n", val__csv="path,label\na/1,a\n")
+    assert [entry.name for entry in read_list(tmp_path, "train").entries] == ["a/0"]
+    write(tmp_path, train__csv="folder,action\na/0,a\n", val__csv="folder,action\na/1,a\n")
+    message = r"^train\.csv:1: 'folder,action' is also the first line of val\.csv: if it names the columns, call them"
+    with pytest.raises(DataError, match=message):
+        read_list(tmp_path, "train")
+
+
 def test_a_class_whose_groups_all_belong_to_classes_of_one_group(tmp_path: Path) -> None:
     rows = "path,label,group\na/0,a,p0\na/1,a,p1\nb/0,b,p0\nb/1,b,p2\nc/0,c,p1\nc/1,c,p2\n"
     write(tmp_path, train__csv=rows, val__csv="a/9,a\nb/9,b\nc/9,c\n")

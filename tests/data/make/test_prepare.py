@@ -95,7 +95,7 @@ def test_the_class_is_the_first_folder_and_the_rest_is_the_name(
     for number, name in enumerate(("Walk/p1/001", "Walk/p2/001", "Run/p1/001", "train/Sit/001"), start=1):
         write_video(videos / f"{name}.avi", number)
     assert prepare("--videos", videos, "--out", out, "--format", "both") == 0
-    assert "4 videos of 3 classes found (Run, Sit, Walk)" in capsys.readouterr().out
+    assert "4 videos of 3 classes found (Run, Walk, train)" in capsys.readouterr().out
     (tmp_path / "train.csv").write_text("path,label\nWalk/p1/001.avi,Walk\nRun/p1/001.avi,Run\ntrain/Sit/001.avi,Sit\n")
     (tmp_path / "val.csv").write_text("path,label\nWalk/p2/001.avi,Walk\n")
     wanted: dict[Subset, list[int]] = {"train": [1, 3, 4], "test": [2]}
@@ -103,6 +103,38 @@ def test_the_class_is_the_first_folder_and_the_rest_is_the_name(
         listed = read_list(tmp_path, subset)
         for index in (index_frames(out / "frames", listed), index_packed(out / "packed", listed, subset)):
             assert index.num_frames.tolist() == want and not index.missing
+
+
+def test_a_grouped_name_below_a_person_has_the_class_of_the_first_folder(tmp_path: Path, capsys) -> None:
+    for number, name in enumerate(("Walk/p1/Walk_g01_c01", "Run/p1/Run_g01_c01", "Run/p2/v_Run_g02_c01"), start=1):
+        write_video(tmp_path / "videos" / f"{name}.avi", number)
+    assert prepare("--videos", tmp_path / "videos", "--out", tmp_path / "out") == 0
+    assert "3 videos of 2 classes found (Run, Walk)" in capsys.readouterr().out
+    frames = tmp_path / "out" / "frames"
+    folders = ("Walk/p1/Walk_g01_c01", "Run/p1/Run_g01_c01", "Run/p2/v_Run_g02_c01")
+    assert [len(list((frames / folder).iterdir())) for folder in folders] == [1, 2, 3]
+
+
+def test_a_listed_video_is_not_taken_from_the_folder_of_another_class(tmp_path: Path, capsys) -> None:
+    videos, lists = tmp_path / "videos", tmp_path / "lists"
+    for number, name in enumerate(("Run/001", "Run/002", "Run/004", "Walk/003"), start=1):
+        write_video(videos / f"{name}.avi", number)
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 Run\n2 Walk\n")
+    (lists / "trainlist01.txt").write_text("Run/002.avi 1\nWalk/001.avi 2\n")
+    (lists / "testlist01.txt").write_text("Run/004.avi\nWalk/003.avi\n")
+    assert prepare("--videos", videos, "--out", tmp_path / "out", "--lists", lists) == 0
+    said = capsys.readouterr().out
+    assert "3 of the 4 listed videos found; 1 not listed; missing: 001" in said
+    assert frame_counts(tmp_path / "out") == {"Run/002": 2, "Run/004": 3, "Walk/003": 4}
+
+
+def test_a_file_in_no_class_folder_is_named(tmp_path: Path, capsys) -> None:
+    for name in ("intro", "Walk/1", "Walk/2"):
+        write_video(tmp_path / "videos" / f"{name}.avi", 2)
+    assert prepare("--videos", tmp_path / "videos", "--out", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert f"1 of them in no class folder, taken as of class videos, e.g. {tmp_path}/videos/intro.avi: move" in said
 
 
 def test_a_video_beside_a_folder_of_its_name(tmp_path: Path) -> None:
@@ -200,6 +232,29 @@ def test_a_second_run_does_only_what_is_left(videos: Path, tmp_path: Path, capsy
     assert frame_counts(out) == WANT
     assert {path: path.stat().st_mtime_ns for path in done.iterdir()} == before
     assert not list(out.rglob(".partial*"))
+
+
+def test_a_replaced_video_is_told(videos: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    (out).mkdir()
+    (out / "broken.txt").write_text("of the user\n")
+    assert prepare("--videos", videos, "--out", out) == 0
+    assert "have changed" not in capsys.readouterr().out
+    replaced = videos / "Diving/v_Diving_g01_c01.avi"
+    write_video(replaced, 9)
+    assert prepare("--videos", videos, "--out", out) == 0
+    said = capsys.readouterr().out
+    assert (
+        f"WARNING: 1 video(s) have changed since they were decoded, and keep the frames of before, e.g. {replaced}"
+        in said
+    )
+    assert f"delete {out}/frames/Diving/v_Diving_g01_c01 and the like, or use --overwrite" in said
+    shutil.rmtree(out / "frames/Diving/v_Diving_g01_c01")
+    assert prepare("--videos", videos, "--out", out) == 0
+    assert prepare("--videos", videos, "--out", out) == 0
+    assert "have changed" not in capsys.readouterr().out
+    assert frame_counts(out)["Diving/v_Diving_g01_c01"] == 9
+    assert (out / "broken.txt").read_text() == "of the user\n"
 
 
 def test_broken_videos_are_listed_and_skipped(videos: Path, tmp_path: Path, capsys) -> None:

@@ -119,6 +119,22 @@ def test_prepare_keeps_so_many_frames_a_second_and_records_the_rates(root: Path,
     assert "--fps -1: must be above 0, or 0 to keep all frames" in capsys.readouterr().err
 
 
+def test_an_uneven_video_that_is_slow_enough_keeps_all_frames(tmp_path: Path) -> None:
+    """30 frames a second, then 10: resampled at their mean rate, frames would be left out and others repeated."""
+    times = [*range(0, 1000, 33), *range(1000, 3000, 100)]
+    (tmp_path / "videos" / "Walk").mkdir(parents=True)
+    with av.open(str(tmp_path / "videos" / "Walk" / "uneven.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=1000, options={"crf": "1", "bf": "0", "tune": "zerolatency"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 4 * number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert prepare(tmp_path, "--fps", 25) == 0
+    assert counts(tmp_path) == {"uneven": len(times)}
+
+
 def test_rates_that_are_not_recorded_are_added_without_decoding(root: Path, capsys) -> None:
     """As after a run that was killed, or one by an older version."""
     assert prepare(root) == 0
