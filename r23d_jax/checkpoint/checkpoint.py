@@ -307,7 +307,10 @@ def _chosen(which: str, score: float | None, count: int) -> str:
 
 def _best_first(store: Store, newest_first: list[int]) -> list[int]:
     def score(step: int) -> float:
-        value = store.read_score(step)
+        try:
+            value = store.read_meta(step)["metrics"].get(BEST_METRIC)
+        except Exception:  # it may be the best: tried first, its damage is told
+            return math.inf
         return -math.inf if value is None or math.isnan(value) else value
 
     return sorted(newest_first, key=score, reverse=True)  # stable: the newer one of two equals

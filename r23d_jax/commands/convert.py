@@ -134,7 +134,7 @@ def _read(args: argparse.Namespace, path: Path) -> "Converted":
 def _inflated(args: argparse.Namespace, arrays: Any) -> "Converted":
     from r23d_jax.models.registry import model_config, model_spec
     from r23d_jax.weights.inflate import inflate
-    from r23d_jax.weights.sources import IMAGENET
+    from r23d_jax.weights.sources import IMAGENET, SYMMETRIC
     from r23d_jax.weights.state_dicts import Converted
 
     if args.model is None:
@@ -146,6 +146,13 @@ def _inflated(args: argparse.Namespace, arrays: Any) -> "Converted":
     cfg = model_config(args.model)
     cfg.head = HeadConfig(kind="avgpool" if num_classes else "none", dropout=0.0)
     notes = []
+    pre = IMAGENET
+    if model_spec(args.model).image_network == "googlenet":
+        pre = dataclasses.replace(pre, mean=SYMMETRIC[0], std=SYMMETRIC[1])
+        notes.append(
+            "mean and std are 0.5, because torchvision gives its weights with transform_input=True, which makes such "
+            "pixels of normalized ones"
+        )
     if model_spec(args.model).image_network == "resnet":
         cfg.stem_pool = "2d"
         notes.append("it pools after its stem, as the image network does: config.model.stem_pool='2d'")
@@ -154,9 +161,9 @@ def _inflated(args: argparse.Namespace, arrays: Any) -> "Converted":
             f"the classifier of {num_classes} classes is random, unless the image network has that many classes"
         )
     changed = {field: getattr(args, field) for field in ("num_frames", "crop_size") if getattr(args, field)}
-    random = _random(cfg, num_classes, dataclasses.replace(IMAGENET, **changed))
+    random = _random(cfg, num_classes, dataclasses.replace(pre, **changed))
     model, origin = inflate(arrays, random, how), f"an image network, inflated ({how})"
-    return Converted(model, cfg, num_classes, "", (), IMAGENET, tuple(notes), origin)
+    return Converted(model, cfg, num_classes, "", (), pre, tuple(notes), origin)
 
 
 def _with_classifier(num_classes: int, found: "Converted") -> "Converted":

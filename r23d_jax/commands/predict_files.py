@@ -10,6 +10,7 @@ from typing import NamedTuple
 from r23d_jax.commands.predict_output import subtitles
 from r23d_jax.config import UserError
 from r23d_jax.data.find.video_names import named_video
+from r23d_jax.data.make.video import picture_delay
 from r23d_jax.evaluation.answer import Answer
 from r23d_jax.runtime.disk import write_atomically
 
@@ -23,8 +24,8 @@ class _Writer(NamedTuple):
 
 
 def _write_subtitles(path: Path, name: str, answer: Answer) -> str:
-    del name
-    write_atomically(path, subtitles(answer))
+    delay = 0.0 if os.path.isdir(name) else picture_delay(named_video(name))
+    write_atomically(path, subtitles(answer, delay))
     return ""
 
 
@@ -67,6 +68,11 @@ def files_of(args: argparse.Namespace, names: list[str]) -> dict[str, dict[str, 
             path = Path(given)
             if path.is_dir():
                 path /= _stem(name) + writer.suffixes[0]
+                if os.path.lexists(path) and os.path.exists(name) and path.parent.samefile(Path(name).parent):
+                    raise UserError(
+                        f"--{option} {given}: {path} exists already, beside the video, and may be yours; give another "
+                        "folder, or the file by name"
+                    )
             elif len(names) > 1:
                 raise UserError(f"--{option} {given}: is no folder, and {len(names)} videos need one; create it first")
             if os.path.exists(name) and Path(name).resolve() in (path.resolve(), path.resolve().parent):

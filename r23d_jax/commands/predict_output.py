@@ -146,10 +146,14 @@ def _cell(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
-def subtitles(answer: Answer) -> str:
-    """The timeline as the text of an .srt file."""
+def subtitles(answer: Answer, delay: float = 0.0) -> str:
+    """The timeline as the text of an .srt file.
+
+    Args:
+      delay: seconds from the start of the video file, from which a player counts, to its first frame.
+    """
     return "".join(
-        f"{number}\n{_srt_time(start)} --> {_srt_time(end)}\n{printable(label)} {100 * score:.0f} %\n\n"
+        f"{number}\n{_srt_time(start + delay)} --> {_srt_time(end + delay)}\n{printable(label)} {100 * score:.0f} %\n\n"
         for number, (start, end, label, score, _) in enumerate(answer.segments, start=1)
     )
 

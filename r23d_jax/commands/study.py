@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the trainings that are not done yet and writes the results; returns 3 if one failed."""
+    """Runs the trainings that are not done yet and writes the results; returns 3 if one is not done at the end."""
     from r23d_jax.study.run import run_cells, train_cell
 
     if args.cell:
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             page = write_results(study, grid, workdir, print)
         print(f"{done} of {len(chosen)} trainings are done" + (f", {failed} failed" if failed else "") + f": {page}")
         told |= {"trainings": len(chosen), "done": done, "failed": failed, "results": str(page)}
-        return 3 if failed else 0
+        return 3 if done < len(chosen) else 0
 
 
 def show_grid(grid: list, workdir: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from av.video.reformatter import VideoReformatter
 
 from r23d_jax.data.find.frame_folder import read_folder
 from r23d_jax.data.make.record import how_made
-from r23d_jax.data.make.video import VideoError, open_video, timed_frames
+from r23d_jax.data.make.video import VideoError, open_video, start_of, timed_frames
 from r23d_jax.data.read import plain
 from r23d_jax.evaluation.answer import Answer
 from r23d_jax.evaluation.video_source import frame_fault
@@ -32,8 +32,8 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 def annotate(video: Path | str, answer: Answer, path: Path) -> str:
     """Writes a video with its class at each moment, and bars of the five best.
 
-    Size, times and orientation are those that a player shows. The sound is copied. A row or a column is repeated where
-    a size is odd, because the usual pixel format has none.
+    Size, times, which count from the start of the file, and orientation are those that a player shows. The sound is
+    copied. A row or a column is repeated where a size is odd, because the usual pixel format has none.
 
     Args:
       video: a file, an address, or a folder of frames.
@@ -54,6 +54,8 @@ def annotate(video: Path | str, answer: Answer, path: Path) -> str:
     assert timeline is not None
     pictures = timed_pictures(video, answer)
     begin, image = next(pictures)
+    # The files of a broadcast may begin at any hour
+    start = start_of(video) if isinstance(video, str) or not os.path.isdir(video) else 0.0
     progress = Progress(round(timeline.seconds), "seconds", path.name, after=5.0)
     with progress, replacing(path) as partial, av.open(str(partial), "w") as container:
         rate = Fraction(answer.prediction.num_frames / timeline.seconds).limit_denominator(1001)
@@ -62,7 +64,7 @@ def annotate(video: Path | str, answer: Answer, path: Path) -> str:
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, _TICKS)
         if encoder == "mpeg4":
             stream.bit_rate = 4 * stream.width * stream.height
-        sound = _Sound(video, container, path.suffix)
+        sound = _Sound(video, container, path.suffix, start)
         converter, tick = VideoReformatter(), -1
 
         def write(time: float, image: np.ndarray) -> None:
@@ -71,7 +73,7 @@ def annotate(video: Path | str, answer: Answer, path: Path) -> str:
             odd = [(0, length % 2) for length in drawn.shape[:2]]
             frame = av.VideoFrame.from_ndarray(np.pad(drawn, [*odd, (0, 0)], mode="edge"), format="rgb24")
             frame = converter.reformat(frame, format="yuv420p", threads=1)
-            tick = max(round(time * _TICKS), tick + 1)
+            tick = max(round((time - start) * _TICKS), tick + 1)
             frame.pts, frame.time_base = tick, Fraction(1, _TICKS)
             container.mux(stream.encode(frame))
             sound.copy_until(time)
@@ -105,10 +107,10 @@ def timed_pictures(video: Path | str, answer: Answer) -> Iterator[tuple[float, n
 
 
 class _Sound:
-    """Copies the sound of a video into another, as it is."""
+    """Copies the sound of a video into another, as it is, with times from `start` on."""
 
-    def __init__(self, video: Path | str, container: Any, suffix: str):
-        self.missing, self._packets, self._next = "", iter(()), None
+    def __init__(self, video: Path | str, container: Any, suffix: str, start: float):
+        self.missing, self._packets, self._next, self._start = "", iter(()), None, start
         if not isinstance(video, str) and os.path.isdir(video):
             return
         source = open_video(video)
@@ -131,6 +133,9 @@ class _Sound:
             if packet.dts is not None:
                 if float(packet.dts * packet.time_base) > time:
                     return
+                earlier = round(self._start / packet.time_base)
+                packet.dts -= earlier
+                packet.pts = packet.pts if packet.pts is None else packet.pts - earlier
                 packet.stream = self._copy
                 self._container.mux(packet)
             try:

@@ -43,7 +43,9 @@ def evaluate_checkpoint(cfg: Config, workdir: Path, log: Callable[[str], None] =
     for name, value in vars(data).items():
         if getattr(cfg.data, name) != value:
             log(f"config.data.{name} is {value!r}, as in training")
-    cfg = dataclasses.replace(cfg, model=loaded.config.model, parallel=loaded.config.parallel, data=data)
+    trained = loaded.config  # what this command's config says of a training is not about this network
+    here = dataclasses.replace(trained.parallel, fsdp=cfg.parallel.fsdp)  # the devices are this command's
+    cfg = dataclasses.replace(trained, data=data, eval=cfg.eval, fusion=cfg.fusion, parallel=here)
     result, index = score_checkpoint(loaded, cfg, "test", log, BrokenLog(cfg.data, log=log_own))
     environment = result.environment | {"checkpoint": checkpoint_at(loaded.step)}
     result = dataclasses.replace(result, environment=environment)

@@ -65,7 +65,11 @@ def _load(name: str, folder: str, root: str, which: str, log: Callable[[str], No
 def _evaluate(
     cfg: Config, streams: list[LoadedModel], subset: Literal["test", "held_out"], log: Callable[[str], None]
 ) -> list[tuple[EvalResult, VideoIndex]]:
-    configs = [dataclasses.replace(stream.config, eval=cfg.eval) for stream in streams]
+    here = [dataclasses.replace(stream.config.parallel, fsdp=cfg.parallel.fsdp) for stream in streams]
+    configs = [
+        dataclasses.replace(stream.config, eval=cfg.eval, parallel=parallel)
+        for stream, parallel in zip(streams, here, strict=True)
+    ]
     return [score_checkpoint(loaded, own, subset, log) for loaded, own in zip(streams, configs, strict=True)]
 
 

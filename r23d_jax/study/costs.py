@@ -10,6 +10,7 @@ from r23d_jax.study.grid import Cell
 # Multiply-adds per second, half the measured operations (docs/performance.md, docs/results.md), for a first estimate
 GPU_RATE = 70e12  # one H200 in bfloat16, r2plus1d_18
 GPU_RATES = {"r2plus1d": GPU_RATE, "r2plus3d": 55e12, "r3d": 125e12}  # measured; other families are taken as GPU_RATE
+UCF101_CLASSES = 101
 CORE_RATE = 7e9  # one CPU core in float32, small networks, with loading and evaluation
 
 
@@ -33,8 +34,8 @@ def cost_of(cell: Cell) -> Cost:
         costs = [cost_of(stream) for stream in cell.streams]
         return Cost(sum(cost.parameters for cost in costs), sum(cost.gmacs for cost in costs), 0)
     cfg = cell.config
-    parameters, macs = _count(to_json(cfg.model), cfg.data.num_frames, cfg.data.crop_size)
-    videos = _videos_at(to_json(cfg.data))
+    videos, classes = _listed(to_json(cfg.data))
+    parameters, macs = _count(to_json(cfg.model), cfg.data.num_frames, cfg.data.crop_size, classes)
     clips = None if videos is None else round(videos * cfg.train.epochs * cfg.data.repeats)
     return Cost(parameters, macs / 1e9, clips)
 
@@ -46,7 +47,7 @@ def gpu_hours(cell: Cell) -> float | None:
 
 
 @functools.cache
-def _count(model: str, num_frames: int, size: int) -> tuple[int, int]:
+def _count(model: str, num_frames: int, size: int, num_classes: int) -> tuple[int, int]:
     from flax import nnx
 
     from r23d_jax.models.complexity import count_parts
@@ -54,27 +55,32 @@ def _count(model: str, num_frames: int, size: int) -> tuple[int, int]:
 
     cfg = from_json(model, ModelConfig)
     parts = count_parts(
-        lambda: build_model(cfg, num_classes=101, num_frames=num_frames, crop_size=size, rngs=nnx.Rngs(0)),
+        lambda: build_model(cfg, num_classes=num_classes, num_frames=num_frames, crop_size=size, rngs=nnx.Rngs(0)),
         (num_frames, size, size, cfg.in_channels),
     )
     return sum(part.parameters for part in parts), sum(part.macs for part in parts)
 
 
 @functools.cache
-def _videos_at(data: str) -> int | None:
-    """The number of training videos of a data config, as JSON; None if neither they nor their lists exist yet."""
+def _listed(data: str) -> tuple[int | None, int]:
+    """The number of training videos of a data config, as JSON, None if neither they nor their lists exist yet; and of
+    classes, UCF101's if nothing tells."""
+    from r23d_jax.data.make.synthetic import CLASSES
     from r23d_jax.data.sources import listed_videos, lists_of, open_index
 
     cfg = from_json(data, DataConfig)
+    classes = len(cfg.classes) or (len(CLASSES) if cfg.source == "synthetic" else UCF101_CLASSES)
     if cfg.source == "synthetic" and not (Path(cfg.root) / "lists").is_dir():
-        return None  # the first training writes it
+        return None, classes  # the first training writes it
     if not cfg.lists and not lists_of(cfg).is_dir():
-        return None  # likewise
+        return None, classes  # likewise
     try:
-        return len(open_index(cfg, "train").names)
+        index = open_index(cfg, "train")
+        return len(index.names), len(index.class_names)
     except UserError:
         pass
     try:
-        return len(listed_videos(cfg, lists_of(cfg), "train").entries)
+        listed = listed_videos(cfg, lists_of(cfg), "train")
+        return len(listed.entries), len(listed.class_names)
     except UserError:
-        return None
+        return None, classes

@@ -19,6 +19,8 @@ from r23d_jax.study.grid import Cell
 from r23d_jax.training.resume import WITHOUT_EFFECT
 
 CELL, OUTCOME, LOG, LOCK = "cell.json", "outcome.json", "log.txt", ".cell.lock"
+# Of these, what the figure of a cell depends on
+_WITH_EFFECT = ("eval.checkpoint", "fusion.choice", "fusion.scores", "fusion.weight", "init_from")
 LAST_LINES = 5  # of a failed cell's log, to show
 
 
@@ -26,7 +28,7 @@ LAST_LINES = 5  # of a failed cell's log, to show
 class Outcome:
     """The outcome of a cell, which is kept in its folder."""
 
-    status: str  # "done" or "failed"
+    status: str  # "done", "failed" or "stopped"
     seconds: float  # running time of all its processes
     metrics: dict[str, float]  # metrics of its last evaluation
     per_class: dict[str, float | None]  # accuracy by class name; None for a class without videos
@@ -104,7 +106,11 @@ def _changed(cell: Cell, folder: Path) -> str:
     except (OSError, ValueError):  # damaged, or of another version
         return ""
     now = config.flat(dataclasses.asdict(cell.config))
-    names = [name for name, value in now.items() if before[name] != value and not name.startswith(WITHOUT_EFFECT)]
+    names = [
+        name
+        for name, value in now.items()
+        if before[name] != value and (name in _WITH_EFFECT or not name.startswith(WITHOUT_EFFECT))
+    ]
     return ", ".join(f"config.{name}={before[name]!r}, is {now[name]!r} now" for name in names)
 
 
@@ -124,6 +130,8 @@ def _run_cell(cell: Cell, folder: Path, seconds_before: float, lock: int) -> Out
             status = process.wait()
         except KeyboardInterrupt:  # the cell receives it too, and saves its state
             process.wait()
+            seconds = seconds_before + time.monotonic() - started
+            _write(folder, Outcome("stopped", seconds, {}, {}, cost.parameters, cost.gmacs))
             raise
     return keep_outcome(folder, status, seconds_before + time.monotonic() - started, cost)
 
@@ -131,8 +139,12 @@ def _run_cell(cell: Cell, folder: Path, seconds_before: float, lock: int) -> Out
 def keep_outcome(folder: Path, status: int, seconds: float, cost: Cost) -> Outcome:
     """Writes the outcome of a cell to its folder, whose process ended with exit status `status`."""
     outcome = _outcome(folder, status, seconds, cost)
-    write_atomically(folder / OUTCOME, json.dumps(dataclasses.asdict(outcome), indent=1) + "\n")
+    _write(folder, outcome)
     return outcome
+
+
+def _write(folder: Path, outcome: Outcome) -> None:
+    write_atomically(folder / OUTCOME, json.dumps(dataclasses.asdict(outcome), indent=1) + "\n")
 
 
 def _outcome(folder: Path, status: int, seconds: float, cost: Cost) -> Outcome:

@@ -163,7 +163,8 @@ def _set_up(
         changed = resume.changed_fields(meta["config"], cfg)
         resume.refuse_another_run(changed, workdir)
         before = changed.get("train.epochs", (cfg.train.epochs,))[0]
-        complete = int(state.step) >= max(num_steps, optimizer.count_steps(before, steps_per_epoch))
+        asked = meta.get("num_steps", optimizer.count_steps(before, steps_per_epoch))  # earlier versions kept none
+        complete = int(state.step) >= asked and cfg.train.epochs <= before
         if complete:
             resume.refuse_other_settings(changed, cfg.train.epochs, workdir)
         train, test = train_index.names, test_index.names
@@ -263,7 +264,7 @@ def _train(run: Run, state: TrainState) -> EvalResult | None:
                 saved = step
                 meter.restart()
     batches.close()
-    stopped = step < run.num_steps or (run.stop.requested and result is None)
+    stopped = step < run.num_steps or (run.stop.requested and result is None and not evaluated)
     if stopped and saved != step:
         _save(run, state, None)
     run.checkpoints.wait()
@@ -320,6 +321,7 @@ def _save(run: Run, state: TrainState, result: EvalResult | None) -> None:
         "preprocessing": dataclasses.asdict(trained_preprocessing(run.cfg.data, run.train_index)),
         "version": __version__,
         "videos": run.videos,
+        "num_steps": run.num_steps,
     }
     run.heartbeat.beat("saving")
     run.checkpoints.save(state, meta, None if result is None else result.metrics)

@@ -39,6 +39,13 @@ def refuse_another_run(changed: dict[str, tuple[Any, Any]], workdir: Path) -> No
                 f"config.{name}={now!r}: {workdir} was trained with {before!r}: give another --workdir, or "
                 f"--config.{name}={before}"
             )
+    for name in ("train.global_batch_size", "data.repeats"):
+        if name in changed:
+            before, now = changed[name]
+            raise config.UserError(
+                f"config.{name}={now}: {workdir} was trained with {before}, and its steps would be counted as those of "
+                "other epochs: give another --workdir, or keep it and set config.train.accumulate to need less memory"
+            )
     for name in ("data.split", "data.fold", "data.hold_out"):
         if name in changed:
             before, now = changed[name]
@@ -64,6 +71,11 @@ def refuse_other_settings(changed: dict[str, tuple[Any, Any]], epochs: float, wo
       UserError: naming the first such field and what to do.
     """
     for name, (before, now) in changed.items():
+        if name == "init_from" and not (before and now):  # the weights may have moved, but not come or gone
+            start = f"from {before}" if before else "from random weights"
+            raise config.UserError(
+                f"config.init_from={now!r}: {workdir} is complete, and was started {start}: give another --workdir"
+            )
         # Frames may be packed now, and shards unpacked, which are never shuffled; nothing is read in their order again
         if name.startswith(WITHOUT_EFFECT) or name in ("data.source", "data.shuffle_shards"):
             continue

@@ -3,6 +3,7 @@
 torch is imported for its own files only, TensorFlow for its checkpoints only.
 """
 
+import glob
 import json
 import os
 import re
@@ -58,6 +59,9 @@ def kind_of(path: Path | str | os.PathLike) -> str:
     path = Path(path)
     # os.path, because a Path raises an error if a parent folder is not readable
     if os.path.isfile(f"{path}.index") or path.suffix == ".index":
+        prefix = path.with_suffix("") if path.suffix == ".index" else path
+        for part in (Path(f"{prefix}.index"), *sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*"))):
+            _refuse_others(part)
         return "tensorflow"
     if not os.path.exists(path):
         raise ConversionError(f"{path}: there is no such file")
@@ -70,6 +74,16 @@ def kind_of(path: Path | str | os.PathLike) -> str:
             f"{path}: not a weight file by its name: .pth, .pt, .pth.tar, .ckpt, .pyth, .safetensors, or a TensorFlow "
             "checkpoint (the name before .index)"
         )
+    head = _refuse_others(path)
+    length = int.from_bytes(head[:8], "little")
+    is_safetensors = head[8:9] == b"{" and length <= path.stat().st_size
+    if is_safetensors or (path.suffix == ".safetensors" and not head.startswith(b"PK\3\4")):
+        return "safetensors"
+    return "torch"
+
+
+def _refuse_others(path: Path) -> bytes:
+    """The first bytes of a file; raises ConversionError if it is empty, or of a kind in `_OTHERS`."""
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -77,11 +91,7 @@ def kind_of(path: Path | str | os.PathLike) -> str:
     for pattern, what in _OTHERS:
         if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
             raise ConversionError(f"{path}: {what}")
-    length = int.from_bytes(head[:8], "little")
-    is_safetensors = head[8:9] == b"{" and length <= path.stat().st_size
-    if is_safetensors or (path.suffix == ".safetensors" and not head.startswith(b"PK\3\4")):
-        return "safetensors"
-    return "torch"
+    return head
 
 
 def check_reader(name: str) -> None:
@@ -147,11 +157,12 @@ def _beside(path: Path) -> Path:
 
 
 def as_numpy(value: Any) -> np.ndarray:
-    """A torch tensor of any dtype, or anything numpy accepts, as numpy."""
+    """A torch tensor of any dtype, or anything numpy accepts, as numpy; bfloat16 becomes float32."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         return (value.float() if value.is_floating_point() else value).numpy()
-    return np.asarray(value)
+    value = np.asarray(value)
+    return value.astype(np.float32) if value.dtype.name == "bfloat16" else value
 
 
 def _read_safetensors(path: Path) -> Content:
@@ -163,7 +174,7 @@ def _read_safetensors(path: Path) -> Content:
             texts = file.metadata() or {}
     except Exception as error:  # SafetensorError; for dtypes that numpy lacks, TypeError or AttributeError
         raise ConversionError(
-            f"{path}: not a whole safetensors file of float16, float32 or float64 ({_first_line(error)})"
+            f"{path}: not a whole safetensors file of bfloat16, float16, float32 or float64 ({_first_line(error)})"
         ) from None
     return Content(arrays, {name: _json(text, text) for name, text in texts.items()})
 

@@ -45,7 +45,7 @@ def _preprocessing(
 
 _KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_SYMMETRIC = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # [-1, 1]
+SYMMETRIC = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # [-1, 1]
 
 
 def _all(families: Iterable[str], layout: Layout, depths: Iterable[int] = (), **fields: Any) -> tuple[Candidate, ...]:
@@ -61,7 +61,7 @@ IMAGENET = _preprocessing(16, 1, 128, 112, *_IMAGENET)  # of inflated image netw
 _TORCHVISION = _preprocessing(16, 2, 128, 112, *_KINETICS)
 _VMZ = _preprocessing(32, 1, 128, 112, *_KINETICS)
 _HARA = _preprocessing(16, 1, 112, 112, (0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737))
-_DEEPMIND = _preprocessing(64, 1, 256, 224, *_SYMMETRIC)
+_DEEPMIND = _preprocessing(64, 1, 256, 224, *SYMMETRIC)
 # The first one counts if two code bases agree in every name and shape.
 SOURCES: dict[str, Source] = {
     "torchvision": Source(
@@ -118,7 +118,7 @@ SOURCES: dict[str, Source] = {
             *_all(("r3d", "mc3"), layouts.TORCHVISION, (18,), block_dropout=0.3),
             *_all(("r2plus1d_tv",), layouts.TORCHVISION_2PLUS1D, (18,), block_dropout=0.3),
         ),
-        preprocessing=_preprocessing(16, 1, 136, 112, *_SYMMETRIC, byte_range=True),
+        preprocessing=_preprocessing(16, 1, 136, 112, *SYMMETRIC, byte_range=True),
         automatic=False,
     ),
     "2d3d": Source(
@@ -214,6 +214,23 @@ def source_of(model: VideoNetwork) -> str:
     if getattr(model.spec, "stem", "") == "motion":  # no other code has it
         return "r23d_jax"
     return next((key for key, source in SOURCES.items() if model.spec.family in source.own), "r23d_jax")
+
+
+def differs_from_own_class(model: VideoNetwork, source: str) -> dict[str, tuple[Any, Any]]:
+    """The fields, but for depth and widths, in which a network is not what the class of a source computes.
+
+    Such a class may still load the values, because they have the same names and shapes.
+
+    Returns:
+      By name, (the network's, that of the most similar network of the source); {} if they agree, and for this project.
+    """
+    known = [model_spec(candidate.name).vary(dict(candidate.fields)) for candidate in SOURCES[source].candidates]
+    kin = [spec for spec in known if type(spec) is type(model.spec) and spec.bottleneck == model.spec.bottleneck]
+    if source == "r23d_jax" or not kin:
+        return {}
+    ignored = ("layers", "widths", "block_dropout", "stochastic_depth", "bn_momentum")
+    changes = ({k: v for k, v in model.spec.changes(spec).items() if k not in ignored} for spec in kin)
+    return min(changes, key=len)
 
 
 def definition_source(model: VideoNetwork) -> str:

@@ -261,7 +261,15 @@ def read_arrays(weights: Weights) -> Content:
     content, where = (files.read(weights), weights) if is_file else (Content(dict(weights), {}), "weights")
     if not content.arrays:
         raise ConversionError(f"{where}: holds no values")
-    arrays = {str(name): files.as_numpy(value) for name, value in content.arrays.items()}
+    arrays = {}
+    for name, value in content.arrays.items():
+        try:
+            arrays[str(name)] = files.as_numpy(value)
+        except (TypeError, NotImplementedError, RuntimeError) as error:
+            raise ConversionError(
+                f"{where}: {name} is no plain tensor, but quantized, sparse or empty ({str(error).splitlines()[0]}); "
+                "save a state dict of floats"
+            ) from None
     wrong = [name for name, value in arrays.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
     if wrong:
         raise ConversionError(

@@ -261,6 +261,16 @@ def test_loading_passes_over_damage_and_changes_nothing(run_folder: Path, tmp_pa
     assert "checkpoints/1 is damaged (" in lines[0] and steps_in(copy) == before
 
 
+def test_the_best_one_with_a_damaged_meta_is_told(run_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run_folder, copy)
+    meta = copy / "checkpoints" / "1" / "meta" / "metadata"
+    meta.write_text(meta.read_text()[:-20])
+    lines: list[str] = []
+    assert load_checkpoint(copy, log=lines.append).step == 2
+    assert "checkpoints/1 is damaged (" in lines[0] and "using" in lines[0]
+
+
 def test_nothing_to_load(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no checkpoint in .*: give the --workdir of a run"):
         r23d_jax.load_model(tmp_path)

@@ -118,6 +118,61 @@ def test_the_sound_is_copied_or_named(answered, tmp_path: Path) -> None:
                 assert heard == pytest.approx(48000, abs=3000)
 
 
+def write_broadcast(path: Path, picture: float, sound: float) -> Path:
+    """A video of 1.2 s whose picture and sound begin at seconds of one's choice."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        tone: Any = container.add_stream("mp2", rate=48000, layout="mono")
+        for number in range(30):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 5 * number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = round(1000 * picture) + 40 * number, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1152 * 25), np.int16), format="s16p", layout="mono")
+        samples.sample_rate, samples.time_base = 48000, Fraction(1, 48000)
+        resampler = av.AudioResampler(tone.format, "mono", 48000, tone.codec_context.frame_size or 1152)
+        heard = round(48000 * sound)
+        for part in [*resampler.resample(samples), *resampler.resample(None)]:
+            part.pts, part.time_base, heard = heard, Fraction(1, 48000), heard + part.samples
+            container.mux(tone.encode(part))
+        container.mux(tone.encode(None))
+    return path
+
+
+def test_the_times_of_a_broadcast_count_from_its_start(answered, tmp_path: Path) -> None:
+    path = write_broadcast(tmp_path / "late.ts", 3600.0, 3600.0)
+    annotate(path, answered(path), tmp_path / "out.mp4")
+    times, _ = frames_of(tmp_path / "out.mp4")
+    assert times[0] < 0.2 and times[-1] == pytest.approx(times[0] + 29 * 0.04, abs=0.01)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.duration < 2.5 * av.time_base
+
+
+def test_subtitles_wait_for_a_picture_that_comes_after_the_sound(workdir: Path, answered, tmp_path: Path) -> None:
+    path, out = write_broadcast(tmp_path / "late.mkv", 0.8, 0.0), tmp_path / "late.srt"
+    assert call(predict, "--workdir", workdir, path, "--min-score", 0, "--srt", out) == 0
+    assert out.read_text().splitlines()[1].startswith("00:00:00,8")
+    annotate(path, answered(path), tmp_path / "out.mkv")
+    assert frames_of(tmp_path / "out.mkv")[0][0] == pytest.approx(0.8, abs=0.05)
+
+
+def test_files_beside_a_video_are_not_replaced_unless_they_are_named(workdir: Path, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", 12, 0)
+    for option, name in (("srt", "a.srt"), ("annotated", "a.mp4")):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(
+            UserError, match=rf"--{option} .*: .*{name} exists already, beside the video, and may be you"
+        ):
+            call(predict, "--workdir", workdir, path, f"--{option}", tmp_path)
+        assert (tmp_path / name).read_text() == "mine"
+    assert call(predict, "--workdir", workdir, path, "--srt", tmp_path / "a.srt") == 0
+    (tmp_path / "out").mkdir()
+    for _ in range(2):
+        assert call(predict, "--workdir", workdir, path, "--srt", tmp_path / "out") == 0
+
+
 def test_a_turned_video_stays_upright(answered, tmp_path: Path) -> None:
     path = write_video(tmp_path / "turned.mp4", 12, 0)
     path.write_bytes(turned(path.read_bytes(), (0, 1, -1, 0)))

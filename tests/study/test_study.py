@@ -18,6 +18,7 @@ from r23d_jax.commands.study import show_grid
 from r23d_jax.config import Config, UserError, to_json
 from r23d_jax.data.make.synthetic import write_synthetic
 from r23d_jax.evaluation import report
+from r23d_jax.runtime import disk
 from r23d_jax.runtime.progress import format_seconds
 from r23d_jax.study import run as runner
 from r23d_jax.study.costs import CORE_RATE, GPU_RATE, cost_of
@@ -113,7 +114,11 @@ def test_cost_is_known_from_lists(tmp_path: Path) -> None:
     (tmp_path / "val.csv").write_text("a/v3.avi,a\n")
     base = study(network=NETWORKS).base
     base.data.lists, base.data.root, base.train.epochs = str(tmp_path), str(tmp_path / "none"), 5.0
-    assert cost_of(cells(Study("", base, {"network": NETWORKS}))[0]).clips == 10
+    few = cost_of(cells(Study("", base, {"network": NETWORKS}))[0])
+    assert few.clips == 10
+    ucf101 = cost_of(cells(study(network=NETWORKS))[0])
+    width = base.model.widths[-1]
+    assert ucf101.parameters - few.parameters == 100 * (width + 1), "one class instead of 101"
     base.data.repeats = 2
     assert cost_of(cells(Study("", base, {"network": NETWORKS}))[0]).clips == 20
     (tmp_path / "train.csv").write_text("".join(f"a/w{k}.avi,a\n" for k in range(6)))
@@ -210,9 +215,43 @@ def test_a_finished_cell_with_other_settings_is_said(fake: type[FakeProcess], tm
         "R2+1D_seed0: done with other settings (config.train.epochs=300.0, is 3.0 now); "
         f"delete {tmp_path / 'R2+1D_seed0'} to run it again"
     )
+    said.clear()
+    now.base.train.epochs, now.base.init_from, now.base.fusion.weight = before.base.train.epochs, "runs/a", 0.9
+    now.base.eval.checkpoint = "best"
+    runner.run_cells(cells(now), tmp_path, said.append)
+    for name in ("eval.checkpoint", "fusion.weight", "init_from"):
+        assert f"config.{name}=" in said[0]
+    said.clear()
+    runner.run_cells(cells(now), tmp_path, said.append)
+    assert len(said) == 2
     (tmp_path / "R2+1D_seed0" / runner.CELL).write_bytes(b"\xff damaged")
     runner.run_cells(cells(now), tmp_path, said.append)
     assert len(said) == 3  # only of the other one this time
+
+
+def test_the_time_of_a_stopped_cell_counts(
+    fake: type[FakeProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cell,) = cells(study(seed={"0": {"seed": 0}}))
+    now, stops = [0.0], [True]
+
+    def accuracy(name: str) -> float:
+        now[0] += 100.0
+        if stops.pop():
+            stops.append(False)
+            stops.append(False)
+            raise KeyboardInterrupt
+        return 0.5
+
+    fake.accuracy = staticmethod(accuracy)
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_cells([cell], tmp_path, lambda line: None)
+    stopped = runner.read_outcome(tmp_path / cell.name)
+    assert stopped is not None and (stopped.status, stopped.seconds) == ("stopped", 200.0)
+    assert runner.run_cells([cell], tmp_path, lambda line: None) == (1, 0)
+    done = runner.read_outcome(tmp_path / cell.name)
+    assert done is not None and (done.status, done.seconds) == ("done", 300.0)
 
 
 STREAMS = {
@@ -319,6 +358,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], fake: t
     assert main(args) == 3
     assert f"1 of 2 trainings are done, 1 failed: {workdir / 'results.md'}" in capsys.readouterr().out
     assert main([*args, "--only", "a"]) == 0
+    with disk.hold(workdir / "b", runner.LOCK):
+        assert main([*args, "--only", "b"]) == 3
+    assert "0 of 1 trainings are done: " in capsys.readouterr().out
     assert main([*args, "--only", "zzz"]) == 2
     assert "no cell's name contains it" in capsys.readouterr().err
     assert main(["study", "--config=configs/studdy.py", "--workdir=x"]) == 2

@@ -393,12 +393,14 @@ def test_an_evaluation_leaves_the_files_of_the_training_alone(dataset: Path, fin
     before = [(workdir / name).read_bytes() for name in names]
     cfg = config_for(dataset)
     cfg.eval.views, cfg.eval.nearest = "dense", True
+    cfg.seed, cfg.optimizer.learning_rate, cfg.parallel.fsdp = 71234, 0.71234, 2
     evaluate_checkpoint(cfg, workdir, log=lines.append)
     assert [(workdir / name).read_bytes() for name in names] == before
     folder = workdir / "evaluations" / "split1-dense-1crop"
     assert lines[-1] == f"report: {folder / 'report.html'}" and all((folder / name).is_file() for name in names)
     page = (folder / "report.html").read_text()
     assert "<h2>Training</h2>" in page and "Grad-CAM of" in page and "nearest training video: v_" in page
+    assert "71234" not in page, "the page has the settings that the network was trained with"
 
 
 @pytest.mark.slow

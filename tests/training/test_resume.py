@@ -36,6 +36,20 @@ def test_packed_frames_are_the_same_videos(sources: tuple[str, str], tmp_path: P
         resume.refuse_another_run({"data.source": ("frames", "pictures")}, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["train.global_batch_size", "data.repeats"])
+def test_steps_of_another_size_are_refused(name: str, tmp_path: Path) -> None:
+    message = rf"^config\.{name}=8: .* was trained with 16, and its steps would be counted .* set config\.train\.accum"
+    with pytest.raises(UserError, match=message):
+        resume.refuse_another_run({name: (16, 8)}, tmp_path)
+
+
+def test_a_complete_run_has_the_weights_that_it_was_started_from(tmp_path: Path) -> None:
+    resume.refuse_other_settings({"init_from": ("runs/a", "moved/a")}, 2.0, tmp_path)
+    for change, words in ((("", "runs/a"), "from random weights"), (("runs/a", ""), "from runs/a")):
+        with pytest.raises(UserError, match=rf"^config\.init_from=.* is complete, and was started {words}: give an"):
+            resume.refuse_other_settings({"init_from": change}, 2.0, tmp_path)
+
+
 MAY_CHANGE = """
 checkpoint.every_steps checkpoint.keep compilation_cache data.augment_on data.lists data.max_broken_fraction
 data.num_workers data.on_broken data.remote_cache data.root data.shuffle_shards data.source eval.batch_size

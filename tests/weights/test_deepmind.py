@@ -99,5 +99,9 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(b"")
     with pytest.raises(ConversionError, match=r"model\.ckpt: not a whole TensorFlow checkpoint"):
         r23d_jax.read_tensorflow(tmp_path / "model.ckpt")
-    with pytest.raises(ConversionError, match=r"model\.ckpt: not a whole TensorFlow checkpoint"):
+    with pytest.raises(ConversionError, match=r"model\.ckpt\.data-00000-of-00001: is empty \(0 bytes\)"):
+        r23d_jax.from_torch(tmp_path / "model.ckpt")
+    for file in tmp_path.iterdir():
+        file.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ConversionError, match=r"model\.ckpt\.index: is a Git LFS pointer; the weights were not downlo"):
         r23d_jax.from_torch(tmp_path / "model.ckpt")

@@ -1,5 +1,6 @@
 """Image networks as video networks: a clip that does not move gives the image network's features."""
 
+import argparse
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from flax import nnx
 
 import r23d_jax
 from r23d_jax import models
+from r23d_jax.commands.convert import _inflated
 from r23d_jax.models.functional import split_model
 from r23d_jax.weights.state_dicts import to_arrays
 from r23d_jax.weights.tables import ConversionError
@@ -96,6 +98,20 @@ def test_repeat_reaches_the_logits_away_from_the_ends(torchvision_video: Any) ->
     classifier = model.head.classifier
     np.testing.assert_allclose(classifier(ours[:, 4].mean(axis=(1, 2))), logits, atol=1e-4 * np.abs(logits).max())
     assert np.abs(ours[:, 0] - want).max() > 1e-2 * np.abs(want).max()  # zeros beyond the ends are seen there
+
+
+def test_pixels_of_a_converted_googlenet_are_those_of_its_published_weights(torchvision_video: Any) -> None:
+    """They come with transform_input=True."""
+    from torchvision.models import googlenet
+
+    image_network: Any = googlenet(weights=None, aux_logits=False, init_weights=False, transform_input=True)
+    pixels = torch.rand(1, 3, 8, 8)
+    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    seen = image_network._transform_input((pixels - mean) / std)
+    args = argparse.Namespace(model="i3d_gamma", inflate="center", num_classes=0, num_frames=16, crop_size=63)
+    pre = _inflated(args, image_network.state_dict()).preprocessing
+    ours = (pixels - torch.tensor(pre.mean)[:, None, None]) / torch.tensor(pre.std)[:, None, None]
+    np.testing.assert_allclose(ours, seen, atol=1e-5)
 
 
 def test_googlenet_becomes_i3d(torchvision_video: Any) -> None:

@@ -14,7 +14,7 @@ from r23d_jax.models.heads import NoHead
 from r23d_jax.models.registry import FAMILIES
 from r23d_jax.weights import layouts, matching
 from r23d_jax.weights.matching import Found, find, fit, is_2d, table_of, unwrapped, without_prefix
-from r23d_jax.weights.sources import SOURCES
+from r23d_jax.weights.sources import SOURCES, differs_from_own_class
 from r23d_jax.weights.tables import ConversionError, Entry, differences, make_table, part_of
 
 Arrays = dict[str, np.ndarray]
@@ -154,6 +154,30 @@ def test_a_source_without_names_for_a_network() -> None:
     # a bottleneck gets the layout of bottlenecks
     names = table_of(network("r2plus1d_hara_50"), "hara").shapes
     assert "layer1.0.bn1.weight" in names and "layer1.0.bn1_t.weight" not in names
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "source", "changed"),
+    [
+        ("r2plus1d_18", {}, "vmz", {}),
+        ("r2plus1d_34", {"widths": (4, 6, 8, 8), "block_dropout": 0.3}, "vmz", {}),
+        ("r2plus1d_18", {"temporal_strides": (1, 2, 2)}, "vmz", {"temporal_strides": ((1, 2, 2), ())}),
+        ("r2plus1d_18", {"stem_pool": "2d"}, "vmz", {"stem_pool": ("2d", "none")}),
+        ("r3d_18", {}, "torchvision", {}),
+        ("r3d_18", {"stem": "motion"}, "torchvision", {"stem": ("motion", "3x7x7")}),
+        ("r3d_18", {"stem": "motion"}, "r23d_jax", {}),
+        ("r2plus3d_18", {}, "2d3d", {}),
+        ("i3d", {}, "i3d_piergiaj", {}),
+        ("s3d", {}, "torchvision_s3d", {}),
+        ("ir_csn_50", {}, "vmz_csn", {}),
+        ("r3d_hara_18", {}, "hara_r3d", {}),
+        ("r2plus1d_mmaction_34", {}, "mmaction2", {}),
+    ],
+)
+def test_what_the_class_of_a_source_would_compute_otherwise(
+    name: str, fields: dict[str, Any], source: str, changed: dict[str, Any]
+) -> None:
+    assert differs_from_own_class(network(name, **fields), source) == changed
 
 
 # -- statistics that are not there -------------------------------------------------------------------------------------

@@ -73,6 +73,9 @@ def test_what_does_not_fit_is_listed_at_once() -> None:
     broken = {**to_arrays(model), "fc.weight": np.full((7, 8), np.nan, np.float32)}
     with pytest.raises(ConversionError, match=r"1 of \d+ tensors hold values that are not numbers .*fc\.weight"):
         r23d_jax.from_torch(broken, model)
+    broken["fc.weight"] = broken["fc.weight"].astype(jnp.bfloat16)
+    with pytest.raises(ConversionError, match=r"1 of \d+ tensors hold values that are not numbers .*fc\.weight"):
+        r23d_jax.from_torch(broken, model)
     state["layer1.0.conv1.0.weight"] = state.pop("layer9.0.weight")
     with pytest.raises(
         ConversionError, match=r"no network has exactly these weights; the nearest is \w+_10 .* differs in \d+ names"

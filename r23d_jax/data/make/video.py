@@ -128,6 +128,18 @@ def claimed_seconds(path: Path | str) -> float:
         return _claimed_seconds(container, video_stream(path, container))
 
 
+def start_of(path: Path | str) -> float:
+    """The time in seconds from which a player counts, in the file's own times; 0 if it is not known."""
+    with open_video(path) as container:
+        return (container.start_time or 0) / av.time_base
+
+
+def picture_delay(path: Path | str) -> float:
+    """Seconds from the start of a file to its first frame, which come later where the sound begins before."""
+    begin, _ = next(timed_frames(path))
+    return max(begin - start_of(path), 0.0)
+
+
 def rate_at_most(path: Path, most: float) -> tuple[float, float]:
     """The frames per second that a video has where it may have `most`, 0 for any number; and the `rate` to read it at.
 
