@@ -147,7 +147,7 @@ def test_the_times_of_a_broadcast_count_from_its_start(answered, tmp_path: Path)
     times, _ = frames_of(tmp_path / "out.mp4")
     assert times[0] < 0.2 and times[-1] == pytest.approx(times[0] + 29 * 0.04, abs=0.01)
     with av.open(str(tmp_path / "out.mp4")) as container:
-        assert container.duration < 2.5 * av.time_base
+        assert (container.duration or 0) < 2.5 * av.time_base
 
 
 def test_subtitles_wait_for_a_picture_that_comes_after_the_sound(workdir: Path, answered, tmp_path: Path) -> None:
