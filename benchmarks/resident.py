@@ -51,7 +51,7 @@ from r23d_jax.runtime.progress import Progress, format_seconds
 from r23d_jax.study.costs import cost_of
 from r23d_jax.study.grid import Cell, cells, load_study, with_settings
 from r23d_jax.study.results import write_results
-from r23d_jax.study.run import CELL, LOCK, is_done, keep_outcome
+from r23d_jax.study.run import CELL, LOCK, is_done, keep_outcome, recount
 from r23d_jax.training.optimizer import count_steps, make_optimizer
 from r23d_jax.training.step import make_update
 from r23d_jax.training.warm_start import check_source, warm_start
@@ -184,7 +184,7 @@ def _keep(cell: Cell, folder: Path, result: EvalResult, took: float) -> float:
     """Writes the files of a cell that took these seconds, and returns them."""
     write_atomically(folder / CELL, config.to_json(cell.config) + "\n")
     save_evaluation(result, folder)
-    keep_outcome(folder, 0, took, cost_of(cell))
+    recount(cell, folder, keep_outcome(folder, 0, took, cost_of(cell)))
     print(f"    video top-1 {100 * result.metrics['val/top1_video']:.2f} % in {format_seconds(took)}", flush=True)
     return took
 
@@ -329,8 +329,7 @@ def _train(cfg: Config, store: FrameStore, train: VideoIndex, test: VideoIndex, 
     if cfg.init_from:
         places = jax.tree.map(lambda leaf: leaf.sharding, state)
         names = tuple(train.class_names)
-        scored = test.names.tolist()
-        state = warm_start(cfg, state, places, len(names), lambda line: print(f"    {line}"), names, scored)
+        state = warm_start(cfg, state, places, len(names), lambda line: print(f"    {line}"), names, test)
     with Progress(num_steps, "steps", "train") as progress:
         for step, batch in enumerate(_train_batches(cfg, store, train, num_steps)):
             state, metrics = made.update(state, store.frames, batch, np.uint32(cfg.seed))

@@ -1,7 +1,7 @@
 """Which videos a network was trained on, kept with its weights: no run is scored on them unnoticed.
 
-Each name is kept as six bytes of its hash. So a checkpoint of Kinetics' 240,000 videos is 2 MB larger, and a name is
-taken for one that it is not once in a thousand runs.
+Each video is kept as six bytes of a hash of its class and its name. So a checkpoint of Kinetics' 240,000 videos is 2 MB
+larger, and a video is taken for another once in a thousand runs.
 """
 
 import base64
@@ -11,26 +11,31 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from r23d_jax.data.find.video_names import group_of
+from r23d_jax.config.motion import MOTIONS
+from r23d_jax.data.find.frames import VideoIndex
+from r23d_jax.data.find.video_names import class_in_name
 
 _BYTES = 6
 _WIDTH = 8  # letters for a video in the text of `digests`
 EARLIER = "."  # between the videos of the training list, in its order, and those that it had earlier in the same run
 
 
-def digests(names: Iterable[str]) -> str:
-    """The names of videos in their order, as text that JSON can hold."""
-    return base64.b64encode(b"".join(map(_digest, names))).decode()
+def digests(index: VideoIndex) -> str:
+    """The videos of an index in their order, as text that JSON can hold; "" if they have no names of their own."""
+    return base64.b64encode(b"".join(map(_digest, _keys(index)))).decode() if index.named else ""
 
 
-def were_among(kept: str, names: Iterable[str]) -> np.ndarray:
-    """(N,) bool: whether each video is among those of `digests`; all False if that is not readable."""
+def were_among(kept: str, index: VideoIndex) -> np.ndarray:
+    """(N,) bool: which videos of an index are among those of `digests`; all False if that is "", or not readable.
+
+    A video that is listed under another name is not known again.
+    """
     try:
-        content = base64.b64decode(kept.replace(EARLIER, ""), validate=True)
+        content = base64.b64decode(kept.replace(EARLIER, ""), validate=True) if index.named else b""
     except binascii.Error:
         content = b""
     known = {content[start : start + _BYTES] for start in range(0, len(content), _BYTES)}
-    return np.array([_digest(name) in known for name in names], bool)
+    return np.array([_digest(key) in known for key in _keys(index)], bool)
 
 
 def split(kept: str) -> tuple[list[str], list[str]]:
@@ -42,7 +47,20 @@ def split(kept: str) -> tuple[list[str], list[str]]:
     return now, before
 
 
-def _digest(name: str) -> bytes:
-    """Of a name that is the same in lists of any format: UCF101's `v_Diving_g08_c01` may follow a folder there."""
-    plain = name.rpartition("/")[2] if group_of(name) else name
-    return hashlib.blake2b(plain.casefold().encode(errors="replace"), digest_size=_BYTES).digest()
+def _keys(index: VideoIndex) -> Iterable[str]:
+    """Class and name, the same in lists of any format: UCF101's has `v_Diving_g08_c01` where CSV has a path."""
+    moving = index.class_names == MOTIONS  # instead of classes; to be evaluated, a video has a row for each
+    for name, label in zip(index.names.tolist(), index.labels.tolist(), strict=True):
+        if moving:
+            name = next((name.removesuffix(f" {motion}") for motion in MOTIONS if name.endswith(f" {motion}")), name)
+        last, class_name = name.rpartition("/")[2], index.class_names[label]
+        if class_in_name(last):
+            yield last
+        elif moving or f"/{class_name}/".casefold() in f"/{name}".casefold():
+            yield name
+        else:
+            yield f"{class_name}/{name}"
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.blake2b(key.casefold().encode(errors="surrogatepass"), digest_size=_BYTES).digest()

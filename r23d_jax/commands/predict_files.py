@@ -71,7 +71,7 @@ def files_of(args: argparse.Namespace, names: list[str]) -> dict[str, dict[str, 
                 if os.path.lexists(path) and os.path.exists(name) and path.parent.samefile(Path(name).parent):
                     raise UserError(
                         f"--{option} {given}: {path} exists already, beside the video, and may be yours; give another "
-                        "folder, or the file by name"
+                        f"folder{'' if len(names) > 1 else ', or the file by name'}"
                     )
             elif len(names) > 1:
                 raise UserError(f"--{option} {given}: is no folder, and {len(names)} videos need one; create it first")

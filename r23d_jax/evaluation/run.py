@@ -88,7 +88,10 @@ def score_checkpoint(
             f"lists have {len(index.class_names)} ({_short(index.class_names)}): set config.data.lists and "
             "config.data.classes as in training"
         )
-    _log_differences(loaded, cfg, index, log)
+    seen = int(were_among(loaded.videos, index).sum())
+    if seen:
+        log(f"by their names, it was trained on {seen:,} of these {len(index):,} videos: this says little about others")
+    _log_differences(loaded, cfg, index, seen > 0, log)
     mesh = parallel.make_mesh(cfg.parallel.fsdp)
     network, params, batch_stats = split_model(loaded.model)
     eval_step = make_eval_step(network, loaded.preprocessing, mesh)
@@ -102,9 +105,7 @@ def score_checkpoint(
     if names_of(loaded.config.data) != names_of(cfg.data):
         protocol = dataclasses.replace(result.protocol, other_data=names_of(cfg.data))
         result = dataclasses.replace(result, protocol=protocol)
-    if seen := int(were_among(loaded.videos, index.names.tolist()).sum()):
-        log(f"it was trained on {seen:,} of these {len(index):,} videos, so this says little about others")
-        result = dataclasses.replace(result, protocol=dataclasses.replace(result.protocol, trained_on=seen))
+    result = dataclasses.replace(result, protocol=dataclasses.replace(result.protocol, trained_on=seen))
     return result, index
 
 
@@ -132,10 +133,12 @@ def _refuse_trained_fold(loaded: LoadedModel, cfg: Config) -> None:
         )
 
 
-def _log_differences(loaded: LoadedModel, cfg: Config, index: VideoIndex, log: Callable[[str], None]) -> None:
+def _log_differences(
+    loaded: LoadedModel, cfg: Config, index: VideoIndex, seen: bool, log: Callable[[str], None]
+) -> None:
     """Logs that the split is another than in training, flow was made in another way, or clips have another pace."""
     splits = loaded.config.data.split, cfg.data.split
-    if splits[0] != splits[1] and not loaded.videos:
+    if splits[0] != splits[1] and not seen:  # which has been said
         log(f"trained on split {splits[0]}, which may have test videos of split {splits[1]} among its training videos")
     trained, here = loaded.preprocessing, trained_preprocessing(cfg.data, index)
     if trained.flow.method and here.flow != trained.flow:

@@ -40,6 +40,14 @@ def cost_of(cell: Cell) -> Cost:
     return Cost(parameters, macs / 1e9, clips)
 
 
+def parameters_of(cell: Cell, num_classes: int) -> int:
+    """The number of parameters of a cell's network, or of both, for so many classes."""
+    if cell.streams:
+        return sum(parameters_of(stream, num_classes) for stream in cell.streams)
+    data = cell.config.data
+    return _count(to_json(cell.config.model), data.num_frames, data.crop_size, num_classes)[0]
+
+
 def gpu_hours(cell: Cell) -> float | None:
     """Estimated hours of one training on one GPU, at the speed of `GPU_RATES`; None while the clips are not known."""
     pmacs = cost_of(cell).pmacs
@@ -65,11 +73,13 @@ def _count(model: str, num_frames: int, size: int, num_classes: int) -> tuple[in
 def _listed(data: str) -> tuple[int | None, int]:
     """The number of training videos of a data config, as JSON, None if neither they nor their lists exist yet; and of
     classes, UCF101's if nothing tells."""
+    from r23d_jax.config.motion import MOTIONS
     from r23d_jax.data.make.synthetic import CLASSES
     from r23d_jax.data.sources import listed_videos, lists_of, open_index
 
     cfg = from_json(data, DataConfig)
     classes = len(cfg.classes) or (len(CLASSES) if cfg.source == "synthetic" else UCF101_CLASSES)
+    classes = len(MOTIONS) if cfg.motion.speeds else classes
     if cfg.source == "synthetic" and not (Path(cfg.root) / "lists").is_dir():
         return None, classes  # the first training writes it
     if not cfg.lists and not lists_of(cfg).is_dir():

@@ -17,7 +17,7 @@ class Group:
     cells: tuple[Cell, ...]  # all of them
     outcomes: tuple[tuple[Cell, Outcome], ...]  # the finished cells and their outcomes
     failed: int  # number of failed cells
-    waiting: int  # number of cells that have not run
+    waiting: int  # number of cells that have not run to their end
 
     @property
     def name(self) -> str:
@@ -48,7 +48,7 @@ def gather(cells: list[Cell], workdir: Path) -> list[Group]:
             cells=tuple(cell for cell, _ in members),
             outcomes=tuple((c, o) for c, o in members if o is not None and o.status == "done"),
             failed=sum(o is not None and o.status == "failed" for _, o in members),
-            waiting=sum(o is None for _, o in members),
+            waiting=sum(o is None or o.status == "stopped" for _, o in members),
         )
         for labels, members in groups.items()
     ]

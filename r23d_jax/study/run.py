@@ -14,7 +14,7 @@ from r23d_jax.config import Config
 from r23d_jax.runtime import disk
 from r23d_jax.runtime.disk import write_atomically
 from r23d_jax.runtime.progress import format_seconds
-from r23d_jax.study.costs import Cost, cost_of
+from r23d_jax.study.costs import Cost, cost_of, parameters_of
 from r23d_jax.study.grid import Cell
 from r23d_jax.training.resume import WITHOUT_EFFECT
 
@@ -74,6 +74,7 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
         before = read_outcome(folder)
         if before is not None and before.status == "done":
             done += 1
+            recount(cell, folder, before)
             if changed := _changed(cell, folder):
                 log(f"{cell.name}: done with other settings ({changed}); delete {folder} to run it again")
             continue
@@ -133,7 +134,18 @@ def _run_cell(cell: Cell, folder: Path, seconds_before: float, lock: int) -> Out
             seconds = seconds_before + time.monotonic() - started
             _write(folder, Outcome("stopped", seconds, {}, {}, cost.parameters, cost.gmacs))
             raise
-    return keep_outcome(folder, status, seconds_before + time.monotonic() - started, cost)
+    return recount(cell, folder, keep_outcome(folder, status, seconds_before + time.monotonic() - started, cost))
+
+
+def recount(cell: Cell, folder: Path, outcome: Outcome) -> Outcome:
+    """Corrects the number of parameters once the classes are known; earlier versions took those of UCF101."""
+    if outcome.status != "done":
+        return outcome
+    parameters = parameters_of(cell, len(outcome.per_class))
+    if outcome.parameters != parameters:
+        outcome = dataclasses.replace(outcome, parameters=parameters)
+        _write(folder, outcome)
+    return outcome
 
 
 def keep_outcome(folder: Path, status: int, seconds: float, cost: Cost) -> Outcome:

@@ -157,7 +157,7 @@ def _set_up(
     checkpoints = Checkpoints(workdir, cfg.checkpoint.keep, log=log, common=common)
     held.enter_context(contextlib.closing(checkpoints))
     restored = checkpoints.restore_latest(shardings, state, train_index.class_names)
-    evaluated, trained_on = False, trained_videos.digests(train_index.names.tolist())
+    evaluated, trained_on = False, trained_videos.digests(train_index)
     if restored is not None:
         state, meta = restored
         changed = resume.changed_fields(meta["config"], cfg)
@@ -167,18 +167,17 @@ def _set_up(
         complete = int(state.step) >= asked and cfg.train.epochs <= before
         if complete:
             resume.refuse_other_settings(changed, cfg.train.epochs, workdir)
-        train, test = train_index.names, test_index.names
-        trained_on = resume.videos_to_keep(meta.get("videos", ""), train, test, workdir, complete, log)
+        kept_videos = meta.get("videos", "")
+        trained_on = resume.videos_to_keep(kept_videos, train_index, test_index, workdir, complete, log)
         evaluated = BEST_METRIC in meta["metrics"]
-        if complete and evaluated and (kept := parallel.from_first(load_evaluation(workdir))):
-            resume.refuse_other_test_videos(kept.names, test, workdir)
+        same_names = "data.source" not in changed  # shards may have none
+        if complete and evaluated and same_names and (kept := parallel.from_first(load_evaluation(workdir))):
+            resume.refuse_other_test_videos(kept.names, test_index, workdir)
         log(f"resumed from step {int(state.step)} of {num_steps} ({workdir})")
         for field, (before, now) in changed.items():  # a changed field makes another run
             log(f"changed since the checkpoint: config.{field} was {before!r}, is {now!r}")
     elif cfg.init_from:
-        state = warm_start(
-            cfg, state, shardings, num_classes, log, tuple(train_index.class_names), test_index.names.tolist()
-        )
+        state = warm_start(cfg, state, shardings, num_classes, log, tuple(train_index.class_names), test_index)
     if is_first:
         disk.write_atomically(workdir / "config.json", config.to_json(cfg) + "\n")
     heartbeat.describe(

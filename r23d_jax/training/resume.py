@@ -10,6 +10,7 @@ import numpy as np
 from r23d_jax import config
 from r23d_jax.checkpoint import trained_videos
 from r23d_jax.config import Config
+from r23d_jax.data.find.frames import VideoIndex
 
 # Fields, and beginnings of their names, that change neither the network that a training ends with nor its figures:
 # where things lie, how they are read and spread over devices, what is kept and shown. Studies read this, too.
@@ -92,28 +93,31 @@ def refuse_other_settings(changed: dict[str, tuple[Any, Any]], epochs: float, wo
 
 
 def videos_to_keep(
-    kept: str, train: np.ndarray, test: np.ndarray, workdir: Path, complete: bool, log: Callable[[str], None]
+    kept: str, train: VideoIndex, test: VideoIndex, workdir: Path, complete: bool, log: Callable[[str], None]
 ) -> str:
-    """The videos to keep with the next checkpoint: those of the training list, and those that only the last one had.
+    """The videos to keep with the next checkpoint: those of now, and those that only the last one had.
 
     Args:
       kept: of the checkpoint that is resumed, as `trained_videos.digests`; "" if it kept none.
-      train: (N,) str, names of the videos to train on.
-      test: (M,) str, names of those that the training is evaluated on.
+      train: the videos to train on.
+      test: those that the training is evaluated on.
       complete: whether no step is left.
-      log: takes a line if the training list has changed.
+      log: takes a line if the training videos have changed.
 
     Raises:
       UserError: if the checkpoint was trained on videos that are evaluated now, or is complete with other videos.
     """
-    now, before = trained_videos.digests(train.tolist()), trained_videos.split(kept)
+    now, before = trained_videos.digests(train), trained_videos.split(kept)
+    if not now:  # nothing tells which videos these are
+        return kept
     here = set(trained_videos.split(now)[0])
     gone = [mark for part in before for mark in part if mark not in here]
-    seen = trained_videos.were_among("".join(gone), test.tolist())
+    seen = trained_videos.were_among("".join(gone), test)
     if seen.any():
         raise config.UserError(
             f"{workdir} was trained on {seen.sum():,} of the {len(test):,} videos that are evaluated now, e.g. "
-            f"{test[seen][0]}: the lists are others than in training; give another --workdir, or the lists of before"
+            f"{test.names[seen][0]}: the lists are others than in training; give another --workdir, or the lists of "
+            "before"
         )
     if not kept or kept.partition(trained_videos.EARLIER)[0] == now:
         return kept or now
@@ -121,27 +125,27 @@ def videos_to_keep(
     change = f"{new:,} new, {lost:,} gone" if new or lost else "in another order"
     if complete:
         raise config.UserError(
-            f"{workdir} is complete, and was trained on other videos than the training list has now ({change}): give "
-            "another --workdir; or add --mode=eval to evaluate it as it is"
+            f"{workdir} is complete, and was trained on other videos than are there now ({change}): give another "
+            "--workdir; or add --mode=eval to evaluate it as it is"
         )
-    log(f"the training list has changed since the checkpoint ({change}): this is another training from here on")
+    log(f"the training videos have changed since the checkpoint ({change}): this is another training from here on")
     return f"{now}{trained_videos.EARLIER}{''.join(gone)}" if gone else now
 
 
-def refuse_other_test_videos(evaluated: np.ndarray, test: np.ndarray, workdir: Path) -> None:
+def refuse_other_test_videos(evaluated: np.ndarray, test: VideoIndex, workdir: Path) -> None:
     """Refuses to give the evaluation of a complete training as that of other videos.
 
     Args:
       evaluated: (N,) str, names of the videos that were evaluated.
-      test: (M,) str, names of those to evaluate.
+      test: those to evaluate.
 
     Raises:
       UserError: if they differ.
     """
-    if not np.array_equal(evaluated, test):
+    if test.named and not np.array_equal(evaluated, test.names):
         raise config.UserError(
-            f"{workdir} is complete, and was evaluated on {len(evaluated):,} videos; the test list has "
-            f"{len(test):,} now, or others: add --mode=eval to evaluate these"
+            f"{workdir} is complete, and was evaluated on {len(evaluated):,} videos; {len(test):,} are there now, or "
+            "others: add --mode=eval to evaluate these"
         )
 
 

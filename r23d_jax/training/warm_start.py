@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from r23d_jax.checkpoint.read import read_network
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.checkpoint.trained_videos import were_among
 from r23d_jax.config import Config, HeadConfig, UserError
+from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.sources import names_of
 from r23d_jax.models.functional import flatten, initialize, values
 from r23d_jax.models.heads import interpolate_positions
@@ -56,7 +57,7 @@ def warm_start(
     num_classes: int,
     log: Callable[[str], None],
     class_names: tuple[str, ...] = (),
-    scored: Sequence[str] = (),
+    scored: VideoIndex | None = None,
 ) -> TrainState:
     """The state before the first step, with the weights that `cfg.init_from` names instead of random ones.
 
@@ -70,7 +71,7 @@ def warm_start(
       cfg: `init_from` is a file of foreign weights, a run's folder or a checkpoint; image networks are inflated.
       log: takes one line for each part that was or was not taken.
       class_names: of the run, in the order of the logits; () trusts the order in the weights.
-      scored: names of the videos that the run is evaluated on.
+      scored: the videos that the run is evaluated on.
 
     Raises:
       UserError: if the weights cannot be read or do not fit.
@@ -144,7 +145,7 @@ def warm_start(
     return dataclasses.replace(state, params=new_params, batch_stats=new_stats, ema=ema)
 
 
-def _seen(source: Converted, cfg: Config, names: tuple[str, ...], scored: Sequence[str]) -> str:
+def _seen(source: Converted, cfg: Config, names: tuple[str, ...], scored: VideoIndex | None) -> str:
     """A sentence if the run that the weights are from was, or may have been, trained on videos that this one scores.
 
     Raises WarmStartError for a fold that it was trained on, with the same classes.
@@ -155,13 +156,15 @@ def _seen(source: Converted, cfg: Config, names: tuple[str, ...], scored: Sequen
     same = not motion and set(their_names) == set(names)
     trained = f"trained on the training list of split {theirs.split}"
     trained += f", but for fold {theirs.fold}" if theirs.fold else ""
-    if source.videos and scored:
-        seen = int(were_among(source.videos, scored).sum())
-        if seen and ours.fold and same:
+    seen = 0 if scored is None else int(were_among(source.videos, scored).sum())
+    if scored is not None and seen:
+        if ours.fold and same and names_of(theirs) == names_of(ours):
             raise _fold_was_trained_on(cfg, trained)
         unlabeled = ", without their labels" if motion else ""
-        known = f"{trained}, and so on {seen:,} of the {len(scored):,} videos that this run is evaluated on{unlabeled}"
-        return known if seen else ""
+        return (
+            f"{trained}, where {seen:,} of the {len(scored):,} videos that this run is evaluated on are, by their "
+            f"names{unlabeled}"
+        )
     if theirs.source == "pictures" or not (motion or set(their_names) & set(names)):
         return ""
     if ours.fold and (ours.fold, ours.split) != (theirs.fold, theirs.split):

@@ -267,8 +267,8 @@ def read_arrays(weights: Weights) -> Content:
             arrays[str(name)] = files.as_numpy(value)
         except (TypeError, NotImplementedError, RuntimeError) as error:
             raise ConversionError(
-                f"{where}: {name} is no plain tensor, but quantized, sparse or empty ({str(error).splitlines()[0]}); "
-                "save a state dict of floats"
+                f"{where}: {name} is no plain tensor, but quantized, sparse or empty ({type(error).__name__}: {error});"
+                " save a state dict of floats"
             ) from None
     wrong = [name for name, value in arrays.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
     if wrong:

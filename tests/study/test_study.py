@@ -249,6 +249,8 @@ def test_the_time_of_a_stopped_cell_counts(
         runner.run_cells([cell], tmp_path, lambda line: None)
     stopped = runner.read_outcome(tmp_path / cell.name)
     assert stopped is not None and (stopped.status, stopped.seconds) == ("stopped", 200.0)
+    page = write_results(study(seed={"0": {"seed": 0}}), [cell], tmp_path).read_text()
+    assert "0 of 1 trainings are done, 1 have not run." in page
     assert runner.run_cells([cell], tmp_path, lambda line: None) == (1, 0)
     done = runner.read_outcome(tmp_path / cell.name)
     assert done is not None and (done.status, done.seconds) == ("done", 300.0)

@@ -340,7 +340,7 @@ def test_videos_that_were_trained_on_are_told(dataset: Path, finished: tuple[Pat
     cfg, lines = config_for(dataset), []
     cfg.data.lists, cfg.data.split = str(other_split(dataset, tmp_path / "lists")), 2
     evaluate_checkpoint(cfg, finished[0], log=lines.append)
-    assert "it was trained on 12 of these 12 videos, so this says little about others" in lines
+    assert "by their names, it was trained on 12 of these 12 videos: this says little about others" in lines
     assert "split 2, 12 videos (12 of them trained on), " in "\n".join(lines)
     page = next((finished[0] / "evaluations").glob("split2*/report.html")).read_text()
     assert "12 videos (12 of them trained on), " in page
@@ -359,7 +359,7 @@ def test_a_complete_run_is_not_given_as_that_of_other_videos(
     cfg.data.lists = str(lists)
     for side, message in (
         ("test", r"was trained on 12 of the 12 videos that are evaluated now, e\.g\. v_\w+_g02_c0\d: the lists are "),
-        ("train", r"is complete, and was trained on other videos than the training list has now \(0 new, 12 gone\)"),
+        ("train", r"is complete, and was trained on other videos than are there now \(0 new, 12 gone\)"),
     ):
         for name in ("train", "test"):
             chosen = "02" if side == "test" or name == side else "01"
@@ -373,7 +373,7 @@ def test_a_complete_run_is_not_given_as_that_of_other_videos(
     half = (lists / "testlist01.txt").read_text().splitlines()[::2]
     (lists / "testlist01.txt").write_text("\n".join(half) + "\n")
     cfg.data.lists = str(lists)
-    message = r"is complete, and was evaluated on 12 videos; the test list has 6 now, or others: add --mode=eval"
+    message = r"is complete, and was evaluated on 12 videos; 6 are there now, or others: add --mode=eval"
     with pytest.raises(UserError, match=message):
         run(cfg, finished[0])
 

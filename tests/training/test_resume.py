@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from r23d_jax.checkpoint.trained_videos import digests, were_among
 from r23d_jax.config import Config, UserError, flat
+from r23d_jax.config.motion import MOTIONS
 from r23d_jax.training import resume
+from tests.data.find.frame_sets import videos
 
 
 def test_a_field_that_is_newer_than_the_checkpoint_has_not_changed() -> None:
@@ -86,15 +87,15 @@ def test_a_changed_training_list_is_told_and_what_is_gone_stays_known(tmp_path: 
     lines: list[str] = []
 
     def keep(kept: str, train: list[str], test: list[str], complete: bool = False) -> str:
-        return resume.videos_to_keep(kept, np.array(train), np.array(test), tmp_path, complete, lines.append)
+        return resume.videos_to_keep(kept, videos(train), videos(test), tmp_path, complete, lines.append)
 
     first = keep("", ["a", "b", "c"], ["t"])
-    assert first == digests(["a", "b", "c"]) == keep(first, ["a", "b", "c"], ["t"], complete=True) and not lines
+    assert first == digests(videos(["a", "b", "c"])) == keep(first, ["a", "b", "c"], ["t"], complete=True) and not lines
     second = keep(first, ["a", "c", "d", "e"], ["t"])
     assert lines == [
-        "the training list has changed since the checkpoint (2 new, 1 gone): this is another training from here on"
+        "the training videos have changed since the checkpoint (2 new, 1 gone): this is another training from here on"
     ]
-    assert were_among(second, ["a", "b", "c", "d", "e", "t"]).tolist() == [True] * 5 + [False]
+    assert were_among(second, videos(["a", "b", "c", "d", "e", "t"])).tolist() == [True] * 5 + [False]
     assert keep(second, ["a", "c", "d", "e"], ["t"]) == second and len(lines) == 1
     assert keep(first, ["a", "b"], ["t"]) != first and "(0 new, 1 gone)" in lines[-1]
     assert keep(first, ["c", "b", "a"], ["t"]) and "(in another order)" in lines[-1]
@@ -102,3 +103,17 @@ def test_a_changed_training_list_is_told_and_what_is_gone_stays_known(tmp_path: 
         keep(second, ["a", "c"], ["t", "b"])
     with pytest.raises(UserError, match=r"is complete, and was trained on other videos .* \(0 new, 1 gone\): give an"):
         keep(first, ["a", "c"], ["t"], complete=True)
+    rows = videos(["train/0", "train/1"], named=False)  # of shards without names
+    assert resume.videos_to_keep(first, rows, rows, tmp_path, True, lines.append) == first and digests(rows) == ""
+
+
+def test_a_video_is_the_same_in_lists_of_any_format() -> None:
+    kept = digests(videos(["v_Dive_g01_c01", "001", "Walk/p1/002", "caf\udce9"], ("Walk",)))
+    others = ["Dive/v_Dive_g01_c01", "walk/001", "Walk/p2/002", "Walk/p1/002", "caf\udce8"]
+    assert were_among(kept, videos(others, ("Walk",))).tolist() == [True, True, False, True, False]
+    assert not were_among(kept, videos(["001"], ("Run",))).any(), "each class has its 001"
+    assert not were_among("not base64", videos(["a"])).any()
+    moving = digests(videos(["v_Dive_g01_c01", "Walk/001"], MOTIONS))
+    rows = [f"{name} {motion}" for name in ("v_Dive_g01_c01", "Walk/001", "Walk/002") for motion in MOTIONS]
+    seen = were_among(moving, videos(rows, MOTIONS))
+    assert seen.tolist() == [True] * 2 * len(MOTIONS) + [False] * len(MOTIONS)

@@ -19,6 +19,7 @@ from r23d_jax.models.functional import split_model
 from r23d_jax.training.warm_start import WarmStartError, _class_order, _seen, check_source, warm_start
 from r23d_jax.weights import files
 from r23d_jax.weights.state_dicts import Converted, to_arrays
+from tests.data.find.frame_sets import videos
 from tests.training.tiny import NUM_CLASSES, batch, start, tiny_config
 from tests.weights.random_networks import as_image_network, trained
 
@@ -295,42 +296,45 @@ def test_weights_that_may_know_the_videos_they_are_scored_on() -> None:
     names = ("a", "b", "c")
     trained, cfg = Config().data, Config(init_from="runs/first")
     source = _source(trained, names)
-    assert _seen(source, cfg, names, ()) == ""
+    assert _seen(source, cfg, names, None) == ""
     cfg.data.split = 2
-    assert _seen(source, cfg, names, ()).startswith("trained on split 1, which may have test videos of split 2")
-    assert _seen(_source(trained, ("x", "y")), cfg, names, ()) == "", "another dataset"
+    assert _seen(source, cfg, names, None).startswith("trained on split 1, which may have test videos of split 2")
+    assert _seen(_source(trained, ("x", "y")), cfg, names, None) == "", "another dataset"
     cfg.data.split, cfg.data.hold_out = 1, 0.2
-    assert _seen(source, cfg, names, ()).startswith("trained with config.data.hold_out=0, so it may know")
+    assert _seen(source, cfg, names, None).startswith("trained with config.data.hold_out=0, so it may know")
     cfg.data.hold_out, cfg.data.fold = 0.0, 1
     message = r"^config\.init_from=runs/first: was trained on the training list of split 1, and so on .*fold=1 and"
     with pytest.raises(WarmStartError, match=message):
-        _seen(source, cfg, names, ())
+        _seen(source, cfg, names, None)
     cfg.data.root = "data/own/frames"
-    assert _seen(source, cfg, names, ()).startswith("trained on the training list of split 1; if these are the same")
+    assert _seen(source, cfg, names, None).startswith("trained on the training list of split 1; if these are the same")
     trained.motion.speeds, trained.fold = (2, 4), 2
     still = _source(trained, ("still",))
-    assert _seen(still, cfg, names, ()).startswith("trained on the training list of split 1, but for fold 2; if")
+    assert _seen(still, cfg, names, None).startswith("trained on the training list of split 1, but for fold 2; if")
     trained.source = "pictures"
-    assert _seen(still, cfg, names, ()) == ""
+    assert _seen(still, cfg, names, None) == ""
 
 
-def test_weights_that_keep_their_videos_tell_exactly_what_they_know() -> None:
+def test_weights_that_keep_their_videos_tell_what_they_know() -> None:
     names, cfg = ("a", "b", "c"), Config(init_from="runs/first")
-    scored = ["v_Diving_g08_c01", "v_Diving_g09_c01", "clip"]
+    scored = videos(["v_Diving_g08_c01", "v_Diving_g09_c01", "clip"], names)
     cfg.data.split = 2
-    others = _source(Config().data, names, digests(["v_Diving_g01_c01", "other/clip"]))
-    assert _seen(others, cfg, names, scored) == "", "another split, but none of its videos"
-    known = _source(Config().data, names, digests(["Diving/V_DIVING_G08_C01", "v_Diving_g01_c01"]))
+    others = _source(Config().data, names, digests(videos(["v_Diving_g01_c01", "other/clip"], names)))
+    assert _seen(others, cfg, names, scored).startswith("trained on split 1, which may have test videos of split 2")
+    known = _source(Config().data, names, digests(videos(["Diving/V_DIVING_G08_C01", "v_Diving_g01_c01"], names)))
     assert _seen(known, cfg, names, scored) == (
-        "trained on the training list of split 1, and so on 1 of the 3 videos that this run is evaluated on"
+        "trained on the training list of split 1, where 1 of the 3 videos that this run is evaluated on are, by their "
+        "names"
     )
-    cfg.data.split, cfg.data.fold, cfg.data.root = 1, 1, "data/moved/frames"
+    cfg.data.split, cfg.data.fold = 1, 1
     with pytest.raises(WarmStartError, match=r"and so on videos of fold 1 of split 1, on which this training is eval"):
         _seen(known, cfg, names, scored)
+    cfg.data.root = "data/other/frames"  # of equal names, perhaps
+    assert "where 1 of the 3 videos" in _seen(known, cfg, names, scored)
     data = Config().data
     data.motion.speeds = (2, 4)
     moving = _source(data, ("still",), known.videos)
-    assert _seen(moving, cfg, names, scored).endswith("that this run is evaluated on, without their labels")
+    assert _seen(moving, cfg, names, scored).endswith("by their names, without their labels")
 
 
 def test_a_run_is_not_resumed_with_exchanged_classes(tmp_path: Path) -> None:

@@ -61,13 +61,14 @@ class Division:
 def sides_of(videos: Sequence[Sequence[str]]) -> list[str]:
     """The side of each video, `Clip.side`, from the parts of their paths.
 
-    Folders called train/ and val/ (or test/) are the sides of a split, and so is one of them that holds all videos. One
-    of them beside class folders is a class itself, such as of vehicles.
+    Folders called train/, val/ and test/ are the sides of a split. One of them alone, beside other folders as deep, is
+    a class itself, such as of vehicles.
     """
     sides = [SIDES.get(parts[0].lower(), "") if len(parts) > 2 else "" for parts in videos]
-    found = set(sides)
-    is_split = "" not in found or ("train" in found and len(found - {""}) > 1)
-    return sides if is_split else [""] * len(sides)
+    found = set(sides) - {""}
+    beside = any(not side and len(parts) > 2 for parts, side in zip(videos, sides, strict=True))
+    is_class = beside and not ("train" in found and len(found) > 1)
+    return [""] * len(sides) if is_class else sides
 
 
 def class_of(parts: Sequence[str], side: str = "") -> str:
@@ -159,6 +160,13 @@ def divide(clips: Sequence[Clip]) -> Division:
     """Divides videos into lists as the top of this file says; raises DataError if nothing can be kept for testing."""
     named = sorted((clip for clip in clips if _is_listable(clip.path)), key=lambda clip: clip.path)
     sides, notes = _by_sides(named) or _by_groups(named)
+    if taken := [clip for clip in named if not clip.side and len(clip.parts) > 2 and clip.parts[0].lower() in SIDES]:
+        folder = taken[0].parts[0]
+        other = next(clip.parts[0] for clip in named if clip.parts[0] != folder and len(clip.parts) > 2)
+        notes.append(
+            f"WARNING: the folder {folder} is taken for a class, because {other} is beside it; if it is a side of a "
+            f"split, move {other} elsewhere, and delete the lists"
+        )
     if len(named) < len(clips):
         odd = next(clip.path for clip in clips if not _is_listable(clip.path))
         notes.append(

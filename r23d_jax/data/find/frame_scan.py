@@ -19,7 +19,7 @@ from r23d_jax.data.find.frame_folder import (
     read_folder,
 )
 from r23d_jax.data.find.splits import Entry, VideoList
-from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, group_of
+from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, folded_class, group_of
 from r23d_jax.runtime.program import command
 from r23d_jax.runtime.progress import Progress
 
@@ -246,9 +246,8 @@ def _choose(root: Path, entry: Entry, listing: _Listing, names_above: set[str]) 
             ranked[3].append(place)
     for name in entry.ids[1:]:
         ranked[4] += listing.places.get(name.casefold(), ())
-    parents = (entry.name if "/" in entry.name else f"{entry.class_name}/{last}").casefold().split("/")[:-1]
     for rank in (3, 4):
-        ranked[rank] = [place for place in ranked[rank] if _may_hold(place, parents, names_above)]
+        ranked[rank] = [place for place in ranked[rank] if _may_hold(place, entry, names_above)]
     ranked = {rank: places for rank, places in ranked.items() if places}
     if not ranked:
         return None
@@ -261,15 +260,14 @@ def _choose(root: Path, entry: Entry, listing: _Listing, names_above: set[str]) 
     return best[0]
 
 
-def _may_hold(place: _Place, parents: list[str], names_above: set[str]) -> bool:
-    """Whether a video may be in a folder: it has all the listed folders, some of them, or none of any listed video."""
-    here = [part.casefold() for part in place.parts[:-1]]
-
-    def within(some: list[str], others: list[str]) -> bool:
-        rest = iter(others)
-        return all(name in rest for name in some)
-
-    return within(parents, here) or within(here, parents) or not names_above & set(here)
+def _may_hold(place: _Place, entry: Entry, names_above: set[str]) -> bool:
+    """Whether a video may be in a folder, by the folders above it, which may be those of another class or person."""
+    own = entry.class_name.casefold()
+    listed = set(entry.name.casefold().split("/")[:-1])
+    here = {part.casefold() for part in place.parts[:-1]}
+    if own in listed & here:  # what else is above it must not contradict the list
+        return listed <= here or here <= listed
+    return not (names_above & here) - listed - {own, folded_class(last_part(entry.name))}
 
 
 def _describe(rows: list[tuple[Entry, _Place, Numbering]]) -> str:

@@ -106,6 +106,7 @@ def index_packed(
         missing=missing,
         notes=tuple(table.notes.tolist()),
         rates=table.rates[rows],
+        named=table.named,
     )
 
 

@@ -49,3 +49,13 @@ def group_of(name: str) -> str | None:
     """`g08` for `v_Diving_g08_c01`; None if the name holds no group."""
     found = _GROUP.search(name)
     return found[1].lower() if found else None
+
+
+def class_in_name(name: str) -> str:
+    """`Diving` for `v_Diving_g01_c01`; "" if the name holds no class."""
+    return name.split("_", 1)[1].rsplit("_", 2)[0] if group_of(name) and name.lower().startswith("v_") else ""
+
+
+def folded_class(name: str) -> str:
+    """`class_in_name` in lower case."""
+    return class_in_name(name).casefold()

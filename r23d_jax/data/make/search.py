@@ -12,7 +12,7 @@ from r23d_jax.config import UserError
 from r23d_jax.data.find.class_folders import Clip, class_of, sides_of
 from r23d_jax.data.find.frame_folder import walk
 from r23d_jax.data.find.splits import Entry, available_splits, read_list
-from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, group_of, without_suffix
+from r23d_jax.data.find.video_names import VIDEO_SUFFIXES, class_in_name, folded_class, group_of, without_suffix
 from r23d_jax.runtime import remote
 
 
@@ -76,9 +76,12 @@ def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], Non
     classes = {name.casefold() for name in class_names}
     videos: dict[str, VideoFile] = {}
     not_listed = 0
-    sides = sides_of([_parts(path, root) for path in paths])
-    for path, side in zip(paths, sides, strict=True):
-        video = _identify(root, path, side) if listed is None else _find_listed(root, path, listed, classes)
+    names = [_parts(path, root) for path in paths]
+    # v_Diving_g01_c01 in a folder Diving says that all with such names are in that of their class; else the last of
+    # several folders may be a person's
+    by_last = any(len(parts) > 2 and folded_class(parts[-1]) == parts[-2].casefold() for parts in names)
+    for path, side in zip(paths, sides_of(names), strict=True):
+        video = _identify(root, path, side, by_last) if listed is None else _find_listed(root, path, listed, classes)
         if video is None:
             not_listed += 1
         elif reason := _problem(video):
@@ -181,14 +184,13 @@ def _target(entry: Entry) -> str:
     return entry.name if "/" in entry.name else f"{entry.class_name}/{entry.name}"
 
 
-def _identify(root: Path, path: Path, side: str) -> VideoFile:
-    """A video without lists, by its folders."""
+def _identify(root: Path, path: Path, side: str, by_last: bool) -> VideoFile:
+    """A video without lists, by its folders; `by_last`: by the last one, if its name has a group."""
     *above, stem = _parts(path, root)
-    # v_Diving_g01_c01 names its class itself; else the last of several folders may be a person's
-    if len(above) > 1 and (_class_in_name(stem) or "").casefold() != above[-1].casefold():
+    if len(above) > 1 and not (by_last and group_of(stem)):
         target = "/".join([*above, stem])
         return VideoFile(path, target, target, class_of((*above, stem), side))
-    class_name = above[-1] if above else _class_in_name(stem) or root.resolve().name
+    class_name = above[-1] if above else class_in_name(stem) or root.resolve().name
     return VideoFile(path, f"{class_name}/{stem}", stem, class_name)
 
 
@@ -199,15 +201,10 @@ def _find_listed(root: Path, path: Path, listed: dict[str, list[Entry]], classes
     entries = listed.get(stem.casefold(), [])
     for entry in entries:
         of_class = f"/{entry.class_name}/".casefold() in here
-        of_another = not of_class and any(part.casefold() in classes for part in above)
+        of_another = not of_class and any(part.casefold() in classes - {folded_class(stem)} for part in above)
         in_place = here.endswith((f"/{entry.class_name}/{entry.name}".casefold(), f"/{entry.name}".casefold())) and (
             "/" in entry.name or of_class or (len(entries) == 1 and not of_another)
         )
         if in_place or stem in entry.ids:
             return VideoFile(path, _target(entry), entry.name, entry.class_name)
     return None
-
-
-def _class_in_name(name: str) -> str | None:
-    """`Diving` for `v_Diving_g01_c01`."""
-    return name.split("_", 1)[1].rsplit("_", 2)[0] if group_of(name) and name.lower().startswith("v_") else None

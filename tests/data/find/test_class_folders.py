@@ -100,6 +100,18 @@ def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:
     assert read_list(tmp_path / "deeper", "train").class_names == ("bus", "train")
 
 
+@pytest.mark.parametrize("beside", ["test/7", "intro", "unlabeled/x", "train/x"])
+def test_a_side_alone_is_a_side_beside_what_is_no_class(tmp_path: Path, beside: str) -> None:
+    found = clips(*(f"train/{c}/{k}" for c in ("Walk", "Run") for k in range(3)), beside)
+    assert {clip.class_name for clip in found} == {"Walk", "Run", beside.split("/")[0]}
+    assert [clip.side for clip in found] == ["train"] * 6 + [""]
+
+
+def test_a_class_called_train_is_told(tmp_path: Path) -> None:
+    notes = write_lists(tmp_path / "lists", clips(*(f"{c}/line{k}/{k}" for c in ("train", "bus") for k in range(3))))
+    assert any("the folder train is taken for a class, because bus is beside it; if it is a side" in n for n in notes)
+
+
 def test_a_cover_beside_videos_is_no_video(tmp_path: Path) -> None:
     write_frames(tmp_path, "Walk/p1/0", "Walk/p1/1", "Walk/p2/0", "train/Run/0", "train/Run/1")
     for path in ("Walk/p1/cover1.jpg", "train/Run/cover.jpg", "Walk/p2/0/2.jpg"):

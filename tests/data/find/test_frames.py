@@ -144,6 +144,10 @@ def test_a_listed_path_with_the_class_is_not_another_path_to_it(tmp_path: Path) 
         ("Walk/p1/cam_g01_c01", "Walk/cam_g01_c01", True),
         ("Walk/cam_g01_c01", "Walk/p1/cam_g01_c01", True),
         ("Walk/cam_g01_c01", "jpegs_256/cam_g01_c01", True),
+        ("Walk/p1/cam_g01_c01", "Walk/p9/cam_g01_c01", False),  # a person of the other list
+        ("train/Walk/cam_g01_c01", "Walk/train/cam_g01_c01", True),
+        ("clips/cam_g01_c01", "Walk/clips2/cam_g01_c01", True),
+        ("v_Run_g01_c01", "Run/v_Run_g01_c01", True),  # a label of one's own; the name says where it is
         ("cam_g01_c01", "Run/cam_g01_c01", False),
         ("cam_g01_c01", "strolls/cam_g01_c01", True),
     ],

@@ -115,6 +115,14 @@ def test_a_grouped_name_below_a_person_has_the_class_of_the_first_folder(tmp_pat
     assert [len(list((frames / folder).iterdir())) for folder in folders] == [1, 2, 3]
 
 
+def test_names_of_ucf101_have_the_class_of_the_last_folder(tmp_path: Path, capsys) -> None:
+    """However deep it is, and though one of them is spelled otherwise."""
+    for name in ("PullUps/v_Pullup_g01_c01", "Diving/v_Diving_g01_c01", "Walk/Walk_g01_c01"):
+        write_video(tmp_path / "videos" / "UCF50" / f"{name}.avi", 2)
+    assert prepare("--videos", tmp_path / "videos", "--out", tmp_path / "out") == 0
+    assert "3 videos of 3 classes found (Diving, PullUps, Walk)" in capsys.readouterr().out
+
+
 def test_a_listed_video_is_not_taken_from_the_folder_of_another_class(tmp_path: Path, capsys) -> None:
     videos, lists = tmp_path / "videos", tmp_path / "lists"
     for number, name in enumerate(("Run/001", "Run/002", "Run/004", "Walk/003"), start=1):
