@@ -403,6 +403,20 @@ def test_the_page_of_all_fields_is_up_to_date() -> None:
     assert "| `classes` | `()` | tuple of str |" in module.page()
 
 
+@pytest.mark.parametrize(
+    ("batch", "repeats", "accumulate", "refused"), [(4, 2, 2, True), (4, 4, 1, True), (4, 1, 4, True), (8, 2, 2, False)]
+)
+def test_clips_are_not_mixed_with_themselves(batch: int, repeats: int, accumulate: int, refused: bool) -> None:
+    cfg = config.Config()
+    cfg.train.global_batch_size, cfg.data.repeats, cfg.train.accumulate = batch, repeats, accumulate
+    cfg.train.mixup = 0.5
+    if not refused:
+        config.validate(cfg)
+        return
+    with pytest.raises(config.ConfigError, match=r"mixup=0\.5: must be 0 where there is no clip of another video"):
+        config.validate(cfg)
+
+
 def test_still_frames_need_frames() -> None:
     cfg = config.Config()
     cfg.train.still_mix, cfg.data.input = 0.5, "rgb_diff"

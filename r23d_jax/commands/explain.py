@@ -109,7 +109,7 @@ def _print(
     if found.maps.any():
         step = -(-len(seen.heat) // _MOST_BARS)
         groups = np.array([group.max() for group in np.array_split(seen.heat, -(-len(seen.heat) // step))])
-        bars = "".join(_BARS[int(share * 7.999)] for share in groups / groups.max())
+        bars = "".join(_BARS[int(share * 7.999)] for share in groups / max(groups.max(), 1e-12))
         print(f"  {args.method} over time  {bars}  highest at frame {seen.number[peak]:,}")
     else:
         print("  no place of any clip raises the score of this class")

@@ -50,7 +50,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     if not to.suffix and target_kind(to) not in PORTABLE:
         return _save(args, to)
     if args.push:
-        raise UserError(f"--push {args.push}: needs a folder in --to, not {to}")
+        raise UserError(f"--push {args.push}: needs a folder in --to, whose name has no dot, not {to}")
     check_target(to, args.definition, args.names)
     from r23d_jax.checkpoint.checkpoint import load_checkpoint
 
@@ -107,7 +107,8 @@ def check_target(to: Path, definition: bool = False, names: str | None = None) -
     if definition and (to.suffix not in (".pth", ".pt") or names):
         raise UserError("--definition: needs a .pth in --to, and no --names, because the definition has its own")
     if target_kind(to) not in (*STATE_DICTS, *PORTABLE):
-        raise UserError(f"--to {to}: must end in {', '.join((*STATE_DICTS, *PORTABLE))}")
+        known = ", ".join((*STATE_DICTS, *PORTABLE))
+        raise UserError(f"--to {to}: must end in {known}; or be a folder for the Hub, whose name has no dot")
     if not to.parent.is_dir():
         raise UserError(f"--to {to}: there is no folder {to.parent}")
     if to.is_dir() and target_kind(to) != ".savedmodel":
@@ -119,7 +120,8 @@ def check_target(to: Path, definition: bool = False, names: str | None = None) -
     if target_kind(to) in (".savedmodel", ".tflite", ".onnx"):
         from r23d_jax.weights import portable
 
-        if to.is_dir() and any(to.iterdir()) and not (to / portable.META).is_file():
+        there = {path.name for path in to.iterdir()} if to.is_dir() else set()
+        if there - portable.SAVEDMODEL_FILES or (there and portable.META not in there):
             raise UserError(f"--to {to}: holds other files, which must not be replaced; give a new folder")
         (portable.import_onnx if target_kind(to) == ".onnx" else portable.import_tensorflow)(to)
 

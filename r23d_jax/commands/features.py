@@ -83,6 +83,11 @@ def _run(args: argparse.Namespace, told: dict[str, Any]) -> int:
     rows, videos, picture = read(args, network, extractor, log)
     if not len(rows.values):
         raise UserError("no video could be read")
+    if not np.isfinite(rows.values).all():
+        raise UserError(
+            f"--weights {args.weights}: the network gives values that are not numbers, because its training diverged; "
+            "take an earlier checkpoint"
+        )
     protocol = _protocol(args, network)
     features.save(Path(args.out), rows, videos, protocol)
     num_rows, width = rows.values.shape
@@ -113,7 +118,15 @@ def _check(args: argparse.Namespace) -> None:
     for option in ("map", "nearest"):
         if (path := getattr(args, option)) and not path.lower().endswith(PICTURES):
             raise UserError(f"--{option} {path}: must end in {' or '.join(PICTURES)}")
+    videos = {Path(video).resolve() for video in args.videos if os.path.exists(video)}
+    taken: set[Path] = set()
     for path in filter(None, (args.out, args.map, args.nearest)):
+        place = Path(path).resolve()
+        if place in videos or (place.parent in videos and place.exists()):
+            raise UserError(f"{path}: is one of the videos, or among the frames of one; give another file")
+        if place in taken:
+            raise UserError(f"{path}: is named for two files; give each its own")
+        taken.add(place)
         if not Path(path).absolute().parent.is_dir():
             raise UserError(f"{path}: there is no folder {Path(path).absolute().parent}; make it first")
         if Path(path).is_dir():

@@ -84,13 +84,13 @@ def _run(args: argparse.Namespace, told: dict[str, Any]) -> int:
     videos, seen, left_out = _survey(Path(args.videos), out, note)
     with disk.writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        (out / UNFINISHED).touch()
+        disk.write_atomically(out / UNFINISHED, _begun(args) + "\n")
     _list(args, videos, seen, note)
     listed = read_list(out / LISTS, "train")
     facts = recipes.Facts(len(listed.entries), len(listed.class_names), network is not None, _on_cpu())
     name = recipes.choose(facts)
     note(f'recipe "{name}", for {facts.num_clips:,} training clips of {facts.num_classes} classes: {_why(name)}')
-    broken = _decode(args, videos, _short_side(name, network))
+    broken = _decode(args, videos, _short_side(name, network), note)
     if broken:
         left_out |= broken
         videos = [video for video in videos if str(video.path) not in broken]
@@ -130,10 +130,21 @@ def _check(args: argparse.Namespace, out: Path) -> None:
         raise UserError(f"--out {out}: is a file; give a folder")
     if out.exists() and os.listdir(out) and not (out / UNFINISHED).exists():
         raise UserError(f"--out {out}: holds something already; give another folder, or delete it")
+    if (out / UNFINISHED).is_file() and (before := (out / UNFINISHED).read_text().strip()) not in ("", _begun(args)):
+        raise UserError(
+            f"--out {out}: was begun with {before}, and has frames of it: give the same, another --out, or delete it"
+        )
     if args.weights and args.scratch:
         raise UserError("--scratch: uses no weights, and --weights names some; drop one")
     if args.workers < 0:
         raise UserError(f"--workers {args.workers}: must be at least 0")
+
+
+def _begun(args: argparse.Namespace) -> str:
+    """What the frames of a project depend on, as the user gave it."""
+    words = [shlex.quote(str(Path(args.videos).absolute()))]
+    words += ["--weights", shlex.quote(args.weights)] if args.weights else ["--scratch"] if args.scratch else []
+    return " ".join(words)
 
 
 def _read_weights(path: str) -> "Converted":
@@ -232,7 +243,7 @@ def _list(args: argparse.Namespace, videos: Sequence["VideoFile"], seen: dict[st
         )
 
 
-def _decode(args: argparse.Namespace, videos: Sequence["VideoFile"], short_side: int) -> dict[str, str]:
+def _decode(args: argparse.Namespace, videos: Sequence["VideoFile"], short_side: int, note: Log) -> dict[str, str]:
     """Writes the frames of the listed videos; returns why some could not be decoded, by path."""
     from r23d_jax.data.make.flow import DEFAULT_BOUND
     from r23d_jax.data.make.prepare import Settings, prepare
@@ -253,7 +264,8 @@ def _decode(args: argparse.Namespace, videos: Sequence["VideoFile"], short_side:
         beam_options="",
         overwrite=False,
     )
-    prepare(settings, log=lambda line: None)  # it says again what the survey has said
+    # Else it says again what the survey has said
+    prepare(settings, log=lambda line: note(line) if line.startswith("WARNING") else None)
     path = Path(args.out, BROKEN)
     reasons = dict(line.split("\t", 1) for line in path.read_text().splitlines()) if path.exists() else {}
     lost = [str(video.path) for video in videos if not Path(args.out, FRAMES, video.target).is_dir()]

@@ -244,7 +244,7 @@ class Config(Group, place="config"):
             yield f"config.data.repeats={self.data.repeats}: must divide {micro}"
         mixing = {name: value for name in ("mixup", "cutmix", "still_mix") if (value := getattr(self.train, name))}
         for name, value in mixing.items():
-            if self.train.accumulate > 0 and (size // self.train.accumulate == 1 or 0 < size <= self.data.repeats):
+            if self.train.accumulate > 0 and 0 < size // self.train.accumulate <= self.data.repeats:
                 yield (
                     f"config.train.{name}={value:g}: must be 0 where there is no clip of another video to mix with "
                     f"(train.global_batch_size / accumulate = {size} / {self.train.accumulate}, data.repeats = "

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from r23d_jax.config import look_up
-from r23d_jax.evaluation.figures import GRAY, GREEN, ORANGE, TEXT, new_figure
+from r23d_jax.evaluation.figures import GRAY, GREEN, ORANGE, TEXT, new_figure, plain_text
 from r23d_jax.runtime import disk
 from r23d_jax.runtime.progress import printable
 
@@ -28,6 +28,8 @@ def _pca(features: np.ndarray) -> np.ndarray:
 def _tsne(features: np.ndarray) -> np.ndarray:
     from sklearn.manifold import TSNE
 
+    if not np.ptp(features, axis=0).any():  # its start would be 0 / 0, which ends the process
+        return np.zeros((len(features), 2), np.float32)
     perplexity = min(_PERPLEXITY, (len(features) - 1) / 3)
     return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
 
@@ -36,6 +38,7 @@ def _tsne(features: np.ndarray) -> np.ndarray:
 MAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"tsne": _tsne, "pca": _pca}
 
 
+@plain_text
 def write_map(
     path: Path, features: np.ndarray, labels: np.ndarray, classes: Sequence[str], sides: Sequence[str], method: str
 ) -> None:
@@ -160,6 +163,7 @@ def choose_queries(labels: np.ndarray, among: np.ndarray, groups: Sequence[str])
     return np.array([row for _, row in sorted(order)[:QUERIES]], int)
 
 
+@plain_text
 def write_nearest(
     path: Path,
     features: np.ndarray,

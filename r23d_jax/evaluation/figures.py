@@ -5,15 +5,18 @@ any script, and because every cell of the matrix can have a tooltip.
 """
 
 import base64
+import functools
 import html
 import io
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from r23d_jax.runtime.progress import printable
+
+P, R = ParamSpec("P"), TypeVar("R")
 
 # Okabe and Ito's palette, which is distinguishable with every common kind of color blindness.
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#8A929C"
@@ -74,6 +77,19 @@ def curves(rows: Sequence[Row]) -> str:
         content = svg_of(figure)
     summary = "curves against epochs: " + ", ".join(title.lower() for title, _, _ in panels)
     return image(content, "image/svg+xml", summary)
+
+
+def plain_text(draw: Callable[P, R]) -> Callable[P, R]:
+    """Makes a function draw all text as it is: a class with dollars is no formula."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **options: P.kwargs) -> R:
+        import matplotlib
+
+        with matplotlib.rc_context({"text.parse_math": False}):
+            return draw(*args, **options)
+
+    return drawn
 
 
 def new_figure(width: float, height: float) -> Any:

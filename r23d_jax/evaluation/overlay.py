@@ -54,7 +54,11 @@ def moments(maps: np.ndarray, starts: np.ndarray, count: int, pre: Preprocessing
     later = numbers > np.maximum.accumulate(np.concatenate([[-1], numbers[:-1]]))  # clips overlap, and short ones loop
     heat = np.concatenate([upsample(one.mean((1, 2), keepdims=True), pre.num_frames, 1).ravel() for one in maps])
     clip, place = np.divmod(np.flatnonzero(later), pre.num_frames)
-    return Moments(clip, place, numbers[later], heat[later].astype(np.float64))
+    most = heat[later].astype(np.float64)
+    if len(starts) == 1:  # a short video may loop: the most of all times that a frame is shown
+        again = np.isin(numbers, numbers[later])
+        np.maximum.at(most, np.searchsorted(numbers[later], numbers[again]), heat[again])
+    return Moments(clip, place, numbers[later], most)
 
 
 def enlarged(pre: Preprocessing) -> Preprocessing:

@@ -1,6 +1,7 @@
 """Evaluates a trained network on the videos that a config names, and writes a report."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -110,8 +111,12 @@ def score_checkpoint(
 
 
 def open_videos(cfg: Config, subset: Literal["train", "test", "held_out"], log: Callable[[str], None]) -> VideoIndex:
-    """Finds the videos of a subset, and logs how many there are and everything notable about them."""
-    index = open_index(cfg.data, subset)
+    """Finds the videos of a subset, and logs how many there are and everything notable about them.
+
+    Raises:
+      UserError: there are none; or the processes of a job have different ones.
+    """
+    index = _same_everywhere(lambda: open_index(cfg.data, subset), subset)
     classes = len(index.class_names)
     title = f"fold {cfg.data.fold}, held out" if subset == "test" and cfg.data.fold else subset
     log(f"{title}: {len(index.names):,} videos of {classes} classes, split {cfg.data.split} ({index.layout})")
@@ -120,6 +125,34 @@ def open_videos(cfg: Config, subset: Literal["train", "test", "held_out"], log: 
     if index.missing:
         shown = _short(index.missing)
         log(f"{subset}: {len(index.missing):,} listed videos have no frames under {cfg.data.root}: {shown}")
+    return index
+
+
+def _same_everywhere(find: Callable[[], VideoIndex], subset: str) -> VideoIndex:
+    """The videos, after all processes of a job have found the same; an error of one of them ends all."""
+    if jax.process_count() == 1:
+        return find()
+    index, error, told = None, None, ""
+    try:
+        index = find()
+        digest = hashlib.sha256("\n".join(index.names.tolist()).encode(errors="surrogatepass"))
+        digest.update(index.labels.tobytes() + index.num_frames.tobytes())
+        told = f"{len(index):,} {digest.hexdigest()}"
+    except config.UserError as found:
+        error = found
+    answers = parallel.from_processes([told, str(error or "")])
+    if error:
+        raise error
+    assert index is not None, "there is no error"
+    for number, (other, problem) in enumerate(answers):
+        if problem:
+            raise config.UserError(f"process {number} of the job: {problem}")
+        if other != told:
+            mine, theirs = told.partition(" ")[0], other.partition(" ")[0]
+            raise config.UserError(
+                f"the processes of this job have different {subset} videos: {mine} in process {jax.process_index()}, "
+                f"{theirs} in process {number}, or others, or with other frames. All need the same data and lists"
+            )
     return index
 
 

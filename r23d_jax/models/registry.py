@@ -1,6 +1,7 @@
 """The networks by name: `<family>_<depth>`, e.g. `r2plus1d_18`, or the family alone if it has one size: `i3d`."""
 
 import dataclasses
+import itertools
 import typing
 
 import jax.numpy as jnp
@@ -156,12 +157,14 @@ def create_model(
       A module called on (B, T, H, W, C) float32 that returns (B, num_classes) float32 logits.
 
     Raises:
-      ConfigError: for an unknown name, an impossible head, or a field that the family does not have.
+      ConfigError: for an unknown name, an impossible head, a field that the family does not have, or clips that are too
+        short or too small for the network.
     """
     choices = {"widths": tuple(widths), "stem": stem, "stem_pool": stem_pool, "block_dropout": block_dropout}
     spec = model_spec(name).vary(
         choices | {"stochastic_depth": stochastic_depth, "temporal_strides": tuple(temporal_strides)}
     )
+    _refuse_small_clips(name, spec, num_frames, crop_size)
     keys = InitKeys(rngs)
     own = typing.cast(nnx.Rngs, keys)
     place = HeadPlace(
@@ -171,6 +174,16 @@ def create_model(
     model = spec.build(built, in_channels=in_channels, num_frames=num_frames, dtype=dtype, remat=remat, rngs=own)
     keys.close()
     return model
+
+
+def _refuse_small_clips(name: str, spec: Spec, num_frames: int, crop_size: int) -> None:
+    time, side, _ = spec.feature_grid(num_frames, crop_size)
+    if time < 1:
+        least = next(n for n in itertools.count(num_frames) if spec.feature_grid(n, crop_size)[0])
+        raise ConfigError(f"config.data.num_frames={num_frames}: {name} needs clips of at least {least} frames")
+    if side < 1:
+        least = next(n for n in itertools.count(crop_size) if spec.feature_grid(num_frames, n)[1])
+        raise ConfigError(f"config.data.crop_size={crop_size}: {name} needs crops of at least {least} pixels")
 
 
 def build_model(

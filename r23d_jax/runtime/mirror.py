@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from r23d_jax.config import UserError
@@ -94,10 +94,20 @@ class Mirror:
         try:
             self._copy()
         except UserError as error:
+            self._mark_unsent()
             raise remote.RemoteError(
                 f"{error}. The newest files of the run are in {self._here} alone; copy them to {self._url} before the "
                 "run is resumed, which begins with what is there"
             ) from error
+
+    def _mark_unsent(self) -> None:
+        """Gives checkpoints that are here alone their markers, so that they count once somebody has copied them."""
+        shutil.rmtree(self._here / _SENDING, ignore_errors=True)
+        for step in steps_of(self._here):
+            if self._steps.get(step) != _step_stamp(self._here, step):
+                folder = self._here / "checkpoints" / str(step)
+                sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _below(folder)}
+                (folder / MARKER).write_text(json.dumps(sizes))
 
     def _run(self, copy: Callable[[], None]) -> None:
         complained = False
@@ -152,10 +162,12 @@ class Mirror:
             raise FileNotFoundError(folder)
         names = {link.relative_to(links).as_posix(): link.stat().st_size for link in _below(links)}
         url = remote.join(self._url, f"checkpoints/{step}")
-        self._remove_step(step)  # one that this one replaces
-        for name in names:
+        there = remote.files(url)  # of one that this one replaces, which stays whole as long as possible
+        for name in sorted(names, key=lambda name: name in there):
             remote.upload(links / name, remote.join(url, name))
         remote.write(json.dumps(names).encode(), remote.join(url, MARKER))
+        for name in there.keys() - names.keys() - {MARKER}:
+            remote.remove(remote.join(url, name))
         shutil.rmtree(links)
 
     def _remove_step(self, step: int) -> None:
@@ -188,19 +200,18 @@ def weights_at(path: str) -> Path:
 def _restore(url: str, here: Path) -> list[int]:
     """Makes the folder what is at the URL; returns the steps of its checkpoints."""
     there = remote.files(url)  # before anything is removed: the store may be away
+    whole = _whole(url, there)
+    unsent = [step for step in steps_of(here) if (here / "checkpoints" / str(step) / MARKER).is_file()]
+    if max(unsent, default=-1) > max(whole, default=-1):
+        raise UserError(
+            f"{here} has checkpoint {max(unsent)}, which could not be copied to {url}: copy its folder checkpoints "
+            f"there, or delete {here} to go on without it"
+        )
     for path in here.iterdir():
         if path.is_dir() and path.name not in _KEPT_HERE:
             shutil.rmtree(path)
         elif path.is_file() and path.name != _LOCK:
             path.unlink()
-    whole = []
-    for name in there:
-        found = _STEP.fullmatch(name)
-        if found and found[2] == MARKER:
-            content = json.loads(remote.read(remote.join(url, name)) or b"{}")
-            sizes = {inner: there.get(f"checkpoints/{found[1]}/{inner}") for inner in content}
-            if content and all(info is not None and info.size == content[inner] for inner, info in sizes.items()):
-                whole.append(int(found[1]))
 
     def wanted(name: str) -> bool:
         if name.startswith("checkpoints/"):
@@ -210,6 +221,19 @@ def _restore(url: str, here: Path) -> list[int]:
 
     remote.fetched(url, here, wanted)
     return sorted(whole)
+
+
+def _whole(url: str, there: Mapping[str, remote.Info]) -> list[int]:
+    """The steps of the checkpoints at a URL that are complete, by their markers."""
+    whole = []
+    for name in there:
+        found = _STEP.fullmatch(name)
+        if found and found[2] == MARKER:
+            content = json.loads(remote.read(remote.join(url, name)) or b"{}")
+            sizes = {inner: there.get(f"checkpoints/{found[1]}/{inner}") for inner in content}
+            if content and all(info is not None and info.size == content[inner] for inner, info in sizes.items()):
+                whole.append(int(found[1]))
+    return whole
 
 
 def steps_of(here: Path) -> list[int]:

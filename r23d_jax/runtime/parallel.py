@@ -1,5 +1,6 @@
 """Devices: one mesh with the axes ("data", "fsdp"), and the placement of every array of a run on it."""
 
+import collections
 import functools
 import json
 import os
@@ -32,9 +33,13 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh (data, fsdp) of `devices`, by default all, where `fsdp` devices share one copy of the parameters.
 
     Raises:
-      ConfigError: if `fsdp` does not divide their number.
+      ConfigError: if `fsdp` does not divide their number, or the processes of a job have different numbers of them.
     """
     devices = devices or jax.devices()
+    counts = collections.Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        each = ", ".join(f"{count} in process {number}" for number, count in sorted(counts.items()))
+        raise ConfigError(f"all processes of a job need as many devices; there are {each}")
     if len(devices) % fsdp:
         raise ConfigError(f"config.parallel.fsdp={fsdp}: must divide the number of devices, which is {len(devices)}")
     grid = np.asarray(devices).reshape(-1, fsdp)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from r23d_jax.evaluation.bootstrap import Interval
-from r23d_jax.evaluation.figures import BLUE, GRAY, GREEN, ORANGE, new_figure
+from r23d_jax.evaluation.figures import BLUE, GRAY, GREEN, ORANGE, new_figure, plain_text
 from r23d_jax.runtime.progress import printable
 from r23d_jax.study.groups import Group
 
@@ -15,6 +15,7 @@ _COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GRAY)
 _MARKERS = "osD^vP*X"
 
 
+@plain_text
 def scatter(groups: list[Group], title: str, field: str, measure: str) -> Any:
     """A figure with one point per group and a bar from the worst seed to the best."""
     figure = new_figure(8.0, 5.2)
@@ -42,6 +43,7 @@ def scatter(groups: list[Group], title: str, field: str, measure: str) -> Any:
     return figure
 
 
+@plain_text
 def forest(
     names: Sequence[str], accuracies: Sequence[Interval], differences: Sequence[Interval | None], measure: str
 ) -> Any:
@@ -69,6 +71,7 @@ def _bar(axes: Any, found: Interval, y: int, color: str) -> None:
     axes.plot(found.mean, y, "s", color=color, markersize=6)
 
 
+@plain_text
 def heat_map(groups: list[Group]) -> Any:
     """A figure of the accuracy of every class, averaged over repetitions."""
     names = list(groups[0].outcomes[0][1].per_class)

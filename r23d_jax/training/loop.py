@@ -262,6 +262,9 @@ def _train(run: Run, state: TrainState) -> EvalResult | None:
                 _save(run, state, result)
                 saved = step
                 meter.restart()
+        if saved != step:  # a stop that was heard between two steps
+            meter.flush()
+            run.journal.sync()
     batches.close()
     stopped = step < run.num_steps or (run.stop.requested and result is None and not evaluated)
     if stopped and saved != step:

@@ -37,6 +37,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 STABLEHLO = "1.0.0"  # the version in a SavedModel, of mid-2024
 DEFINITION = "r23d_torch.py"  # beside a .pth, on demand
 BACKBONES = {VideoResNetSpec: "resnet", InceptionSpec: "inception"}  # their names in it
+SAVEDMODEL_FILES = {"r23d_jax.json", "assets", "variables", "saved_model.pb", "fingerprint.pb"}
 META = "r23d_jax.json"  # in a SavedModel's folder; beside a StableHLO file it is called <file>.json
 # The file may use other convolutions: float32 rounding through the network
 TOLERANCE = 1e-3

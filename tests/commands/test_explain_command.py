@@ -189,6 +189,15 @@ def test_flow_alone_becomes_colors():
     assert right.max() == left.max() == 255 and np.abs(right.astype(int) - left).max() > 200
 
 
+def test_a_frame_of_a_short_video_has_the_most_heat_of_all_times_that_it_is_shown():
+    pre = dataclasses.replace(preprocessing(make_config().data), num_frames=4)
+    maps = np.array([0.0, 0.25, 0.5, 0.75], np.float32)[None, :, None, None]
+    seen = overlay.moments(maps, overlay.whole_video(1, pre, 1.0), 1, pre, 1.0)
+    assert seen.number.tolist() == [0] and seen.heat.tolist() == [0.75]
+    seen = overlay.moments(maps, overlay.whole_video(3, pre, 1.0), 3, pre, 1.0)
+    assert seen.number.tolist() == [0, 1, 2] and seen.heat.tolist() == [0.75, 0.25, 0.5]
+
+
 @pytest.mark.parametrize(
     ("count", "stride"), [(1, 1.0), (3, 1.0), (4, 1.0), (5, 1.0), (29, 1.0), (29, 2.0), (31, 2.5), (200, 1.0)]
 )

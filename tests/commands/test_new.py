@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -261,6 +262,27 @@ def test_an_interrupted_project_is_finished(root: Path, tmp_path: Path, monkeypa
     assert call(root / "videos", "--out", out, "--workers", 1) == 0
     assert not (out / new.UNFINISHED).exists() and (out / "look.html").exists()
     assert before and before == {path: path.stat().st_mtime_ns for path in (out / "frames").rglob("*.jpg")}
+
+
+def test_an_interrupted_project_keeps_to_its_videos_and_weights(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from r23d_jax.evaluation import preview
+
+    out, videos = tmp_path / "p", Path(shutil.copytree(root / "videos", tmp_path / "mine"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(preview, "write_preview", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        call(videos, "--out", out, "--workers", 1)
+    for other in ((root / "videos",), (videos, "--scratch")):
+        with pytest.raises(
+            UserError, match=rf"--out .*p: was begun with {videos}, and has frames of it: give the same"
+        ):
+            call(*other, "--out", out, "--workers", 1)
+    first = min(videos.rglob("*.mp4"))
+    first.write_bytes(max(videos.rglob("*.mp4")).read_bytes()[:-1] + b"x")
+    capsys.readouterr()
+    call(videos, "--out", out, "--workers", 1)
+    assert "WARNING: 1 video(s) have changed since they were decoded" in capsys.readouterr().out
 
 
 def test_wrong_uses(root: Path, tmp_path: Path) -> None:

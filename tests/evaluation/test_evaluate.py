@@ -1,5 +1,6 @@
 """Every view is scored once, whatever the batch and the number of devices, and the sums are the right ones."""
 
+import contextlib
 import functools
 import math
 import time
@@ -18,12 +19,14 @@ from r23d_jax.data.find.splits import Entry, VideoList
 from r23d_jax.data.read.broken import BrokenLog
 from r23d_jax.data.read.views import make_views
 from r23d_jax.evaluation import evaluate as module
+from r23d_jax.evaluation import run as run_module
 from r23d_jax.evaluation.result import EvalResult
 from r23d_jax.evaluation.step import make_eval_step
 from r23d_jax.models import create_model
 from r23d_jax.models.functional import Network, split_model
 from r23d_jax.runtime import parallel
 from r23d_jax.runtime.progress import announced
+from tests.data.find.frame_sets import videos
 
 NUM_CLASSES = 6
 SIZE = 4
@@ -335,3 +338,38 @@ def test_real_frames_on_one_and_eight_devices(tmp_path):
     assert one.broken[0][0].endswith("002.jpg") and "empty" in one.broken[0][1]
     assert np.ptp(one.probabilities[one.evaluated], axis=0).max() > 1e-3, "videos score differently"
     assert one.metrics == pytest.approx(eight.metrics, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (["a", "b"], ""),
+        (["a"], r"^the processes of this job have different train videos: 2 in process 0, 1 in process 1, or others"),
+        (["a", "c"], r"2 in process 0, 2 in process 1, or others, or with other frames\. All need the same data and"),
+        (None, r"^process 1 of the job: config\.data\.root=data: no such folder"),
+    ],
+)
+def test_all_processes_of_a_job_need_the_same_videos(
+    other: list[str] | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+
+    def find(names: list[str] | None) -> Any:
+        if names is None:
+            raise UserError("config.data.root=data: no such folder")
+        return videos(names)
+
+    def ask(names: list[str] | None) -> Any:
+        with contextlib.suppress(UserError):
+            return run_module._same_everywhere(lambda: find(names), "train")
+
+    monkeypatch.setattr(parallel, "from_processes", lambda value: told.append(value) or [value, value])
+    for names in (["a", "b"], other):
+        ask(names)
+    monkeypatch.setattr(parallel, "from_processes", lambda value: told)
+    with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
+        assert len(run_module._same_everywhere(lambda: find(["a", "b"]), "train")) == 2
+    if other is None:
+        with pytest.raises(UserError, match=r"^config\.data\.root=data: no such folder"):
+            run_module._same_everywhere(lambda: find(None), "train")

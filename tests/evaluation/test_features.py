@@ -225,6 +225,11 @@ def test_videos_of_a_folder_that_are_left_out_are_counted(
         (["v.mp4", "--out", "nowhere/x.npz"], "nowhere/x.npz: there is no folder .*/nowhere; make it first"),
         (["v.mp4", "--out", "folder.npz"], "folder.npz: is a folder; give the name of a file"),
         (["v.mp4", "--out", "x.npz", "--map", "x.webp"], "--map x.webp: must end in .png or .svg or .pdf"),
+        (
+            ["v.mp4", "--out", "x.npz", "--map", "v.png", "--nearest", "v.png"],
+            "v.png: is named for two files; give each",
+        ),
+        (["frames", "--out", "x.npz", "--map", "frames/1.png"], "frames/1.png: is one of the videos, or among the fra"),
         (["v.mp4", "--out", "x.npz", "--clips", "0"], "--clips 0: must be at least 1"),
         (["v.mp4", "--out", "x.npz", "--lists", "l"], "--lists: is for --config, which is not given"),
         (["v.mp4", "--out", "x.npz", "--steps", "--probe"], "--steps: --probe, --map and --nearest take one row"),
@@ -233,6 +238,8 @@ def test_videos_of_a_folder_that_are_left_out_are_counted(
 def test_wrong_options(words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "1.png").touch()
     with pytest.raises(UserError, match=message):
         call("--workdir", "run", *words)
 
@@ -296,6 +303,18 @@ def test_queries_are_spread_over_classes_and_groups() -> None:
     labels = np.array([0] * 10 + [1] * 2)
     groups = [f"{k // 2}" for k in range(10)] + ["x", "y"]
     assert feature_pictures.choose_queries(labels, np.arange(12), groups).tolist() == [0, 10, 2, 11, 4, 6, 8]
+
+
+@pytest.mark.parametrize("method", feature_pictures.MAPS)
+def test_equal_features_and_names_with_dollars_are_drawn(method: str, tmp_path: Path) -> None:
+    names = ("$100_bet_$200", "win $5 or $10")
+    features, labels = np.ones((12, 8), np.float32), np.arange(12) % 2
+    feature_pictures.write_map(tmp_path / "m.svg", features, labels, names, [""] * 12, method)
+    groups = [f"g{k}" for k in range(12)]
+    picture = lambda row: np.zeros((8, 8, 3), np.uint8)  # noqa: E731
+    feature_pictures.write_nearest(tmp_path / "n.svg", features, labels, names, groups, [""] * 12, picture)
+    for file in ("m.svg", "n.svg"):
+        assert (tmp_path / file).read_text().startswith("<?xml")
 
 
 @pytest.mark.parametrize("method", feature_pictures.MAPS)

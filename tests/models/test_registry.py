@@ -167,6 +167,19 @@ def test_every_argument_reaches_the_network() -> None:
     assert plain.stem.conv.dtype == jnp.float32 and not plain.remat
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_frames": 4}, r"^config\.data\.num_frames=4: s3d needs clips of at least 5 frames$"),
+        ({"crop_size": 16}, r"^config\.data\.crop_size=16: s3d needs crops of at least 17 pixels$"),
+    ],
+)
+@pytest.mark.parametrize("head", ["vit", "avgpool"])
+def test_clips_of_which_nothing_would_be_left(head: str, fields: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        models.create_model("s3d", num_classes=3, head=head, rngs=nnx.Rngs(0), **fields)
+
+
 def test_inceptions_take_what_they_have() -> None:
     model = abstract("i3d", num_frames=8, crop_size=64, in_channels=2, dtype=jnp.bfloat16)
     assert model.stem.unit.conv.kernel.shape == (7, 7, 7, 2, 64) and model.stem.unit.conv.dtype == jnp.bfloat16

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from r23d_jax.__main__ import main
+from r23d_jax.config import UserError
 from r23d_jax.runtime import disk, distributed, heartbeat, mirror, remote
 from r23d_jax.runtime.heartbeat import Heartbeat
 from tests.remote.server import BUCKET, Faults, Server
@@ -179,6 +180,64 @@ def test_a_store_that_is_away_does_not_stop_the_run(
         with mirror.working(url):
             pytest.fail("nothing of the run can be read")
     assert (here / "checkpoints" / "2").is_dir()
+
+
+def test_a_checkpoint_that_could_not_be_sent_counts_once_it_is_copied_by_hand(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the message says; until then the run does not begin, which would remove the only copy."""
+    url = f"s3://{BUCKET}/runs/late"
+    with mirror.working(url) as here:
+        checkpoint(here, 1)
+        wait_for(server, "runs/late", "checkpoints/1/.whole")
+    upload = remote.upload
+
+    def refuse(path: Path, to: str) -> None:
+        if "checkpoints/2" in to:
+            raise remote.Refused(f"{to}: access is refused")
+        upload(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "upload", refuse)
+        with pytest.raises(
+            remote.RemoteError, match=r"access is refused\. The newest files of the run are in .* alone"
+        ):
+            with mirror.working(url) as here:
+                checkpoint(here, 2)
+    with pytest.raises(
+        UserError, match=r"has checkpoint 2, which could not be copied to s3://.*: copy its folder checkp"
+    ):
+        with mirror.working(url):
+            pass
+    for path in (here / "checkpoints").rglob("*"):
+        if path.is_file():
+            remote.upload(path, remote.join(url, path.relative_to(here).as_posix()))
+    said: list[str] = []
+    with mirror.working(url, said.append) as again:
+        assert "with checkpoints 1, 2" in said[0] and (again / "checkpoints" / "2" / "params" / "data").is_file()
+
+
+def test_a_checkpoint_stays_until_the_one_that_replaces_it_is_there(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"s3://{BUCKET}/runs/again"
+    with mirror.working(url) as here:
+        checkpoint(here, 5)
+    upload = remote.upload
+
+    def refuse(path: Path, to: str) -> None:
+        if "checkpoints/5" in to:
+            raise remote.Refused(f"{to}: access is refused")
+        upload(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "upload", refuse)
+        with pytest.raises(remote.RemoteError), mirror.working(url) as here:
+            shutil.rmtree(here / "checkpoints" / "5")
+            checkpoint(here, 5, "evaluated")
+    shutil.rmtree(here / "checkpoints")  # this machine is lost
+    with mirror.working(url) as again:
+        assert (again / "checkpoints" / "5" / "params" / "data").read_text() == "step 5"
 
 
 def test_a_run_that_cannot_be_kept_does_not_begin(server: Server) -> None:

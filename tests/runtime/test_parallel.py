@@ -1,5 +1,7 @@
 """Meshes, and where things lie on them."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -49,3 +51,9 @@ def test_compiler_options_are_of_the_devices_and_left_out_where_unknown(monkeypa
     parallel.compiler_options.cache_clear()
     assert parallel.compiler_options(parallel.make_mesh()) == {}
     parallel.compiler_options.cache_clear()
+
+
+def test_processes_with_different_numbers_of_devices_are_refused() -> None:
+    devices = [types.SimpleNamespace(process_index=number) for number in (0, 1, 1, 1)]
+    with pytest.raises(ConfigError, match=r"need as many devices; there are 1 in process 0, 3 in process 1$"):
+        parallel.make_mesh(devices=devices)
