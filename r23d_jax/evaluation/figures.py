@@ -16,7 +16,8 @@ import numpy as np
 
 from r23d_jax.runtime.progress import printable
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Okabe and Ito's palette, which is distinguishable with every common kind of color blindness.
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#8A929C"

@@ -175,7 +175,7 @@ def test_every_argument_reaches_the_network() -> None:
     ],
 )
 @pytest.mark.parametrize("head", ["vit", "avgpool"])
-def test_clips_of_which_nothing_would_be_left(head: str, fields: dict[str, int], message: str) -> None:
+def test_clips_of_which_nothing_would_be_left(head: str, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         models.create_model("s3d", num_classes=3, head=head, rngs=nnx.Rngs(0), **fields)
 
