@@ -1,11 +1,13 @@
 """A run's folder in an object store: complete checkpoints alone, and no metrics behind them."""
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -182,6 +184,21 @@ def test_a_store_that_is_away_does_not_stop_the_run(
     assert (here / "checkpoints" / "2").is_dir()
 
 
+@contextlib.contextmanager
+def refusing(place: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The store refuses files of a place."""
+    upload = remote.upload
+
+    def refuse(path: Path, to: str) -> None:
+        if place in to:
+            raise remote.Refused(f"{to}: access is refused")
+        upload(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "upload", refuse)
+        yield
+
+
 def test_a_checkpoint_that_could_not_be_sent_counts_once_it_is_copied_by_hand(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,15 +207,7 @@ def test_a_checkpoint_that_could_not_be_sent_counts_once_it_is_copied_by_hand(
     with mirror.working(url) as here:
         checkpoint(here, 1)
         wait_for(server, "runs/late", "checkpoints/1/.whole")
-    upload = remote.upload
-
-    def refuse(path: Path, to: str) -> None:
-        if "checkpoints/2" in to:
-            raise remote.Refused(f"{to}: access is refused")
-        upload(path, to)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(remote, "upload", refuse)
+    with refusing("checkpoints/2", monkeypatch):
         with pytest.raises(
             remote.RemoteError, match=r"access is refused\. The newest files of the run are in .* alone"
         ):
@@ -223,15 +232,7 @@ def test_a_checkpoint_stays_until_the_one_that_replaces_it_is_there(
     url = f"s3://{BUCKET}/runs/again"
     with mirror.working(url) as here:
         checkpoint(here, 5)
-    upload = remote.upload
-
-    def refuse(path: Path, to: str) -> None:
-        if "checkpoints/5" in to:
-            raise remote.Refused(f"{to}: access is refused")
-        upload(path, to)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(remote, "upload", refuse)
+    with refusing("checkpoints/5", monkeypatch):
         with pytest.raises(remote.RemoteError), mirror.working(url) as here:
             shutil.rmtree(here / "checkpoints" / "5")
             checkpoint(here, 5, "evaluated")
