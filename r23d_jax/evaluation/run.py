@@ -10,9 +10,9 @@ import jax
 
 from r23d_jax import config
 from r23d_jax.checkpoint.checkpoint import LoadedModel, load_checkpoint
-from r23d_jax.checkpoint.trained_videos import were_among
 from r23d_jax.config import RATE_TOLERANCE, Config
 from r23d_jax.data.find.frames import VideoIndex
+from r23d_jax.data.find.trained_videos import were_among
 from r23d_jax.data.read.broken import BrokenLog
 from r23d_jax.data.sources import names_of, open_index, trained_preprocessing
 from r23d_jax.evaluation import browser, nearest, report

@@ -14,11 +14,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from r23d_jax import config, models
-from r23d_jax.checkpoint import trained_videos
 from r23d_jax.checkpoint.checkpoint import Checkpoints, create_configured_model
 from r23d_jax.checkpoint.state import TrainState, create_state
 from r23d_jax.checkpoint.store import BEST_METRIC
 from r23d_jax.config import Config
+from r23d_jax.data.find import trained_videos
 from r23d_jax.data.find.directions import refuse_mirrored_views
 from r23d_jax.data.find.frames import VideoIndex
 from r23d_jax.data.read.broken import BrokenLog

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from r23d_jax import config
-from r23d_jax.checkpoint import trained_videos
 from r23d_jax.config import Config
+from r23d_jax.data.find import trained_videos
 from r23d_jax.data.find.frames import VideoIndex
 
 # Fields, and beginnings of their names, that change neither the network that a training ends with nor its figures:

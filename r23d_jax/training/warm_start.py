@@ -15,9 +15,9 @@ from r23d_jax import config
 from r23d_jax.checkpoint.checkpoint import create_configured_model
 from r23d_jax.checkpoint.read import read_network
 from r23d_jax.checkpoint.state import TrainState
-from r23d_jax.checkpoint.trained_videos import were_among
 from r23d_jax.config import Config, HeadConfig, UserError
 from r23d_jax.data.find.frames import VideoIndex
+from r23d_jax.data.find.trained_videos import were_among
 from r23d_jax.data.sources import names_of
 from r23d_jax.models.functional import flatten, initialize, values
 from r23d_jax.models.heads import interpolate_positions

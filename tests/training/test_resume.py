@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from r23d_jax.checkpoint.trained_videos import digests, were_among
 from r23d_jax.config import Config, UserError, flat
 from r23d_jax.config.motion import MOTIONS
+from r23d_jax.data.find.trained_videos import digests, were_among
 from r23d_jax.training import resume
 from tests.data.find.frame_sets import videos
 

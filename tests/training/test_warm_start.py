@@ -13,8 +13,8 @@ import r23d_jax
 from r23d_jax import models
 from r23d_jax.checkpoint.checkpoint import Checkpoints, create_configured_model, load_checkpoint, save_model
 from r23d_jax.checkpoint.state import TrainState
-from r23d_jax.checkpoint.trained_videos import digests
 from r23d_jax.config import Config, DataConfig, UserError, preprocessing
+from r23d_jax.data.find.trained_videos import digests
 from r23d_jax.models.functional import split_model
 from r23d_jax.training.warm_start import WarmStartError, _class_order, _seen, check_source, warm_start
 from r23d_jax.weights import files

@@ -512,7 +512,7 @@ WEIGHTS = {
         "a dtype that numpy lacks",
         ".safetensors",
         lambda: safetensors({"a": tensor(0, 4, (4,), "F8_E4M3")}, bytes(4)),
-        r"not a whole safetensors file of float16, float32 or float64",
+        r"not a whole safetensors file of bfloat16, float16, float32 or float64",
     ),
     "unknown_dtype": BadFile(
         "a dtype that does not exist",
