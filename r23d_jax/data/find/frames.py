@@ -230,6 +230,7 @@ def _to_index(root: Path, arrays: dict[str, np.ndarray]) -> VideoIndex:
     )
 
 
+_SEARCH = 2  # another number for another way to find folders, so that the index is made again
 _NUMBERING = ("prefix", "suffix", "first", "step", "digits")
 _LAYOUT = {
     **{"folder": "str N", "prefix": "str N", "suffix": "str N", "first": "int64 N", "step": "int64 N"},
@@ -240,7 +241,7 @@ _LAYOUT = {
 
 
 def _cache_name(videos: VideoList) -> str:
-    rows = [videos.class_names, [(e.name, e.label, e.class_name) for e in videos.entries]]
+    rows = [_SEARCH, videos.class_names, [(e.name, e.label, e.class_name) for e in videos.entries]]
     return f"frames-{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]}"
 
 

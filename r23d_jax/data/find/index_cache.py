@@ -16,7 +16,7 @@ import numpy as np
 
 from r23d_jax.runtime import disk
 
-VERSION = 2  # of what is saved and of how videos are found, so that older indexes are made again
+VERSION = 1
 FOLDER = ".r23d_jax"
 
 
