@@ -75,7 +75,7 @@ def _run(args: argparse.Namespace, told: dict[str, Any]) -> int:
 
     out = Path(args.out)
     _check(args, out)
-    network = None
+    begun, network = _begun(args), None  # before the cache names weights
     if args.weights:
         network = _read_weights(args.weights)
         note(f"weights: {network.origin}")
@@ -84,7 +84,7 @@ def _run(args: argparse.Namespace, told: dict[str, Any]) -> int:
     videos, seen, left_out = _survey(Path(args.videos), out, note)
     with disk.writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        disk.write_atomically(out / UNFINISHED, _begun(args) + "\n")
+        disk.write_atomically(out / UNFINISHED, f"{begun}\n")
     _list(args, videos, seen, note)
     listed = read_list(out / LISTS, "train")
     facts = recipes.Facts(len(listed.entries), len(listed.class_names), network is not None, _on_cpu())

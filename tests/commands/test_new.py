@@ -155,6 +155,12 @@ def test_cached_weights_are_used(
     assert told["weights"] == "" and told["recipe"] == "small"
     with pytest.raises(UserError, match="--scratch: uses no weights, and --weights names some; drop one"):
         call(root / "videos", "--out", tmp_path / "r", "--weights", "old", "--scratch")
+    from r23d_jax.evaluation import preview
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(preview, "write_preview", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        call(root / "videos", "--out", tmp_path / "s", "--workers", 1)
+    assert call(root / "videos", "--out", tmp_path / "s", "--workers", 1) == 0
 
 
 @pytest.mark.slow
