@@ -19,8 +19,6 @@ from r23d_jax.study.grid import Cell
 from r23d_jax.training.resume import WITHOUT_EFFECT
 
 CELL, OUTCOME, LOG, LOCK = "cell.json", "outcome.json", "log.txt", ".cell.lock"
-# Of these, what the figure of a cell depends on
-_WITH_EFFECT = ("eval.checkpoint", "fusion.choice", "fusion.scores", "fusion.weight", "init_from")
 LAST_LINES = 5  # of a failed cell's log, to show
 
 
@@ -107,11 +105,7 @@ def _changed(cell: Cell, folder: Path) -> str:
     except (OSError, ValueError):  # damaged, or of another version
         return ""
     now = config.flat(dataclasses.asdict(cell.config))
-    names = [
-        name
-        for name, value in now.items()
-        if before[name] != value and (name in _WITH_EFFECT or not name.startswith(WITHOUT_EFFECT))
-    ]
+    names = [name for name, value in now.items() if before[name] != value and not name.startswith(WITHOUT_EFFECT)]
     return ", ".join(f"config.{name}={before[name]!r}, is {now[name]!r} now" for name in names)
 
 

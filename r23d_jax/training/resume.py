@@ -16,9 +16,10 @@ from r23d_jax.data.find.frames import VideoIndex
 # where things lie, how they are read and spread over devices, what is kept and shown. Studies read this, too.
 WITHOUT_EFFECT = (
     "checkpoint.", "compilation_cache", "data.augment_on", "data.lists", "data.max_broken_fraction", "data.num_workers",
-    "data.on_broken", "data.remote_cache", "data.root", "eval.batch_size", "eval.checkpoint", "eval.nearest", "fusion.",
-    "init_from", "logging.", "parallel.fsdp", "parallel.remat", "profile", "train.eval_every", "train.log_every",
+    "data.on_broken", "data.remote_cache", "data.root", "eval.batch_size", "eval.nearest", "fusion.first",
+    "fusion.second", "logging.", "parallel.fsdp", "parallel.remat", "profile", "train.eval_every", "train.log_every",
 )  # fmt: skip
+_NOT_READ = ("eval.checkpoint", "fusion.")  # by a training
 
 
 def changed_fields(old: dict[str, Any], cfg: Config) -> dict[str, tuple[Any, Any]]:
@@ -72,13 +73,15 @@ def refuse_other_settings(changed: dict[str, tuple[Any, Any]], epochs: float, wo
       UserError: naming the first such field and what to do.
     """
     for name, (before, now) in changed.items():
-        if name == "init_from" and not (before and now):  # the weights may have moved, but not come or gone
+        if name == "init_from":
+            if before and now:  # the weights may have moved, but not come or gone
+                continue
             start = f"from {before}" if before else "from random weights"
             raise config.UserError(
                 f"config.init_from={now!r}: {workdir} is complete, and was started {start}: give another --workdir"
             )
         # Frames may be packed now, and shards unpacked, which are never shuffled; nothing is read in their order again
-        if name.startswith(WITHOUT_EFFECT) or name in ("data.source", "data.shuffle_shards"):
+        if name.startswith((*WITHOUT_EFFECT, *_NOT_READ)) or name in ("data.source", "data.shuffle_shards"):
             continue
         if name.startswith("eval."):
             raise config.UserError(

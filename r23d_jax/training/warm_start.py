@@ -162,7 +162,7 @@ def _seen(source: Converted, cfg: Config, names: tuple[str, ...], scored: VideoI
             raise _fold_was_trained_on(cfg, trained)
         unlabeled = ", without their labels" if motion else ""
         return (
-            f"{trained}, where {seen:,} of the {len(scored):,} videos that this run is evaluated on are, by their "
+            f"{trained}, which has {seen:,} of the {len(scored):,} videos that this run is evaluated on, by their "
             f"names{unlabeled}"
         )
     if theirs.source == "pictures" or not (motion or set(their_names) & set(names)):

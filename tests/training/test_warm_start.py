@@ -323,14 +323,14 @@ def test_weights_that_keep_their_videos_tell_what_they_know() -> None:
     assert _seen(others, cfg, names, scored).startswith("trained on split 1, which may have test videos of split 2")
     known = _source(Config().data, names, digests(videos(["Diving/V_DIVING_G08_C01", "v_Diving_g01_c01"], names)))
     assert _seen(known, cfg, names, scored) == (
-        "trained on the training list of split 1, where 1 of the 3 videos that this run is evaluated on are, by their "
+        "trained on the training list of split 1, which has 1 of the 3 videos that this run is evaluated on, by their "
         "names"
     )
     cfg.data.split, cfg.data.fold = 1, 1
     with pytest.raises(WarmStartError, match=r"and so on videos of fold 1 of split 1, on which this training is eval"):
         _seen(known, cfg, names, scored)
     cfg.data.root = "data/other/frames"  # of equal names, perhaps
-    assert "where 1 of the 3 videos" in _seen(known, cfg, names, scored)
+    assert "which has 1 of the 3 videos" in _seen(known, cfg, names, scored)
     data = Config().data
     data.motion.speeds = (2, 4)
     moving = _source(data, ("still",), known.videos)

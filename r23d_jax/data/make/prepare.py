@@ -92,7 +92,8 @@ def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
         broken |= {str(video.path): known[video.target] for video in videos if video.target in known}
         to_do = [video for video in videos if video.target not in known]
         needed = [video for video in to_do if settings.format != "packed" or video.target not in packed]
-        if settings.format != "packed" or not (packed and needed):  # else all are decoded again for new shards
+        decodes_all_again = settings.format == "packed" and packed and needed  # for new shards
+        if not decodes_all_again:
             _log_replaced(settings, to_do, packed, record, log)
         broken |= _decode(settings, needed, num_frames, record, log)
         if len(needed) < len(to_do) and num_frames:  # the shards are rewritten, with the old videos and the new ones

@@ -53,17 +53,22 @@ def test_frames_at_another_rate_are_those_of_that_rate(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.stack(list(iter_frames(tmp_path / "50.mkv", rate=rate))), read[rate])
 
 
+def write_at(path: Path, times: list[int], ticks: int, brighter: int) -> None:
+    """A video with frames at times in 1 / `ticks` s, each brighter than the one before."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=ticks, options={"crf": "1", "bf": "0", "tune": "zerolatency"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), brighter * number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, ticks)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
 def test_a_variable_rate_is_averaged_and_made_even(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     times = [0, 1, 2, 3, 10, 20, 21, 22, 23, 24]  # in 1/10 s
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=10, options={"crf": "1", "bf": "0"})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for number, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * number, np.uint8), format="rgb24")
-            frame.pts, frame.time_base = time, Fraction(1, 10)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    write_at(path, times, ticks=10, brighter=20)
     assert video_rate(path) == pytest.approx(9 / 2.4, abs=0.3)
     shown = [round(float(frame.mean()) / 20) for frame in iter_frames(path, rate=5)]
     nearest = [min(range(len(times)), key=lambda k: (abs(times[k] / 10 - n / 5), k)) for n in range(len(shown))]
@@ -123,14 +128,7 @@ def test_an_uneven_video_that_is_slow_enough_keeps_all_frames(tmp_path: Path) ->
     """30 frames a second, then 10: resampled at their mean rate, frames would be left out and others repeated."""
     times = [*range(0, 1000, 33), *range(1000, 3000, 100)]
     (tmp_path / "videos" / "Walk").mkdir(parents=True)
-    with av.open(str(tmp_path / "videos" / "Walk" / "uneven.mkv"), "w") as container:
-        stream = container.add_stream("libx264", rate=1000, options={"crf": "1", "bf": "0", "tune": "zerolatency"})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for number, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 4 * number, np.uint8), format="rgb24")
-            frame.pts, frame.time_base = time, Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    write_at(tmp_path / "videos" / "Walk" / "uneven.mkv", times, ticks=1000, brighter=4)
     assert prepare(tmp_path, "--fps", 25) == 0
     assert counts(tmp_path) == {"uneven": len(times)}
 
