@@ -9,6 +9,7 @@ import dataclasses
 import multiprocessing
 import os
 import secrets
+import signal
 import tempfile
 import threading
 import time
@@ -19,6 +20,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.synchronize import Event
 from pathlib import Path, PurePosixPath
+from types import FrameType
 
 import cv2
 
@@ -31,6 +33,7 @@ PARTIAL = ".partial-"  # starts the names of unfinished work; indexes ignore nam
 FRAME_NAME = "image_{:05d}.jpg"
 
 _MOST_DEATHS = 8
+_LOOK = 0.2  # seconds between two looks whether to stop
 
 
 class PrepareError(UserError):
@@ -87,26 +90,62 @@ def _run_pool(waiting: deque[Job], num_workers: int) -> Generator[tuple[Job, Res
     """Takes jobs from `waiting` until it is empty or a process dies; returns the jobs that were running then."""
     context = multiprocessing.get_context("spawn")  # fork would copy the threads of TensorFlow and OpenCV
     stop = context.Event()
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(stop,))
     running: dict[Future[Result], Job] = {}
     finished = False
-    try:
-        while waiting or running:
-            while waiting and len(running) < 2 * num_workers:  # so that few jobs are suspect when a process dies
-                running[pool.submit(run_job, waiting[0])] = waiting[0]  # submit raises if a process has just died
-                waiting.popleft()
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                result = future.result()  # BrokenProcessPool leaves the job in `running`
-                yield running.pop(future), result
-        finished = True
-    except BrokenProcessPool:
-        return list(running.values())
-    finally:
-        if not finished:
-            stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+    with _interrupts_put_off() as interrupt_if_asked:
+        pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(stop,))
+        try:
+            while waiting or running:
+                while waiting and len(running) < 2 * num_workers:  # so that few jobs are suspect when a process dies
+                    running[pool.submit(run_job, waiting[0])] = waiting[0]  # submit raises if a process has just died
+                    waiting.popleft()
+                done, _ = wait(running, _LOOK, return_when=FIRST_COMPLETED)
+                for future in done:
+                    result = future.result()  # BrokenProcessPool leaves the job in `running`
+                    yield running.pop(future), result
+                interrupt_if_asked()
+            finished = True
+        except BrokenProcessPool:
+            return list(running.values())
+        finally:
+            if not finished:
+                stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
     return []
+
+
+@contextlib.contextmanager
+def _interrupts_put_off() -> Iterator[Callable[[], None]]:
+    """Puts off what SIGINT and SIGTERM do until the yielded function is called, or the end.
+
+    A second SIGINT acts at once.
+
+    An exception that strikes inside the pool's code can leave one of its locks held, and the pool then waits for ever.
+    """
+    handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
+    asked: list[int] = []
+
+    def put_off(number: int, frame: FrameType | None) -> None:
+        if asked and number == signal.SIGINT:
+            handlers[number](number, frame)
+        asked.append(number)
+
+    def act_if_asked() -> None:
+        if asked:
+            handlers[asked[0]](asked[0], None)
+
+    if threading.current_thread() is threading.main_thread():  # others get no signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if callable(handler):  # neither ignored nor the system's own
+                handlers[number] = handler
+                signal.signal(number, put_off)
+    try:
+        yield act_if_asked
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    act_if_asked()
 
 
 _stop: Event | None = None
@@ -114,8 +153,6 @@ _stop: Event | None = None
 
 def _start_worker(stop: Event) -> None:
     global _stop
-    import signal
-
     _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent decides
     cv2.setNumThreads(1)

@@ -13,7 +13,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import _base as futures
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -644,10 +647,15 @@ def test_stopped_at_any_moment(made: Path, tmp_path: Path, number: signal.Signal
     )
     args = [sys.executable, "-c", code, "--videos", str(videos), "--out", str(out), "--workers", "1"]
     process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
-    while len(list(out.glob("frames/A/[0-9]*"))) < 3 and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(number)
-    errors = process.communicate(timeout=30)[1]
+    try:
+        while len(list(out.glob("frames/A/[0-9]*"))) < 3 and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(number)
+        errors = process.communicate(timeout=60)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
     assert process.returncode == (-9 if number == signal.SIGKILL else 130)
     if number != signal.SIGKILL:
         assert "stopped. Finished work is kept; run the same command again to continue." in errors
@@ -660,6 +668,30 @@ def test_stopped_at_any_moment(made: Path, tmp_path: Path, number: signal.Signal
     again = subprocess.run(args, capture_output=True, text=True, timeout=60)
     assert (again.returncode, again.stderr.count("Traceback")) == (0, 0)
     assert frame_counts(out) == {f"A/{i}": 9 for i in range(60)}
+
+
+@pytest.mark.slow
+def test_a_stop_that_strikes_where_the_pool_holds_its_locks(made: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """An exception there would leave them held, and the pool would wait for ever."""
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    (videos / "A").mkdir(parents=True)
+    for i in range(20):
+        os.link(made / "Diving/v_Diving_g08_c01.mp4", videos / f"A/{i}.mp4")
+    acquire: Callable[[Any], None] = futures._AcquireFutures.__enter__
+    struck = []
+
+    def strike(locks: Any) -> None:
+        acquire(locks)
+        if not struck and list(out.glob("frames/A/*")):
+            struck.append(os.kill(os.getpid(), signal.SIGTERM))
+
+    monkeypatch.setattr(futures._AcquireFutures, "__enter__", strike)
+    assert prepare("--videos", videos, "--out", out) == 130
+    assert struck and not list(out.rglob(".partial*"))
+    assert "prepare: stopped. Finished work is kept" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert prepare("--videos", videos, "--out", out) == 0
+    assert frame_counts(out) == {f"A/{i}": 9 for i in range(20)}
 
 
 @pytest.mark.long
