@@ -37,7 +37,7 @@ def checkpoint(here: Path, step: int, content: str = "") -> None:
 
 
 def wait_for(server: Server, prefix: str, name: str, there: bool = True) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while (name in server.names(prefix)) != there:
         assert time.monotonic() < end, f"{name}: {server.names(prefix)}"
         time.sleep(0.05)

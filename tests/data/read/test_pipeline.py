@@ -513,7 +513,7 @@ def test_an_iterator_takes_its_threads_with_it(index: VideoIndex, tmp_path: Path
     for _ in range(2):
         run()
     gc.collect()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while _threads() > before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert _threads() <= before
