@@ -48,8 +48,9 @@ RATE_TOLERANCE = 0.01  # rates that differ by less are taken as equal
 class Preprocessing:
     """How raw frames become the network's input; part of every checkpoint.
 
-    `frame_rate` is that of the training videos in frames per second, 0 if it is not known. The other fields that
-    `DataConfig` has too mean the same there.
+    `frame_rate` is that of the training videos in frames per second, 0 if it is not known. `reduced_to` is the short
+    side in pixels to which `prepare` had reduced their frames, 0 if it had not, or it is not known. The other fields
+    that `DataConfig` has too mean the same there.
     """
 
     input: str
@@ -64,6 +65,7 @@ class Preprocessing:
     frame_seconds: float = 0.0
     frame_rate: float = 0.0
     flow: Flow = NO_FLOW
+    reduced_to: int = 0  # optical flow has its own
 
     @property
     def read_frames(self) -> int:

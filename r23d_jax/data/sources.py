@@ -106,7 +106,7 @@ def _frames(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIn
     if made.rates and isinstance(index.frames, FrameFiles):
         targets = [os.path.join(made.target, os.path.relpath(folder, root)) for folder in index.frames.folder.tolist()]
         index = dataclasses.replace(index, rates=np.array([made.rates.get(target, 0.0) for target in targets]))
-    return dataclasses.replace(index, flow=made.flow)
+    return dataclasses.replace(index, flow=made.flow, reduced_to=made.reduced_to)
 
 
 def _packed(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIndex:
@@ -118,7 +118,7 @@ def _packed(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIn
     if remote.is_remote(cfg.root):
         place = {"url": cfg.root, "cache_bytes": 1e9 * cfg.remote_cache}
     index = index_packed(root, listed, _side(cfg, subset), **place)
-    return dataclasses.replace(index, flow=made.flow)
+    return dataclasses.replace(index, flow=made.flow, reduced_to=made.reduced_to)
 
 
 def _synthetic(cfg: DataConfig, root: Path, lists: Path, subset: Subset) -> VideoIndex:
@@ -171,7 +171,7 @@ def trained_preprocessing(cfg: DataConfig, index: VideoIndex) -> Preprocessing:
     """The preprocessing of a network that is trained on these videos, with what the videos tell about themselves."""
     known = np.zeros(0) if index.rates is None else index.rates[index.rates > 0]
     rate = round(float(np.median(known)), 4) if len(known) else 0.0
-    return dataclasses.replace(preprocessing(cfg), frame_rate=rate, flow=index.flow)
+    return dataclasses.replace(preprocessing(cfg), frame_rate=rate, flow=index.flow, reduced_to=index.reduced_to)
 
 
 def _with_rates(cfg: DataConfig, index: VideoIndex) -> VideoIndex:

@@ -127,7 +127,7 @@ class LiveClips:
 
     def _pictures(self) -> Iterator[np.ndarray | None]:
         if self._pre.input != "flow":
-            return self._images("rgb24", 0)
+            return self._images("rgb24", self._pre.reduced_to)
         check_flow(self._pre, "--camera")
         return flow_of(self._images("bgr24", self._pre.flow.short_side), self._pre, self._rate, "--camera")
 

@@ -64,7 +64,7 @@ def moments(maps: np.ndarray, starts: np.ndarray, count: int, pre: Preprocessing
 def enlarged(pre: Preprocessing) -> Preprocessing:
     """The same crop of a frame with more pixels, for people to look at."""
     scale = -(-_SHOWN_SIZE // pre.crop_size)
-    return dataclasses.replace(pre, crop_size=scale * pre.crop_size, short_side=scale * pre.short_side)
+    return dataclasses.replace(pre, crop_size=scale * pre.crop_size, short_side=scale * pre.short_side, reduced_to=0)
 
 
 def open_frames(video: Path | str, pre: Preprocessing) -> Source:

@@ -176,6 +176,12 @@ def _log_differences(
     trained, here = loaded.preprocessing, trained_preprocessing(cfg.data, index)
     if trained.flow.method and here.flow != trained.flow:
         log(f"trained on {trained.flow}, and evaluated on {here.flow}: expect another accuracy")
+    sizes = trained.reduced_to, here.reduced_to
+    if min(sizes) and sizes[0] != sizes[1]:
+        log(
+            f"trained on frames of short side {sizes[0]}, and evaluated on {sizes[1]} (prepare --short-side): expect "
+            "another accuracy"
+        )
     rates = trained.frame_rate, here.frame_rate
     if not cfg.data.frame_seconds and min(rates) and abs(rates[1] / rates[0] - 1) > RATE_TOLERANCE:
         log(

@@ -117,8 +117,14 @@ class FrameArray:
         return map(self._cut, _clip_frames(starts, self.count(), self._pre, self.rate))
 
     def _cut(self, numbers: np.ndarray) -> np.ndarray:
-        top, left, height, width = plain.center_window(self._pre, *self._video.shape[1:3])
-        windows = self._video[numbers, top : top + height, left : left + width]
+        video, reduced_to = self._video, self._pre.reduced_to
+        if 0 < reduced_to < min(video.shape[1:3]):
+            video, numbers = (
+                np.stack([resize_short_side(video[k], reduced_to) for k in numbers]),
+                np.arange(len(numbers)),
+            )
+        top, left, height, width = plain.center_window(self._pre, *video.shape[1:3])
+        windows = video[numbers, top : top + height, left : left + width]
         return plain.resize(windows, self._pre.crop_size, self._pre.antialias)
 
 
@@ -226,7 +232,7 @@ class VideoFile:
     def _pictures(self, needed: Needed) -> Iterator[np.ndarray | None]:
         """(H, W, C) uint8 of every number that is needed, and None or a picture for every other."""
         del needed
-        return iter_frames(self._path, rate=self._file_rate) if self._even else iter_frames(self._path)
+        return iter_frames(self._path, self._pre.reduced_to, rate=self._file_rate if self._even else 0.0)
 
 
 class FlowOfFile(VideoFile):

@@ -37,7 +37,7 @@ def add_stills(
     The clip keeps its label, so rooms and clothes tell the class less and motion tells it more: background erasing
     (Wang et al. 2021, arXiv:2009.05769) with a frame of another video, as in StillMix (Li et al. 2023,
     arXiv:2211.12883). Each clip draws the weight of the still frame uniformly from 0 to `largest`, and a frame. In a
-    batch of odd size the clip in the middle gets a frame of its own.
+    batch of an odd number of videos that in the middle gets a frame of its own.
 
     Args:
       video: normalized clips.
@@ -61,7 +61,8 @@ def mixup(
     """Mixes every clip with the clip at the mirrored position in the batch (Zhang et al. 2018).
 
     The whole batch shares one weight from Beta(alpha, alpha). The order of a batch is random already, so `batch[::-1]`
-    pairs clips at random without a gather over devices.
+    pairs clips at random without a gather over devices. In a batch of an odd number of videos that in the middle stays
+    as it is, with `data.repeats` all its clips.
     """
     weight = jax.random.beta(key, alpha, alpha)
     return weight * video + (1 - weight) * video[::-1], weight * targets + (1 - weight) * targets[::-1]

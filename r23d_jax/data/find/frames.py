@@ -163,6 +163,9 @@ class VideoIndex:
     notes: tuple[str, ...] = ()  # further lines for the log, such as why a folder is not used
     rates: np.ndarray | None = None  # (N,) float64, frames per second, 0 where not known; None: all of them unknown
     flow: Flow = NO_FLOW  # how it was made, if the pictures are optical flow
+    reduced_to: int = (
+        0  # short side in pixels to which `prepare` reduced other pictures; 0: their own size, or not known
+    )
     named: bool = True  # whether the videos have names of their own, not only numbers in a split
 
     def __len__(self) -> int:

@@ -94,6 +94,7 @@ class Made(NamedTuple):
     """How the frames in a folder were made."""
 
     flow: Flow = NO_FLOW
+    reduced_to: int = 0  # short side of the frames in pixels, if they are not flow; 0: their own size
     rates: Mapping[str, float] = MappingProxyType({})  # frames per second of the videos, by target, where known
     target: str = ""  # of the folder itself
 
@@ -114,14 +115,14 @@ def how_made(folder: Path) -> Made:
             continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            flow = NO_FLOW
+            flow, reduced_to = NO_FLOW, max(int(content.get("short_side", 0)), 0)
             if content.get("flow"):
-                flow = Flow(str(content["flow"]), float(content["flow_bound"]), int(content["short_side"]))
+                flow, reduced_to = Flow(str(content["flow"]), float(content["flow_bound"]), reduced_to), 0
             rates = {str(name): float(rate) for name, rate in content.get("rates", {}).items()}
         except (OSError, ArithmeticError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return Made()
         rates = {name: rate for name, rate in rates.items() if 0 < rate < math.inf}
-        return Made(flow, rates, "/".join(inside[1:]))
+        return Made(flow, reduced_to, rates, "/".join(inside[1:]))
     return Made()
 
 

@@ -46,7 +46,7 @@ class BrokenLog:
         self._cfg, self._log = cfg, log
         self._tried: set[str] = set()
         self._indexes: list[VideoIndex] = []
-        self.count = 0  # training clips that were replaced, and views that were left out
+        self.count = 0  # rows of training batches whose clip was replaced, and views that were left out
         self.faults: dict[str, Fault] = {}  # by name of the video, in the order found
 
     @property

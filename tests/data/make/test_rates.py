@@ -1,6 +1,7 @@
 """Frames per second: as found in files, as kept by `prepare`, and as read from its record."""
 
 import argparse
+import dataclasses
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 
 from r23d_jax.commands import prepare as command
-from r23d_jax.config import DataConfig, UserError, preprocessing, validate
+from r23d_jax.config import DataConfig, Preprocessing, UserError, preprocessing, validate
 from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.make.record import Made, how_made
 from r23d_jax.data.make.video import at_rate, iter_frames, video_rate
 from r23d_jax.data.read.views import video_strides
 from r23d_jax.data.sources import open_index, trained_preprocessing
+from r23d_jax.evaluation.video_source import open_source
 from tests.hostile.bad_files.corpus import video
 from tests.moving import write_moving
 
@@ -166,6 +168,24 @@ def test_the_index_has_the_rates(root: Path, source: str) -> None:
         "the videos have 25 to 50 frames a second, and a clip takes every 3 of them; config.data.frame_seconds takes "
         "them at one pace"
     ) in plain.notes
+
+
+@pytest.mark.parametrize("source", ["frames", "packed"])
+def test_a_video_is_reduced_as_the_frames_of_the_training_were(root: Path, source: str) -> None:
+    assert prepare(root, "--format", "both", "--short-side", 16) == 0
+    cfg = config(root, source, num_frames=4, crop_size=12, short_side=14)
+    pre = dataclasses.replace(trained_preprocessing(cfg, open_index(cfg, "train")), frame_rate=0.0)
+    assert pre.reduced_to == 16
+    video, starts = root / "videos" / "Walk" / "r25.avi", np.array([0, 11])
+
+    def clips(video: Path | np.ndarray, pre: Preprocessing) -> np.ndarray:
+        return np.stack(list(open_source(video, pre).clips(starts)))
+
+    as_it_is = dataclasses.replace(pre, reduced_to=0)
+    prepared = clips(np.stack(list(iter_frames(video, 16))), as_it_is)
+    np.testing.assert_array_equal(clips(video, pre), prepared)
+    np.testing.assert_array_equal(clips(np.stack(list(iter_frames(video))), pre), prepared)
+    assert not np.array_equal(clips(video, as_it_is), prepared)
 
 
 def test_videos_without_a_known_rate(root: Path) -> None:
