@@ -57,6 +57,8 @@ def fuse(first: EvalResult, second: EvalResult, weight: float, scores: str) -> E
 def best_weight(first: EvalResult, second: EvalResult, scores: str) -> float:
     """The weight of the first stream with the highest video top-1; among equals, the nearest to one half."""
     accuracies = [fuse(first, second, float(w), scores).metrics["val/top1_video"] for w in WEIGHTS]
+    if np.isnan(accuracies).all():
+        raise UserError("no video could be read by both streams, so there is nothing to choose their weights by")
     best = WEIGHTS[np.asarray(accuracies) == np.nanmax(accuracies)]
     return float(best[np.argmin(np.abs(best - 0.5))])
 

@@ -103,6 +103,13 @@ def _attention(dim: int, cfg: HeadConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> n
     )
 
 
+def _mlp_width(dim: int, cfg: HeadConfig) -> int:
+    width = round(cfg.mlp_ratio * dim)
+    if width < 1:
+        raise ConfigError(f"model.head.mlp_ratio={cfg.mlp_ratio:g}: leaves no channel of {dim}; at least {1 / dim:g}")
+    return width
+
+
 class TransformerBlock(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); exact GELU."""
 
@@ -110,7 +117,7 @@ class TransformerBlock(nnx.Module):
         self.norm1 = nnx.LayerNorm(dim, rngs=rngs)
         self.attention = _attention(dim, cfg, dtype, rngs)
         self.norm2 = nnx.LayerNorm(dim, rngs=rngs)
-        hidden = round(cfg.mlp_ratio * dim)
+        hidden = _mlp_width(dim, cfg)
         self.linear1 = nnx.Linear(dim, hidden, dtype=dtype, rngs=rngs)
         self.linear2 = nnx.Linear(hidden, dim, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(cfg.transformer_dropout)
@@ -233,7 +240,7 @@ class AttentionPoolHead(nnx.Module):
         self.query = nnx.Param(token_init(rngs.params(), (1, 1, dim), jnp.float32))
         self.attention = _attention(dim, cfg, dtype, rngs)
         self.norm = nnx.LayerNorm(dim, rngs=rngs)
-        hidden = round(cfg.mlp_ratio * dim)
+        hidden = _mlp_width(dim, cfg)
         self.linear1 = nnx.Linear(dim, hidden, dtype=dtype, rngs=rngs)
         self.linear2 = nnx.Linear(hidden, dim, dtype=dtype, rngs=rngs)
         self.token_keep = TokenDrop(cfg.token_keep)

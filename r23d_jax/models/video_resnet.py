@@ -6,6 +6,7 @@ listed in `registry.py`. Its fields name keys of `CONVOLUTIONS` and `MID_PLANES`
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -80,6 +81,10 @@ class VideoResNetSpec(Spec):
         look_up(POOLS, self.stem_pool, "model.stem_pool")
         look_up(MID_PLANES, self.mid_planes, "model.mid_planes")
         look_up(SHORTCUTS, self.shortcut, "model.shortcut")
+        if self.shortcut == "padded" and any(after < before for before, after in itertools.pairwise(self.widths)):
+            raise ConfigError(
+                f"model.widths={self.widths!r}: must not fall, because this family's shortcuts add channels"
+            )
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -168,7 +173,7 @@ class Shortcut(nnx.Module):
 
     def __init__(self, place: Place, *, factorized: bool):
         one, entering, leaving = (1, 1, 1), place.in_channels, place.out_channels
-        mid = 3 * entering * leaving // (entering + 3 * leaving)  # the formula with a volume of 3x1x1
+        mid = max(1, 3 * entering * leaving // (entering + 3 * leaving))  # the formula with a volume of 3x1x1
         self.conv = FactorizedConv(place, one, one, mid) if factorized else place.conv(one)
         self.norm = place.norm(leaving)
 

@@ -27,7 +27,10 @@ def scatter(groups: list[Group], title: str, field: str, measure: str) -> Any:
         axes.errorbar(
             x,
             mean,
-            yerr=[[mean - min(values)], [max(values) - mean]],
+            yerr=[
+                [max(0.0, mean - min(values))],
+                [max(0.0, max(values) - mean)],
+            ],  # the mean of equal values is rounded
             fmt=_MARKERS[index // len(_COLORS) % len(_MARKERS)],
             color=_COLORS[index % len(_COLORS)],
             markersize=7,

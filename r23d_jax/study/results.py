@@ -238,8 +238,9 @@ def _by_split(study: Study, groups: list[Group], axes: list[str]) -> list[str]:
     for group in groups:
         means = []
         for split in splits:
-            found = [100 * o.metrics["val/top1_video"] for c, o in group.outcomes if c.labels[axis] == split]
-            means.append(statistics.fmean(found) if found else math.nan)
+            found = [o.metrics["val/top1_video"] for c, o in group.outcomes if c.labels[axis] == split]
+            known = [100 * value for value in found if value is not None]  # None: no video could be read
+            means.append(statistics.fmean(known) if known else math.nan)
         shown = ["" if math.isnan(mean) else f"{mean:.2f}" for mean in [*means, statistics.fmean(means)]]
         lines.append("| " + " | ".join([*map(markdown, group.labels), *shown]) + " |")
     return lines

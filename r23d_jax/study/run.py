@@ -43,7 +43,7 @@ def read_outcome(folder: Path) -> Outcome | None:
     """The outcome of the cell in a folder; None if it has not ended, or its record is damaged."""
     try:
         return Outcome(**json.loads((folder / OUTCOME).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 

@@ -2,7 +2,8 @@
 
 On a static clip the video network then gives the image network's output for one frame. "repeat" has the kernel, divided
 by the number of time taps, at every tap, so this holds away from the clip's ends. "center" has it at the middle tap and
-zeros elsewhere, so it holds everywhere.
+zeros elsewhere, so it holds everywhere. A motion stem, which sees nothing of a static clip, is always inflated by
+"center": it takes away what all taps have in common.
 """
 
 from collections.abc import Mapping
@@ -87,9 +88,15 @@ def inflate(weights: Weights, model: VideoNetwork, how: str = "repeat", skip: tu
         keys = tuple(entry.key for entry in path)
         if keys not in names:
             return leaf
-        return jnp.asarray(_inflated(keys, arrays[names[keys]], leaf, how, layout))
+        here = "center" if keys[0] == "stem" and sees_only_motion(model) else how
+        return jnp.asarray(_inflated(keys, arrays[names[keys]], leaf, here, layout))
 
     return network.build(jax.tree.map_with_path(value, params), jax.tree.map_with_path(value, batch_stats))
+
+
+def sees_only_motion(model: VideoNetwork) -> bool:
+    """Whether the stem's kernels are taken less their mean over time."""
+    return getattr(model.spec, "stem", "") == "motion"
 
 
 def _layout(arrays: Mapping[str, np.ndarray], model: VideoNetwork) -> Layout:

@@ -159,7 +159,7 @@ def shortcut(entering: int, leaving: int, strides: Triple, spec: Any) -> nn.Modu
         return PaddedShortcut(leaving - entering, strides)
     first: nn.Module = conv(entering, leaving, ONE, strides)
     if spec.shortcut == "factorized":
-        mid = 3 * entering * leaving // (entering + 3 * leaving)
+        mid = max(1, 3 * entering * leaving // (entering + 3 * leaving))
         first = nn.Sequential(*pair(entering, leaving, mid, (ONE, ONE), strides, spec))
     return nn.Sequential(first, batch_norm(leaving, spec))
 

@@ -68,6 +68,12 @@ def test_a_video_that_one_stream_could_not_read_takes_part_in_nothing() -> None:
     assert fused.not_evaluated == ("v0",) and fused.confusion.sum() == 5 and fused.broken_views == 4
 
 
+def test_no_weight_can_be_chosen_where_no_video_was_read_by_both() -> None:
+    none = dataclasses.replace(stream(RIGHT), num_views=np.zeros(6, np.int32))
+    with pytest.raises(UserError, match="^no video could be read by both streams, so there is nothing to choose their"):
+        fusion.best_weight(stream(RIGHT), none, "softmax")
+
+
 def test_what_a_fused_result_keeps_of_the_streams() -> None:
     first = dataclasses.replace(
         stream(FIRST, views=1),

@@ -259,6 +259,10 @@ def test_tokens_and_the_classifier_begin_small_and_all_differently(kind: str) ->
             HeadConfig(kind="attention_pool", num_heads=8, hidden_dim=12),
             r"model\.head\.num_heads=8: must divide the head's width of 12$",
         ),
+        (
+            HeadConfig(kind="vit", num_heads=2, mlp_ratio=0.01),
+            r"model\.head\.mlp_ratio=0\.01: leaves no channel of 8; at least 0\.125$",
+        ),
     ],
 )
 def test_refusals(head: HeadConfig, message: str) -> None:

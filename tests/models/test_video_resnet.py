@@ -141,6 +141,11 @@ def test_wrong_clips_are_refused(video: jax.Array, message: str) -> None:
         nnx.eval_shape(lambda: small()(video))
 
 
+def test_a_factorized_shortcut_has_a_channel_between() -> None:
+    model = nnx.eval_shape(lambda: small("r2plus1d_mmaction_10", widths=(1, 2, 4, 8)))
+    assert nnx.eval_shape(lambda m: m(clip()), model).shape[0] == clip().shape[0]
+
+
 def test_r2d_refuses_clips_shorter_than_its_stem() -> None:
     with pytest.raises(ValueError, match="this network reads clips of 4 frames; got 3"):
         nnx.eval_shape(lambda: small("r2d_10")(clip(frames=3)))
@@ -177,6 +182,10 @@ def test_unknown_names_get_the_nearest(name: str, message: str) -> None:
         ({"stem": "1x7"}, r"model\.stem='1x7': unknown; did you mean 1x7x7"),
         ({"stem_pool": "4d"}, r"model\.stem_pool='4d': unknown; did you mean .*3d"),
         ({"shortcut": "zeros"}, r"model\.shortcut='zeros': unknown; known: projection, factorized, padded"),
+        (
+            {"shortcut": "padded", "widths": (64, 32, 64, 128)},
+            r"model\.widths=\(64, 32, 64, 128\): must not fall, because this family's shortcuts add channels",
+        ),
         ({"mid_planes": "per_stage"}, r"model\.mid_planes='per_stage': unknown; known: per_conv, per_block"),
     ],
 )

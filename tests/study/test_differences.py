@@ -219,6 +219,27 @@ def test_a_study_of_seeds_alone_has_one_row(tmp_path: Path) -> None:
     assert "| 100.00 ± 0.00 | [100.00, 100.00] |" in page and "intervals.svg" not in page
 
 
+def test_equal_seeds_whose_mean_is_rounded(tmp_path: Path) -> None:
+    """The mean of three times 11/12 is not 11/12, and no bar of the picture may be negative for it."""
+    described = study("a", "b", seed={str(seed): {"seed": seed} for seed in range(3)})
+    grid = cells(described)
+    for cell in grid:
+        finish(cell, tmp_path, {0})
+    assert "| a | 91.67 ± 0.00 |" in write_results(described, grid, tmp_path).read_text()
+
+
+def test_a_training_whose_test_videos_were_all_unreadable(tmp_path: Path) -> None:
+    described = study("a", "b")
+    grid = cells(described)
+    for cell in grid:
+        finish(cell, tmp_path, set())
+    path = tmp_path / "a_seed0_split1" / runner.OUTCOME
+    content = json.loads(path.read_text())
+    content["metrics"]["val/top1_video"] = None
+    path.write_text(json.dumps(content))
+    assert "| a | 100.00 | 100.00 | 100.00 |" in write_results(described, grid, tmp_path).read_text()
+
+
 def test_folds_are_repetitions(tmp_path: Path) -> None:
     described = study("a", fold={str(k): {"data.fold": k} for k in (1, 2, 3)})
     grid = cells(described)

@@ -208,6 +208,10 @@ def test_an_image_network_is_inflated(tmp_path: Path) -> None:
     np.testing.assert_array_equal(warm.params["stem"]["conv"]["kernel"], model.stem.conv.kernel[...])
     assert same(warm.params["stages"]["2"], fresh.params["stages"]["2"])
     assert any("an image network, inflated (repeat)" in line for line in said)
+    cfg.model.stem = "motion"
+    _, warm, said = started(cfg)
+    assert np.ptp(warm.params["stem"]["conv"]["kernel"], axis=0).max() > 0
+    assert any("its stem is inflated by center: kernels that are the same at all times" in line for line in said)
 
 
 def test_other_networks_are_refused_with_what_differs(tmp_path: Path) -> None:

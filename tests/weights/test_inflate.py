@@ -147,6 +147,17 @@ def test_other_channels_get_the_mean_over_colors(torchvision_video: Any) -> None
     assert not np.any(kernel[0]) and not np.any(model.head.classifier.kernel[...])  # 1000 classes are not 5
 
 
+@pytest.mark.parametrize("how", ["repeat", "center"])
+def test_a_motion_stem_sees_motion_however_it_is_inflated(how: str, torchvision_video: Any) -> None:
+    from torchvision.models import resnet
+
+    state = peers.randomize(resnet.resnet18(weights=None)).state_dict()
+    stem: Any = r23d_jax.inflate(state, blank("r3d_18", stem="motion", stem_pool="2d"), how).stem.conv
+    image = state["conv1.weight"].numpy().transpose(2, 3, 1, 0)
+    for values, share in zip(stem.values(), (-1 / 3, 2 / 3, -1 / 3), strict=True):
+        np.testing.assert_allclose(values, share * image, rtol=1e-5, atol=1e-6)
+
+
 def test_differences_beside_colors_start_at_zero(torchvision_video: Any) -> None:
     from torchvision.models import resnet
 
