@@ -190,6 +190,18 @@ def test_a_reader_that_ends_is_no_error(command: list[str], unbuffered: str) -> 
         assert process.stderr.read().decode() == "" and process.wait() == 141
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    ("redirected", "status", "said"),
+    [("> /dev/full", 2, "error: the output cannot be written: No space left on device\n"), (">&-", 0, "")],
+    ids=["full", "closed"],
+)
+def test_an_output_that_takes_nothing(redirected: str, status: int, said: str) -> None:
+    line = f"{sys.executable} -m r23d_jax info r3d_18 {redirected}"
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (status, said)
+
+
 def test_help() -> None:
     done = launch("--help")
     assert done.returncode == 0 and "--config.<group>.<field>=VALUE" in done.stdout

@@ -9,6 +9,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from r23d_jax.commands import requirements
+
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = {
     "requirements.txt": "requirements-lock.txt",
@@ -74,6 +76,12 @@ def test_the_oldest_versions_that_are_tried_are_those_allowed() -> None:
         (oldest,) = (Version(part.version) for part in pins.pop(wanted.name).specifier)
         assert oldest.release[: len(least.release)] == least.release, f"{wanted} is tried with {oldest}"
     assert set(pins) == {"pyparsing"}
+
+
+def test_the_command_requirements_knows_the_smallest_set() -> None:
+    asked = {canonicalize_name(requirement.name) for requirement in asked_for("requirements-slim.txt")}
+    named = {canonicalize_name(requirements._PIP_NAMES.get(name, name)) for name in requirements.BASE}
+    assert asked <= named | {canonicalize_name(requirements._PIP_NAMES.get(name, name)) for name in requirements.VIDEO}
 
 
 def test_the_larger_set_holds_the_smaller_one() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from r23d_jax.commands import requirements
 from r23d_jax.config import UserError
 from r23d_jax.runtime import distributed
-from r23d_jax.runtime.progress import printable_output
+from r23d_jax.runtime.progress import OutputError, printable_output
 
 BROKEN_PIPE = 141  # as of a program that SIGPIPE ends
 _TRAINING = (
@@ -28,6 +28,9 @@ def guarded(command: str, call: Callable[[], int]) -> int:
                 return call()
             finally:
                 sys.stdout.flush()
+        except OutputError as error:
+            _drop_output()
+            return _fail(str(error))
         except UserError as error:
             return _fail(str(error))
         except BrokenPipeError:
@@ -60,8 +63,12 @@ def _end_output() -> bool:
     poll.register(sys.stdout.fileno(), 0)
     broken = any(events & select.POLLERR for _, events in poll.poll(0))
     if broken:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
+        _drop_output()
     return broken
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
 
 
 def _out_of_memory(command: str, error: Exception) -> str | None:

@@ -134,6 +134,10 @@ def _check(args: argparse.Namespace, out: Path) -> None:
         raise UserError(
             f"--out {out}: was begun with {before}, and has frames of it: give the same, another --out, or delete it"
         )
+    if ":" in str(out.absolute()):
+        raise UserError(
+            f"--out {out.absolute()}: holds a colon, which would end the name of its config.py; give another"
+        )
     if args.weights and args.scratch:
         raise UserError("--scratch: uses no weights, and --weights names some; drop one")
     if args.workers < 0:
@@ -201,7 +205,10 @@ def _survey(folder: Path, out: Path, note: Log) -> tuple[list["VideoFile"], dict
     from r23d_jax.data.make import survey
     from r23d_jax.data.make.search import find_videos
 
-    found = find_videos(folder, out, log=note)
+    try:
+        found = find_videos(folder, out, log=note)
+    except UserError as error:
+        raise UserError(str(error).removeprefix("--videos ")) from None  # the option of other commands
     left_out = found.broken | survey.find_copies(found.videos)
     seen, broken = survey.look([video for video in found.videos if str(video.path) not in left_out])
     left_out |= broken
@@ -280,7 +287,8 @@ def _steps(args: argparse.Namespace, videos: Sequence["VideoFile"], absolute: bo
     top = Path(args.out).absolute() if absolute else Path(args.out)
 
     def quoted(path: str | Path) -> str:
-        return shlex.quote(str(Path(path).absolute() if absolute and Path(path).exists() else path))
+        text = str(Path(path).absolute() if absolute and Path(path).exists() else path)
+        return shlex.quote(f"./{text}" if text.startswith("-") else text)  # or it would be read as an option
 
     config, run = f"--config {quoted(top / CONFIG)}", quoted(top / "run")
     train = ("to train, and to resume", f"{command('train')} {config} --workdir {run}")

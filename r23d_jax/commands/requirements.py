@@ -27,7 +27,7 @@ OPTIONAL = (
     "mlflow",
 )
 BASE = ("jax", "flax", "optax", "orbax.checkpoint", "ml_collections", "jaxtyping", "numpy", "safetensors", "scipy")
-BASE += ("flatbuffers", "tqdm", "pooch")
+BASE += ("flatbuffers", "tqdm", "pooch", "google_crc32c")
 VIDEO = ("av", "cv2")
 _READING = (*VIDEO, "tensorflow", "matplotlib")
 _TRAINING = (*_READING, "tensorboardX")
@@ -73,6 +73,7 @@ _PIP_NAMES = {
     "tensorflow_datasets": "tensorflow-datasets importlib-resources",
     "apache_beam": "apache-beam",
     "sklearn": "scikit-learn",
+    "google_crc32c": "google-crc32c",
 }
 
 

@@ -1,10 +1,16 @@
 """`serve`: a page in the browser that classifies a video file or a recording of the camera."""
 
 import argparse
+import contextlib
+import errno
 import html
 import os
+import signal
+import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from r23d_jax.commands.network import add_weights
@@ -13,6 +19,7 @@ from r23d_jax.evaluation.service import Maps, Service
 from r23d_jax.runtime.mirror import weights_at
 
 LOCAL = "127.0.0.1"
+MOST = {"port": 65535, "top": 10**6, "max_megabytes": 10**6, "max_seconds": 86400, "timeout": 86400}
 WAITING = 8  # videos that may wait for an answer; more are refused
 KEEP_SECONDS = 1200  # after which an upload is removed; all that may wait have their answer by then
 
@@ -32,12 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C; raises UserError for a wrong option, or if there is no usable checkpoint."""
-    for option in ("port", "top", "max_megabytes", "max_seconds", "timeout"):
-        if getattr(args, option) <= 0:
-            raise UserError(f"--{option.replace('_', '-')} {getattr(args, option):g}: must be above 0")
-    with tempfile.TemporaryDirectory(prefix="r23d_jax.") as folder:
+    for option, most in MOST.items():
+        value = getattr(args, option)
+        if not 0 < value <= most:  # nor is NaN
+            raise UserError(f"--{option.replace('_', '-')} {value:g}: must be above 0 and at most {most:,}")
+    _check_address(args.host, args.port)
+    with _terminated_as_by_ctrl_c(), tempfile.TemporaryDirectory(prefix="r23d_jax.") as folder:
         # Gradio reads these when it is imported. Uploads vanish with the folder.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+        for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own page whether it is there
+            os.environ[name] = ",".join(filter(None, [os.environ.get(name), LOCAL, "localhost", args.host]))
         import gradio  # `requirements` says how to install it
 
         service = Service(weights_at(args.weights), args.top, args.max_seconds, args.timeout)
@@ -61,6 +72,37 @@ def run(args: argparse.Namespace) -> int:
         finally:
             service.close()
     return 0
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises UserError, which names the option, for an address that cannot be listened on."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (socket.gaierror, UnicodeError):
+        raise UserError(f"--host {host}: is not an IPv4 address of this machine, nor a name of one") from None
+    except PermissionError:
+        raise UserError(f"--port {port}: only root may use it; give one above 1023") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"--port {port}: is in use; give another") from None
+        raise UserError(f"--host {host}: cannot be listened on ({error.strerror})") from None
+
+
+@contextlib.contextmanager
+def _terminated_as_by_ctrl_c() -> Iterator[None]:
+    """Makes SIGTERM raise SystemExit, so that what was uploaded is removed."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def make_page(gradio: Any, service: Service, top: int) -> Any:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,8 +19,10 @@ from r23d_jax.runtime.progress import format_seconds
 
 NOT_ALIVE = 3  # exit status if a run neither is alive nor has finished
 SCORE = "val/top1_video"
-MARKS = ("config.json", "metrics.jsonl", heartbeat.FILE, "cell.json")  # one of them is in the folder of every run
+METRICS = "metrics.jsonl"
+MARKS = ("config.json", METRICS, heartbeat.FILE, "cell.json")  # one of them is in the folder of every run
 MOST_PROCESSES = 8  # to list on the screen
+CLOCKS_APART = 60.0  # seconds that the clocks of hosts may differ
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +77,7 @@ def find_runs(workdir: Path) -> list[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in MARKS)
+    return any(os.path.isfile(folder / name) for name in MARKS)  # not in a folder that may not be read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +170,13 @@ def read_status(folder: Path, now: float | None = None) -> Status:
         checkpoints = sorted(mirror.steps_of(folder), reverse=True)
     except OSError as error:
         notes.append(f"checkpoints cannot be listed: {error}")
-    rows = read_metrics(folder)
+    rows = []
+    try:
+        rows = read_metrics(folder)
+        if not rows and os.path.isfile(folder / METRICS) and os.path.getsize(folder / METRICS):
+            notes.append(f"{METRICS}: no row can be read")
+    except OSError as error:
+        notes.append(f"{METRICS} cannot be read: {error}")
     trained = next((row for row in reversed(rows) if "train/loss" in row), {})
     scores = [(row["step"], score) for row in rows if (score := _number(row, SCORE)) is not None]
     try:
@@ -179,6 +188,9 @@ def read_status(folder: Path, now: float | None = None) -> Status:
     num_steps = beat.num_steps if beat and beat.num_steps else None
     step_seconds = cfg.train.global_batch_size / speed if cfg and speed else 0.0
     verdict, reason = (beat.phase, beat.reason) if beat else ("unknown", "")
+    if beat and beat.time - now > CLOCKS_APART:
+        ahead = format_seconds(beat.time - now)
+        notes.append(f"the clock of {beat.host} is {ahead} ahead of this machine's, so its signs of life tell little")
     if beat and heartbeat.is_dead(beat, now, step_seconds):
         verdict = "silent"
     if verdict not in heartbeat.PATIENCE:
@@ -213,7 +225,10 @@ def read_status(folder: Path, now: float | None = None) -> Status:
 
 def _number(row: Mapping[str, Any], name: str) -> float | None:
     value = row.get(name)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:  # an integer of hundreds of digits
+        return None
 
 
 def _outcome(folder: Path, verdict: str, reason: str) -> tuple[str, str]:

@@ -22,6 +22,7 @@ SECONDS = 10.0  # between two beats in the same phase
 PATIENCE = {"starting": 1800.0, "running": 120.0, "evaluating": 900.0, "saving": 900.0}
 ENDS = ("finished", "stopped", "failed")
 LONGEST_REASON = 2000  # characters
+_LATEST = 1e11  # seconds since 1970: the year 5138
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,16 +109,17 @@ class Heartbeat:
 
 def read_heartbeat(workdir: Path) -> Beat | None:
     """The last beat; None without a file. Raises ConfigError if the file is damaged, OSError if it cannot be read."""
-    try:
-        text = (workdir / FILE).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    if not (workdir / FILE).is_file():  # a pipe would wait for a writer
         return None
+    text = (workdir / FILE).read_text(encoding="utf-8", errors="replace")
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{FILE}: not JSON ({error})") from None
     beat = build(values, Beat, FILE)
     look_up(dict.fromkeys((*PATIENCE, *ENDS)), beat.phase, f"{FILE}: phase")
+    if not 0 <= beat.time < _LATEST:
+        raise ConfigError(f"{FILE}: time={beat.time:g}: is no time in seconds since 1970")
     return beat
 
 
@@ -130,7 +132,7 @@ def is_dead(beat: Beat, now: float, step_seconds: float = 0.0) -> bool:
         return False
     if beat.host == socket.gethostname() and not _exists(beat.process):
         return True
-    return now - beat.time > max(PATIENCE[beat.phase], 10 * step_seconds)
+    return abs(now - beat.time) > max(PATIENCE[beat.phase], 10 * step_seconds)  # before: by a clock that is ahead
 
 
 def _exists(process: int) -> bool:

@@ -13,6 +13,8 @@ from r23d_jax.config import Config, flat
 from r23d_jax.runtime.disk import write_atomically, writing
 from r23d_jax.runtime.tracking import Trackers
 
+_MOST_STEPS = 2**53  # a larger number is no step
+
 
 class Journal:
     """Appends rows of metrics to `workdir/metrics.jsonl` and mirrors them in `workdir/tensorboard`.
@@ -104,14 +106,18 @@ class Journal:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, oldest first; lines that are not JSON objects with a step are left out."""
+    """The rows of `metrics.jsonl`, oldest first; lines that are not JSON objects with a step are left out.
+
+    Raises:
+      OSError: the file cannot be read. One that is no file, such as a pipe, is not opened.
+    """
     path = workdir / "metrics.jsonl"
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # ValueError: also for a number of thousands of digits
             continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and 0 <= row["step"] < _MOST_STEPS:
             rows.append(row)
     return rows

@@ -1,6 +1,7 @@
 """Progress of long work, and the escaping of printed text: names of videos and classes may hold terminal commands."""
 
 import contextlib
+import os
 import re
 import sys
 import threading
@@ -11,6 +12,8 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from tqdm import tqdm
+
+from r23d_jax.config import UserError
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -146,6 +149,10 @@ def markdown(text: object) -> str:
     return re.sub(r"([\\`*<>\[\]|&])", r"\\\1", printable(text))
 
 
+class OutputError(UserError):
+    """Standard output or standard error cannot be written, e.g. because it is a file on a full disk."""
+
+
 class PrintableStream:
     """A text stream that escapes everything by `printable`."""
 
@@ -154,17 +161,35 @@ class PrintableStream:
 
     def write(self, text: str) -> int:
         """Writes the text with its lines; returns its length."""
-        self.stream.write(printable(text, lines=True))
+        with _written():
+            self.stream.write(printable(text, lines=True))
         return len(text)
+
+    def flush(self) -> None:
+        """Writes what is still held."""
+        with _written():
+            self.stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
 
 @contextlib.contextmanager
-def printable_output() -> Iterator[None]:
-    """Escapes everything that is printed inside by `printable`, errors included."""
-    out: Any = PrintableStream(sys.stdout)
-    error: Any = PrintableStream(sys.stderr)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+def _written() -> Iterator[None]:
+    """Raises OutputError where an output cannot be written; BrokenPipeError stays, because a reader may end."""
+    try:
         yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"the output cannot be written: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def printable_output() -> Iterator[None]:
+    """Escapes everything that is printed inside by `printable`, errors included; a closed stream takes nothing."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        out: Any = PrintableStream(sys.stdout or nowhere)
+        error: Any = PrintableStream(sys.stderr or nowhere)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+            yield

@@ -302,6 +302,13 @@ def test_wrong_uses(root: Path, tmp_path: Path) -> None:
         call(root / "videos/Diving", "--out", tmp_path / "p")
     with pytest.raises(UserError, match="there is no checkpoint in"):
         call(root / "videos", "--out", tmp_path / "p", "--weights", root / "videos")
+    with pytest.raises(
+        UserError, match="run:1: holds a colon, which would end the name of its config.py; give another"
+    ):
+        call(root / "videos", "--out", tmp_path / "run:1")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=f"^{tmp_path / 'empty'}: holds no video"):
+        call(tmp_path / "empty", "--out", tmp_path / "p")
     cfg = use_flow(small_config())
     save_model(tmp_path / "flow", trained("r2plus3d_10", num_classes=2, widths=WIDTHS, in_channels=2), cfg, ("a", "b"))
     with pytest.raises(UserError, match="the network reads optical flow; a project has frames, so give others"):
@@ -311,6 +318,15 @@ def test_wrong_uses(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="mine: holds something already"):
         call(root / "videos", "--out", tmp_path / "mine")
     assert not (tmp_path / "p").exists() and [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_printed_paths_are_never_taken_for_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    video = argparse.Namespace(path=Path("-dash/a.avi"), target="-dash/a")
+    args = argparse.Namespace(out="-proj", weights="")
+    monkeypatch.setattr(new, "read_list", lambda lists, side: argparse.Namespace(entries=()))
+    (_, training), (_, tried) = new._steps(args, [video])  # type: ignore[list-item]
+    assert training.endswith(" --config ./-proj/config.py --workdir ./-proj/run")
+    assert tried.endswith(" --workdir ./-proj/run ./-dash/a.avi")
 
 
 def test_folders_of_sides_that_share_a_recording_get_a_warning(root: Path, tmp_path: Path) -> None:

@@ -24,10 +24,39 @@ CAMERA = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-f
 ANSWER = 60_000  # milliseconds; the first video compiles the network
 
 
-def test_wrong_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert main(["serve", "--workdir", str(tmp_path), "--max-megabytes", "0"]) == 2
-    assert "--max-megabytes 0: must be above 0" in capsys.readouterr().err
-    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_OFFLINE"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-megabytes", "0"], "--max-megabytes 0: must be above 0 and at most 1,000,000"),
+        (["--max-seconds", "nan"], "--max-seconds nan: must be above 0"),
+        (["--timeout", "inf"], "--timeout inf: must be above 0 and at most 86,400"),
+        (["--port", "99999"], "--port 99999: must be above 0 and at most 65,535"),
+        (["--host", "nowhere.invalid"], "--host nowhere.invalid: is not an IPv4 address of this machine"),
+        (["--host", "::1"], "--host ::1: is not an IPv4 address of this machine"),
+        (["--host", "192.0.2.1"], "--host 192.0.2.1: cannot be listened on (Cannot assign requested address)"),
+    ],
+)
+def test_wrong_options(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["serve", "--workdir", str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_port_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert main(["serve", "--workdir", str(tmp_path), "--port", str(port)]) == 2
+    assert f"--port {port}: is in use; give another" in capsys.readouterr().err
+
+
+def test_without_gradio(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_OFFLINE", "no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "")  # so that they are restored
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["serve", "--workdir", str(tmp_path)]) == 2

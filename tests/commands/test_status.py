@@ -96,6 +96,7 @@ def free_process() -> int:
         ({"phase": "saving", "time": NOW + 50}, "saving", ": saving"),  # the clock of its host is ahead
         ({"phase": "starting", "time": NOW - 1000}, "starting", ": starting"),
         ({"time": NOW - 100}, "running", ": running"),
+        ({"time": NOW + 86400}, "silent", "the clock of node1 is 24:00:00 ahead of this machine's, so its signs of"),
         ({"time": NOW - 3700}, "silent", "(1:01:40 ago); the same command resumes from step 1,200"),
         ({"phase": "evaluating", "time": NOW - 901}, "silent", "(15:01 ago); the same command resumes"),
         ({"host": socket.gethostname(), "process": os.getpid()}, "running", ": running"),
@@ -159,6 +160,16 @@ def test_no_checkpoint_and_no_heartbeat(tmp_path: Path) -> None:
         ),
         ("metrics.jsonl", '{"step": 3, "train/loss": 1.0, "processes": 7}', "metrics.jsonl, step 3: 'int' object"),
         ("metrics.jsonl", '{"step": 3, "train/loss": null}\n{"step": 4, "tra', ""),
+        ("metrics.jsonl", '{"step": 3, "tra', "metrics.jsonl: no row can be read"),
+        ("metrics.jsonl", "[" * 200_000, "metrics.jsonl: no row can be read"),
+        ("metrics.jsonl", f'{{"step": {"9" * 5000}}}', "metrics.jsonl: no row can be read"),
+        ("metrics.jsonl", f'{{"step": {"9" * 400}}}', "metrics.jsonl: no row can be read"),
+        ("metrics.jsonl", f'{{"step": 3, "train/loss": {"9" * 400}}}', ""),
+        (
+            "heartbeat.json",
+            '{"phase": "running", "time": -1e30, "step": 1, "host": "a", "process": 1}',
+            "heartbeat.json: time=-1e+30: is no time in seconds since 1970",
+        ),
     ],
 )
 def test_files_cut_short_are_named(name: str, content: str, note: str, tmp_path: Path) -> None:
@@ -170,6 +181,33 @@ def test_files_cut_short_are_named(name: str, content: str, note: str, tmp_path:
     assert "nan" not in status.screen(found)
     assert found.verdict == ("unknown" if name == "heartbeat.json" else "running")
     assert status.lines([found])
+
+
+def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", beat=None)
+    (run / "metrics.jsonl").unlink()
+    for name in ("metrics.jsonl", "heartbeat.json"):
+        os.mkfifo(run / name)
+    found = status.read_status(run, NOW)
+    assert found.verdict == "unknown" and found.loss is None
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+    assert status.read_status(run, NOW).loss is None
+
+
+def test_metrics_that_may_not_be_read_are_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(folder: Path) -> list[dict]:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(status, "read_metrics", forbidden)
+    found = status.read_status(write_run(tmp_path / "run"), NOW)
+    assert "metrics.jsonl cannot be read: [Errno 13] Permission denied" in found.notes[0] and status.screen(found)
+
+
+def test_a_damaged_outcome_is_as_none(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", dataclasses.replace(ALIVE, phase="stopped"))
+    (run / "outcome.json").write_text("[" * 200_000)
+    assert status.read_status(run, NOW).verdict == "stopped"
 
 
 def test_checkpoints_that_cannot_be_listed_are_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
