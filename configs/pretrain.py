@@ -41,7 +41,7 @@ def get_config(arg: str = "") -> Config:
     cfg.data.repeats = 9  # a clip of each class
     cfg.data.hold_out = 0.2 if source == "frames" else 0.02
     cfg.data.flip = False
-    cfg.data.stride_jitter = cfg.data.random_gray = cfg.train.still_mix = 0.0
+    cfg.data.stride_jitter = cfg.data.random_gray = 0.0
     cfg.data.frame_stride = 1
     cfg.data.short_side = 136
     cfg.data.crop_scales = (1.0, 0.9, 0.8)

@@ -3,9 +3,8 @@
     python launch.py --config=configs/r23d.py --config.data.root=FRAMES --config.data.lists=LISTS
 
 Variants: `r23d.py:34` (depth), `r23d.py:18,vit_time`, `r23d.py:18,avgpool`, `r23d.py:18,attention_pool` (head). RGB is
-trained by what won on five classes of UCF101 at small size: a stem that sees only what moves, still frames of other
-clips blended in, gray clips and a changing pace around every second frame; the head starts as the average pool
-(docs/results.md).
+trained by what won on five classes of UCF101 at small size: a stem that sees only what moves, gray clips and a changing
+pace around every second frame; the head starts as the average pool (docs/results.md).
 `r23d.py:published`, also `r23d.py:18,avgpool,published`, is R(2+3)D as it was published, without these.
 `r23d.py:flow` trains on optical flow (prepare --flow); `r23d.py:finetune` starts from DPC's self-supervised weights of
 the same backbone (--config.init_from=FILE): the backbone at a tenth of the rate, weight decay 1e-3, dropout 0.5, at 128

@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> Config:
     cfg.optimizer.learning_rate = 1e-3
     cfg.optimizer.weight_decay = 0.05
     cfg.optimizer.warmup_epochs = 5.0
-    cfg.train.epochs = 100.0 if cfg.train.still_mix else 75.0
+    cfg.train.epochs = 100.0 if cfg.model.stem == "motion" else 75.0
     cfg.train.global_batch_size = 16
     cfg.train.label_smoothing = 0.1
     cfg.train.eval_every = 25.0

@@ -57,9 +57,9 @@ FOLDS = {str(fold): {"data.fold": fold} for fold in (1, 2, 3)}
 RECIPE = {
     "the recipe": {},
     "no motion stem": {"model.stem": ""},
-    "no still frames": {"train.still_mix": 0.0},
     "no gray": {"data.random_gray": 0.0},
     "no change of pace": {"data.stride_jitter": 0.0},
+    "still frames 0.7": {"train.still_mix": 0.7},
     "color jitter 0.6": {"data.color_jitter": 0.6},
     "CutMix": {"train.cutmix": 1.0},
     "stochastic depth 0.2": {"model.stochastic_depth": 0.2},
@@ -121,8 +121,8 @@ al. 2018, mean of 3 splits on UCF101, R(2+1)D-34 of 32 frames, and I3D as quoted
 [c] Carreira, issue 46 of kinetics-i3d; [f] fourierer's runs of the 3D-ResNets code; [o] the original README, which says
 both "from scratch" and "pretrained on Kinetics-400". Two-stream rows add the scores of two rows above with equal
 weights. R(2+3)D has the ViT head unless the row names another; in two-stream rows both streams have average pools. RGB
-rows with a motion stem also blend still frames in, lose colors and change the pace in training (train.still_mix,
-data.random_gray, data.stride_jitter); no other row does."""
+rows with a motion stem also lose colors and change the pace in training (data.random_gray, data.stride_jitter); no
+other row does."""
 
 
 def get_study(arg: str = "") -> Study:
@@ -155,7 +155,8 @@ def _heads_full_ucf5() -> Study:
     base.model.depth, base.model.widths, base.model.head.num_heads = 18, (), 8
     base.train.global_batch_size, base.parallel.compute_dtype = 32, "auto"
     names = ("average pool", "ViT, space-time", "average pool + ViT, time", "average pool + ViT, space-time")
-    inputs = {"RGB": {}, "frame differences": _changes(_base("ucf5_cpu", "vit"), _base("ucf5_cpu", "vit,rgb_diff"))}
+    diff = _changes(_base("ucf5_cpu", "vit"), _base("ucf5_cpu", "vit,rgb_diff"))
+    inputs = {"RGB": {}, "frame differences": diff | {"train.still_mix": 0.0}}  # if it is set, for RGB alone
     heads = {name: (HEADS | ADDING_HEADS)[name] for name in names}
     axes = {"input": inputs, "head": heads, "seed": SEEDS, "split": SPLITS}
     return Study("Heads on five classes of UCF101, full size", base, axes)

@@ -417,6 +417,21 @@ def test_clips_are_not_mixed_with_themselves(batch: int, repeats: int, accumulat
         config.validate(cfg)
 
 
+@pytest.mark.parametrize(
+    ("group", "field", "value", "message"),
+    [
+        ("model", "stem", "motion", r"model\.stem='motion': sees only what moves, so nothing of data\.num_frames=1"),
+        ("train", "still_mix", 0.5, r"train\.still_mix=0\.5: must be 0 for data\.num_frames=1"),
+    ],
+)
+def test_one_frame_has_no_motion(group: str, field: str, value: object, message: str) -> None:
+    cfg = config.Config()
+    cfg.data.num_frames = 1
+    setattr(getattr(cfg, group), field, value)
+    with pytest.raises(config.ConfigError, match=message):
+        config.validate(cfg)
+
+
 def test_still_frames_need_frames() -> None:
     cfg = config.Config()
     cfg.train.still_mix, cfg.data.input = 0.5, "rgb_diff"

@@ -238,6 +238,11 @@ class Config(Group, place="config"):
         if self.train.still_mix and wanted is not None and not wanted.pixel_channels:
             source = f"data.input={self.data.input!r}, which has no frames"
             yield f"config.train.still_mix={self.train.still_mix:g}: must be 0 for {source}"
+        if self.data.num_frames == 1:
+            if self.model.stem == "motion":
+                yield "config.model.stem='motion': sees only what moves, so nothing of data.num_frames=1"
+            if self.train.still_mix:
+                yield f"config.train.still_mix={self.train.still_mix:g}: must be 0 for data.num_frames=1"
         size, parts = self.train.global_batch_size, self.train.accumulate * self.data.repeats
         if self.data.repeats > 1 and parts > 0 and size % parts:
             micro = f"train.global_batch_size / accumulate = {size} / {self.train.accumulate}"
@@ -269,7 +274,7 @@ def use_flow(cfg: Config) -> Config:
 
 def use_motion(cfg: Config) -> Config:
     """Makes a network on RGB learn motion instead of rooms and clothes (docs/results.md); returns the same config."""
-    cfg.model.stem, cfg.train.still_mix = "motion", 0.7
+    cfg.model.stem = "motion"
     cfg.data.random_gray, cfg.data.stride_jitter = 0.3, 0.5
     cfg.data.frame_stride = 2  # or a clip that is slowed would show frames twice, which look still
     return cfg

@@ -133,7 +133,6 @@ RECIPES = {
             "train.epochs": 300.0,
             "train.global_batch_size": 64,
             "train.label_smoothing": 0.1,
-            "train.still_mix": 0.7,
         },
         short_side=128,
     ),
