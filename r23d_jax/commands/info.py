@@ -11,7 +11,9 @@ from r23d_jax.runtime.program import command
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of this sub-command."""
-    parser.add_argument("name", nargs="?", help="network, e.g. r2plus1d_18 (default: list all names)")
+    parser.add_argument(
+        "name", nargs="?", help="network, e.g. r2plus1d_18, or the name of published weights (default: list all names)"
+    )
     parser.add_argument("--pretrained", action="store_true", help="list the published weights that have names here")
     parser.add_argument("--frames", type=int, default=16, help="frames per clip (default 16)")
     parser.add_argument("--size", type=int, default=112, help="height and width in pixels (default 112)")
@@ -20,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for earlier in ("--mesh", "--optimizer"):
         parser.add_argument(earlier, help=argparse.SUPPRESS)
     parser.add_argument(
-        "--tokens", choices=TOKENS, default="space_time", help="tokens of the vit or attention_pool head"
+        "--tokens", choices=TOKENS, help="tokens of the vit or attention_pool head (default: space_time)"
     )
     add_json(parser)
 
@@ -30,6 +32,12 @@ def run(args: argparse.Namespace) -> int:
     if args.mesh or args.optimizer:
         wanted = f"{command('plan')} --config=r2plus1d --devices=h100:8 --config.parallel.fsdp=8"
         raise UserError(f"{'--mesh' if args.mesh else '--optimizer'}: is now part of another command, e.g. {wanted}")
+    if args.pretrained and args.name:
+        raise UserError(
+            f"--pretrained: lists all published weights; to see the network of one, leave it out: {args.name}"
+        )
+    if args.tokens and args.head not in ("vit", "attention_pool"):
+        raise UserError(f"--tokens {args.tokens}: the {args.head} head has none; add --head vit")
     with json_document(args.json) as told:
         if args.pretrained:
             told |= _list_pretrained()
@@ -46,11 +54,14 @@ def _show(args: argparse.Namespace) -> dict[str, Any]:
 
     from r23d_jax import models
     from r23d_jax.models.complexity import count_parts
+    from r23d_jax.weights.pretrained import PRETRAINED
 
     for flag in ("frames", "size", "classes"):
         if getattr(args, flag) < 1:
             raise UserError(f"--{flag} {getattr(args, flag)}: must be at least 1")
-    head = HeadConfig(kind=args.head, tokens=args.tokens)
+    head = HeadConfig(kind=args.head, tokens=args.tokens or TOKENS[0])
+    if args.name in PRETRAINED:
+        args.name = PRETRAINED[args.name].network
 
     def make() -> models.VideoNetwork:
         sizes = {"num_classes": args.classes, "num_frames": args.frames, "crop_size": args.size}

@@ -22,6 +22,26 @@ def test_an_option_that_moved_names_its_command(capsys: pytest.CaptureFixture[st
     assert said.endswith("plan --config=r2plus1d --devices=h100:8 --config.parallel.fsdp=8\n")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["r3d_18", "--pretrained"],
+            "--pretrained: lists all published weights; to see the network of one, leave it out",
+        ),
+        (["r3d_18", "--tokens", "time"], "--tokens time: the avgpool head has none; add --head vit"),
+    ],
+)
+def test_options_that_would_do_nothing(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_network_of_published_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "r2plus1d_18.kinetics400"]) == 0
+    assert capsys.readouterr().out.startswith("r2plus1d_tv_18, avgpool head, ")
+
+
 def test_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     listed = capsys.readouterr().out
