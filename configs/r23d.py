@@ -11,7 +11,8 @@ the same backbone (--config.init_from=FILE): the backbone at a tenth of the rate
 pixels (TengdaHan/DPC; its Adam has no decoupled decay, and a ConvGRU in place of the ViT head). Published: 68.2 % with
 Kinetics-400 videos (Han et al. 2019, R18).
 Hardware: one GPU in bfloat16; 3,100 to 3,660 clips/s on an NVIDIA H200 with 16 cores (docs/performance.md).
-Result: not yet measured on UCF101; on five of its classes, split 1, 81.82 % after 200 epochs (docs/results.md).
+Result: not yet measured on UCF101; on five of its classes, split 1, 81.82 % after 200 epochs, with
+still frames (train.still_mix=0.7; docs/results.md).
 """
 
 from r23d_jax.config import Config, ConfigError, nearest, use_flow, use_motion
