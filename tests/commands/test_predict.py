@@ -155,7 +155,7 @@ def test_counts(predictor, videos):
 
 
 def test_memory_does_not_grow_with_the_video(monkeypatch):
-    def long_video(path):
+    def long_video(path, short_side, rate):
         for number in range(1500):
             yield np.full((100, 100, 3), number % 251, np.uint8)
 
@@ -174,7 +174,7 @@ def test_memory_does_not_grow_with_the_video(monkeypatch):
 
 def test_overlapping_clips_are_cut_right(monkeypatch):
     monkeypatch.setattr(
-        video_source, "iter_frames", lambda path: (np.full((8, 8, 3), number, np.uint8) for number in range(9))
+        video_source, "iter_frames", lambda path, *_, **__: (np.full((8, 8, 3), k, np.uint8) for k in range(9))
     )
     pre = dataclasses.replace(preprocessing(make_config().data), frame_stride=2, crop_size=8, short_side=8)
     clips = VideoFile(Path("short"), pre).clips(np.array([0, 1, 1, 2]))
@@ -293,8 +293,10 @@ def test_a_folder_of_frames_is_read_as_in_training(workdir, videos, tmp_path, ca
     assert call("--workdir", workdir, *folders.values(), "--json") == 3
     rows = {Path(row["video"]).name: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
     assert rows["plain"]["frames"] == len(frames)
-    for name in ("tsn", "cover", "hidden"):
-        assert rows[name]["predictions"] == rows["plain"]["predictions"] and rows[name]["frames"] == len(frames)
+    for name in ("tsn", "cover", "hidden"):  # rounding depends on the place in a batch
+        for found, wanted in zip(rows[name]["predictions"], rows["plain"]["predictions"], strict=True):
+            assert found["class"] == wanted["class"] and found["probability"] == pytest.approx(wanted["probability"])
+        assert rows[name]["frames"] == len(frames)
     assert rows["tsn"]["note"] == "not used: flow_x_N.jpg (13 files), flow_y_N.jpg (13 files)"
     assert "note" not in rows["plain"]
     assert "two: holds files of several kinds (" in rows["two"]["error"]

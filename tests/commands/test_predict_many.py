@@ -227,7 +227,7 @@ def test_memory_of_a_timeline_does_not_grow_with_the_video(model, monkeypatch) -
     """What is held at a time is counted; 6,000 frames go by."""
     most = 0
 
-    def long_video(path, rate):
+    def long_video(path, short_side, rate):
         for number in range(6000):
             yield np.full((40, 40, 3), number % 251, np.uint8)
 

@@ -286,7 +286,7 @@ PAIRS = {
     "two blocks a stage": ({"layers": (2, 2, 1, 1)}, 4, 3),
     "time in the second stage": ({"convolutions": ("2d", "3d", "3d", "3d"), "temporal_strides": (1, 1, 1)}, 4, 2),
     "time in the first stage": ({"convolutions": ("3d", "2d", "2d", "2d")}, 4, 1),
-    "shortcuts without parameters": ({"shortcut": "padded"}, 4, 2),
+    "shortcuts without parameters": ({"shortcut": "padded", "widths": (40, 70, 70, 70)}, 4, 2),
     "factorized shortcuts": ({"shortcut": "factorized"}, 4, 2),
     "stochastic depth": ({"stochastic_depth": 0.5}, 4, 3),
     "factorized convolutions": ({"convolutions": ("2plus3d",) * 4}, 4, 1),
