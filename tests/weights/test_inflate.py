@@ -152,9 +152,9 @@ def test_a_motion_stem_sees_motion_however_it_is_inflated(how: str, torchvision_
     from torchvision.models import resnet
 
     state = peers.randomize(resnet.resnet18(weights=None)).state_dict()
-    stem: Any = r23d_jax.inflate(state, blank("r3d_18", stem="motion", stem_pool="2d"), how).stem.conv
+    model: Any = r23d_jax.inflate(state, blank("r3d_18", stem="motion", stem_pool="2d"), how)
     image = state["conv1.weight"].numpy().transpose(2, 3, 1, 0)
-    for values, share in zip(stem.values(), (-1 / 3, 2 / 3, -1 / 3), strict=True):
+    for values, share in zip(model.stem.conv.values(), (-1 / 3, 2 / 3, -1 / 3), strict=True):
         np.testing.assert_allclose(values, share * image, rtol=1e-5, atol=1e-6)
 
 
