@@ -31,7 +31,7 @@ FORBIDDEN = {
     "config": {"jax", "flax", "tensorflow", "numpy"},
 }
 # Of runtime/, what is needed before jax is, or by data/
-LIGHT = {"disk", "progress", "backend", "program", "heartbeat", "remote", "blocks", "mirror", "signed"}
+LIGHT = {"disk", "progress", "backend", "program", "heartbeat", "interrupts", "remote", "blocks", "mirror", "signed"}
 
 
 def imports(path: Path) -> set[str]:

@@ -229,10 +229,7 @@ def _find(args: argparse.Namespace, log: Callable[[str], None]) -> tuple[Sequenc
         return [named_video(name) for name in names], Videos(
             names, np.full(len(names), -1, np.int32), (), names, [""] * len(names)
         )
-    try:
-        search = find_videos(first, Path(args.out), log=log)
-    except UserError as error:
-        raise UserError(str(error).removeprefix("--videos ")) from None  # the option of other commands
+    search = find_videos(first, Path(args.out), log=log)
     for path, reason in search.broken.items():
         log(f"left out: {path}: {reason}")
     clips = clips_of(search.videos, first)

@@ -205,10 +205,7 @@ def _survey(folder: Path, out: Path, note: Log) -> tuple[list["VideoFile"], dict
     from r23d_jax.data.make import survey
     from r23d_jax.data.make.search import find_videos
 
-    try:
-        found = find_videos(folder, out, log=note)
-    except UserError as error:
-        raise UserError(str(error).removeprefix("--videos ")) from None  # the option of other commands
+    found = find_videos(folder, out, log=note)
     left_out = found.broken | survey.find_copies(found.videos)
     seen, broken = survey.look([video for video in found.videos if str(video.path) not in left_out])
     left_out |= broken

@@ -1,14 +1,10 @@
 """`python -m r23d_jax prepare`: video files to JPEG frame folders, packed shards, or both."""
 
-import _thread
 import argparse
-import contextlib
 import dataclasses
 import shlex
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ from r23d_jax.data.make.prepare import Settings, prepare
 from r23d_jax.data.make.record import BROKEN, FRAMES, PACKED
 from r23d_jax.data.make.upload import built_for
 from r23d_jax.runtime import remote
+from r23d_jax.runtime.interrupts import terminate_as_interrupt
 from r23d_jax.runtime.program import command
 
 EXIT_OK, EXIT_FAILED, EXIT_SKIPPED, EXIT_STOPPED = 0, 2, 3, 130
@@ -86,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
       continue, e.g. because the disk is full; 130: stopped by Ctrl-C or SIGTERM. The same command then resumes.
     """
     try:
-        with _terminate_as_interrupt():
+        with terminate_as_interrupt():
             with json_document(args.json) as told:
                 return _run(args, told)
     except PrepareError as error:
@@ -125,36 +122,6 @@ def _run(args: argparse.Namespace, told: dict[str, Any]) -> int:
         told["next"] = _next_command(args, lists, splits)
         print(f"next: {told['next']}")
     return EXIT_SKIPPED if summary.num_broken else EXIT_OK
-
-
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Makes SIGTERM end the run as Ctrl-C does.
-
-    Python drops an exception that a signal raises inside a function called by its memory manager; it is raised again.
-    """
-    hook = sys.unraisablehook
-
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    def raise_again(dropped: Any) -> None:
-        if isinstance(dropped.exc_value, KeyboardInterrupt):
-            threading.Timer(0.01, _thread.interrupt_main, [signal.SIGTERM]).start()
-        else:
-            hook(dropped)
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    sys.unraisablehook = raise_again
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
-        signal.signal(signal.SIGTERM, before)
 
 
 def _next_command(args: argparse.Namespace, lists: str, splits: Sequence[int]) -> str:

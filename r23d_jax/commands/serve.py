@@ -1,21 +1,18 @@
 """`serve`: a page in the browser that classifies a video file or a recording of the camera."""
 
 import argparse
-import contextlib
 import errno
 import html
 import os
-import signal
 import socket
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from r23d_jax.commands.network import add_weights
 from r23d_jax.config import UserError
 from r23d_jax.evaluation.service import Maps, Service
+from r23d_jax.runtime.interrupts import terminate_as_interrupt
 from r23d_jax.runtime.mirror import weights_at
 
 LOCAL = "127.0.0.1"
@@ -38,13 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves the page until Ctrl-C; raises UserError for a wrong option, or if there is no usable checkpoint."""
+    """Serves the page until Ctrl-C or SIGTERM; raises UserError for a wrong option, or without a usable checkpoint."""
     for option, most in MOST.items():
         value = getattr(args, option)
         if not 0 < value <= most:  # nor is NaN
             raise UserError(f"--{option.replace('_', '-')} {value:g}: must be above 0 and at most {most:,}")
     _check_address(args.host, args.port)
-    with _terminated_as_by_ctrl_c(), tempfile.TemporaryDirectory(prefix="r23d_jax.") as folder:
+    with terminate_as_interrupt(), tempfile.TemporaryDirectory(prefix="r23d_jax.") as folder:
         # Gradio reads these when it is imported. Uploads vanish with the folder.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
         for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own page whether it is there
@@ -89,20 +86,6 @@ def _check_address(host: str, port: int) -> None:
         if error.errno == errno.EADDRINUSE:
             raise UserError(f"--port {port}: is in use; give another") from None
         raise UserError(f"--host {host}: cannot be listened on ({error.strerror})") from None
-
-
-@contextlib.contextmanager
-def _terminated_as_by_ctrl_c() -> Iterator[None]:
-    """Makes SIGTERM raise SystemExit, so that what was uploaded is removed."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def make_page(gradio: Any, service: Service, top: int) -> Any:

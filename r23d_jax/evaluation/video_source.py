@@ -117,14 +117,9 @@ class FrameArray:
         return map(self._cut, _clip_frames(starts, self.count(), self._pre, self.rate))
 
     def _cut(self, numbers: np.ndarray) -> np.ndarray:
-        video, reduced_to = self._video, self._pre.reduced_to
-        if 0 < reduced_to < min(video.shape[1:3]):
-            video, numbers = (
-                np.stack([resize_short_side(video[k], reduced_to) for k in numbers]),
-                np.arange(len(numbers)),
-            )
-        top, left, height, width = plain.center_window(self._pre, *video.shape[1:3])
-        windows = video[numbers, top : top + height, left : left + width]
+        frames = [resize_short_side(self._video[k], self._pre.reduced_to) for k in numbers]  # views, if not reduced
+        top, left, height, width = plain.center_window(self._pre, *frames[0].shape[:2])
+        windows = np.stack([frame[top : top + height, left : left + width] for frame in frames])
         return plain.resize(windows, self._pre.crop_size, self._pre.antialias)
 
 

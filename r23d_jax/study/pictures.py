@@ -23,14 +23,12 @@ def scatter(groups: list[Group], title: str, field: str, measure: str) -> Any:
     for index, group in enumerate(groups):
         values = group.values("val/top1_video")
         mean = statistics.fmean(values)
+        bars = [[max(0.0, mean - min(values))], [max(0.0, max(values) - mean)]]  # the mean of equal values is rounded
         x = getattr(group.outcomes[0][1], field) / (1e6 if field == "parameters" else 1)
         axes.errorbar(
             x,
             mean,
-            yerr=[
-                [max(0.0, mean - min(values))],
-                [max(0.0, max(values) - mean)],
-            ],  # the mean of equal values is rounded
+            yerr=bars,
             fmt=_MARKERS[index // len(_COLORS) % len(_MARKERS)],
             color=_COLORS[index % len(_COLORS)],
             markersize=7,

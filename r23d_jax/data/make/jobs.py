@@ -20,7 +20,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.synchronize import Event
 from pathlib import Path, PurePosixPath
-from types import FrameType
 
 import cv2
 
@@ -28,6 +27,7 @@ from r23d_jax.config import UserError
 from r23d_jax.data.make.flow import DEFAULT_BOUND, flow_pictures
 from r23d_jax.data.make.video import VideoError, iter_frames, rate_at_most
 from r23d_jax.runtime import disk, remote
+from r23d_jax.runtime.interrupts import put_off_interrupts
 
 PARTIAL = ".partial-"  # starts the names of unfinished work; indexes ignore names that start with a dot
 FRAME_NAME = "image_{:05d}.jpg"
@@ -92,7 +92,7 @@ def _run_pool(waiting: deque[Job], num_workers: int) -> Generator[tuple[Job, Res
     stop = context.Event()
     running: dict[Future[Result], Job] = {}
     finished = False
-    with _interrupts_put_off() as interrupt_if_asked:
+    with put_off_interrupts() as interrupt_if_asked:
         pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(stop,))
         try:
             while waiting or running:
@@ -112,40 +112,6 @@ def _run_pool(waiting: deque[Job], num_workers: int) -> Generator[tuple[Job, Res
                 stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
     return []
-
-
-@contextlib.contextmanager
-def _interrupts_put_off() -> Iterator[Callable[[], None]]:
-    """Puts off what SIGINT and SIGTERM do until the yielded function is called, or the end.
-
-    A second SIGINT acts at once.
-
-    An exception that strikes inside the pool's code can leave one of its locks held, and the pool then waits for ever.
-    """
-    handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
-    asked: list[int] = []
-
-    def put_off(number: int, frame: FrameType | None) -> None:
-        if asked and number == signal.SIGINT:
-            handlers[number](number, frame)
-        asked.append(number)
-
-    def act_if_asked() -> None:
-        if asked:
-            handlers[asked[0]](asked[0], None)
-
-    if threading.current_thread() is threading.main_thread():  # others get no signals
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handler = signal.getsignal(number)
-            if callable(handler):  # neither ignored nor the system's own
-                handlers[number] = handler
-                signal.signal(number, put_off)
-    try:
-        yield act_if_asked
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    act_if_asked()
 
 
 _stop: Event | None = None

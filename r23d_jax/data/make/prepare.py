@@ -69,7 +69,7 @@ def prepare(settings: Settings, log: Callable[[str], None] = print) -> Summary:
     """
     _check(settings)
     out = Path(settings.out)
-    found = find_videos(folder_of_videos(settings.videos), out, settings.lists, log)
+    found = find_videos(folder_of_videos(settings.videos), out, settings.lists, log, option="--videos ")
     videos, broken = found.videos, found.broken
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)

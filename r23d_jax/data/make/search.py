@@ -43,7 +43,7 @@ def folder_of_videos(videos: str) -> Path:
         raise UserError(f"--videos {videos}: videos may be at s3://, gs:// and az://; copy these to a folder") from None
 
 
-def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], None] = print) -> Search:
+def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], None] = print, option: str = "") -> Search:
     """Looks for videos, in subfolders and behind links too.
 
     Without lists the class of `Walk/p1/001.mp4` is Walk, its first folder below `root` (or below train/, val/, ...:
@@ -54,6 +54,7 @@ def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], Non
       out: a folder to leave out, because the results go there.
       lists: folder of split lists; if given, only the videos that they name are used.
       log: receives how many videos were found, and how many other files.
+      option: that named the folder, with a space behind it; errors begin with it.
 
     Raises:
       UserError: there is no video, or none that is listed.
@@ -68,7 +69,7 @@ def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], Non
     unused = f"{sum(map(len, others.values()))} files: {unused}"
     if not paths:
         found = f"; found instead: {unused}" if others else ""
-        raise UserError(f"--videos {root}: holds no video ({' '.join(VIDEO_SUFFIXES)}){found}")
+        raise UserError(f"{option}{root}: holds no video ({' '.join(VIDEO_SUFFIXES)}){found}")
     if others:
         log(f"not used, because the suffix is not that of a video: {unused}")
     entries, class_names = _listed(Path(lists)) if lists else ([], [])
@@ -110,7 +111,7 @@ def find_videos(root: Path, out: Path, lists: str = "", log: Callable[[str], Non
         some = f"; missing: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}" if missing else ""
         log(f"{len(videos)} of the {len(entries)} listed videos found; {not_listed} not listed{some}")
         if not videos:
-            raise UserError(f"--videos {root}: none of its {len(paths)} videos is named by the lists in {lists}")
+            raise UserError(f"{option}{root}: none of its {len(paths)} videos is named by the lists in {lists}")
     return Search(list(videos.values()), class_names, broken)
 
 
