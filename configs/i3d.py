@@ -3,9 +3,9 @@
     python launch.py --config=configs/i3d.py --config.data.root=FRAMES --config.data.lists=LISTS
     python launch.py --config=configs/i3d.py:finetune --config.init_from=rgb_imagenet/model.ckpt ...
 
-`finetune`: DeepMind's Kinetics-400 weights (its TensorFlow checkpoint, or a torch port: then `finetune,gamma`), at most
-5,000 steps of 96 clips, weight decay 1e-7, dropout 0.5 (Carreira & Zisserman 2017, section 3.5; it gives no rate for
-the fine-tuning; 0.01 is a guess).
+`finetune`: DeepMind's Kinetics-400 weights (its TensorFlow checkpoint or a torch port; `finetune,gamma` for weights
+whose BN has gammas that are not 1, or to train gammas), at most 5,000 steps of 96 clips, weight decay 1e-7, dropout 0.5
+(Carreira & Zisserman 2017, section 3.5; it gives no rate for the fine-tuning; 0.01 is a guess).
 Published: 95.1 % RGB, mean of 3 splits, or 95.6 % with ImageNet first (their Table 5).
 `inflate`: from torchvision's googlenet (ImageNet). Published: 84.5 % RGB, split 1 (their Table 2).
 Scratch: about 50 to 60 % RGB (Carreira, kinetics-i3d issue 46). Frames must be extracted with --short-side 256.

@@ -1,9 +1,11 @@
 """Pretraining without labels: a small R(2+3)D learns how a window slides over single pictures (docs/pretraining.md).
 
     python -m r23d_jax prepare --videos UCF-101 --out data/ucf5 --short-side 128
-    python launch.py --config=configs/pretrain.py --config.data.root=data/ucf5/frames --config.data.lists=LISTS
+    python launch.py --config=configs/pretrain.py --config.data.root=data/ucf5/frames --config.data.lists=LISTS \
+      --config.data.classes="('HandstandPushups','JumpingJack','PullUps','PushUps','WallPushups')"
 
-Then any training of the same network starts from it, with a head of its own:
+Without names, all classes of the lists are read. Any training of the same network then starts from it, with a head of
+its own:
 
     python launch.py --config=configs/ucf5_cpu.py --config.init_from=runs/pretrain --config.init_skip="('head',)"
 

@@ -2,14 +2,14 @@
 
     python launch.py --config=configs/r23d.py --config.data.root=FRAMES --config.data.lists=LISTS
 
-Variants: `r23d.py:34` (depth), `r23d.py:18,vit_time`, `r23d.py:18,avgpool`, `r23d.py:18,attention_pool` (head). RGB is
-trained by what won on five classes of UCF101 at small size: a stem that sees only what moves, gray clips and a changing
-pace around every second frame; the head starts as the average pool (docs/results.md).
-`r23d.py:published`, also `r23d.py:18,avgpool,published`, is R(2+3)D as it was published, without these.
+Variants: `r23d.py:34` (depth), `r23d.py:18,vit_time`, `r23d.py:18,avgpool`, `r23d.py:18,attention_pool` (head). The
+recipe for RGB is the one that did best on five classes of UCF101 with a small network: a stem that sees only motion,
+some gray clips, and a frame stride that varies around 2. A ViT or attention head starts as the average pool
+(docs/results.md). `r23d.py:published`, also `r23d.py:18,avgpool,published`, has none of these.
 `r23d.py:flow` trains on optical flow (prepare --flow); `r23d.py:finetune` starts from DPC's self-supervised weights of
 the same backbone (--config.init_from=FILE): the backbone at a tenth of the rate, weight decay 1e-3, dropout 0.5, at 128
-pixels (TengdaHan/DPC; its Adam has no decoupled decay, and a ConvGRU in place of the ViT head). Published: 68.2 % with
-Kinetics-400 videos (Han et al. 2019, R18).
+pixels (TengdaHan/DPC, which has a ConvGRU in place of the ViT head, and does not decouple Adam's decay). Published:
+68.2 % with Kinetics-400 videos (Han et al. 2019, R18).
 Hardware: one GPU in bfloat16; 3,100 to 3,660 clips/s on an NVIDIA H200 with 16 cores (docs/performance.md).
 Result: not yet measured on UCF101; on five of its classes, split 1, 81.82 % after 200 epochs, with
 still frames (train.still_mix=0.7; docs/results.md).

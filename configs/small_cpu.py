@@ -13,7 +13,7 @@ from r23d_jax.config import HEADS, INPUTS, Config, ConfigError, use_flow, use_mo
 
 
 def get_config(arg: str = "") -> Config:
-    """`arg` is `[head][,input]`; the input `plain` is RGB without what looks at motion."""
+    """`arg` is `[head][,input]`; the input `plain` is RGB by the recipe of the other inputs."""
     head, _, source = arg.partition(",")
     head, plain = head or "vit", source == "plain"
     source = "rgb" if plain else source or "rgb"

@@ -52,7 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--probe", action="store_true", help="accuracy of a linear probe and of nearest neighbors on the test videos")
     add("--map", default="", metavar="FILE.png", help="write a map of all videos, with a color for each class")
     add("--map-method", choices=("tsne", "pca"), default="tsne", help="how to draw the map (default: tsne)")
-    add("--nearest", default="", metavar="FILE.png", help="write a picture of the videos that are nearest to some")
+    add(
+        "--nearest",
+        default="",
+        metavar="FILE.png",
+        help="write a picture of some test videos, each with its nearest training videos",
+    )
     add_json(parser)
 
 

@@ -59,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--timeline",
         action=argparse.BooleanOptionalAction,
-        help="say what happens when (default: for videos of more than a minute, and with the options below)",
+        help="say what happens when (default: for videos of more than a minute, or with --every, --smooth, "
+        "--min-score, --srt, --annotated or --picture)",
     )
     group.add_argument("--every", type=float, metavar="SECONDS", help="from clip to clip (default: half a clip)")
     group.add_argument(

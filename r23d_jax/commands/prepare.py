@@ -53,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"displacement in pixels that becomes the largest stored value (default: {DEFAULT_BOUND:g})",
     )
     add(
-        "--lists", default="", help="folder of split lists: prepare only the videos they name; without, a split is made"
+        "--lists",
+        default="",
+        help="folder of split lists: prepare only the videos they name; without it, the videos are split by group",
     )
     add(
         "--fps",

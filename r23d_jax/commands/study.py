@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="show the grid, its progress, and the cost of the rest")
     parser.add_argument("--shard", default="", metavar="i/n", help="run the i-th of n parts, e.g. one per machine")
     parser.add_argument("--only", default="", metavar="TEXT", help="run only trainings whose name contains TEXT")
-    override = "set a field of the base config, e.g. data.root=FRAMES, which an axis may override again; or a file"
+    override = "set a field of the base config, e.g. data.root=FRAMES (an axis may override it), or name a file"
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=override)
     add_json(parser)
     parser.add_argument("--cell", help=argparse.SUPPRESS)  # starts the process of one training
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--shard {args.shard}: is empty, because the study has {len(grid)} trainings only")
     chosen = [cell for cell in part if args.only in cell.name]
     if not chosen:
-        raise UserError(f"--only {args.only}: no cell's name contains it, e.g. {grid[0].name}")
+        raise UserError(f"--only {args.only}: no training's name contains it, e.g. {grid[0].name}")
     remote.refuse("--workdir", args.workdir)
     workdir = Path(args.workdir)
     with json_document(args.json) as told:

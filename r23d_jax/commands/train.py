@@ -21,7 +21,8 @@ from r23d_jax.runtime import backend, distributed, mirror, program, remote
 
 _USAGE = """--config=NAME_OR_FILE[:ARG] [--workdir=DIR] [overrides]
 
-Any field of the config is set with --config.<group>.<field>=VALUE, e.g. --config.optimizer.learning_rate=0.01.
+Any field of the config is set with --config.<group>.<field>=VALUE, e.g. --config.optimizer.learning_rate=0.01;
+docs/config.md lists all fields.
 """
 
 

@@ -33,11 +33,11 @@ class DataConfig(Group, place="config.data"):
     # frames: JPEG folders; packed: TFRecord shards; synthetic: generated at the first use; pictures:
     # drawn in memory, for data.motion
     source: Annotated[str, one_of(*SOURCES)] = "frames"
-    root: str = "data/UCF-101-frames"  # folder of frame folders, or of packed shards
+    root: str = "data/ucf101/frames"  # folder of frame folders, or of packed shards
     # gigabytes of the local disk for parts of shards, if root is gs://, s3:// or the like (docs/remote.md)
     remote_cache: Positive = 20.0
     # folder of split lists (docs/datasets.md); "": `lists` beside `root`, made if missing
-    lists: str = "data/ucfTrainTestlist"
+    lists: str = "ucfTrainTestlist"
     split: Annotated[int, one_of(1, 2, 3)] = 1  # number of the official split
     classes: tuple[str, ...] = ()  # (): all classes of the lists
     # 0: test on the test list; 1, 2 or 3: test on that third of each class's training groups, and train on the others
@@ -62,7 +62,7 @@ class DataConfig(Group, place="config.data"):
     crop: Annotated[str, one_of(*CROPS)] = "multi_scale"
     crop_scales: Scales = (1.0, 0.8409, 0.7071, 0.5946, 0.5)  # for crop="multi_scale": fractions of the short side
     crop_area: FractionRange = (0.25, 1.0)  # for crop="random_resized": fraction of the frame
-    # mirror half of the clips; auto: unless classes come in left/right pairs (an object, so that flags take all three)
+    # mirror half of the clips; auto: unless classes come in left/right pairs
     flip: Annotated[object, must(lambda f: isinstance(f, bool) or f == "auto", "True or False, or 'auto'")] = "auto"
     color_jitter: NotNegative = 0.0  # strength; 0 is off
     hue_jitter: Annotated[float, between(0, 0.5)] = 0.0  # largest change of the hue, in turns of its circle; 0 is off

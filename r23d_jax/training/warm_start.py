@@ -99,6 +99,9 @@ def warm_start(
         first = source.preprocessing.input == "rgb"
         params["stem"] = _with_six_channels(params["stem"], first)
         notes.append(f"the stem's kernels start at zero for {'the differences' if first else 'the frames'}")
+    if (source.config.family, cfg.model.family) == ("i3d", "i3d_gamma"):
+        params = _with_gammas(params, target[0])
+        notes.append("BN's gammas start at one: the weights have none")
     if not {"head", "head/classifier"} & skip:
         order, note = _class_order(source.class_names, class_names)
         if note:
@@ -229,6 +232,15 @@ def _with_six_channels(stem: Tree, first: bool) -> Tree:
         return np.pad(value, [(0, 0)] * 3 + [(0, 3) if first else (3, 0)] + [(0, 0)])
 
     return jax.tree.map(leaf, stem)
+
+
+def _with_gammas(params: Tree, target: Tree) -> Tree:
+    """The parameters for a network whose BN has gammas, from one whose BN has none: a gamma of one changes nothing."""
+    both = {name: isinstance(value, dict) and name in target for name, value in params.items()}
+    params = {name: _with_gammas(value, target[name]) if both[name] else value for name, value in params.items()}
+    if "scale" in target:
+        params.setdefault("scale", np.ones(target["scale"].shape, np.float32))
+    return params
 
 
 def _class_order(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[list[int] | None, str]:

@@ -15,8 +15,16 @@ from r23d_jax.checkpoint.checkpoint import Checkpoints, create_configured_model,
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.config import Config, DataConfig, UserError, preprocessing
 from r23d_jax.data.find.trained_videos import digests
-from r23d_jax.models.functional import split_model
-from r23d_jax.training.warm_start import WarmStartError, _class_order, _seen, check_source, warm_start
+from r23d_jax.models.functional import flatten, split_model, values
+from r23d_jax.training.warm_start import (
+    WarmStartError,
+    _class_order,
+    _problems,
+    _seen,
+    _with_gammas,
+    check_source,
+    warm_start,
+)
 from r23d_jax.weights import files
 from r23d_jax.weights.state_dicts import Converted, to_arrays
 from tests.data.find.frame_sets import videos
@@ -79,6 +87,20 @@ def test_another_number_of_classes_gets_a_random_classifier(tmp_path: Path) -> N
     assert "init: the classifier starts random: the weights have 9 classes, this run 3" in said
     assert same(state.params["head"]["classifier"], fresh.params["head"]["classifier"])
     assert not same(state.params["head"]["blocks"], fresh.params["head"]["blocks"])
+
+
+def test_weights_of_i3d_without_gammas_fit_the_network_that_has_them() -> None:
+    params, target = (
+        values(nnx.eval_shape(lambda name=name: models.create_model(name, num_classes=3, rngs=nnx.Rngs(0))))[0]
+        for name in ("i3d", "i3d_gamma")
+    )
+    assert _problems((params, {}), (target, {}), set())
+    filled = _with_gammas(params, target)
+    assert not _problems((filled, {}), (target, {}), set())
+    new = {path: leaf for path, leaf in flatten(filled).items() if path not in flatten(params)}
+    assert len(new) == 57 and all(path[-1] == "scale" and np.all(leaf == 1) for path, leaf in new.items())
+    # Other differences are still refused
+    assert _problems((_with_gammas(params | {"more": {"scale": params["stem"]}}, target), {}), (target, {}), set())
 
 
 def test_another_head_stays_random(tmp_path: Path) -> None:

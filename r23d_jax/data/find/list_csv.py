@@ -25,7 +25,7 @@ from r23d_jax.data.find.list_format import (
     read_text,
     refuse_escape,
     refuse_long,
-    relative_parts,
+    relative_path,
     shown,
     suggest,
 )
@@ -75,7 +75,7 @@ def sides_of(lists: Path, rows: dict[str, list[Row]], classes_file: Path) -> Sid
       rows: the rows of each side.
       classes_file: names the classes in the order of their numbers, if it exists.
     """
-    every = [row for side in rows.values() for row in side]
+    distinct = {row.label for side in rows.values() for row in side}
     if classes_file.is_file():
         named = list(lines(classes_file))
         for where, name in named:
@@ -84,26 +84,22 @@ def sides_of(lists: Path, rows: dict[str, list[Row]], classes_file: Path) -> Sid
         if len({_folded(name) for name in class_names}) != len(class_names) or not class_names:
             raise DataError(f"{classes_file}: must name each class once, one a line")
     else:
-        labels = {row.label for row in every}
-        numbers = {label for label in labels if _NUMBER.fullmatch(label)}
-        if numbers and numbers != labels:
+        numbers = {label for label in distinct if _NUMBER.fullmatch(label)}
+        if numbers and numbers != distinct:
             raise DataError(
-                f"{lists}: labels mix numbers ({min(numbers)}) and names ({shown(min(labels - numbers))}); "
+                f"{lists}: labels mix numbers ({min(numbers)}) and names ({shown(min(distinct - numbers))}); "
                 f"write {classes_file.name}, one class name a line, or use one kind"
             )
-        ordered = sorted(labels, key=(lambda text: (int(text), text)) if numbers else None)
+        ordered = sorted(distinct, key=(lambda text: (int(text), text)) if numbers else None)
         spelled: dict[str, str] = {}
         for label in ordered:
             spelled.setdefault(_folded(label), label)
         class_names = tuple(spelled.values())
     by_fold = {_folded(name): name for name in class_names}
 
-    distinct = {row.label for row in every}
     spelling = {label: by_fold[_folded(label)] for label in distinct if _folded(label) in by_fold}
 
     def class_of(label: str, where: str) -> str:
-        if label in spelling:
-            return spelling[label]
         number = _NUMBER.fullmatch(label)
         if number and int(label) < len(class_names):
             return class_names[int(label)]
@@ -112,10 +108,10 @@ def sides_of(lists: Path, rows: dict[str, list[Row]], classes_file: Path) -> Sid
 
     sides: dict[str, list[Listed]] = defaultdict(list)
     for side, side_rows in rows.items():
-        for row in side_rows:
-            path = without_suffix("/".join(relative_parts(row.path, row.where)))
-            class_name = class_of(row.label, row.where)
-            sides[side].append(Listed(path, path, class_name, row.where, recording=row.group))
+        for text, label, where, group in side_rows:
+            path = without_suffix(relative_path(text, where))
+            class_name = spelling.get(label) or class_of(label, where)
+            sides[side].append(Listed(path, path, class_name, where, recording=group))
     return class_names, sides
 
 
@@ -126,16 +122,17 @@ def _folded(label: str) -> str:
 
 def _read_rows(path: Path) -> list[Row]:
     rows: list[Row] = []
+    name = path.name
     path_column, label_column, group_column, width = 0, 1, None, 2
     checked: set[str] = set()  # labels
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     first = True
     try:
         for cells in reader:
-            cells = [cell.strip() for cell in cells]
+            cells = list(map(str.strip, cells))
             if not any(cells):
                 continue
-            where = f"{path.name}:{reader.line_num}"
+            where = f"{name}:{reader.line_num}"
             refuse_long(",".join(cells), where)
             is_first, first = first, False
             if is_first and (columns := _header(cells, where)):
@@ -150,7 +147,7 @@ def _read_rows(path: Path) -> list[Row]:
             group = "" if group_column is None else cells[group_column]
             rows.append(Row(cells[path_column], cells[label_column], where, group))
     except csv.Error as error:
-        raise DataError(f"{path.name}:{reader.line_num}: not CSV: {error}") from error
+        raise DataError(f"{name}:{reader.line_num}: not CSV: {error}") from error
     if not rows:
         raise DataError(f"{path}: lists no video")
     first_is_video, *others = [cells[0].lower().endswith(VIDEO_SUFFIXES) for cells in rows]

@@ -18,7 +18,7 @@ from r23d_jax.data.find.list_format import (
     items,
     read_json,
     refuse_escape,
-    relative_parts,
+    relative_path,
     shown,
 )
 
@@ -45,7 +45,7 @@ def _read(lists: Path, subset: Subset, split: int) -> Sides:
         for where, name, label in side_rows:
             if not _NUMBER.fullmatch(label) or int(label) >= len(class_names):
                 raise DataError(f"{where}: label {shown(label)}; expected a number from 0 to {len(class_names) - 1}")
-            name = "/".join(relative_parts(name, where))
+            name = relative_path(name, where)
             class_name = class_names[int(label)]
             film = name.rpartition("_")[0] or name  # an id of YouTube and a number
             sides[side].append(Listed(name, name, class_name, where, ids=(name,), film=film))

@@ -15,6 +15,7 @@ from r23d_jax.data.find.video_names import CONTROL, group_of
 
 Subset = Literal["train", "test"]
 _DRIVE = re.compile(r"[A-Za-z]:")
+_PLAIN = re.compile(r"[A-Za-z0-9_(), -]+(?:[/.][A-Za-z0-9_(), -]+)*")  # a path that is safe, and has no part to drop
 # Limits of a list and of a line in it; a larger file is something else
 _MOST_BYTES, _MOST_CHARACTERS = 1 << 27, 1 << 12
 
@@ -156,8 +157,13 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return text if len(text) <= 500 else text[:497] + "..."
 
 
+def relative_path(text: str, where: str) -> str:
+    """A listed path with slashes. It must stay inside the data folder, because a list may come from anywhere."""
+    return text if _PLAIN.fullmatch(text) else "/".join(relative_parts(text, where))
+
+
 def relative_parts(text: str, where: str) -> list[str]:
-    """Parts of a listed path. It must stay inside the data folder, because a list may come from anywhere."""
+    """Parts of a path as `relative_path` gives it."""
     parts = refuse_escape(text, where)
     parts = [part for part in parts if part not in ("", ".")]
     if not parts:

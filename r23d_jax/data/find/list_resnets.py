@@ -17,7 +17,7 @@ from r23d_jax.data.find.list_format import (
     by_name,
     read_json,
     refuse_escape,
-    relative_parts,
+    relative_path,
     shown,
     suggest,
 )
@@ -54,7 +54,7 @@ def _read(lists: Path, subset: Subset, split: int) -> Sides:
             raise DataError(f"{where}: must have a 'subset' (training, validation or testing) and annotations.label")
         if label not in known:
             raise DataError(f"{where}: label {shown(label)} is not among the labels; {suggest(label, class_names)}")
-        name = "/".join(relative_parts(key, where))
+        name = relative_path(key, where)
         sides[_SIDES[used]].append(Listed(f"{label}/{name}", name, label, where))
     return class_names, sides
 

@@ -17,7 +17,7 @@ from r23d_jax.data.find.list_format import (
     items,
     read_json,
     refuse_escape,
-    relative_parts,
+    relative_path,
     shown,
     suggest,
 )
@@ -46,7 +46,7 @@ def _read(lists: Path, subset: Subset, split: int) -> Sides:
                 raise DataError(
                     f"{where}: template {shown(template)} is not in {labels.name}; {suggest(plain, class_names)}"
                 )
-            name = "/".join(relative_parts(video, where))
+            name = relative_path(video, where)
             sides[side].append(Listed(name, name, by_fold[plain.casefold()], where, ids=(name,)))
     return class_names, sides
 

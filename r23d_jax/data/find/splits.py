@@ -193,13 +193,14 @@ def read_list(lists: Path, subset: Subset, split: int = 1, classes: tuple[str, .
     kept = _restrict(lists, class_names, classes)
     label = {name: i for i, name in enumerate(kept)}
     count = Counter(video.name.casefold() for side in sides.values() for video in side)
+    repeated = {name for name, number in count.items() if number > 1}
     spelled: dict[str, str] = {}  # groups as first spelled: P1 and p1 are one
     entries = tuple(
         Entry(
-            v.name if count[v.name.casefold()] == 1 else v.path,  # 001 may be a name in each class
+            v.path if repeated and v.name.casefold() in repeated else v.name,  # 001 may be a name in each class
             label[v.class_name],
             v.class_name,
-            spelled.setdefault((v.film or v.group).casefold(), v.film or v.group),
+            spelled.setdefault((group := v.film or v.group).casefold(), group),
             v.ids,
         )
         for v in sides[subset]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r23d_jax.data.find.errors import DataError
+from r23d_jax.data.find.list_format import relative_path
 from r23d_jax.data.find.splits import Entry, available_splits, fold, hold_out, read_list
 
 CLASS_IND = "1 Archery\n2 Diving\n4 HandstandPushups\n"
@@ -116,6 +117,18 @@ def test_paths_that_leave_the_folder_are_refused(tmp_path: Path, path: str) -> N
     write(tmp_path / "csv", train__csv=f"{path},Diving\n")
     with pytest.raises(DataError, match=r"train\.csv:1: path .* leaves the data folder"):
         read_list(tmp_path / "csv", "train")
+
+
+@given(text=st.text(st.sampled_from("/.\\: Cc_-(),0é\n\x1b"), max_size=12))
+def test_a_listed_path_keeps_its_parts_and_stays_in_the_folder(text: str) -> None:
+    parts = text.replace("\\", "/").split("/")
+    kept = [part for part in parts if part not in ("", ".")]
+    leaves = parts[0] in ("", "C:", "c:") or ".." in parts
+    if leaves or not kept or not text.isprintable():
+        with pytest.raises(DataError, match=r"^list\.csv:3: "):
+            relative_path(text, "list.csv:3")
+    else:
+        assert relative_path(text, "list.csv:3") == "/".join(kept)
 
 
 @pytest.mark.parametrize("side", ["train", "test"])
