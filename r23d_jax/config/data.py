@@ -78,7 +78,8 @@ class DataConfig(Group, place="config.data"):
     augment_on: Annotated[str, one_of(*AUGMENT_ON)] = "auto"
     # skip: replace the video, count and name it; error: stop
     on_broken: Annotated[str, one_of(*BROKEN_POLICIES)] = "skip"
-    max_broken_fraction: Fraction = 0.05  # of the videos, or of the views of an evaluation; more of them stop the run
+    # of the training videos, and of the test videos (fewer than 20 count as 20); more of them stop the run
+    max_broken_fraction: Fraction = 0.05
     num_workers: CountOrZero = 0  # threads that read and decode; 0: one per core
     motion: MotionConfig = dataclasses.field(default_factory=MotionConfig)
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import jax
@@ -255,7 +255,8 @@ def _train(run: Run, state: TrainState) -> EvalResult | None:
             result = None
             if run.is_eval_step(step):
                 meter.flush()
-                result = _evaluate(run, state)
+                with _saved_if_it_fails(run, state):
+                    result = _evaluate(run, state)
             if result is not None or run.stop.requested or step % run.cfg.checkpoint.every_steps == 0:
                 meter.flush()  # a state is saved only once its losses are known to be finite
                 run.journal.sync()
@@ -314,6 +315,23 @@ def _evaluate(run: Run, state: TrainState) -> EvalResult | None:
         if jax.process_index() == 0:
             save_evaluation(result, run.workdir)
     return result
+
+
+@contextlib.contextmanager
+def _saved_if_it_fails(run: Run, state: TrainState) -> Iterator[None]:
+    """Saves the state if its evaluation fails: the training before it is not lost.
+
+    A job of several processes cannot: the others would have to save with the one that failed.
+    """
+    try:
+        yield
+    except Exception:
+        if jax.process_count() == 1:
+            run.journal.sync()
+            _save(run, state, None)
+            run.checkpoints.wait()
+            run.log(f"the evaluation failed; the state of step {int(state.step)} is saved in {run.workdir}")
+        raise
 
 
 def _save(run: Run, state: TrainState, result: EvalResult | None) -> None:

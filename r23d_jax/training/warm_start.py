@@ -38,15 +38,27 @@ class WarmStartError(UserError):
 
 
 def check_source(cfg: Config, workdir: Path) -> None:
-    """Raises WarmStartError early if `cfg.init_from` does not exist, and `workdir` has nothing to resume from."""
+    """Raises WarmStartError early if a training cannot start: see `Raises`. One that is resumed in `workdir` can.
+
+    Raises:
+      WarmStartError: `cfg.init_from` does not exist, or a part that is not trained would be random.
+    """
     if (workdir / "checkpoints").is_dir():
         return
+    random = cfg.optimizer.freeze if not cfg.init_from else [p for p in cfg.optimizer.freeze if p in cfg.init_skip]
+    if random:
+        why = "config.init_skip leaves them out" if cfg.init_from else "config.init_from is empty"
+        raise WarmStartError(
+            f"config.optimizer.freeze: {', '.join(random)} would stay random for ever, because {why}; give weights "
+            "(--config.init_from=FILE), or train all parts (--config.optimizer.freeze='()')"
+        )
     path = weights_at(cfg.init_from)
     there = pretrained_name(path) or path.exists() or path.with_name(f"{path.name}.index").is_file()
     if cfg.init_from and not there:
+        random = "" if cfg.optimizer.freeze else ", or --config.init_from= for random ones"
         raise WarmStartError(
             f"config.init_from={cfg.init_from}: there is no such file or folder; give the weights to start from "
-            "(--config.init_from=FILE), or --config.init_from= for random ones; docs/converting.md says where they are"
+            f"(--config.init_from=FILE){random}; docs/converting.md says where they are"
         )
 
 
@@ -111,10 +123,11 @@ def warm_start(
         elif order:
             kernel, bias = (params["head"]["classifier"][name][..., np.asarray(order)] for name in ("kernel", "bias"))
             params["head"]["classifier"] |= {"kernel": kernel, "bias": bias}
-    unseen = [  # an epsilon, a pool, a ReLU
+    changes = ours.spec.changes(source.model.spec)  # an epsilon, a pool, a ReLU
+    changes = {field: change for field, change in changes.items() if field not in ("block_dropout", "stochastic_depth")}
+    unseen = [
         f"{field} is {here!r}, and the weights were trained with {there!r}"
-        for field, (here, there) in ours.spec.changes(source.model.spec).items()
-        if field not in ("block_dropout", "stochastic_depth")
+        for field, (here, there) in (changes | _other_clips(source, cfg, skip)).items()
     ]
     for note in (*source.notes, *notes, *unseen):
         log(f"init: {note}")
@@ -148,6 +161,17 @@ def warm_start(
     log(f"init: {taken[0]:,} of {taken[1]:,} values from {cfg.init_from}")
     ema = jax.tree.map(jnp.copy, new_params) if state.ema else {}
     return dataclasses.replace(state, params=new_params, batch_stats=new_stats, ema=ema)
+
+
+def _other_clips(source: Converted, cfg: Config, skip: set[str]) -> dict[str, tuple[Any, Any]]:
+    """(here, there) of what the two networks see of a video, where it differs and the source says it."""
+    here, there = config.preprocessing(cfg.data), source.preprocessing
+    fields = () if source.assumed else ("input", "mean", "std", "byte_range", "frame_stride", "frame_seconds")
+    changes = {field: (getattr(here, field), getattr(there, field)) for field in fields}
+    head, their_head = cfg.model.head, source.config.head
+    if "head" not in skip and head.kind == their_head.kind and head.kind in ("vit", "attention_pool"):
+        changes["head.tokens"] = (head.tokens, their_head.tokens)
+    return {field: (ours, theirs) for field, (ours, theirs) in changes.items() if ours != theirs}
 
 
 def _seen(source: Converted, cfg: Config, names: tuple[str, ...], scored: VideoIndex | None) -> str:

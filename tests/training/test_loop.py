@@ -121,6 +121,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 
 
 @pytest.mark.usefixtures("unreported")
+def test_a_failing_evaluation_does_not_lose_the_training_before_it(
+    dataset: Path, finished: tuple[Path, EvalResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config_for(dataset)
+    cfg.checkpoint.every_steps = 500
+
+    def fail(*args, **options) -> None:
+        raise UserError("too many of its videos are broken")
+
+    lines: list[str] = []
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="too many of its videos"):
+        patch.setattr(loop, "evaluate", fail)
+        loop.train(cfg, tmp_path, log=lines.append)
+    assert lines[-1] == f"the evaluation failed; the state of step 3 is saved in {tmp_path}"
+    assert load_checkpoint(tmp_path, "latest").step == 3 and sorted(losses(tmp_path)) == [1, 2, 3]
+    result, lines = run(cfg, tmp_path)
+    assert f"resumed from step 3 of 6 ({tmp_path})" in lines
+    assert result is not None and result.metrics == finished[1].metrics
+
+
+@pytest.mark.usefixtures("unreported")
 @pytest.mark.slow
 def test_a_profile_and_the_wait_for_input(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

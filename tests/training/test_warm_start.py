@@ -259,6 +259,39 @@ def test_missing_weights_are_refused_before_anything_else(tmp_path: Path) -> Non
     check_source(cfg, tmp_path / "run")  # a run that resumes does not need them any more
 
 
+def test_parts_that_are_not_trained_do_not_start_random(tmp_path: Path) -> None:
+    cfg = tiny_config("r3d")
+    cfg.optimizer.freeze = ("stem", "stage1")
+    with pytest.raises(
+        WarmStartError,
+        match=r"optimizer\.freeze: stem, stage1 would stay random for ever, because .*init_from is empty",
+    ):
+        check_source(cfg, tmp_path)
+    cfg.init_from = str(tmp_path / "no.pth")
+    with pytest.raises(WarmStartError, match=r"\(--config.init_from=FILE\); docs"):  # not: or random ones
+        check_source(cfg, tmp_path)
+    Path(cfg.init_from).touch()
+    check_source(cfg, tmp_path)
+    cfg.init_skip = ("stage1", "head")
+    with pytest.raises(WarmStartError, match=r"freeze: stage1 would stay random for ever, because .*init_skip leaves"):
+        check_source(cfg, tmp_path)
+
+
+def test_other_pixels_pace_and_tokens_are_said(tmp_path: Path) -> None:
+    cfg = tiny_config("f_r2d", "vit")
+    path = source(cfg, tmp_path)
+    cfg.init_from, cfg.data.byte_range, cfg.data.frame_stride = str(path), True, 8
+    cfg.model.head.tokens = "time"
+    said = started(cfg)[2]
+    for field, here, there in (
+        ("byte_range", True, False),
+        ("frame_stride", 8, 1),
+        ("head.tokens", "'time'", "'space_time'"),
+    ):
+        assert f"init: {field} is {here}, and the weights were trained with {there}" in said
+    assert len([line for line in said if "were trained with" in line]) == 3
+
+
 @pytest.mark.slow
 def test_frozen_parts_keep_the_weights_they_started_from(tmp_path: Path) -> None:
     cfg = tiny_config("r3d")

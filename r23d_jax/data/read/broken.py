@@ -34,18 +34,26 @@ class Fault:
         return f"{self.file}: {self.reason}"
 
 
+@dataclasses.dataclass(eq=False)
+class _Tried:
+    """What has been read of one index so far."""
+
+    index: VideoIndex
+    videos: set[str] = dataclasses.field(default_factory=set)
+    faults: dict[str, Fault] = dataclasses.field(default_factory=dict)
+
+
 class BrokenLog:
     """Counts broken videos over training and evaluation together.
 
     Each one is diagnosed and logged once. With `on_broken="error"` the first one stops the run. With "skip" the run
-    stops when more than `max_broken_fraction` of all distinct videos are broken, or when their share of the videos
-    tried so far is too high to be chance.
+    stops when more than `max_broken_fraction` of the distinct videos of an index are broken, or when their share of
+    those tried so far is too high to be chance: a training list does not make up for a test list.
     """
 
     def __init__(self, cfg: DataConfig, log: Callable[[str], None] = print):
         self._cfg, self._log = cfg, log
-        self._tried: set[str] = set()
-        self._indexes: list[VideoIndex] = []
+        self._indexes: list[_Tried] = []
         self.count = 0  # rows of training batches whose clip was replaced, and views that were left out
         self.faults: dict[str, Fault] = {}  # by name of the video, in the order found
 
@@ -66,13 +74,17 @@ class BrokenLog:
         Raises:
           BrokenVideoError: the policy says stop.
         """
+        seen = next((known for known in self._indexes if known.index is index), None)
+        if seen is None:
+            seen = _Tried(index)
+            self._indexes.append(seen)
         real = delivered >= 0
-        self._tried.update(index.names[np.unique(tried[real, 0])].tolist())
+        seen.videos.update(index.names[np.unique(tried[real, 0])].tolist())
         failing = np.flatnonzero(delivered > 0)
         self.count += len(failing)
         for row in failing:
             for video in tried[row, : delivered[row]].tolist():
-                self._add(index, video, replaced)
+                self._add(seen, video, replaced)
         if replaced and np.any(delivered == tried.shape[1]):
             row = int(np.argmax(delivered == tried.shape[1]))
             names = dict.fromkeys(index.names[tried[row]].tolist())
@@ -80,14 +92,17 @@ class BrokenLog:
                 f"{len(names)} videos in turn could not be read, so there is nothing to train on:\n"
                 + self._list([self.faults[name] for name in names])
             )
-        self._check_fraction(index)
+        self._check_fraction(seen)
 
-    def _add(self, index: VideoIndex, video: int, replaced: bool) -> None:
-        name = str(index.names[video])
-        self._tried.add(name)
+    def _add(self, seen: "_Tried", video: int, replaced: bool) -> None:
+        name = str(seen.index.names[video])
+        seen.videos.add(name)
+        if name in seen.faults:
+            return
+        seen.faults[name] = self.faults.get(name) or diagnose(seen.index, video)
         if name in self.faults:
             return
-        fault = self.faults[name] = diagnose(index, video)
+        fault = self.faults[name] = seen.faults[name]
         if self._cfg.on_broken == "error":
             raise BrokenVideoError(
                 f"{fault} (video {name}), and config.data.on_broken='error'. Make the frames again, remove the "
@@ -96,11 +111,9 @@ class BrokenLog:
         what = "its clips are replaced by those of other videos" if replaced else "its views are left out"
         self._log(f"broken: {fault} (video {name}; {what})")
 
-    def _check_fraction(self, index: VideoIndex) -> None:
-        if not any(index is known for known in self._indexes):
-            self._indexes.append(index)
-        broken, tried = len(self.faults), len(self._tried)
-        in_all = self._cfg.max_broken_fraction * sum(len(known) for known in self._indexes)
+    def _check_fraction(self, seen: "_Tried") -> None:
+        broken, tried = len(seen.faults), len(seen.videos)
+        in_all = self._cfg.max_broken_fraction * max(len(seen.index), LEAST_VIDEOS)
         so_far = self._cfg.max_broken_fraction * tried
         # The first videos may hold more than their share by chance: four standard deviations are tolerated.
         too_many = tried >= LEAST_VIDEOS and broken > so_far + 4 * math.sqrt(so_far)
@@ -109,7 +122,7 @@ class BrokenLog:
         raise BrokenVideoError(
             f"{broken} of the {tried} videos tried so far cannot be read, more than "
             f"config.data.max_broken_fraction={self._cfg.max_broken_fraction} allows:\n"
-            + self._list(list(self.faults.values()))
+            + self._list(list(seen.faults.values()))
             + "\nMake the frames again, or raise --config.data.max_broken_fraction"
         )
 
