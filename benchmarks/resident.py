@@ -329,7 +329,7 @@ def _train(cfg: Config, store: FrameStore, train: VideoIndex, test: VideoIndex, 
     if cfg.init_from:
         places = jax.tree.map(lambda leaf: leaf.sharding, state)
         names = tuple(train.class_names)
-        state = warm_start(cfg, state, places, len(names), lambda line: print(f"    {line}"), names, test)
+        state, _ = warm_start(cfg, state, places, len(names), lambda line: print(f"    {line}"), names, test)
     with Progress(num_steps, "steps", "train") as progress:
         for step, batch in enumerate(_train_batches(cfg, store, train, num_steps)):
             state, metrics = made.update(state, store.frames, batch, np.uint32(cfg.seed))

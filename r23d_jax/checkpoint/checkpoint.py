@@ -171,6 +171,7 @@ class LoadedModel:
     metrics: dict[str, float]  # of the checkpoint's evaluation; {} if it was not evaluated
     path: Path  # the checkpoint's folder
     videos: str = ""  # that it was trained on, as `trained_videos.digests`; "" if they are not known
+    init_videos: str = ""  # likewise, those of the weights that its training started from
     # how it was chosen from those of its run, in words; "" if it was named itself, or is no checkpoint
     chosen: str = ""
 
@@ -229,6 +230,9 @@ def save_model(
     cfg: Config,
     class_names: tuple[str, ...],
     preprocessing: Preprocessing | None = None,
+    *,
+    videos: str = "",
+    init_videos: str = "",
 ) -> None:
     """Writes a network that was not trained here as a checkpoint, reads it again and compares every value.
 
@@ -236,6 +240,8 @@ def save_model(
       folder: for `load_checkpoint`, `--config.init_from` and the commands; training cannot resume from it.
       cfg: its `model` and `data` groups describe the network.
       preprocessing: of its clips; by default that of `cfg.data`, which does not know the rate of the videos.
+      videos: see `LoadedModel`.
+      init_videos: see `LoadedModel`.
 
     Raises:
       CheckpointError: if it cannot be written, or reads differently.
@@ -249,6 +255,8 @@ def save_model(
         "version": __version__,
         "metrics": {},
         "converted": True,
+        "videos": videos,
+        "init_videos": init_videos,
     }
     store = Store((folder / FOLDER).absolute(), NewestAndBest(1))
     try:
@@ -294,6 +302,7 @@ def _load(store: Store, compute_dtype: str, step: int) -> LoadedModel:
         metrics=meta["metrics"],
         path=store.root / str(step),
         videos=meta.get("videos", ""),
+        init_videos=meta.get("init_videos", ""),
     )
 
 

@@ -57,8 +57,10 @@ def read_network(
             origin=f"{loaded.path}: a checkpoint of r23d_jax, step {loaded.step:,}{chosen}",
             assumed=False,
             views=loaded.config.eval,
-            data=loaded.config.data if loaded.step else None,  # a converted network was not trained
+            # a network of another program was not trained on them
+            data=loaded.config.data if loaded.step or loaded.videos else None,
             videos=loaded.videos,
+            init_videos=loaded.init_videos,
         )
     if not path.exists() and not path.with_name(f"{path.name}.index").is_file():
         raise UserError(

@@ -271,9 +271,10 @@ def _write_checkpoint(to: Path, found: "Converted", class_names: tuple[str, ...]
     from r23d_jax.checkpoint.checkpoint import save_model
 
     whole = Config(model=found.config, eval=found.views)
-    whole.data = with_preprocessing(whole.data, preprocessing)
+    whole.data = with_preprocessing(found.data or whole.data, preprocessing)
+    known = {"videos": found.videos, "init_videos": found.init_videos}
     try:
-        save_model(to, found.model, whole, class_names, preprocessing)
+        save_model(to, found.model, whole, class_names, preprocessing, **known)
     except UserError:
         shutil.rmtree(to, ignore_errors=True)  # `run` has refused a folder that held anything
         raise

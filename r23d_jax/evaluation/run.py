@@ -12,7 +12,7 @@ from r23d_jax import config
 from r23d_jax.checkpoint.checkpoint import LoadedModel, load_checkpoint
 from r23d_jax.config import RATE_TOLERANCE, Config
 from r23d_jax.data.find.frames import VideoIndex
-from r23d_jax.data.find.trained_videos import were_among
+from r23d_jax.data.find.trained_videos import together, were_among
 from r23d_jax.data.read.broken import BrokenLog
 from r23d_jax.data.sources import names_of, open_index, trained_preprocessing
 from r23d_jax.evaluation import browser, nearest, report
@@ -89,7 +89,7 @@ def score_checkpoint(
             f"lists have {len(index.class_names)} ({_short(index.class_names)}): set config.data.lists and "
             "config.data.classes as in training"
         )
-    seen = int(were_among(loaded.videos, index).sum())
+    seen = int(were_among(together(loaded.videos, loaded.init_videos), index).sum())
     if seen:
         log(f"by their names, it was trained on {seen:,} of these {len(index):,} videos: this says little about others")
     _log_differences(loaded, cfg, index, seen > 0, log)

@@ -67,6 +67,8 @@ class Run:
     num_steps: int
     steps_per_epoch: float
     videos: str  # that the network has been trained on, for its checkpoints
+    init_videos: str  # those of the weights that it started from
+    trained_on: int  # how many of `test_index` are among the latter
     broken: BrokenLog
     checkpoints: Checkpoints
     journal: Journal
@@ -157,7 +159,7 @@ def _set_up(
     checkpoints = Checkpoints(workdir, cfg.checkpoint.keep, log=log, common=common)
     held.enter_context(contextlib.closing(checkpoints))
     restored = checkpoints.restore_latest(shardings, state, train_index.class_names)
-    evaluated, trained_on = False, trained_videos.digests(train_index)
+    evaluated, trained_on, init_videos = False, trained_videos.digests(train_index), ""
     if restored is not None:
         state, meta = restored
         changed = resume.changed_fields(meta["config"], cfg)
@@ -169,6 +171,7 @@ def _set_up(
             resume.refuse_other_settings(changed, cfg.train.epochs, workdir)
         kept_videos = meta.get("videos", "")
         trained_on = resume.videos_to_keep(kept_videos, train_index, test_index, workdir, complete, log)
+        init_videos = meta.get("init_videos", "")
         evaluated = BEST_METRIC in meta["metrics"]
         same_names = "data.source" not in changed  # shards may have none
         if complete and evaluated and same_names and (kept := parallel.from_first(load_evaluation(workdir))):
@@ -177,7 +180,8 @@ def _set_up(
         for field, (before, now) in changed.items():  # a changed field makes another run
             log(f"changed since the checkpoint: config.{field} was {before!r}, is {now!r}")
     elif cfg.init_from:
-        state = warm_start(cfg, state, shardings, num_classes, log, tuple(train_index.class_names), test_index)
+        names = tuple(train_index.class_names)
+        state, init_videos = warm_start(cfg, state, shardings, num_classes, log, names, test_index)
     if is_first:
         disk.write_atomically(workdir / "config.json", config.to_json(cfg) + "\n")
     heartbeat.describe(
@@ -203,6 +207,8 @@ def _set_up(
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
         videos=trained_on,
+        init_videos=init_videos,
+        trained_on=int(trained_videos.were_among(init_videos, test_index).sum()),
         broken=BrokenLog(cfg.data, log=log_own),
         checkpoints=checkpoints,
         journal=journal,
@@ -310,6 +316,8 @@ def _evaluate(run: Run, state: TrainState) -> EvalResult | None:
         log=run.log,
     )
     if result is not None:
+        protocol = dataclasses.replace(result.protocol, trained_on=run.trained_on)
+        result = dataclasses.replace(result, protocol=protocol)
         step = int(state.step)
         run.journal.write(step, run.epoch(step), result.metrics)
         if jax.process_index() == 0:
@@ -341,6 +349,7 @@ def _save(run: Run, state: TrainState, result: EvalResult | None) -> None:
         "preprocessing": dataclasses.asdict(trained_preprocessing(run.cfg.data, run.train_index)),
         "version": __version__,
         "videos": run.videos,
+        "init_videos": run.init_videos,
         "num_steps": run.num_steps,
     }
     run.heartbeat.beat("saving")

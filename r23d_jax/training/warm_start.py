@@ -17,7 +17,7 @@ from r23d_jax.checkpoint.read import read_network
 from r23d_jax.checkpoint.state import TrainState
 from r23d_jax.config import Config, HeadConfig, UserError
 from r23d_jax.data.find.frames import VideoIndex
-from r23d_jax.data.find.trained_videos import were_among
+from r23d_jax.data.find.trained_videos import together, were_among
 from r23d_jax.data.sources import names_of
 from r23d_jax.models.functional import flatten, initialize, values
 from r23d_jax.models.heads import interpolate_positions
@@ -70,7 +70,7 @@ def warm_start(
     log: Callable[[str], None],
     class_names: tuple[str, ...] = (),
     scored: VideoIndex | None = None,
-) -> TrainState:
+) -> tuple[TrainState, str]:
     """The state before the first step, with the weights that `cfg.init_from` names instead of random ones.
 
     The backbone must be the same, except for parts in `cfg.init_skip`. A head of another kind stays random, except for
@@ -84,6 +84,9 @@ def warm_start(
       log: takes one line for each part that was or was not taken.
       class_names: of the run, in the order of the logits; () trusts the order in the weights.
       scored: the videos that the run is evaluated on.
+
+    Returns:
+      The state, and the videos that the weights were trained on, as `trained_videos.digests`.
 
     Raises:
       UserError: if the weights cannot be read or do not fit.
@@ -103,7 +106,7 @@ def warm_start(
 
     source = read_network(path, inflated, log=log)
     log(f"init: {source.origin}: {source.name}, {source.config.head.kind} head, {source.num_classes} classes")
-    if source.data is not None and (leak := _seen(source, cfg, class_names, scored)):
+    if leak := _seen(source, cfg, class_names, scored):
         log(f"init: {leak}")
     params, batch_stats = values(source.model)
     skip, notes = _skipped(cfg, source.config.head, (params, batch_stats), target)
@@ -160,7 +163,8 @@ def warm_start(
     new_stats = value(batch_stats, state.batch_stats, shardings.batch_stats)
     log(f"init: {taken[0]:,} of {taken[1]:,} values from {cfg.init_from}")
     ema = jax.tree.map(jnp.copy, new_params) if state.ema else {}
-    return dataclasses.replace(state, params=new_params, batch_stats=new_stats, ema=ema)
+    state = dataclasses.replace(state, params=new_params, batch_stats=new_stats, ema=ema)
+    return state, together(source.videos, source.init_videos)
 
 
 def _other_clips(source: Converted, cfg: Config, skip: set[str]) -> dict[str, tuple[Any, Any]]:
@@ -180,20 +184,23 @@ def _seen(source: Converted, cfg: Config, names: tuple[str, ...], scored: VideoI
     Raises WarmStartError for a fold that it was trained on, with the same classes.
     """
     theirs, ours, their_names = source.data, cfg.data, source.class_names
-    assert theirs is not None, "the caller has seen to it"
+    kept = (source.videos, source.init_videos)
+    seen, seen_before = (0, 0) if scored is None else (int(were_among(text, scored).sum()) for text in kept)
+    total = 0 if scored is None else len(scored)
+    of_ours = f"of the {total:,} videos that this run is evaluated on, by their names"
+    if theirs is None:
+        return f"trained on {seen:,} {of_ours}" if seen else ""
     motion = bool(theirs.motion.speeds)
     same = not motion and set(their_names) == set(names)
     trained = f"trained on the training list of split {theirs.split}"
     trained += f", but for fold {theirs.fold}" if theirs.fold else ""
-    seen = 0 if scored is None else int(were_among(source.videos, scored).sum())
-    if scored is not None and seen:
+    if seen:
         if ours.fold and same and names_of(theirs) == names_of(ours):
             raise _fold_was_trained_on(cfg, trained)
         unlabeled = ", without their labels" if motion else ""
-        return (
-            f"{trained}, which has {seen:,} of the {len(scored):,} videos that this run is evaluated on, by their "
-            f"names{unlabeled}"
-        )
+        return f"{trained}, which has {seen:,} {of_ours}{unlabeled}"
+    if seen_before:
+        return f"started from weights that were trained on {seen_before:,} {of_ours}"
     if theirs.source == "pictures" or not (motion or set(their_names) & set(names)):
         return ""
     if ours.fold and (ours.fold, ours.split) != (theirs.fold, theirs.split):

@@ -54,6 +54,7 @@ class Converted:
       views: that its run was evaluated on; all clips of a video if the source does not say.
       data: of its run; None if there was no run of r23d_jax, or its data are not known.
       videos: that it was trained on, as `trained_videos.digests`; "" if they are not known.
+      init_videos: likewise, those of the weights that its training started from.
     """
 
     model: VideoNetwork
@@ -68,6 +69,7 @@ class Converted:
     views: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     data: DataConfig | None = None
     videos: str = ""
+    init_videos: str = ""
 
     @property
     def name(self) -> str:

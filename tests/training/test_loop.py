@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from r23d_jax.__main__ import main
 from r23d_jax.checkpoint.checkpoint import load_checkpoint
 from r23d_jax.commands import status
 from r23d_jax.config import Config, TrainConfig, UserError
@@ -368,6 +369,29 @@ def test_videos_that_were_trained_on_are_told(dataset: Path, finished: tuple[Pat
     older = dataclasses.replace(load_checkpoint(finished[0]), videos="")  # of a version that did not keep them
     score_checkpoint(older, cfg, "test", lines.append)
     assert "trained on split 1, which may have test videos of split 2 among its training videos" in lines
+
+
+@pytest.mark.usefixtures("unreported")
+def test_videos_that_the_first_weights_were_trained_on_are_told(
+    dataset: Path, finished: tuple[Path, EvalResult], tmp_path: Path
+) -> None:
+    """Also two trainings later, and from a checkpoint that `convert` wrote."""
+    cfg = config_for(dataset)
+    cfg.data.lists, cfg.data.split = str(other_split(dataset, tmp_path / "lists")), 2
+    cfg.train.epochs = 0.5
+    assert main(["convert", "--from", str(finished[0]), "--to", str(tmp_path / "converted")]) == 0
+    cfg.init_from, said = str(tmp_path / "converted"), "init: trained on the training list of split 1, which has 12 of"
+    for name in ("first", "second"):
+        result, lines = run(cfg, tmp_path / name)
+        assert result is not None and result.protocol.trained_on == 12
+        assert any(line.startswith(said) for line in lines)
+        cfg.init_from, said = (
+            str(tmp_path / name),
+            "init: started from weights that were trained on 12 of the 12 videos",
+        )
+    lines = []
+    kept = load_checkpoint(tmp_path / "second")
+    assert score_checkpoint(kept, cfg, "test", lines.append)[0].protocol.trained_on == 12
 
 
 @pytest.mark.usefixtures("unreported")

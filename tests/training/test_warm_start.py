@@ -51,7 +51,7 @@ def started(cfg: Config) -> tuple[TrainState, TrainState, list[str]]:
     """The state before and after a warm start, and what was said."""
     fresh, shardings, _, _ = start(cfg)
     said: list[str] = []
-    return fresh, warm_start(cfg, fresh, shardings, NUM_CLASSES, said.append), said
+    return fresh, warm_start(cfg, fresh, shardings, NUM_CLASSES, said.append)[0], said
 
 
 CLIP = jax.random.normal(jax.random.key(3), (2, 4, 16, 16, 3))
@@ -298,7 +298,7 @@ def test_frozen_parts_keep_the_weights_they_started_from(tmp_path: Path) -> None
     cfg.init_from, cfg.optimizer.freeze = str(source(cfg, tmp_path, num_classes=9)), ("stem", "stage1", "stage2")
     cfg.optimizer.backbone_multiplier = 0.1
     fresh, shardings, step, mesh = start(cfg)
-    warm = jax.device_get(warm_start(cfg, fresh, shardings, NUM_CLASSES, lambda line: None))
+    warm = jax.device_get(warm_start(cfg, fresh, shardings, NUM_CLASSES, lambda line: None)[0])
     state, _ = step(jax.device_put(warm, shardings), batch(cfg, mesh))
     for part, frozen in (("0", True), ("1", True), ("2", False)):
         assert same(state.params["stages"][part], warm.params["stages"][part]) is frozen
@@ -321,7 +321,8 @@ def test_the_classifiers_rows_follow_the_class_names(tmp_path: Path) -> None:
         (("a", "b", "d"), None, "init: the classifier starts random: the weights have other classes, e.g. c"),
     ):
         said: list[str] = []
-        classifier = warm_start(cfg, fresh, shardings, NUM_CLASSES, said.append, names).params["head"]["classifier"]
+        state, _ = warm_start(cfg, fresh, shardings, NUM_CLASSES, said.append, names)
+        classifier = state.params["head"]["classifier"]
         if order is None:
             assert same(classifier, fresh.params["head"]["classifier"])
         else:
@@ -394,6 +395,11 @@ def test_weights_that_keep_their_videos_tell_what_they_know() -> None:
     data.motion.speeds = (2, 4)
     moving = _source(data, ("still",), known.videos)
     assert _seen(moving, cfg, names, scored).endswith("by their names, without their labels")
+    grown = dataclasses.replace(others, init_videos=known.videos)
+    what = "trained on 1 of the 3 videos that this run is evaluated on, by their names"
+    assert _seen(grown, cfg, names, scored) == f"started from weights that were {what}"
+    assert _seen(dataclasses.replace(known, data=None), cfg, names, scored) == what, "a file keeps no data group"
+    assert _seen(dataclasses.replace(others, data=None), cfg, names, scored) == ""
 
 
 def test_a_run_is_not_resumed_with_exchanged_classes(tmp_path: Path) -> None:

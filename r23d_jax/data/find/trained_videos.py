@@ -38,6 +38,11 @@ def were_among(kept: str, index: VideoIndex) -> np.ndarray:
     return np.array([_digest(key) in known for key in _keys(index)], bool)
 
 
+def together(*kept: str) -> str:
+    """The videos of several texts, each once."""
+    return "".join(dict.fromkeys(mark for text in kept for part in split(text) for mark in part))
+
+
 def split(kept: str) -> tuple[list[str], list[str]]:
     """A text for each video of the training list, and for each that it had earlier."""
     listed, _, earlier = kept.partition(EARLIER)
