@@ -191,7 +191,7 @@ def test_a_training_that_a_study_is_working_on_is_left_alone(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["rgb", "rgb_diff", "flow"])
+@pytest.mark.parametrize("source", [pytest.param("rgb", marks=pytest.mark.long), "rgb_diff", "flow"])
 def test_the_scores_are_those_of_the_evaluation_from_disk(videos: Path, source: str) -> None:
     cfg = small(videos, source)
     test = open_index(cfg.data, "test")

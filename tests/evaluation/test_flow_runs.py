@@ -17,6 +17,7 @@ from tests.moving import write_moving
 from tests.training.tiny import tiny_config
 
 pytestmark = pytest.mark.slow
+TRAINED = ("rgb", "rgb_diff", "flow")
 
 
 def make_config(root: Path, kind: str) -> Config:
@@ -33,7 +34,7 @@ def make_config(root: Path, kind: str) -> Config:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Frames and flow of videos of 25 and 50 frames a second, and a trained run on each kind of input."""
+    """Frames and flow of videos of 25 and 50 frames a second, and runs on three kinds of input."""
     root = tmp_path_factory.mktemp("runs")
     for number, (name, speed) in enumerate((("Left", -1), ("Right", 1))):
         for side, rate in (("train", 25), ("test", 50)):
@@ -46,7 +47,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["prepare", *flow]) == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.report, "write_report", lambda *args, **options: root)  # evaluations write their own
-        for kind in INPUTS:
+        for kind in TRAINED:
             loop.train(make_config(root, kind), root / f"run_{kind}", log=lambda line: None)
     return root
 
@@ -57,8 +58,12 @@ def test_a_checkpoint_keeps_the_rate_and_how_flow_was_made(root: Path) -> None:
     assert (kept["flow"].frame_rate, kept["flow"].flow) == (25.0, Flow("dis", 5.0, 24)), "--flow alone means DIS"
 
 
-@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind != "rgb_and_diff" else pytest.param(kind, marks=pytest.mark.long) for kind in INPUTS]
+)
 def test_every_input_is_evaluated(root: Path, kind: str) -> None:
+    if kind not in TRAINED:
+        loop.train(make_config(root, kind), root / f"run_{kind}", log=lambda line: None)
     cfg, lines = Config(), []
     cfg.data.root, cfg.data.lists = str(root / kind.partition("_")[0] / "frames"), str(root)
     result = evaluate_checkpoint(cfg, root / f"run_{kind}", log=lines.append)
@@ -83,7 +88,7 @@ def test_differences_from_the_training_are_logged(root: Path, tmp_path: Path) ->
     assert "trained on videos of 25 frames a second, and evaluated on 50, at the same stride; " in text
 
 
-@pytest.mark.parametrize("first", ["rgb", "rgb_diff"])
+@pytest.mark.parametrize("first", ["rgb", pytest.param("rgb_diff", marks=pytest.mark.long)])
 def test_two_streams_are_evaluated_and_predict_together(root: Path, tmp_path: Path, capsys, first: str) -> None:
     cfg, lines = Config(), []
     cfg.eval.views, cfg.eval.num_clips = "uniform", 2

@@ -189,7 +189,7 @@ def test_moving_average_and_randomness_of_the_step_alone() -> None:
         assert again["train/loss"] == first["train/loss"]  # the same step draws the same dropout and mixup
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_batch_can_be_learnt_by_heart_without_the_host() -> None:
     cfg = tiny_config("r2plus3d", "vit")
     state, _, step, mesh = start(cfg)
@@ -273,8 +273,8 @@ def test_a_step_is_its_definition(accumulate: int, cutmix: float) -> None:
     assert after.step == 7 and after.ema == {}
 
 
-@pytest.mark.parametrize("num_devices", [pytest.param(1, marks=pytest.mark.long), 2])
-@pytest.mark.slow
+@pytest.mark.parametrize("num_devices", [1, 2])
+@pytest.mark.long
 def test_micro_batches_of_pseudo_motion_are_whole_pictures(num_devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clip of each class, wherever the clips are made. Rows in turns would give each micro-batch three classes."""
     monkeypatch.setattr(tiny, "NUM_CLASSES", len(MOTIONS))

@@ -100,6 +100,7 @@ def test_repeat_reaches_the_logits_away_from_the_ends(torchvision_video: Any) ->
     assert np.abs(ours[:, 0] - want).max() > 1e-2 * np.abs(want).max()  # zeros beyond the ends are seen there
 
 
+@pytest.mark.long
 def test_pixels_of_a_converted_googlenet_are_those_of_its_published_weights(torchvision_video: Any) -> None:
     """They come with transform_input=True."""
     from torchvision.models import googlenet
