@@ -23,7 +23,8 @@ def evaluate_two_streams(cfg: Config, workdir: Path, log: Callable[[str], None] 
     """Evaluates two trained streams on the same videos and views, adds their scores, and writes a report of all three.
 
     Each stream reads its own kind of frames, from the folder it was trained on unless `cfg.fusion` names another.
-    Split, lists and classes are those of its training; the views are those of `cfg.eval`.
+    Split and classes are those of its training, and so are the lists unless `cfg.data.lists` was set; the views are
+    those of `cfg.eval`.
 
     Raises:
       config.UserError: if a checkpoint is missing, or the two were not trained and tested on the same videos.
@@ -32,9 +33,10 @@ def evaluate_two_streams(cfg: Config, workdir: Path, log: Callable[[str], None] 
     log, _ = parallel.loggers(log)
     log(parallel.describe_devices())
     fields = cfg.fusion
+    lists = cfg.data.lists if cfg.data.lists != Config().data.lists else ""
     streams = [
-        _load("first", fields.first, fields.first_root, cfg.eval.checkpoint, log),
-        _load("second", fields.second, fields.second_root, cfg.eval.checkpoint, log),
+        _load("first", fields.first, fields.first_root, lists, cfg.eval.checkpoint, log),
+        _load("second", fields.second, fields.second_root, lists, cfg.eval.checkpoint, log),
     ]
     weight, how = look_up(CHOICES, fields.choice, "config.fusion.choice")(cfg, streams, log)
     (first, first_index), (second, second_index) = _evaluate(cfg, streams, "test", log)
@@ -51,14 +53,14 @@ def evaluate_two_streams(cfg: Config, workdir: Path, log: Callable[[str], None] 
     return results[2]
 
 
-def _load(name: str, folder: str, root: str, which: str, log: Callable[[str], None]) -> LoadedModel:
-    """A checkpoint whose config names the folder of its frames."""
+def _load(name: str, folder: str, root: str, lists: str, which: str, log: Callable[[str], None]) -> LoadedModel:
+    """A checkpoint whose config names the folders of its frames and its lists."""
     if not folder:
         raise config.ConfigError(f"config.fusion.{name} is missing: the folder of a trained run")
     loaded = load_checkpoint(folder, which)
     data = config.with_preprocessing(loaded.config.data, loaded.preprocessing)
     log(f"{name} stream: {loaded.path}, {loaded.chosen}: {loaded.name}, {data.input}")
-    data = dataclasses.replace(data, root=root or data.root)
+    data = dataclasses.replace(data, root=root or data.root, lists=lists or data.lists)
     return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, data=data))
 
 

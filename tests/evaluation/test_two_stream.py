@@ -12,7 +12,7 @@ from r23d_jax.data.find.errors import DataError
 from r23d_jax.data.find.splits import Entry, VideoList, fold, hold_out
 from r23d_jax.data.make.synthetic import write_synthetic
 from r23d_jax.data.sources import open_index
-from r23d_jax.evaluation import browser
+from r23d_jax.evaluation import browser, two_stream
 from r23d_jax.evaluation.two_stream import evaluate_two_streams
 from r23d_jax.training import loop
 from tests.training.tiny import tiny_config
@@ -64,6 +64,22 @@ def test_the_report_of_a_stream_stays(runs: Path) -> None:
     evaluate_two_streams(fused_config(runs), runs / "rgb", lambda line: None)
     assert (runs / "rgb" / "report.html").read_bytes() == before
     assert (runs / "rgb" / "evaluations" / "two-streams" / "report.html").is_file()
+
+
+def test_lists_that_have_moved_can_be_named(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def score(loaded, cfg: Config, *rest) -> None:
+        asked.append(cfg.data.lists)
+        raise DataError("asked")
+
+    monkeypatch.setattr(two_stream, "score_checkpoint", score)
+    for lists in (Config().data.lists, "elsewhere"):
+        cfg = fused_config(runs)
+        cfg.data.lists = lists
+        with pytest.raises(DataError, match="asked"):
+            evaluate_two_streams(cfg, tmp_path, lambda line: None)
+    assert asked == [str(runs / "set/lists"), "elsewhere"]
 
 
 def test_mistakes(runs: Path, tmp_path: Path) -> None:
