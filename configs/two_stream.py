@@ -6,9 +6,9 @@
 
 --config.fusion.first and --config.fusion.second name other runs. Frames and lists are those of their trainings;
 fusion.first_root, fusion.second_root and data.lists name other folders, if they have moved. Ten uniform clips of each;
-averaged softmax, weight 0.6 for RGB (VMZ's c2/scripts/fuse_prediction.sh). `two_stream.py:i3d` adds logits with equal weights, as I3D does.
-`--config.fusion.choice=held_out` uses the best weight on training videos that neither stream was trained on: train both
-with --config.data.hold_out=0.1.
+averaged softmax, weight 0.6 for RGB (VMZ's c2/scripts/fuse_prediction.sh). `two_stream.py:i3d` adds logits with equal
+weights, as I3D does. `--config.fusion.choice=held_out` uses the best weight on training videos that neither stream was
+trained on: train both with --config.data.hold_out=0.1.
 Published for orientation: R(2+1)D-34, Kinetics-400: RGB 96.8 %, flow 95.5 %, both 97.3 %, mean of 3 splits (Tran et al.
 2018, Table 6); I3D from scratch, both 88.8 %, split 1 (Carreira & Zisserman 2017, Table 4).
 Result: not yet measured at full size; see docs/results.md.
