@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -328,11 +329,19 @@ def _best_first(store: Store, newest_first: list[int]) -> list[int]:
 def _find_root(path: Path) -> tuple[Path, int | None]:
     """The folder of checkpoints that a path refers to, and the step if it names one."""
     for root in (path / FOLDER, path):  # first, because a run's own folder may be called 2026
-        if root.is_dir() and any(child.name.isdigit() for child in root.iterdir()):
+        if root.is_dir() and any(child.name.isdigit() and not _is_run(child) for child in root.iterdir()):
             return root, None
-    if path.name.isdigit() and path.is_dir():
+    runs = sorted(child.name for child in path.iterdir() if _is_run(child)) if path.is_dir() else []
+    if runs:
+        more = ", ..." if len(runs) > 3 else ""
+        raise CheckpointError(f"{path} is a folder of runs: give one of them ({', '.join(runs[:3])}{more})")
+    if path.name.isdigit() and path.is_dir() and not _is_run(path):
         return path.parent, int(path.name)
     raise CheckpointError(_nothing(path))
+
+
+def _is_run(folder: Path) -> bool:
+    return os.path.isdir(folder / FOLDER)  # a Path raises an error if the folder is not readable
 
 
 def _nothing(path: Path) -> str:

@@ -278,6 +278,20 @@ def test_nothing_to_load(tmp_path: Path) -> None:
         load_checkpoint(tmp_path, "newest")
 
 
+@pytest.mark.parametrize("names", [("1", "2"), ("first", "second", "third", "fourth")])
+def test_a_folder_of_runs_is_no_run(names: tuple[str, ...], tmp_path: Path) -> None:
+    """Folders called 1 and 2 are no checkpoints of steps 1 and 2 if they hold checkpoints themselves."""
+    root = tmp_path / "2026"
+    for name in names:
+        (root / name / "checkpoints" / "7").mkdir(parents=True)
+    some = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+    with pytest.raises(CheckpointError, match=rf"/2026 is a folder of runs: give one of them \({some}\)$"):
+        load_checkpoint(root)
+    (root / "3" / "checkpoints").mkdir(parents=True)  # of a run that has saved nothing yet
+    with pytest.raises(CheckpointError, match="there is no checkpoint in .*/3: give the --workdir of a run"):
+        load_checkpoint(root / "3")
+
+
 def test_the_meta_is_readable_without_this_package(run_folder: Path) -> None:
     (meta,) = (p for p in (run_folder / "checkpoints" / "1" / "meta").iterdir() if p.name == "metadata")
     content = json.loads(meta.read_text())
