@@ -72,7 +72,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         if getattr(args, field) is not None and getattr(args, field) < 1:
             raise UserError(f"--{field.replace('_', '-')} {getattr(args, field)}: must be at least 1")
     to_file = export.target_kind(to) in (*export.STATE_DICTS, *export.PORTABLE)
-    if to_file or args.definition:
+    if to_file or args.definition or args.names:
         export.check_target(to, args.definition, args.names)
     elif to.suffix:
         raise UserError(

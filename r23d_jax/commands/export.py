@@ -106,6 +106,11 @@ def check_target(to: Path, definition: bool = False, names: str | None = None) -
     """Raises UserError, before any work, for an unknown suffix, a missing folder, or a missing package."""
     if definition and (to.suffix not in (".pth", ".pt") or names):
         raise UserError("--definition: needs a .pth in --to, and no --names, because the definition has its own")
+    if names and target_kind(to) not in STATE_DICTS:
+        raise UserError(
+            f"--names {names}: only a state dict has the names of a code base; --to {to} must end in "
+            f"{', '.join(STATE_DICTS)}"
+        )
     if target_kind(to) not in (*STATE_DICTS, *PORTABLE):
         known = ", ".join((*STATE_DICTS, *PORTABLE))
         raise UserError(f"--to {to}: must end in {known}; or be a folder for the Hub, whose name has no dot")

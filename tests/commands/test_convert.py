@@ -121,6 +121,10 @@ def test_an_image_network_is_inflated(tmp_path: Path, capsys: pytest.CaptureFixt
     [
         (("--from", "{file}", "--to", "{tmp}/a.npz"), "a.npz: a checkpoint's folder has no suffix; files end in"),
         (("--from", "{file}", "--to", "{tmp}"), "already exists; give a new folder"),
+        (
+            ("--from", "{file}", "--to", "{tmp}/a", "--names", "vmz"),
+            "--names vmz: only a state dict has the names of a code base; --to ",
+        ),
         (("--from", "{tmp}/no.pth", "--to", "{tmp}/a"), "no.pth: there is no such file"),
         (("--from", "{file}", "--to", "{tmp}/no/a.pth"), "there is no folder"),
         (("--from", "{file}", "--to", "{tmp}/a", "--num-classes", "0"), "--num-classes 0: must be at least 1"),

@@ -92,12 +92,18 @@ def test_a_file_that_says_what_it_is_needs_no_name(workdir: Path, tmp_path: Path
 
 
 def test_wrong_places(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for to, message in (
-        (tmp_path / "a.caffe", "must end in .safetensors"),
-        (tmp_path / "no/a.pth", "there is no folder"),
+    names = ("--names", "bogus")
+    for to, more, message in (
+        (tmp_path / "a.caffe", (), "must end in .safetensors"),
+        (tmp_path / "no/a.pth", (), "there is no folder"),
+        (tmp_path / "a.stablehlo", names, "--names bogus: only a state dict has the names of a code base"),
+        (tmp_path / "stablehlo", names, "stablehlo must end in .safetensors, .pth, .pt"),
+        (tmp_path / "hub", names, "a folder has no --definition and no --names"),
+        (tmp_path / "a.safetensors", names, "source 'bogus' is unknown"),
     ):
-        assert main(["export", "--workdir", str(workdir), "--to", str(to)]) == 2
+        assert main(["export", "--workdir", str(workdir), "--to", str(to), *more]) == 2
         assert message in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_folder_that_is_no_saved_model_is_not_replaced(
