@@ -104,6 +104,8 @@ def load_model(path: Path | str, which: str = "best") -> TrainedModel:
     if path.is_dir() and not saved.is_saved(path):
         return TrainedModel(**vars(load_checkpoint(path, which)))
     found = read_network(path, refuse_image_network(path), log=to_stderr)
+    for note in found.notes if path.is_file() else ():
+        to_stderr(f"{path}: {note}")
     cfg = Config(model=found.config, eval=found.views)
     cfg.data = with_preprocessing(cfg.data, found.preprocessing)
     class_names = found.class_names or tuple(f"class_{k}" for k in range(found.num_classes))

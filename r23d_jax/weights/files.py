@@ -4,6 +4,7 @@ torch is imported for its own files only, TensorFlow for its checkpoints only.
 """
 
 import glob
+import hashlib
 import json
 import os
 import re
@@ -39,6 +40,7 @@ _OTHERS = (
     # torch's oldest format is a tar file that starts with one of these members
     (rb"(?!(?:storages|tensors|pickle)\0)[^\0]{1,100}.{157,256}ustar", f"is a tar archive; {_UNPACK}"),
 )
+_CHECKSUM = "sha256"  # in the JSON beside a file: the checksum of that file
 _MOST_UNKNOWN = 32  # classes in one pickle that are replaced by records
 
 
@@ -115,7 +117,7 @@ def write(path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) 
     Args:
       path: ends in .safetensors, .pth or .pt. A .pth is the state dict alone, for `load_state_dict`.
       state: numpy arrays by name.
-      meta: JSON values: in the metadata of a .safetensors, or in `<path>.json` beside a .pth.
+      meta: JSON values: in the metadata of a .safetensors, or in `<path>.json` beside a .pth, with the .pth's checksum.
 
     Raises:
       ConversionError: for another suffix, if torch is needed and missing, if the file cannot be written, or if it reads
@@ -134,7 +136,7 @@ def write(path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) 
             if again.keys() != state.keys() or not all(np.array_equal(as_numpy(again[n]), state[n]) for n in state):
                 raise ConversionError(f"{path}: reading it back gave other values; nothing was kept. Check the disk.")
         if path.suffix != ".safetensors" and meta:
-            disk.write_atomically(_beside(path), json.dumps(dict(meta), indent=2) + "\n")
+            disk.write_atomically(_beside(path), json.dumps({**meta, _CHECKSUM: _sha256(path)}, indent=2) + "\n")
     except UserError:
         raise
     except (OSError, RuntimeError, SafetensorError) as error:  # torch raises RuntimeError if it cannot create a file
@@ -154,6 +156,28 @@ def _write(path: Path, state: Mapping[str, np.ndarray], meta: Mapping[str, Any])
 
 def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _described(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """What the JSON beside a file says; if the file has changed since then, a note, and numbers as class names."""
+    meta = _json(_text(_beside(path)), {})
+    if not isinstance(meta, dict):
+        return {}, []
+    checksum = meta.pop(_CHECKSUM, None)  # earlier versions wrote none
+    if checksum is None or checksum == _sha256(path):
+        return meta, []
+    names = meta.pop("class_names", None)
+    if "config" in meta and isinstance(names, list):  # the network has as many classes
+        meta["class_names"] = [f"class_{k}" for k in range(len(names))]
+    return meta, [
+        f"the weights have changed since {_beside(path).name} was written: its description is used, but for the class "
+        "names; remove it if they are of another network"
+    ]
 
 
 def as_numpy(value: Any) -> np.ndarray:
@@ -250,7 +274,8 @@ def _read_torch(path: Path) -> Content:
             not_read = f"; not read: {', '.join(others)}" if others else ""
             notes.append(f"the weights are {states[0]!r} of the file{average}{not_read}")
     elif _is_state(content):
-        state, meta = content, _json(_text(_beside(path)), {})
+        state, (meta, more) = content, _described(path)
+        notes += more
     elif unknown:
         raise _refusal(path, unknown[-1])
     else:
@@ -270,7 +295,7 @@ def _read_torch(path: Path) -> Content:
     for name, value in tensors.items():  # a tensor may claim that it repeats one number endlessly
         if value.numel() * value.element_size() > size:
             raise ConversionError(f"{path}: {name} claims {value.numel()} values, more than the file can hold")
-    return Content(tensors, meta if isinstance(meta, dict) else {}, tuple(notes))
+    return Content(tensors, meta, tuple(notes))
 
 
 _READERS = {

@@ -157,7 +157,10 @@ def convert(weights: Weights, name: str | None = None, source: str | None = None
         model = nnx.eval_shape(
             lambda: build_model(cfg, num_classes=count, num_frames=frames, crop_size=size, rngs=nnx.Rngs(0))
         )
-        found, origin = fit(arrays, model), "an export of r23d_jax, names of "
+        try:
+            found, origin = fit(arrays, model), "an export of r23d_jax, names of "
+        except ConversionError as error:
+            raise ConversionError("\n".join((str(error), *notes))) from None
     else:
         found, origin = find(arrays, name, source), ""
         cfg, preprocessing, views = _config(found), _preprocessing(found), EvalConfig()

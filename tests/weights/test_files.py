@@ -3,6 +3,7 @@
 import argparse
 import bz2
 import gzip
+import hashlib
 import io
 import json
 import tarfile
@@ -16,8 +17,9 @@ import pytest
 from safetensors.numpy import save_file
 
 import r23d_jax
+from r23d_jax.config import DataConfig, EvalConfig, HeadConfig, ModelConfig, preprocessing
 from r23d_jax.weights import files
-from r23d_jax.weights.state_dicts import to_arrays
+from r23d_jax.weights.state_dicts import convert, describe, to_arrays
 from r23d_jax.weights.tables import ConversionError
 from tests.weights.random_networks import trained
 
@@ -176,4 +178,35 @@ def test_a_written_pth_is_a_bare_state_dict_with_its_description_beside_it(tmp_p
     path = tmp_path / "a.pth"
     files.write(path, {"weight": np.ones((1, 2), np.float32), "bias": np.zeros(1, np.float32)}, {"class_names": ["a"]})
     torch.nn.Linear(2, 1).load_state_dict(torch.load(path))
-    assert files.read(path).meta == {"class_names": ["a"]} == json.loads((tmp_path / "a.pth.json").read_text())
+    written = json.loads((tmp_path / "a.pth.json").read_text())
+    assert written.pop("sha256") == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert files.read(path).meta == {"class_names": ["a"]} == written
+
+
+@pytest.mark.parity
+def test_a_description_that_was_not_written_for_these_weights(
+    state: dict[str, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install -r requirements-torch.txt")
+    path, beside = tmp_path / "a.pth", tmp_path / "a.pth.json"
+    model = ModelConfig(family="r3d", depth=18, widths=(4, 6, 8, 8), head=HeadConfig(kind="avgpool"))
+    files.write(path, state, describe(trained("r3d_10"), model, "abcdefg", preprocessing(DataConfig()), EvalConfig()))
+    assert convert(path).class_names == tuple("abcdefg") and convert(path).notes == ()
+    tensors = {name: torch.tensor(value) for name, value in state.items()}
+    torch.save({**tensors, "fc.bias": torch.ones(7)}, path)
+    found = convert(path)
+    assert found.config == model and found.class_names == tuple(f"class_{k}" for k in range(7))
+    note = "the weights have changed since a.pth.json was written: its description is used, but for the class names"
+    assert [line.partition(";")[0] for line in found.notes] == [note]
+    assert r23d_jax.load_model(path).class_names == found.class_names
+    assert f"{path}: {note}" in capsys.readouterr().err
+    torch.save({**tensors, "fc.bias": torch.ones(9)}, path)
+    with pytest.raises(ConversionError, match=rf"(?s)do not fit.*{note}; remove it if they are of another network"):
+        convert(path)
+    meta = json.loads(beside.read_text())
+    del meta["config"], meta["format"]
+    beside.write_text(json.dumps(meta))
+    assert "class_names" not in files.read(path).meta
+    del meta["sha256"]  # of an earlier version
+    beside.write_text(json.dumps(meta))
+    assert files.read(path).meta["class_names"] == list("abcdefg") and files.read(path).notes == ()
