@@ -25,7 +25,7 @@ from r23d_jax.models.registry import model_name
 from r23d_jax.runtime import parallel
 from r23d_jax.runtime.mirror import weights_at
 from r23d_jax.weights.compare import differences, listed
-from r23d_jax.weights.inflate import inflate, sees_only_motion
+from r23d_jax.weights.inflate import inflate_parts, sees_only_motion
 from r23d_jax.weights.pretrained import pretrained_name
 from r23d_jax.weights.state_dicts import Converted
 from r23d_jax.weights.tables import part_of
@@ -97,12 +97,14 @@ def warm_start(
 
     def inflated(arrays: dict[str, np.ndarray]) -> Converted:
         random = initialize(lambda: create_configured_model(cfg, num_classes))
-        model = inflate(arrays, random, cfg.inflate, cfg.init_skip)
+        model, parts = inflate_parts(arrays, random, cfg.inflate, cfg.init_skip)
         pre, origin = config.preprocessing(cfg.data), f"an image network, inflated ({cfg.inflate})"
-        notes = ["only what fits is taken of its head"]
+        notes, head, classes = ["only what fits is taken of its head"], cfg.model.head, num_classes
+        if "head" not in parts:  # random values are not the image network's
+            model.head, head, classes = nnx.Module(), HeadConfig(kind="none"), 0
         if sees_only_motion(random) and cfg.inflate != "center":
             notes.append("its stem is inflated by center: kernels that are the same at all times would see no motion")
-        return Converted(model, cfg.model, num_classes, "", (), pre, tuple(notes), origin)
+        return Converted(model, dataclasses.replace(cfg.model, head=head), classes, "", (), pre, tuple(notes), origin)
 
     source = read_network(path, inflated, log=log)
     log(f"init: {source.origin}: {source.name}, {source.config.head.kind} head, {source.num_classes} classes")

@@ -59,6 +59,13 @@ def inflate(weights: Weights, model: VideoNetwork, how: str = "repeat", skip: tu
     Raises:
       ConversionError: if these are not such weights, or do not fit; lists every name.
     """
+    return inflate_parts(weights, model, how, skip)[0]
+
+
+def inflate_parts(
+    weights: Weights, model: VideoNetwork, how: str = "repeat", skip: tuple[str, ...] = ()
+) -> tuple[VideoNetwork, set[str]]:
+    """`inflate`, and the parts that have values of the image network: "stem", "stage1" .. "stage4", perhaps "head"."""
     if how not in INFLATIONS:
         raise ConversionError(f"inflate={how!r}: unknown; {nearest(how, INFLATIONS)}")
     arrays = unwrapped(read_arrays(weights).arrays, _IMAGE_NETWORKS)
@@ -91,7 +98,8 @@ def inflate(weights: Weights, model: VideoNetwork, how: str = "repeat", skip: tu
         here = "center" if keys[0] == "stem" and sees_only_motion(model) else how
         return jnp.asarray(_inflated(keys, arrays[names[keys]], leaf, here, layout))
 
-    return network.build(jax.tree.map_with_path(value, params), jax.tree.map_with_path(value, batch_stats))
+    filled = network.build(jax.tree.map_with_path(value, params), jax.tree.map_with_path(value, batch_stats))
+    return filled, {part_of(path) for path in names}
 
 
 def sees_only_motion(model: VideoNetwork) -> bool:

@@ -230,10 +230,27 @@ def test_an_image_network_is_inflated(tmp_path: Path) -> None:
     np.testing.assert_array_equal(warm.params["stem"]["conv"]["kernel"], model.stem.conv.kernel[...])
     assert same(warm.params["stages"]["2"], fresh.params["stages"]["2"])
     assert any("an image network, inflated (repeat)" in line for line in said)
+    np.testing.assert_array_equal(warm.params["head"]["classifier"]["bias"], model.head.classifier.bias[...])
+    assert not any("the head starts random" in line for line in said)
     cfg.model.stem = "motion"
     _, warm, said = started(cfg)
     assert np.ptp(warm.params["stem"]["conv"]["kernel"], axis=0).max() > 0
     assert any("its stem is inflated by center: kernels that are the same at all times" in line for line in said)
+
+
+def test_a_head_that_no_image_network_has_is_not_counted_as_loaded(tmp_path: Path) -> None:
+    cfg = tiny_config("f_r2d", "vit")
+    model: Any = trained("f_r2d_10", widths=cfg.model.widths, num_classes=NUM_CLASSES)
+    cfg.init_from = str(tmp_path / "resnet.safetensors")
+    files.write(Path(cfg.init_from), as_image_network(to_arrays(model)), {})
+    fresh, warm, said = started(cfg)
+    assert same(warm.params["head"], fresh.params["head"])
+    assert "init: the head starts random: the weights have none" in said
+    everything, head = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for tree in ((warm.params, warm.batch_stats), warm.params["head"])
+    )
+    assert said[-1] == f"init: {everything - head:,} of {everything:,} values from {cfg.init_from}"
 
 
 def test_other_networks_are_refused_with_what_differs(tmp_path: Path) -> None:
