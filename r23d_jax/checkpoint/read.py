@@ -26,6 +26,8 @@ def read_network(
 ) -> Converted:
     """The network in a run's folder, a checkpoint, a saved folder, a file of weights of any kind, or under a name.
 
+    It computes in float32, also if its run was trained in bfloat16.
+
     Args:
       path: of the folder or file; or a name, as `pretrained_name` takes it.
       inflated: makes a video network from the weights of an image network.
@@ -43,7 +45,7 @@ def read_network(
             raise UserError(f"{path} is {found.name}, not {name}")
         return found
     if path.is_dir():
-        loaded = load_checkpoint(path, log=log)
+        loaded = load_checkpoint(path, log=log, compute_dtype="float32")  # as networks in files
         if name not in (None, loaded.name):
             raise UserError(f"{loaded.path} is {loaded.name}, not {name}")
         chosen = f", {loaded.chosen}" if loaded.chosen else ""

@@ -78,8 +78,12 @@ def test_a_training_in_bfloat16_is_exported_in_float32(tmp_path: Path, capsys: p
     meta = {"config": dataclasses.asdict(cfg), "class_names": ["a", "b", "c"]}
     checkpoints.save(start(cfg)[0], {**meta, "preprocessing": dataclasses.asdict(config.preprocessing(cfg.data))})
     checkpoints.close()
-    for name, more in (("net.pth", ["--definition"]), ("net.stablehlo", [])):
-        assert main(["export", "--workdir", str(tmp_path / "run"), "--to", str(tmp_path / name), *more]) == 0
+    for command, read, name, more in (
+        ("export", "--workdir", "net.pth", ["--definition"]),
+        ("export", "--workdir", "net.stablehlo", []),
+        ("convert", "--from", "converted.pth", ["--definition"]),
+    ):
+        assert main([command, read, str(tmp_path / "run"), "--to", str(tmp_path / name), *more]) == 0
         error = capsys.readouterr().out.partition("the same values within ")[2].split()[0]
         assert float(error) < 1e-4
 
