@@ -179,7 +179,8 @@ def write(
         return {"to": str(to), "error": error}
 
     from r23d_jax.weights import files
-    from r23d_jax.weights.sources import SOURCES, differs_from_own_class, source_of
+    from r23d_jax.weights.matching import differs_from_class
+    from r23d_jax.weights.sources import SOURCES, source_of
 
     state = to_arrays(model, names)
     files.write(to, state, meta)
@@ -188,8 +189,12 @@ def write(
     title = SOURCES[source].title
     where = "the file's metadata" if to.suffix == ".safetensors" else f"{to.name}.json"
     print(f"         names of {title}; BN epsilon {model.spec.bn_epsilon:g}; input (B, C, T, H, W)")
-    if unlike := differs_from_own_class(model, source):
+    other, unlike = differs_from_class(model, source)
+    if unlike:
         some = ", ".join(f"{name} is {here!r}, not {there!r}" for name, (here, there) in unlike.items())
-        print(f"WARNING  a class of {title} may load it, and computes something else: {some}. Use --definition")
+        print(
+            f"WARNING  a class of {SOURCES[other].title} may load it, and computes something else: {some}. Use "
+            "--definition"
+        )
     print(f"         class names, mean and std, and the clips of an evaluation are in {where}")
     return {"to": str(to), "error": 0.0, "tensors": len(state)}

@@ -1,4 +1,4 @@
-"""Finds the code base and the network of a set of weights from names and shapes alone."""
+"""Finds the code base and the network of a set of weights, and a class that may load them, from names and shapes."""
 
 import dataclasses
 import functools
@@ -25,6 +25,9 @@ _IGNORED = (
     (r"(criterion|loss|loss_fn)\..*", "part of the loss"),
     (r"n_averaged", "the count of averaged states"),
 )
+
+# Fields of a backbone that are arguments of its class, or do nothing in evaluation
+_NOT_COMPARED = ("layers", "widths", "block_dropout", "stochastic_depth", "bn_momentum")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +116,50 @@ def table_of(model: VideoNetwork, source: str) -> Table:
         except ConversionError as error:
             reason = f": {error}"
     raise ConversionError(f"{SOURCES[source].title} has no names for this network{reason}")
+
+
+def differs_from_class(model: VideoNetwork, source: str) -> tuple[str, dict[str, tuple[Any, Any]]]:
+    """The fields, but for depth and widths, in which a network is not what a class computes that may load its values.
+
+    Args:
+      source: under whose names they are. A code base has a class for them. This project has none, but its names are
+        torchvision's, so that a class of another code base may load them.
+
+    Returns:
+      The code base of the class, and by name (the network's, that of the most similar network of the class); ("", {})
+      if they agree, or no class loads the values.
+    """
+    keys, table = [source], None
+    if source == "r23d_jax":
+        keys, table = [key for key in SOURCES if key != source], table_of(model, source)
+    unlike = []
+    for key in keys:
+        for candidate in SOURCES[key].candidates:
+            spec = model_spec(candidate.name).vary(dict(candidate.fields))
+            kin = type(spec) is type(model.spec) and spec.bottleneck == model.spec.bottleneck
+            if kin and (table is None or (candidate.layout is table.layout and _takes(spec, model, table))):
+                changes = model.spec.changes(spec).items()
+                unlike.append((key, {name: pair for name, pair in changes if name not in _NOT_COMPARED}))
+    key, fields = min(unlike, key=lambda item: len(item[1]), default=("", {}))
+    return (key, fields) if fields else ("", {})
+
+
+def _takes(spec: Any, model: VideoNetwork, table: Table) -> bool:
+    """Whether a backbone, in the depth and widths of a network, with an average pool has the names of its table."""
+    if any(entry.path[0] == "head" and entry.path[1] != "classifier" for entry in table.entries):
+        return False
+    spec = dataclasses.replace(spec, **{name: getattr(model.spec, name) for name in ("layers", "widths")})
+    like = nnx.eval_shape(
+        lambda: spec.build(
+            model.head,
+            in_channels=model.in_channels,
+            num_frames=model.num_frames,
+            dtype=np.float32,
+            remat=False,
+            rngs=nnx.Rngs(0),
+        )
+    )
+    return make_table(like, table.layout).shapes == table.shapes
 
 
 def _known(source: str) -> Source:

@@ -216,23 +216,6 @@ def source_of(model: VideoNetwork) -> str:
     return next((key for key, source in SOURCES.items() if model.spec.family in source.own), "r23d_jax")
 
 
-def differs_from_own_class(model: VideoNetwork, source: str) -> dict[str, tuple[Any, Any]]:
-    """The fields, but for depth and widths, in which a network is not what the class of a source computes.
-
-    Such a class may still load the values, because they have the same names and shapes.
-
-    Returns:
-      By name, (the network's, that of the most similar network of the source); {} if they agree, and for this project.
-    """
-    known = [model_spec(candidate.name).vary(dict(candidate.fields)) for candidate in SOURCES[source].candidates]
-    kin = [spec for spec in known if type(spec) is type(model.spec) and spec.bottleneck == model.spec.bottleneck]
-    if source == "r23d_jax" or not kin:
-        return {}
-    ignored = ("layers", "widths", "block_dropout", "stochastic_depth", "bn_momentum")
-    changes = ({k: v for k, v in model.spec.changes(spec).items() if k not in ignored} for spec in kin)
-    return min(changes, key=len)
-
-
 def definition_source(model: VideoNetwork) -> str:
     """The source whose names the torch definition has for a network."""
     source = source_of(model)

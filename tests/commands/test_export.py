@@ -14,9 +14,11 @@ import r23d_jax
 from r23d_jax import config
 from r23d_jax.__main__ import main
 from r23d_jax.checkpoint.checkpoint import Checkpoints
+from r23d_jax.commands import export
 from r23d_jax.evaluation.trained import load_model
 from r23d_jax.models.functional import split_model
 from tests.training.tiny import start, tiny_config
+from tests.weights.random_networks import trained
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,16 @@ def test_wrong_places(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert main(["export", "--workdir", str(workdir), "--to", str(to), *more]) == 2
         assert message in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_class_that_would_compute_something_else_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = tiny_config("r3d")
+    cfg.model.stem_pool = "2d"
+    model = trained("r3d_10", widths=cfg.model.widths, stem_pool="2d")
+    pre = config.preprocessing(cfg.data)
+    export.write(tmp_path / "a.safetensors", model, cfg.model, tuple("abcdefg"), pre, cfg.eval)
+    warning = "a class of torchvision may load it, and computes something else: stem_pool is '2d', not 'none'. Use"
+    assert f"WARNING  {warning} --definition" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_no_saved_model_is_not_replaced(
