@@ -364,7 +364,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], fake: t
         assert main([*args, "--only", "b"]) == 3
     assert "0 of 1 trainings are done: " in capsys.readouterr().out
     assert main([*args, "--only", "zzz"]) == 2
-    assert "no cell's name contains it" in capsys.readouterr().err
+    assert "no training's name contains it" in capsys.readouterr().err
     assert main(["study", "--config=configs/studdy.py", "--workdir=x"]) == 2
     assert "no such file" in capsys.readouterr().err
     assert main(["study", "--config=configs/r23d.py", "--workdir=x"]) == 2
