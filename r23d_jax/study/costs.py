@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from pathlib import Path
 
-from r23d_jax.config import DataConfig, ModelConfig, UserError, from_json, to_json
+from r23d_jax.config import Config, DataConfig, ModelConfig, UserError, from_json, to_json
 from r23d_jax.study.grid import Cell
 
 # Multiply-adds per second, half the measured operations (docs/performance.md, docs/results.md), for a first estimate
@@ -40,12 +40,9 @@ def cost_of(cell: Cell) -> Cost:
     return Cost(parameters, macs / 1e9, clips)
 
 
-def parameters_of(cell: Cell, num_classes: int) -> int:
-    """The number of parameters of a cell's network, or of both, for so many classes."""
-    if cell.streams:
-        return sum(parameters_of(stream, num_classes) for stream in cell.streams)
-    data = cell.config.data
-    return _count(to_json(cell.config.model), data.num_frames, data.crop_size, num_classes)[0]
+def parameters_of(cfg: Config, num_classes: int) -> int:
+    """The number of parameters of a config's network for so many classes."""
+    return _count(to_json(cfg.model), cfg.data.num_frames, cfg.data.crop_size, num_classes)[0]
 
 
 def gpu_hours(cell: Cell) -> float | None:

@@ -100,13 +100,20 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
 
 def _changed(cell: Cell, folder: Path) -> str:
     """The fields that a finished cell was run with and that the study has otherwise now; "" if none."""
-    try:
-        before = config.flat(dataclasses.asdict(config.from_json((folder / CELL).read_text(encoding="utf-8"))))
-    except (OSError, ValueError):  # damaged, or of another version
+    cfg = _run_with(folder)
+    if cfg is None:
         return ""
-    now = config.flat(dataclasses.asdict(cell.config))
+    before, now = (config.flat(dataclasses.asdict(each)) for each in (cfg, cell.config))
     names = [name for name, value in now.items() if before[name] != value and not name.startswith(WITHOUT_EFFECT)]
     return ", ".join(f"config.{name}={before[name]!r}, is {now[name]!r} now" for name in names)
+
+
+def _run_with(folder: Path) -> Config | None:
+    """The config that the cell in a folder was run with; None if it is damaged, or of another version."""
+    try:
+        return config.from_json((folder / CELL).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _run_cell(cell: Cell, folder: Path, seconds_before: float, lock: int) -> Outcome:
@@ -132,14 +139,24 @@ def _run_cell(cell: Cell, folder: Path, seconds_before: float, lock: int) -> Out
 
 
 def recount(cell: Cell, folder: Path, outcome: Outcome) -> Outcome:
-    """Corrects the number of parameters once the classes are known; earlier versions took those of UCF101."""
+    """Corrects the number of parameters once the classes are known; earlier versions took those of UCF101.
+
+    It is that of the network that was trained, whatever the study says by now.
+    """
     if outcome.status != "done":
         return outcome
-    parameters = parameters_of(cell, len(outcome.per_class))
-    if outcome.parameters != parameters:
-        outcome = dataclasses.replace(outcome, parameters=parameters)
-        _write(folder, outcome)
-    return outcome
+    counted = outcome
+    if cell.streams:
+        found = [read_outcome(folder.parent / stream.name) for stream in cell.streams]
+        streams = [stream for stream in found if stream is not None and stream.status == "done"]
+        if len(streams) == len(found):
+            parameters, gmacs = sum(stream.parameters for stream in streams), sum(stream.gmacs for stream in streams)
+            counted = dataclasses.replace(outcome, parameters=parameters, gmacs=gmacs)
+    elif (cfg := _run_with(folder)) is not None:
+        counted = dataclasses.replace(outcome, parameters=parameters_of(cfg, len(outcome.per_class)))
+    if counted != outcome:
+        _write(folder, counted)
+    return counted
 
 
 def keep_outcome(folder: Path, status: int, seconds: float, cost: Cost) -> Outcome:

@@ -21,7 +21,7 @@ from r23d_jax.evaluation import report
 from r23d_jax.runtime import disk
 from r23d_jax.runtime.progress import format_seconds
 from r23d_jax.study import run as runner
-from r23d_jax.study.costs import CORE_RATE, GPU_RATE, cost_of
+from r23d_jax.study.costs import CORE_RATE, GPU_RATE, cost_of, parameters_of
 from r23d_jax.study.grid import File, Study, cells, shard, with_settings
 from r23d_jax.study.groups import gather
 from r23d_jax.study.results import write_results
@@ -177,6 +177,14 @@ class FakeProcess:
         return 0
 
 
+BOTH = {"fusion.first": "rgb", "fusion.second": "diff"}
+STREAMS = {
+    "rgb": {},
+    "flow": {"data.root": "frames.flow"},
+    "both": {"fusion.first": "rgb", "fusion.second": "flow"},
+}
+
+
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeProcess]:
     FakeProcess.calls = []
@@ -229,6 +237,23 @@ def test_a_finished_cell_with_other_settings_is_said(fake: type[FakeProcess], tm
     assert len(said) == 3  # only of the other one this time
 
 
+def test_parameters_are_those_of_the_network_that_was_trained(fake: type[FakeProcess], tmp_path: Path) -> None:
+    """Also where the study's network is another by now, and in a sum with a stream that was trained before."""
+    fake.accuracy = staticmethod(lambda name: 0.5)
+    described = study(input={"rgb": {}, "diff": {"data.input": "rgb_diff"}} | {"both": BOTH}, seed={"0": {"seed": 0}})
+    grid = cells(described)
+    runner.run_cells(grid[:2], tmp_path, lambda line: None)
+    trained = runner.read_outcome(tmp_path / "rgb_seed0")
+    assert trained is not None and trained.parameters == parameters_of(grid[0].config, 2)
+    old = json.loads((tmp_path / "rgb_seed0" / runner.OUTCOME).read_text()) | {"parameters": 123}
+    (tmp_path / "rgb_seed0" / runner.OUTCOME).write_text(json.dumps(old))  # of an earlier version
+    described.base.model.widths = (8, 8, 8, 8)
+    runner.run_cells(cells(described), tmp_path, lambda line: None)
+    assert runner.read_outcome(tmp_path / "rgb_seed0") == trained
+    both = runner.read_outcome(tmp_path / "both_seed0")
+    assert both is not None and (both.parameters, both.gmacs) == (2 * trained.parameters, 2 * trained.gmacs)
+
+
 def test_the_time_of_a_stopped_cell_counts(
     fake: type[FakeProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,13 +279,6 @@ def test_the_time_of_a_stopped_cell_counts(
     assert runner.run_cells([cell], tmp_path, lambda line: None) == (1, 0)
     done = runner.read_outcome(tmp_path / cell.name)
     assert done is not None and (done.status, done.seconds) == ("done", 300.0)
-
-
-STREAMS = {
-    "rgb": {},
-    "flow": {"data.root": "frames.flow"},
-    "both": {"fusion.first": "rgb", "fusion.second": "flow"},
-}
 
 
 def test_two_streams_are_added_when_both_are_done(
