@@ -11,7 +11,7 @@ from typing import Any
 
 from r23d_jax import config
 from r23d_jax.config import Config
-from r23d_jax.runtime import disk
+from r23d_jax.runtime import disk, mirror
 from r23d_jax.runtime.disk import write_atomically
 from r23d_jax.runtime.progress import format_seconds
 from r23d_jax.study.costs import Cost, cost_of, parameters_of
@@ -56,9 +56,9 @@ def is_done(folder: Path) -> bool:
 def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = print) -> tuple[int, int]:
     """Runs the cells that are not done, in order. A failed cell does not stop the rest, and is tried again next time.
 
-    A stopped cell resumes from its checkpoint. A cell whose files are missing is left out, and so is a sum of two
-    streams that are not done. A cell that another process is working on is skipped. Ctrl-C stops the
-    study and the running cell, which saves its state.
+    A stopped cell resumes from its checkpoint, unless it was begun with other settings: then it is left out. So is a
+    cell whose files are missing, and a sum of two streams that are not done. A cell that another process is working on
+    is skipped. Ctrl-C stops the study and the running cell, which saves its state.
 
     Args:
       cells: each gets the folder `workdir/<name>`.
@@ -70,11 +70,15 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
     for number, cell in enumerate(cells, start=1):
         folder = workdir / cell.name
         before = read_outcome(folder)
-        if before is not None and before.status == "done":
+        finished = before is not None and before.status == "done"
+        if finished:
             done += 1
             recount(cell, folder, before)
-            if changed := _changed(cell, folder):
-                log(f"{cell.name}: done with other settings ({changed}); delete {folder} to run it again")
+        if (finished or mirror.steps_of(folder)) and (changed := _changed(cell, folder)):
+            how = "done" if finished else "begun"
+            log(f"{cell.name}: {how} with other settings ({changed}); delete {folder} to run it again")
+            continue
+        if finished:
             continue
         log(f"[{number}/{len(cells)}] {cell.name}")
         waits = [*cell.needs.values()] or [stream.name for stream in cell.streams if not is_done(workdir / stream.name)]
@@ -99,7 +103,7 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
 
 
 def _changed(cell: Cell, folder: Path) -> str:
-    """The fields that a finished cell was run with and that the study has otherwise now; "" if none."""
+    """The fields that a cell was run with and that the study has otherwise now; "" if none."""
     cfg = _run_with(folder)
     if cfg is None:
         return ""

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -235,6 +236,41 @@ def test_a_finished_cell_with_other_settings_is_said(fake: type[FakeProcess], tm
     (tmp_path / "R2+1D_seed0" / runner.CELL).write_bytes(b"\xff damaged")
     runner.run_cells(cells(now), tmp_path, said.append)
     assert len(said) == 3  # only of the other one this time
+
+
+@pytest.mark.parametrize("how", ["stopped", "failed", "killed"])
+def test_a_cell_is_not_continued_with_other_settings(fake: type[FakeProcess], tmp_path: Path, how: str) -> None:
+    """Its result would be neither that of the old settings nor that of the new ones."""
+    described = study(seed={"0": {"seed": 0}})
+    (cell,) = cells(described)
+    folder = tmp_path / cell.name
+    folder.mkdir()
+    (folder / runner.CELL).write_text(to_json(cell.config))
+    if how != "killed":
+        (folder / runner.OUTCOME).write_text(json.dumps(dataclasses.asdict(runner.Outcome(how, 1.0, {}, {}, 1, 1.0))))
+    fake.accuracy = staticmethod(lambda name: 0.5)
+    (folder / "checkpoints" / "20").mkdir(parents=True)
+    (folder / "checkpoints" / "20" / "state").touch()
+    described.base.optimizer.learning_rate, said = 0.5, []
+    assert runner.run_cells(cells(described), tmp_path, said.append) == (0, 0) and not fake.calls
+    rate = cell.config.optimizer.learning_rate
+    assert said == [
+        f"seed0: begun with other settings (config.optimizer.learning_rate={rate!r}, is 0.5 now); delete {folder} to "
+        "run it again"
+    ]
+    assert (folder / runner.CELL).read_text() == to_json(cell.config)
+    assert runner.run_cells([cell], tmp_path, said.append) == (1, 0)  # with its own settings, it goes on
+    shutil.rmtree(folder)
+    assert runner.run_cells(cells(described), tmp_path, said.append) == (1, 0) and len(fake.calls) == 2
+
+
+def test_a_cell_without_checkpoints_starts_with_the_settings_of_now(fake: type[FakeProcess], tmp_path: Path) -> None:
+    described = study(seed={"0": {"seed": 0}})
+    fake.accuracy = staticmethod(lambda name: None)
+    assert runner.run_cells(cells(described), tmp_path, lambda line: None) == (0, 1)
+    described.base.optimizer.learning_rate = 0.5
+    fake.accuracy = staticmethod(lambda name: 0.5)
+    assert runner.run_cells(cells(described), tmp_path, lambda line: None) == (1, 0)
 
 
 def test_parameters_are_those_of_the_network_that_was_trained(fake: type[FakeProcess], tmp_path: Path) -> None:
