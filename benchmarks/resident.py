@@ -51,7 +51,7 @@ from r23d_jax.runtime.progress import Progress, format_seconds
 from r23d_jax.study.costs import cost_of
 from r23d_jax.study.grid import Cell, cells, load_study, with_settings
 from r23d_jax.study.results import write_results
-from r23d_jax.study.run import CELL, LOCK, is_done, keep_outcome, recount
+from r23d_jax.study.run import CELL, LOCK, evaluations, is_done, keep_outcome, recount
 from r23d_jax.training.optimizer import count_steps, make_optimizer
 from r23d_jax.training.step import make_update
 from r23d_jax.training.warm_start import check_source, warm_start
@@ -85,7 +85,7 @@ def run(study_file: str, workdir: Path, only: str, settings: list[str], minutes:
     path, _, arg = study_file.partition(":")
     study = with_settings(load_study(path, arg), settings)
     grid = cells(study)
-    wanted = [cell for cell in grid if only in cell.name and not is_done(workdir / cell.name)]
+    wanted = [cell for cell in grid if only in cell.name and not is_done(cell, workdir)]
     left_out = {cell.name: problem for cell in wanted if (problem := _problem(cell, workdir))}
     if wanted and len(left_out) == len(wanted):
         more = f" (and {len(wanted) - 1} more)" if len(wanted) > 1 else ""
@@ -98,10 +98,10 @@ def run(study_file: str, workdir: Path, only: str, settings: list[str], minutes:
     for cell in wanted:
         if cell.streams:
             print(cell.name, flush=True)
-            failed += _attempt(workdir / cell.name, functools.partial(_add_streams, cell, workdir)) is None
+            failed += _attempt(cell, workdir, functools.partial(_add_streams, cell, workdir)) is None
     workdir.mkdir(parents=True, exist_ok=True)
     page = write_results(study, grid, workdir, print)
-    done = sum(is_done(workdir / cell.name) for cell in wanted)
+    done = sum(is_done(cell, workdir) for cell in wanted)
     counts = {"done": done, "failed": failed, "left": len(wanted) - done - failed, "left out": len(left_out)}
     print(f"{', '.join(f'{count} {what}' for what, count in counts.items() if count) or 'nothing to do'}: {page}")
     return min(failed, 1)
@@ -131,20 +131,20 @@ def _train_all(trainings: list[Cell], grid: list[Cell], workdir: Path, deadline:
                 f"{store.count:,} frames, {store.nbytes / 2**30:.2f} GiB on {jax.devices()[0].device_kind}", flush=True
             )
         print(f"[{number}/{len(trainings)}] {cell.name}", flush=True)
-        folder = workdir / cell.name
-        work = functools.partial(_run_cell, cell, folder, store, *sides[cell.name], num_steps[_length(cell)])
-        seconds = _attempt(folder, work)
+        work = functools.partial(_run_cell, cell, workdir, store, *sides[cell.name], num_steps[_length(cell)])
+        seconds = _attempt(cell, workdir, work)
         failed += seconds is None
         took = seconds or took
     return failed
 
 
-def _attempt(folder: Path, work: Callable[[], float]) -> float | None:
+def _attempt(cell: Cell, workdir: Path, work: Callable[[], float]) -> float | None:
     """Does the work of a cell unless another process does or did it; returns its seconds, and None if it failed."""
+    folder = workdir / cell.name
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with disk.hold(folder, LOCK, log=print):
-            if not is_done(folder):
+            if not is_done(cell, workdir):
                 return work()
             print("    another process has done it", flush=True)
     except disk.InUse as error:
@@ -156,35 +156,37 @@ def _attempt(folder: Path, work: Callable[[], float]) -> float | None:
 
 
 def _run_cell(
-    cell: Cell, folder: Path, store: "FrameStore", train: VideoIndex, test: VideoIndex, num_steps: int
+    cell: Cell, workdir: Path, store: "FrameStore", train: VideoIndex, test: VideoIndex, num_steps: int
 ) -> float:
     """Trains a cell and writes its files; returns the seconds that it took."""
     started = time.monotonic()
     result = _train(cell.config, store, train, test, num_steps)
-    return _keep(cell, folder, result, time.monotonic() - started)
+    return _keep(cell, workdir, result, time.monotonic() - started, [])
 
 
 def _add_streams(cell: Cell, workdir: Path) -> float:
     """Adds the scores of two trainings, if both are done; returns the seconds that it took."""
     started, fusion = time.monotonic(), cell.config.fusion
-    waits = [stream.name for stream in cell.streams if not is_done(workdir / stream.name)]
+    waits = [stream.name for stream in cell.streams if not is_done(stream, workdir)]
     if waits:
         print(f"    waits for {' and '.join(waits)}", flush=True)
         return 0.0
+    made_of = evaluations(cell, workdir)
     first, second = (load_evaluation(workdir / stream.name) for stream in cell.streams)
     if first is None or second is None:
         missing = cell.streams[0 if first is None else 1].name
         raise UserError(f"{workdir / missing}: has no evaluation.json and evaluation.npz; run it again")
     weight = 0.5 if fusion.choice == "sum" else fusion.weight
     result = fuse(first, second, weight, fusion.scores)
-    return _keep(cell, workdir / cell.name, result, time.monotonic() - started)
+    return _keep(cell, workdir, result, time.monotonic() - started, made_of)
 
 
-def _keep(cell: Cell, folder: Path, result: EvalResult, took: float) -> float:
+def _keep(cell: Cell, workdir: Path, result: EvalResult, took: float, made_of: list[list[str]]) -> float:
     """Writes the files of a cell that took these seconds, and returns them."""
+    folder = workdir / cell.name
     write_atomically(folder / CELL, config.to_json(cell.config) + "\n")
     save_evaluation(result, folder)
-    recount(cell, folder, keep_outcome(folder, 0, took, cost_of(cell)))
+    recount(cell, folder, keep_outcome(folder, 0, took, cost_of(cell), made_of))
     print(f"    video top-1 {100 * result.metrics['val/top1_video']:.2f} % in {format_seconds(took)}", flush=True)
     return took
 

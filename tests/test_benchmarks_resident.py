@@ -167,9 +167,9 @@ def test_a_training_that_a_study_is_working_on_is_left_alone(
 ) -> None:
     trained = []
 
-    def run_cell(cell: Cell, folder: Path, *arguments: object) -> float:
+    def run_cell(cell: Cell, workdir: Path, *arguments: object) -> float:
         trained.append(cell.name)
-        with pytest.raises(disk.InUse), disk.hold(folder, LOCK):  # a study of the same folder is kept out, too
+        with pytest.raises(disk.InUse), disk.hold(workdir / cell.name, LOCK):  # a study of it is kept out, too
             pass
         if len(trained) == 1:  # meanwhile a study does another one
             other = tmp_path / "w" / "ViT_seed0"

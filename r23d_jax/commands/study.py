@@ -66,9 +66,9 @@ def show_grid(grid: list, workdir: Path) -> dict[str, Any]:
 
     from r23d_jax.runtime.progress import format_seconds
     from r23d_jax.study.costs import CORE_RATE, GPU_RATE, cost_of
-    from r23d_jax.study.run import read_outcome
+    from r23d_jax.study.run import outcome_of
 
-    rows = [(cell, cost_of(cell), read_outcome(workdir / cell.name)) for cell in grid]
+    rows = [(cell, cost_of(cell), outcome_of(cell, workdir)) for cell in grid]
     done = [(cost.pmacs, outcome.seconds) for _, cost, outcome in rows if outcome and outcome.status == "done"]
     worked, spent = sum(pmacs or 0 for pmacs, _ in done), sum(seconds for pmacs, seconds in done if pmacs)
     cores = os.cpu_count() or 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from r23d_jax.runtime.progress import printable
 from r23d_jax.study.grid import Cell
-from r23d_jax.study.run import Outcome, read_outcome
+from r23d_jax.study.run import Outcome, outcome_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ def gather(cells: list[Cell], workdir: Path) -> list[Group]:
     """The groups of a study in the order of the grid, with their outcomes so far."""
     groups: dict[tuple[str, ...], list[tuple[Cell, Outcome | None]]] = {}
     for cell in cells:
-        groups.setdefault(cell.group, []).append((cell, read_outcome(workdir / cell.name)))
+        groups.setdefault(cell.group, []).append((cell, outcome_of(cell, workdir)))
     return [
         Group(
             labels=labels,

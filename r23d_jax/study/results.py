@@ -15,7 +15,7 @@ from r23d_jax.study.costs import gpu_hours
 from r23d_jax.study.differences import Pair, Row
 from r23d_jax.study.grid import REPETITIONS, Cell, Study
 from r23d_jax.study.groups import Group, gather
-from r23d_jax.study.run import Outcome, read_outcome
+from r23d_jax.study.run import Outcome, outcome_of
 
 MARKDOWN, TABLE, PAIRS = "results.md", "results.csv", "differences.csv"
 USUAL = "test videos, checkpoint last"
@@ -74,7 +74,7 @@ def _csv(cells: list[Cell], workdir: Path) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*map(_cell, axes), "status", *METRICS, "parameters", "gmacs", "seconds", "device", "protocol"])
     for cell in cells:
-        outcome = read_outcome(workdir / cell.name)
+        outcome = outcome_of(cell, workdir)
         if outcome is None:
             writer.writerow([*map(_cell, cell.labels.values()), "waiting", *[""] * (len(METRICS) + 5)])
             continue

@@ -1,16 +1,18 @@
 """Runs the cells of a study one after another, each in a process of its own, and keeps their outcomes."""
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from r23d_jax import config
 from r23d_jax.config import Config
+from r23d_jax.evaluation.result import NPZ
 from r23d_jax.runtime import disk, mirror
 from r23d_jax.runtime.disk import write_atomically
 from r23d_jax.runtime.progress import format_seconds
@@ -37,19 +39,41 @@ class Outcome:
     reason: str = ""  # the end of a failed cell's log
     # how its videos and views were chosen; see `evaluation.result.Protocol`
     protocol: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # what a sum was made of, as `evaluations`; () for a training, and in outcomes of earlier versions
+    streams: Sequence[Sequence[str]] = ()
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """The outcome of the cell in a folder; None if it has not ended, or its record is damaged."""
+    """The outcome that a folder holds; None if its cell has not ended, or the record is damaged."""
     try:
         return Outcome(**json.loads((folder / OUTCOME).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 
-def is_done(folder: Path) -> bool:
-    """Whether the cell in a folder has ended well."""
-    outcome = read_outcome(folder)
+def outcome_of(cell: Cell, workdir: Path) -> Outcome | None:
+    """The outcome of a cell; None if it has not ended, or is a sum of other streams than those of now."""
+    outcome = read_outcome(workdir / cell.name)
+    made_of = outcome.streams if outcome is not None and outcome.status == "done" else ()
+    return None if made_of and made_of != evaluations(cell, workdir) else outcome
+
+
+def evaluations(cell: Cell, workdir: Path) -> list[list[str]]:
+    """What a sum is made of: the name of each stream, and a digest of its evaluation, "" while there is none."""
+    return [[stream.name, _digest(workdir / stream.name / NPZ)] for stream in cell.streams]
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def is_done(cell: Cell, workdir: Path) -> bool:
+    """Whether a cell has ended well."""
+    outcome = outcome_of(cell, workdir)
     return outcome is not None and outcome.status == "done"
 
 
@@ -58,7 +82,8 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
 
     A stopped cell resumes from its checkpoint, unless it was begun with other settings: then it is left out. So is a
     cell whose files are missing, and a sum of two streams that are not done. A cell that another process is working on
-    is skipped. Ctrl-C stops the study and the running cell, which saves its state.
+    is skipped. A sum is made again if its streams are others or were trained again. Ctrl-C stops the study and the
+    running cell, which saves its state.
 
     Args:
       cells: each gets the folder `workdir/<name>`.
@@ -69,11 +94,11 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
     done = failed = 0
     for number, cell in enumerate(cells, start=1):
         folder = workdir / cell.name
-        before = read_outcome(folder)
-        finished = before is not None and before.status == "done"
-        if finished:
-            done += 1
+        before = outcome_of(cell, workdir)
+        if before is not None:
             recount(cell, folder, before)
+        finished = before is not None and before.status == "done"
+        done += finished
         if (finished or mirror.steps_of(folder)) and (changed := _changed(cell, folder)):
             how = "done" if finished else "begun"
             log(f"{cell.name}: {how} with other settings ({changed}); delete {folder} to run it again")
@@ -81,7 +106,7 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
         if finished:
             continue
         log(f"[{number}/{len(cells)}] {cell.name}")
-        waits = [*cell.needs.values()] or [stream.name for stream in cell.streams if not is_done(workdir / stream.name)]
+        waits = [*cell.needs.values()] or [stream.name for stream in cell.streams if not is_done(stream, workdir)]
         if waits:
             log(f"    left out: needs {'; '.join(waits)}")
             continue
@@ -108,6 +133,9 @@ def _changed(cell: Cell, folder: Path) -> str:
     if cfg is None:
         return ""
     before, now = (config.flat(dataclasses.asdict(each)) for each in (cfg, cell.config))
+    for name, stream in zip(("fusion.first", "fusion.second"), cell.streams, strict=False):
+        if Path(before[name]).name == stream.name:  # the folder of the stream that the study has by its label
+            now[name] = before[name]
     names = [name for name, value in now.items() if before[name] != value and not name.startswith(WITHOUT_EFFECT)]
     return ", ".join(f"config.{name}={before[name]!r}, is {now[name]!r} now" for name in names)
 
@@ -127,6 +155,7 @@ def _run_cell(cell: Cell, folder: Path, seconds_before: float, lock: int) -> Out
         first, second = (str(folder.parent / stream.name) for stream in cell.streams)
         cfg = dataclasses.replace(cfg, fusion=dataclasses.replace(cfg.fusion, first=first, second=second))
     write_atomically(folder / CELL, config.to_json(cfg) + "\n")
+    made_of = evaluations(cell, folder.parent)  # before they are read: one that is replaced meanwhile is told later
     started = time.monotonic()
     command = [sys.executable, "-m", "r23d_jax", "study", "--cell", str(folder)]
     with (folder / LOG).open("a", encoding="utf-8") as file:
@@ -139,7 +168,8 @@ def _run_cell(cell: Cell, folder: Path, seconds_before: float, lock: int) -> Out
             seconds = seconds_before + time.monotonic() - started
             _write(folder, Outcome("stopped", seconds, {}, {}, cost.parameters, cost.gmacs))
             raise
-    return recount(cell, folder, keep_outcome(folder, status, seconds_before + time.monotonic() - started, cost))
+    seconds = seconds_before + time.monotonic() - started
+    return recount(cell, folder, keep_outcome(folder, status, seconds, cost, made_of))
 
 
 def recount(cell: Cell, folder: Path, outcome: Outcome) -> Outcome:
@@ -163,9 +193,15 @@ def recount(cell: Cell, folder: Path, outcome: Outcome) -> Outcome:
     return counted
 
 
-def keep_outcome(folder: Path, status: int, seconds: float, cost: Cost) -> Outcome:
-    """Writes the outcome of a cell to its folder, whose process ended with exit status `status`."""
-    outcome = _outcome(folder, status, seconds, cost)
+def keep_outcome(
+    folder: Path, status: int, seconds: float, cost: Cost, streams: Sequence[Sequence[str]] = ()
+) -> Outcome:
+    """Writes the outcome of a cell to its folder, whose process ended with exit status `status`.
+
+    Args:
+      streams: what a sum was made of, as `evaluations`.
+    """
+    outcome = dataclasses.replace(_outcome(folder, status, seconds, cost), streams=streams)
     _write(folder, outcome)
     return outcome
 

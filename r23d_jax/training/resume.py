@@ -16,8 +16,8 @@ from r23d_jax.data.find.frames import VideoIndex
 # where things lie, how they are read and spread over devices, what is kept and shown. Studies read this, too.
 WITHOUT_EFFECT = (
     "checkpoint.", "compilation_cache", "data.augment_on", "data.lists", "data.max_broken_fraction", "data.num_workers",
-    "data.on_broken", "data.remote_cache", "data.root", "eval.batch_size", "eval.nearest", "fusion.first",
-    "fusion.second", "logging.", "parallel.fsdp", "parallel.remat", "profile", "train.eval_every", "train.log_every",
+    "data.on_broken", "data.remote_cache", "data.root", "eval.batch_size", "eval.nearest", "logging.",
+    "parallel.fsdp", "parallel.remat", "profile", "train.eval_every", "train.log_every",
 )  # fmt: skip
 _NOT_READ = ("eval.checkpoint", "fusion.")  # by a training
 

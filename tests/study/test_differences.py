@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from r23d_jax.evaluation.result import EvalResult, Protocol, load_evaluation, sa
 from r23d_jax.study import run as runner
 from r23d_jax.study.differences import compare, read_row
 from r23d_jax.study.grid import Cell, Study, cells
+from r23d_jax.study.groups import gather
 from r23d_jax.study.results import write_results
 
 CLASSES = ("Dive", "Jump")
@@ -56,6 +58,59 @@ def finish(cell: Cell, workdir: Path, wrong: set[int], grouped: bool = True, cho
     (workdir / cell.name / runner.OUTCOME).write_text(json.dumps(dataclasses.asdict(outcome)))
 
 
+def test_a_sum_is_made_again_when_its_streams_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scores would be compared with those of a network that it does not hold."""
+    ran: list[str] = []
+    said: list[str] = []
+    wrong = {"rgb": {0, 1, 2}, "diff": set(), "flow": set(), "both": {0, 1, 2}}
+
+    def described(first: str, second: str) -> Study:
+        rows = {"rgb": {}, "diff": {}, "flow": {}, "both": {"fusion.first": first, "fusion.second": second}}
+        return dataclasses.replace(study(), axes={"row": rows, "seed": {"0": {"seed": 0}}})
+
+    def grid(first: str, second: str) -> list[Cell]:
+        return cells(described(first, second))
+
+    class Process:
+        def __init__(self, command: list[str], **options: object):
+            name = Path(command[-1]).name
+            ran.append(name)
+            (cell,) = (cell for cell in grid("rgb", "diff") if cell.name == name)
+            finish(cell, tmp_path, wrong[name.removesuffix("_seed0")])
+
+        def wait(self) -> int:
+            return 0
+
+    def run(all_cells: list[Cell]) -> list[str]:
+        ran.clear()
+        runner.run_cells(all_cells, tmp_path, said.append)
+        return [*ran]
+
+    monkeypatch.setattr(runner.subprocess, "Popen", Process)
+    assert len(run(grid("rgb", "diff"))) == 4 and run(grid("rgb", "diff")) == []
+    kept = json.loads((tmp_path / "both_seed0" / runner.OUTCOME).read_text())
+    assert [name for name, _ in kept["streams"]] == ["rgb_seed0", "diff_seed0"]
+
+    shutil.rmtree(tmp_path / "rgb_seed0")
+    wrong |= {"rgb": {0}, "both": {0}}
+    assert [group.waiting for group in gather(grid("rgb", "diff"), tmp_path)] == [1, 0, 0, 1]
+    assert run(grid("rgb", "diff")[3:]) == [] and said[-1] == "    left out: needs rgb_seed0"
+    assert run(grid("rgb", "diff")) == ["rgb_seed0", "both_seed0"]
+    page = write_results(described("rgb", "diff"), grid("rgb", "diff"), tmp_path).read_text()
+    assert "| rgb | both | +0.00 |" in page
+    assert run(grid("flow", "diff")) == run(grid("diff", "flow")) == ["both_seed0"] and run(grid("diff", "flow")) == []
+
+    said.clear()
+    path = tmp_path / "both_seed0" / runner.OUTCOME
+    old = json.loads(path.read_text())
+    del old["streams"]
+    path.write_text(json.dumps(old))  # of an earlier version
+    assert run(grid("diff", "flow")) == [] and said == []
+    assert run(grid("diff", "rgb")) == []
+    before = f"config.fusion.second='{tmp_path / 'flow_seed0'}', is 'rgb' now"
+    assert said == [f"both_seed0: done with other settings ({before}); delete {path.parent} to run it again"]
+
+
 def test_seeds_are_averaged_before_videos_are_compared(tmp_path: Path) -> None:
     grid = cells(study("a", "b"))
     for cell in grid:
@@ -78,9 +133,7 @@ def test_only_shared_videos_are_compared(tmp_path: Path) -> None:
         labels = cell.labels
         if labels["split"] == "1" or (labels["row"], labels["seed"]) == ("b", "0"):
             finish(cell, tmp_path, set(range(12)) if labels == {"row": "a", "seed": "0", "split": "1"} else set())
-    rows = [
-        read_row([c for c in grid if c.group == (n,) and runner.is_done(tmp_path / c.name)], tmp_path) for n in "ab"
-    ]
+    rows = [read_row([c for c in grid if c.group == (n,) and runner.is_done(c, tmp_path)], tmp_path) for n in "ab"]
     assert [len(row.scores) for row in rows] == [12, 12]
     (pair,) = compare(rows)
     assert pair.difference.mean == -50 and not pair.difference.holds_zero
