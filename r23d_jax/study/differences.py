@@ -1,5 +1,6 @@
 """Accuracies of a study's rows with intervals, and the paired difference of every two rows that share videos."""
 
+import collections
 import csv
 import dataclasses
 import io
@@ -25,6 +26,8 @@ class Row:
     scores: Mapping[tuple[str, str, str], float]
     # whether every video has a group, by its name or by the lists; one without is a recording of its own
     named_groups: bool = True
+    # name of a cell -> its split and fold, and the videos that it has scored
+    videos: Mapping[str, tuple[str, frozenset[str]]] = dataclasses.field(default_factory=dict)
 
     @property
     def accuracy(self) -> Interval | None:
@@ -44,19 +47,22 @@ class Pair:
 def read_row(cells: Sequence[Cell], workdir: Path) -> Row:
     """The scores of the finished cells of one row; raises UserError, naming the file, if an evaluation is damaged."""
     found: dict[tuple[str, str, str], list[bool]] = {}
+    videos: dict[str, tuple[str, frozenset[str]]] = {}
     named, parts = True, _common_parts(cells)
     for cell in cells:
         result = load_evaluation(workdir / cell.name) if cell.part in parts else None
         if result is None:
             continue
-        right, listed = result.predictions == result.labels, _listed_groups(cell)
+        right, listed, scored = result.predictions == result.labels, _listed_groups(cell), []
         for k in np.flatnonzero(result.evaluated).tolist():
             class_name, name = result.class_names[result.labels[k]], str(result.names[k])
             video, group = f"{class_name}/{name}", group_of(name)  # files of two classes may have one name
             named = named and (video in listed or group is not None)
             recording = listed.get(video) or f"{class_name}/{group or name}"
             found.setdefault((cell.part, recording, video), []).append(bool(right[k]))
-    return Row({key: 100 * sum(values) / len(values) for key, values in found.items()}, named)
+            scored.append(video)
+        videos[cell.name] = cell.part, frozenset(scored)
+    return Row({key: 100 * sum(values) / len(values) for key, values in found.items()}, named, videos)
 
 
 def _listed_groups(cell: Cell) -> dict[str, str]:
@@ -84,6 +90,15 @@ def _common_parts(cells: Sequence[Cell]) -> set[str]:
     for cell in cells:
         by_seed.setdefault(cell.labels.get("seed", ""), set()).add(cell.part)
     return set.intersection(*by_seed.values()) if by_seed else set()
+
+
+def usual_videos(rows: Sequence[Row]) -> dict[str, frozenset[str]]:
+    """Split and fold -> the videos that most rows were scored on; of two sets of as many rows, the larger one."""
+    counts: dict[str, collections.Counter[frozenset[str]]] = {}
+    for row in rows:
+        for part, videos in dict.fromkeys(row.videos.values()):
+            counts.setdefault(part, collections.Counter())[videos] += 1
+    return {part: max(counted.items(), key=lambda item: (item[1], len(item[0])))[0] for part, counted in counts.items()}
 
 
 def compare(rows: Sequence[Row]) -> list[Pair]:

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from r23d_jax.evaluation.figures import svg_of
@@ -72,15 +72,18 @@ def _csv(cells: list[Cell], workdir: Path) -> str:
     axes = list(cells[0].labels)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*map(_cell, axes), "status", *METRICS, "parameters", "gmacs", "seconds", "device", "protocol"])
+    writer.writerow(
+        [*map(_cell, axes), "status", *METRICS, "parameters", "gmacs", "seconds", "device", "protocol", "videos"]
+    )
     for cell in cells:
         outcome = outcome_of(cell, workdir)
         if outcome is None:
-            writer.writerow([*map(_cell, cell.labels.values()), "waiting", *[""] * (len(METRICS) + 5)])
+            writer.writerow([*map(_cell, cell.labels.values()), "waiting", *[""] * (len(METRICS) + 6)])
             continue
         values = [outcome.metrics.get(name, "") for name in METRICS]
         rest = [outcome.parameters, round(outcome.gmacs, 6), round(outcome.seconds, 1), _cell(outcome.device)]
         rest.append(_kind(outcome) if outcome.status == "done" else "")
+        rest.append("" if outcome.videos is None else outcome.videos)
         writer.writerow([*map(_cell, cell.labels.values()), outcome.status, *values, *rest])
     return text.getvalue()
 
@@ -117,6 +120,7 @@ def _page(
     columns = [*axes, *study.facts, measure, "95 % interval", "mean class", "clip top-1", "runs", "parameters", "GMACs"]
     columns += ["time", *(["GPU hours"] if study.facts else [])]
     text = len(axes) + len(study.facts)
+    others = _on_other_videos(groups, rows)
     lines = [
         f"# {markdown(study.title)}",
         "",
@@ -132,11 +136,15 @@ def _page(
     ]
     for group, row in zip(groups, rows, strict=True):
         facts = [next((c[label] for label in group.labels if label in c), "") for c in study.facts.values()]
-        labels = list(group.labels)
+        labels = _marked(group, others)
         if " or " in measure and group.outcomes and labels:
             labels[-1] += f" ({_kind(group.outcomes[0][1])})"
         shown = [*map(markdown, [*labels, *facts]), *_cells_of_row(group, row)]
         lines.append("| " + " | ".join([*shown, *([_gpu_hours(group)] if study.facts else [])]) + " |")
+    if others:
+        told = "; ".join(f"{markdown(', '.join(labels)) or 'a run'} on {text}" for labels, text in others.items())
+        told += ". Two rows are compared on the videos that both have."
+        lines += ["", f"\\* Scored on other videos than the rest: {told}"]
     if study.facts:
         lines += [
             "",
@@ -147,7 +155,7 @@ def _page(
     needs = dict.fromkeys(text for cell in cells for text in cell.needs.values())
     lines += ["", *(f"- needs {markdown(text)}" for text in needs)] if needs else []
     lines += _differences(groups, pairs, measure)
-    splits = _by_split(study, groups, axes)
+    splits = _by_split(study, groups, axes, others)
     lines += ["", f"{measure[:1].upper()}{measure[1:]}:", "", *splits] if splits else []
     for title, name in drawn:
         lines += ["", f"![{title}]({name})"]
@@ -158,6 +166,33 @@ def _page(
             "Failed: " + ", ".join(f"{markdown(' / '.join(group.labels))} ({group.failed})" for group in failures),
         ]
     return "\n".join(lines) + "\n"
+
+
+def _on_other_videos(groups: list[Group], rows: list[Row]) -> dict[tuple[str, ...], str]:
+    """Labels of a row that was scored on other videos than the rest -> on which, in words."""
+    usual, found = differences.usual_videos(rows), {}
+    for group, row in zip(groups, rows, strict=True):
+        scored = [(outcome, *row.videos[cell.name]) for cell, outcome in group.outcomes if cell.name in row.videos]
+        texts = [_in_words(outcome, own, usual[part]) for outcome, part, own in scored if own != usual[part]]
+        if texts:
+            found[group.labels] = ", ".join(dict.fromkeys(texts))
+    return found
+
+
+def _in_words(outcome: Outcome, scored: frozenset[str], usual: frozenset[str]) -> str:
+    """E.g. `10 videos instead of 40 (25 missing, 5 not readable)`."""
+    text = f"{len(scored):,} videos instead of {len(usual):,}"
+    if len(scored) == len(usual):
+        text = f"{len(scored):,} videos, {len(scored - usual):,} of them others"
+    counts = {"missing": outcome.missing, "not readable": outcome.not_evaluated}
+    counts["trained on"] = outcome.protocol.get("trained_on", 0)
+    why = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    return f"{text} ({why})" if why else text
+
+
+def _marked(group: Group, others: Mapping[tuple[str, ...], str]) -> list[str]:
+    """The labels of a row, with a mark if it is among those that were scored on other videos."""
+    return [*group.labels[:-1], *(f"{label} *" if group.labels in others else label for label in group.labels[-1:])]
 
 
 def _gpu_hours(group: Group) -> str:
@@ -225,7 +260,7 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2f}"
 
 
-def _by_split(study: Study, groups: list[Group], axes: list[str]) -> list[str]:
+def _by_split(study: Study, groups: list[Group], axes: list[str], others: Mapping[tuple[str, ...], str]) -> list[str]:
     """Video top-1 of every split (or fold) and their mean, where they are an axis."""
     axis = "fold" if len(study.axes.get("fold", ())) > 1 else "split"
     splits = list(study.axes.get(axis, ()))
@@ -242,7 +277,7 @@ def _by_split(study: Study, groups: list[Group], axes: list[str]) -> list[str]:
             known = [100 * value for value in found if value is not None]  # None: no video could be read
             means.append(statistics.fmean(known) if known else math.nan)
         shown = ["" if math.isnan(mean) else f"{mean:.2f}" for mean in [*means, statistics.fmean(means)]]
-        lines.append("| " + " | ".join([*map(markdown, group.labels), *shown]) + " |")
+        lines.append("| " + " | ".join([*map(markdown, _marked(group, others)), *shown]) + " |")
     return lines
 
 

@@ -41,6 +41,9 @@ class Outcome:
     protocol: dict[str, Any] = dataclasses.field(default_factory=dict)
     # what a sum was made of, as `evaluations`; () for a training, and in outcomes of earlier versions
     streams: Sequence[Sequence[str]] = ()
+    videos: int | None = None  # number of videos that it was scored on; None in outcomes of earlier versions
+    missing: int = 0  # number of listed videos that were not there
+    not_evaluated: int = 0  # number of videos that could not be read
 
 
 def read_outcome(folder: Path) -> Outcome | None:
@@ -230,6 +233,9 @@ def _outcome(folder: Path, status: int, seconds: float, cost: Cost) -> Outcome:
         gmacs=cost.gmacs,
         device=evaluation["environment"]["devices"],
         protocol=evaluation.get("protocol", {}),
+        videos=evaluation["videos"] - len(evaluation["not_evaluated"]),
+        missing=len(evaluation["missing"]),
+        not_evaluated=len(evaluation["not_evaluated"]),
     )
 
 

@@ -30,26 +30,38 @@ def study(*rows: str, **axes: dict) -> Study:
     return Study("A title", base, {"row": {row: {} for row in rows}, **(axes or {"seed": SEEDS, "split": SPLITS})})
 
 
-def finish(cell: Cell, workdir: Path, wrong: set[int], grouped: bool = True, chosen: str = "") -> None:
-    """Leaves what a finished training leaves: 12 videos, three clips of each of two recordings of each class."""
+def finish(
+    cell: Cell,
+    workdir: Path,
+    wrong: set[int],
+    grouped: bool = True,
+    chosen: str = "",
+    missing: int = 0,
+    broken: int = 0,
+    prefix: str = "v",
+) -> None:
+    """Leaves what a finished training leaves: 12 videos, three clips of each of two recordings of each class.
+
+    The last `missing` of them are not there, and the first `broken` cannot be read.
+    """
     first = 1 + 2 * (cell.config.data.split - 1)
     videos = [(k, g, c) for k in (0, 1) for g in (first, first + 1) for c in (1, 2, 3)]
-    names = [f"v_{CLASSES[k]}_g{g:02d}_c{c:02d}" if grouped else f"clip{k}{g}{c}" for k, g, c in videos]
+    names = [f"{prefix}_{CLASSES[k]}_g{g:02d}_c{c:02d}" if grouped else f"clip{k}{g}{c}" for k, g, c in videos]
     labels = np.array([k for k, _, _ in videos], np.int32)
     predicted = np.array([1 - k if i in wrong else k for i, k in enumerate(labels)])
     logits = np.eye(2)[predicted]
-    accuracy = 1 - len(wrong) / 12
+    accuracy, here = 1 - len(wrong) / 12, slice(0, 12 - missing)
     result = EvalResult(
         metrics={"val/top1_video": accuracy, "val/mean_class": accuracy, "val/top1_clip": accuracy},
         class_names=CLASSES,
-        names=np.array(names),
-        labels=labels,
-        logits=logits,
-        softmax=logits,
-        num_views=np.ones(12, np.int32),
-        broken_views=0,
+        names=np.array(names)[here],
+        labels=labels[here],
+        logits=logits[here],
+        softmax=logits[here],
+        num_views=(np.arange(12) >= broken).astype(np.int32)[here],
+        broken_views=broken,
         broken=(),
-        missing=(),
+        missing=tuple(names[12 - missing :]),
         protocol=dataclasses.replace(Protocol.of(cell.config), chosen=chosen),
         environment={"devices": "1 x cpu"},
     )
@@ -261,6 +273,46 @@ def test_rows_of_two_protocols_are_told_apart(tmp_path: Path) -> None:
     page = write_results(described, grid, tmp_path).read_text()
     assert "| a (test videos, checkpoint best on the test videos) | 100.00" in page
     assert "| b (test videos, checkpoint last) | 100.00" in page
+
+
+def test_rows_that_were_scored_on_other_videos_are_marked(tmp_path: Path) -> None:
+    described = study("a", "few", "b", "others", seed=SEEDS, split=SPLITS)
+    grid = cells(described)
+    for cell in grid:
+        row, few = cell.labels["row"], (cell.labels["row"], cell.labels["split"]) == ("few", "1")
+        prefix, missing, broken = "w" if row == "others" else "v", 6 if few else 0, 2 if few else 0
+        finish(cell, tmp_path, {2}, prefix=prefix, missing=missing, broken=broken)
+    page = write_results(described, grid, tmp_path).read_text()
+    assert "\n| a | 91.67 ± 0.00 |" in page and "\n| b | 91.67 ± 0.00 |" in page
+    assert page.count("\n| few \\* | 91.67") == page.count("\n| others \\* | 91.67") == 2  # and by split
+    assert (
+        "\n\\* Scored on other videos than the rest: few on 4 videos instead of 12 (6 missing, 2 not readable); others "
+        "on 12 videos, 12 of them others. Two rows are compared on the videos that both have.\n"
+    ) in page
+    with (tmp_path / "results.csv").open() as file:
+        table = [(row["row"], row["split"], row["videos"]) for row in csv.DictReader(file)]
+    assert {row for row in table if row[2] != "12"} == {("few", "1", "4")} and len(table) == 16
+
+    path = tmp_path / "few_seed0_split1" / runner.OUTCOME
+    outcome = json.loads(path.read_text())
+    assert [outcome.pop(name) for name in ("videos", "missing", "not_evaluated")] == [4, 6, 2]
+    path.write_text(json.dumps(outcome))  # of an earlier version
+    page = write_results(described, grid, tmp_path).read_text()
+    assert "few on 4 videos instead of 12, 4 videos instead of 12 (6 missing, 2 not readable);" in page
+    with (tmp_path / "results.csv").open() as file:
+        assert [row["videos"] for row in csv.DictReader(file) if row["row"] == "few"] == ["", "12", "4", "12"]
+
+
+def test_of_two_rows_the_one_of_fewer_videos_is_marked(tmp_path: Path) -> None:
+    """Also where more of its seeds are done."""
+    described = study("few", "all", seed=SEEDS)
+    grid = cells(described)
+    for cell in grid:
+        if cell.name != "all_seed1":
+            finish(cell, tmp_path, set(), missing=2 if cell.group == ("few",) else 0)
+    page = write_results(described, grid, tmp_path).read_text()
+    assert "| few \\* | 100.00" in page and "| all | 100.00" in page
+    assert "rest: few on 10 videos instead of 12 (2 missing). " in page
 
 
 def test_a_study_of_seeds_alone_has_one_row(tmp_path: Path) -> None:

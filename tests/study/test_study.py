@@ -174,6 +174,7 @@ class FakeProcess:
         names = ["a", "b"]
         metrics = {"val/top1_video": accuracy, "val/mean_class": accuracy, "val/top1_clip": accuracy / 2}
         evaluation = {"metrics": metrics, "class_names": names, "per_class": [accuracy, None]}
+        evaluation |= {"videos": 4, "not_evaluated": ["v"], "missing": []}
         (self.folder / "evaluation.json").write_text(json.dumps(evaluation | {"environment": {"devices": "1 x cpu"}}))
         return 0
 
