@@ -99,9 +99,8 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     _check_clip(found, preprocessing)
     _describe(found, preprocessing)
     if to_file:
-        wrote = export.write(
-            to, found.model, found.config, class_names, preprocessing, found.views, args.names, args.definition
-        )
+        videos, how = found.videos + found.init_videos, (args.names, args.definition)
+        wrote = export.write(to, found.model, found.config, class_names, preprocessing, found.views, *how, videos)
     else:
         _write_checkpoint(to, found, class_names, preprocessing)
         wrote = {"to": str(to), "error": 0.0}

@@ -57,7 +57,8 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     loaded = load_checkpoint(args.workdir, args.which, compute_dtype="float32")  # so in the file, for all its platforms
     print(f"from     {_origin(loaded)}")
     cfg, names, pre = loaded.config, loaded.class_names, loaded.preprocessing
-    wrote = write(to, loaded.model, cfg.model, names, pre, cfg.eval, args.names, args.definition)
+    videos = loaded.videos + loaded.init_videos
+    wrote = write(to, loaded.model, cfg.model, names, pre, cfg.eval, args.names, args.definition, videos)
     return _told(loaded) | wrote
 
 
@@ -140,8 +141,11 @@ def write(
     views: EvalConfig,
     names: str | None = None,
     definition: bool = False,
+    videos: str = "",
 ) -> dict[str, Any]:
     """Writes a network in the form that the suffix of `to` asks for, reads it back, compares, and prints the result.
+
+    A state dict also keeps the videos that it was trained on, as `trained_videos.digests`.
 
     Raises:
       UserError: if it cannot be written, or reads differently.
@@ -183,7 +187,7 @@ def write(
     from r23d_jax.weights.sources import SOURCES, source_of
 
     state = to_arrays(model, names)
-    files.write(to, state, meta)
+    files.write(to, state, meta | ({"videos": videos} if videos else {}))
     print(f"to       {to}: {len(state)} tensors, {count_parameters(model):,} parameters, read back and equal")
     source = names or source_of(model)
     title = SOURCES[source].title

@@ -65,7 +65,8 @@ class TrainedModel(LoadedModel):
         from r23d_jax.evaluation.card import model_card
 
         described = describe(self.model, self.config.model, self.class_names, self.preprocessing, self.config.eval)
-        saved.write(Path(folder), self.model, described, model_card(self))
+        videos = self.videos + self.init_videos
+        saved.write(Path(folder), self.model, described | ({"videos": videos} if videos else {}), model_card(self))
 
     def push_to_hub(self, repo: str, private: bool = False) -> str:
         """Uploads what `save_pretrained` writes to `owner/name` of the Hugging Face Hub; returns its address.
@@ -109,7 +110,8 @@ def load_model(path: Path | str, which: str = "best") -> TrainedModel:
     cfg = Config(model=found.config, eval=found.views)
     cfg.data = with_preprocessing(cfg.data, found.preprocessing)
     class_names = found.class_names or tuple(f"class_{k}" for k in range(found.num_classes))
-    return TrainedModel(found.model, class_names, found.preprocessing, cfg, step=0, metrics={}, path=path)
+    known = {"videos": found.videos, "init_videos": found.init_videos}
+    return TrainedModel(found.model, class_names, found.preprocessing, cfg, step=0, metrics={}, path=path, **known)
 
 
 def load_pretrained(name: str) -> TrainedModel:

@@ -122,8 +122,9 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
             continue
         if outcome.status == "done":
             done += 1
-            accuracy = 100 * outcome.metrics["val/top1_video"]
-            log(f"    video top-1 {accuracy:.2f} % in {format_seconds(outcome.seconds)}")
+            accuracy = outcome.metrics["val/top1_video"]
+            said = "no test video was readable," if accuracy is None else f"video top-1 {100 * accuracy:.2f} %"
+            log(f"    {said} in {format_seconds(outcome.seconds)}")
         else:
             failed += 1
             log(f"    failed; the next one follows. The end of {folder / LOG}:\n{outcome.reason}")

@@ -149,8 +149,10 @@ def from_torch(
 def convert(weights: Weights, name: str | None = None, source: str | None = None) -> Converted:
     """`from_torch` with all that is known about the network; see there for arguments and errors."""
     arrays, meta, notes = read_arrays(weights)
+    videos = ""
     if meta.get("format") == FORMAT or ("family" in _mapping(meta.get("config")) and meta.keys() >= set(_OWN)):
         cfg, preprocessing, class_names, views = _read_meta(meta)
+        videos = str(meta.get("videos", ""))
         if name not in (None, model_name(cfg)):
             raise ConversionError(f"these weights are {model_name(cfg)}, not {name}")
         frames, size, count = preprocessing.num_frames, preprocessing.crop_size, len(class_names)
@@ -179,6 +181,7 @@ def convert(weights: Weights, name: str | None = None, source: str | None = None
         origin=origin + SOURCES[found.source].title,
         assumed=not origin,
         views=views,
+        videos=videos,
     )
 
 

@@ -194,6 +194,25 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeProcess]:
     return FakeProcess
 
 
+def test_a_training_without_a_readable_test_video_does_not_end_the_study(
+    fake: type[FakeProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = cells(study(network=NETWORKS))
+    fake.accuracy = staticmethod(lambda name: 0.5)
+    collect = runner.Outcome
+
+    def without(*args: Any, **fields: Any) -> runner.Outcome:
+        outcome = collect(*args, **fields)
+        return dataclasses.replace(outcome, metrics=dict.fromkeys(outcome.metrics))
+
+    monkeypatch.setattr(runner, "Outcome", without)
+    said: list[str] = []
+    assert runner.run_cells(grid, tmp_path, said.append) == (len(grid), 0)
+    assert [line.split(" in ")[0].strip() for line in said if " in " in line] == ["no test video was readable,"] * len(
+        grid
+    )
+
+
 def test_a_failing_cell_is_recorded_tried_again_and_the_rest_go_on(fake: type[FakeProcess], tmp_path: Path) -> None:
     grid = cells(study(network=NETWORKS, seed=SEEDS))
     fake.accuracy = staticmethod(lambda name: None if name == "f-R2D_seed0" else 0.5)

@@ -24,6 +24,7 @@ from r23d_jax.data.sources import open_index
 from r23d_jax.evaluation.card import evaluations
 from r23d_jax.evaluation.result import EvalResult
 from r23d_jax.evaluation.run import evaluate_checkpoint, score_checkpoint
+from r23d_jax.evaluation.trained import load_model
 from r23d_jax.runtime.journal import read_metrics
 from r23d_jax.training import loop, meter
 from r23d_jax.training.meter import TrainingDiverged
@@ -381,6 +382,11 @@ def test_videos_that_the_first_weights_were_trained_on_are_told(
     cfg.train.epochs = 0.5
     assert main(["convert", "--from", str(finished[0]), "--to", str(tmp_path / "converted")]) == 0
     cfg.init_from, said = str(tmp_path / "converted"), "init: trained on the training list of split 1, which has 12 of"
+    assert main(["export", "--workdir", str(tmp_path / "converted"), "--to", str(tmp_path / "net.safetensors")]) == 0
+    kept = load_checkpoint(finished[0]).videos
+    assert len(kept) == 24 * 8 and load_model(tmp_path / "net.safetensors").videos == kept
+    model = load_model(tmp_path / "converted")
+    assert (model.videos, model.config.data.split) == (kept, 1)
     for name in ("first", "second"):
         result, lines = run(cfg, tmp_path / name)
         assert result is not None and result.protocol.trained_on == 12
@@ -390,8 +396,8 @@ def test_videos_that_the_first_weights_were_trained_on_are_told(
             "init: started from weights that were trained on 12 of the 12 videos",
         )
     lines = []
-    kept = load_checkpoint(tmp_path / "second")
-    assert score_checkpoint(kept, cfg, "test", lines.append)[0].protocol.trained_on == 12
+    second = load_checkpoint(tmp_path / "second")
+    assert score_checkpoint(second, cfg, "test", lines.append)[0].protocol.trained_on == 12
 
 
 @pytest.mark.usefixtures("unreported")
