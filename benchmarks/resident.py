@@ -47,11 +47,11 @@ from r23d_jax.models.functional import initializer_options, split_model
 from r23d_jax.models.preprocess import prepare_video
 from r23d_jax.runtime import backend, disk, parallel
 from r23d_jax.runtime.disk import write_atomically
-from r23d_jax.runtime.progress import Progress, format_seconds
+from r23d_jax.runtime.progress import Progress
 from r23d_jax.study.costs import cost_of
 from r23d_jax.study.grid import Cell, cells, load_study, with_settings
 from r23d_jax.study.results import write_results
-from r23d_jax.study.run import CELL, LOCK, evaluations, is_done, keep_outcome, recount
+from r23d_jax.study.run import CELL, LOCK, ended, evaluations, is_done, keep_outcome, recount
 from r23d_jax.training.optimizer import count_steps, make_optimizer
 from r23d_jax.training.step import make_update
 from r23d_jax.training.warm_start import check_source, warm_start
@@ -187,7 +187,7 @@ def _keep(cell: Cell, workdir: Path, result: EvalResult, took: float, made_of: l
     write_atomically(folder / CELL, config.to_json(cell.config) + "\n")
     save_evaluation(result, folder)
     recount(cell, folder, keep_outcome(folder, 0, took, cost_of(cell), made_of))
-    print(f"    video top-1 {100 * result.metrics['val/top1_video']:.2f} % in {format_seconds(took)}", flush=True)
+    print(f"    {ended(result.metrics, took)}", flush=True)
     return took
 
 

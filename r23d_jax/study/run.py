@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,13 @@ def is_done(cell: Cell, workdir: Path) -> bool:
     return outcome is not None and outcome.status == "done"
 
 
+def ended(metrics: Mapping[str, float | None], seconds: float) -> str:
+    """The end of a cell in words: its accuracy and its time."""
+    accuracy = metrics["val/top1_video"]
+    what = "no test video could be read," if accuracy is None else f"video top-1 {100 * accuracy:.2f} %"
+    return f"{what} in {format_seconds(seconds)}"
+
+
 def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = print) -> tuple[int, int]:
     """Runs the cells that are not done, in order. A failed cell does not stop the rest, and is tried again next time.
 
@@ -122,9 +129,7 @@ def run_cells(cells: list[Cell], workdir: Path, log: Callable[[str], None] = pri
             continue
         if outcome.status == "done":
             done += 1
-            accuracy = outcome.metrics["val/top1_video"]
-            said = "no test video was readable," if accuracy is None else f"video top-1 {100 * accuracy:.2f} %"
-            log(f"    {said} in {format_seconds(outcome.seconds)}")
+            log(f"    {ended(outcome.metrics, outcome.seconds)}")
         else:
             failed += 1
             log(f"    failed; the next one follows. The end of {folder / LOG}:\n{outcome.reason}")

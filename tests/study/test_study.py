@@ -208,7 +208,7 @@ def test_a_training_without_a_readable_test_video_does_not_end_the_study(
     monkeypatch.setattr(runner, "Outcome", without)
     said: list[str] = []
     assert runner.run_cells(grid, tmp_path, said.append) == (len(grid), 0)
-    assert [line.split(" in ")[0].strip() for line in said if " in " in line] == ["no test video was readable,"] * len(
+    assert [line.split(" in ")[0].strip() for line in said if " in " in line] == ["no test video could be read,"] * len(
         grid
     )
 
