@@ -335,10 +335,14 @@ def _saved_if_it_fails(run: Run, state: TrainState) -> Iterator[None]:
         yield
     except Exception:
         if jax.process_count() == 1:
-            run.journal.sync()
-            _save(run, state, None)
-            run.checkpoints.wait()
-            run.log(f"the evaluation failed; the state of step {int(state.step)} is saved in {run.workdir}")
+            what = f"the evaluation failed; the state of step {int(state.step)}"
+            try:
+                run.journal.sync()
+                _save(run, state, None)
+                run.checkpoints.wait()
+                run.log(f"{what} is saved in {run.workdir}")
+            except Exception as error:  # the first one is raised
+                run.log(f"{what} cannot be saved: {error}")
         raise
 
 

@@ -138,6 +138,11 @@ def test_a_failing_evaluation_does_not_lose_the_training_before_it(
         loop.train(cfg, tmp_path, log=lines.append)
     assert lines[-1] == f"the evaluation failed; the state of step 3 is saved in {tmp_path}"
     assert load_checkpoint(tmp_path, "latest").step == 3 and sorted(losses(tmp_path)) == [1, 2, 3]
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="too many of its videos"):
+        patch.setattr(loop, "evaluate", fail)
+        patch.setattr(loop, "_save", lambda *args: fail())
+        loop.train(cfg, tmp_path / "full", log=lines.append)
+    assert lines[-1].endswith("the state of step 3 cannot be saved: too many of its videos are broken")
     result, lines = run(cfg, tmp_path)
     assert f"resumed from step 3 of 6 ({tmp_path})" in lines
     assert result is not None and result.metrics == finished[1].metrics
