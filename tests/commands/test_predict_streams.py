@@ -286,5 +286,5 @@ def test_wrong_streams(models, videos: Path, tmp_path: Path) -> None:
         call(predict, "--workdir", run, "--second", other, video)
     with pytest.raises(UserError, match=r"--weight 1.5: must be between 0 and 1"):
         call(predict, "--workdir", run, "--second", run, video, "--weight", 1.5)
-    with pytest.raises(UserError, match="there is no checkpoint in"):
-        call(predict, "--workdir", run, "--second", tmp_path / "none", video)
+    with pytest.raises(UserError, match=r"is a folder of runs: give one of them \(other, run\)"):
+        call(predict, "--workdir", run, "--second", tmp_path, video)
