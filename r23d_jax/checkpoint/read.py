@@ -59,7 +59,7 @@ def read_network(
             origin=f"{loaded.path}: a checkpoint of r23d_jax, step {loaded.step:,}{chosen}",
             assumed=False,
             views=loaded.config.eval,
-            # a network of another program was not trained on them
+            # step 0 of unknown videos: converted from another program, with a config of defaults
             data=loaded.config.data if loaded.step or loaded.videos else None,
             videos=loaded.videos,
             init_videos=loaded.init_videos,

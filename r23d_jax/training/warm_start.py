@@ -38,7 +38,7 @@ class WarmStartError(UserError):
 
 
 def check_source(cfg: Config, workdir: Path) -> None:
-    """Raises WarmStartError early if a training cannot start: see `Raises`. One that is resumed in `workdir` can.
+    """Refuses, before any work, weights that a new training cannot start from; one resumed in `workdir` needs none.
 
     Raises:
       WarmStartError: `cfg.init_from` does not exist, or a part that is not trained would be random.
@@ -55,10 +55,10 @@ def check_source(cfg: Config, workdir: Path) -> None:
     path = weights_at(cfg.init_from)
     there = pretrained_name(path) or path.exists() or path.with_name(f"{path.name}.index").is_file()
     if cfg.init_from and not there:
-        random = "" if cfg.optimizer.freeze else ", or --config.init_from= for random ones"
+        instead = "" if cfg.optimizer.freeze else ", or --config.init_from= for random ones"
         raise WarmStartError(
             f"config.init_from={cfg.init_from}: there is no such file or folder; give the weights to start from "
-            f"(--config.init_from=FILE){random}; docs/converting.md says where they are"
+            f"(--config.init_from=FILE){instead}; docs/converting.md says where they are"
         )
 
 
